@@ -59,12 +59,12 @@ if TYPE_CHECKING:
         WorkerLost as WorkerLost,
     )
     from mpips.files import hdf5 as hdf5, npz as npz
-    from mpips.files.json_shape import (
+    from mpips.files.json_schema import (
         ANY as ANY,
         COUNT as COUNT,
         NUMBER as NUMBER,
         Each as Each,
-        misfit as misfit,
+        schema_error as schema_error,
     )
     from mpips.files.safe_open import replacing as replacing
     from mpips.filters.filter import About as About, Coder as Coder, Content as Content, filter_ as filter_
@@ -114,7 +114,7 @@ _HOMES = {
     "mpips.errors": "CheckpointError ClosedError DataError Diverged FilterError InputError JobError "
     "JournalLost LayoutError MpipsError NoWorkerLeft ProtocolError RecordError RemoteError "
     "ShardLost StopOverdue UsageError WorkerLost",
-    "mpips.files.json_shape": "ANY COUNT Each NUMBER misfit",
+    "mpips.files.json_schema": "ANY COUNT Each NUMBER schema_error",
     "mpips.files.safe_open": "replacing",
     "mpips.filters.filter": "About Coder Content filter_",
     "mpips.jit.array_checks": "cells_flaw rows_flaw",
@@ -145,6 +145,8 @@ _MODULES = {
     "progress": "mpips.rundir.progress",
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+_FORMER = {"misfit": "schema_error"}
+"""Former names, for programs that use them."""
 
 __all__ = sorted([*_HOME, *_MODULES, "__version__"])
 
@@ -152,6 +154,7 @@ if not TYPE_CHECKING:
     # So that a type checker reports names that do not exist.
 
     def __getattr__(name: str) -> Any:
+        name = _FORMER.get(name, name)
         if name in _HOME:
             return getattr(importlib.import_module(_HOME[name]), name)
         if name in _MODULES:

@@ -27,7 +27,7 @@ Path = tuple[str | int, ...]
 SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
 
-class Misfit(ValueError):
+class InvalidValue(ValueError):
     """A value has the wrong type or range: `path` is its place in the file, the text says why."""
 
     def __init__(self, path: Path, text: str) -> None:
@@ -121,21 +121,21 @@ def build(cls: type[T], table: Mapping[str, Any], path: Path = ()) -> T:
     where = f" in [{dotted(path)}]" if path else ""
     for key in table:
         if key not in fields:
-            raise Misfit((*path, key), f"unknown key {key!r}{where}; {suggestion(key, fields)}")
+            raise InvalidValue((*path, key), f"unknown key {key!r}{where}; {suggestion(key, fields)}")
     values = {}
     for name, field in fields.items():
         if name in table:
             values[name] = convert(table[name], hints[name], (*path, name))
             _check_bounds(values[name], field.metadata, (*path, name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise Misfit(path, f"key {name!r} is missing{where}: {expected(hints[name])}")
+            raise InvalidValue(path, f"key {name!r} is missing{where}: {expected(hints[name])}")
     try:
         return cls(**values)
     except ValueError as error:
         text = str(error)
         first = re.match(r"(?:\[\w+\] )?([\w.]+)", text)
         named = next((part for part in first[1].split(".") if part in fields), None) if first else None
-        raise Misfit((*path, named) if named else path, text if named else f"{text}{where}") from error
+        raise InvalidValue((*path, named) if named else path, text if named else f"{text}{where}") from error
 
 
 def _check_bounds(value: Any, bounds: Mapping[str, Any], path: Path) -> None:
@@ -143,11 +143,11 @@ def _check_bounds(value: Any, bounds: Mapping[str, Any], path: Path) -> None:
         return
     name = path[-1]
     if "at_least" in bounds and not value >= bounds["at_least"]:
-        raise Misfit(path, f"{name} must be at least {bounds['at_least']}, {got(value)}")
+        raise InvalidValue(path, f"{name} must be at least {bounds['at_least']}, {got(value)}")
     if "above" in bounds and not value > bounds["above"]:
-        raise Misfit(path, f"{name} must be above {bounds['above']}, {got(value)}")
+        raise InvalidValue(path, f"{name} must be above {bounds['above']}, {got(value)}")
     if "at_most" in bounds and not value <= bounds["at_most"]:
-        raise Misfit(path, f"{name} must be at most {bounds['at_most']}, {got(value)}")
+        raise InvalidValue(path, f"{name} must be at most {bounds['at_most']}, {got(value)}")
 
 
 def convert(value: Any, hint: Any, path: Path) -> Any:
@@ -180,8 +180,8 @@ def convert(value: Any, hint: Any, path: Path) -> Any:
     raise TypeError(f"{dotted(path)}: no TOML value fits the annotation {hint!r}")
 
 
-def _mismatch(value: Any, hint: Any, path: Path, more: str = "") -> Misfit:
-    return Misfit(path, f"{key_of(path)} must be {expected(hint)}, {got(value)}{more}")
+def _mismatch(value: Any, hint: Any, path: Path, more: str = "") -> InvalidValue:
+    return InvalidValue(path, f"{key_of(path)} must be {expected(hint)}, {got(value)}{more}")
 
 
 def _convert_scalar(value: Any, hint: type, path: Path) -> Any:
@@ -189,22 +189,22 @@ def _convert_scalar(value: Any, hint: type, path: Path) -> Any:
         try:
             return float(value)
         except OverflowError:
-            raise Misfit(path, f"{key_of(path)} must be {expected(hint)} below 1.8e308") from None
+            raise InvalidValue(path, f"{key_of(path)} must be {expected(hint)} below 1.8e308") from None
     if type(value) is not hint:
         raise _mismatch(value, hint, path)
     return value
 
 
 def _convert_union(value: Any, args: tuple[Any, ...], hint: Any, path: Path) -> Any:
-    deepest: Misfit | None = None
+    deepest: InvalidValue | None = None
     for arg in args:
         if arg is type(None):
             continue
         try:
             return convert(value, arg, path)
-        except Misfit as misfit:
-            if len(misfit.path) > len(path) and (deepest is None or len(misfit.path) > len(deepest.path)):
-                deepest = misfit
+        except InvalidValue as error:
+            if len(error.path) > len(path) and (deepest is None or len(error.path) > len(deepest.path)):
+                deepest = error
     raise deepest or _mismatch(value, hint, path)
 
 

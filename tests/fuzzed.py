@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mpips.checkpoint.checkpoint import begin, commit
 from mpips.checkpoint.loading import load_range, vectors
-from mpips.checkpoint.saved import write_shard
+from mpips.checkpoint.writing import write_shard
 from mpips.data import DataSpec, read
 from mpips.data.examples import Examples, concatenate
 from mpips.data.matrix import load_columns

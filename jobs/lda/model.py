@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import InputError, replacing, rows_flaw
-from mpips.data.examples import left_out
-from mpips.data.stream import holds_nothing
+from mpips.data.examples import empty_files_note
+from mpips.data.stream import is_empty
 from mpips.jobs.lda.corpus import Corpus, open_corpus
 from mpips.jobs.lda.evaluate import Phi, distinct, infer_theta
 from mpips.jobs.lda.topics import Top, draw, no_words, offer, table
@@ -211,10 +211,10 @@ def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
             # It was not requested.
             print(f"no picture: {error}")
         return
-    empty = [str(file) for file in files if len(files) > 1 and holds_nothing(str(file))]
+    empty = [str(file) for file in files if len(files) > 1 and is_empty(str(file))]
     if 0 < len(empty) < len(files):
         # As in training; if all are empty, the reader raises the error.
-        print(f"mpips: {left_out(empty)}", file=sys.stderr)
+        print(f"mpips: {empty_files_note(empty)}", file=sys.stderr)
         files = [file for file in files if str(file) not in empty]
     topics = len(loaded.alpha)
     vocab = loaded.vocabulary if loaded.words is None else loaded.words

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import DataError
+from mpips.data.compression import name_without_compression
 from mpips.data.kernels import NEWLINE
-from mpips.data.packed import unpacked_name
 from mpips.data.stream import BLOCK, line_blocks
 from mpips.data.text import token
 from mpips.jobs.lda import parse as p
@@ -237,7 +237,7 @@ def read_text(path: str, place: Place, lexicon: Lexicon, size: int = BLOCK) -> R
 
 def format_of(path: str) -> str:
     """Return a file's format, "uci", "ldac" or "text", by its name, else by its first lines."""
-    name = os.path.basename(unpacked_name(path)).lower()
+    name = os.path.basename(name_without_compression(path)).lower()
     if name.endswith(".ldac"):
         return "ldac"
     if name.startswith("docword"):

@@ -28,12 +28,12 @@ from mpips import (
     ProtocolError,
     Task,
     VectorSpec,
-    misfit,
     progress,
     regroup,
     retry_on_loss,
+    schema_error,
 )
-from mpips.data import note
+from mpips.data import unusual_files
 from mpips.jobs.lda import counts
 from mpips.jobs.lda.corpus import LeftOut
 from mpips.jobs.lda.documents import Assignment
@@ -55,7 +55,7 @@ LARGE = 1 << 26
 BURN_IN = 10
 """Number of sweeps before priors are learned."""
 
-FORM = {"sweeps": COUNT, "round": COUNT, "alpha": Each(NUMBER), "beta": NUMBER, "likelihood": NUMBER}
+SCHEMA = {"sweeps": COUNT, "round": COUNT, "alpha": Each(NUMBER), "beta": NUMBER, "likelihood": NUMBER}
 """The entries of a checkpoint's state."""
 
 
@@ -85,7 +85,7 @@ class Training:
     def load(self) -> None:
         """Let the workers read the documents."""
         job = self.cluster.job
-        if empty := self.cluster.decide(lambda: note(job.data, str(job.base))):
+        if empty := self.cluster.decide(lambda: unusual_files(job.data, str(job.base))):
             self.cluster.say(empty)
         facts = retry_on_loss(self.cluster, self._load)
         self.collection = Collection(*(facts[0][name] for name in Collection._fields))
@@ -275,7 +275,7 @@ class Training:
 
     def _unfit(self, about: dict[str, Any]) -> str:
         """Return why a run cannot continue from a checkpoint's state; "" if it can."""
-        if problem := misfit(about["state"], FORM, "about.state"):
+        if problem := schema_error(about["state"], SCHEMA, "about.state"):
             return problem
         alpha, beta, topics = about["state"]["alpha"], about["state"]["beta"], self.settings.topics
         if len(alpha) != topics:

@@ -30,14 +30,14 @@ from mpips import (
     WorkerLost,
     Workload,
     finish,
-    misfit,
     progress,
     read_manifest,
     regroup,
     replacing,
     retry_on_loss,
+    schema_error,
 )
-from mpips.data import DataSpec, note, resolve
+from mpips.data import DataSpec, resolve, unusual_files
 from mpips.jobs.sketch import kernels, results, servers, source
 from mpips.jobs.sketch.results import query as query
 from mpips.jobs.sketch.settings import Settings as Settings
@@ -94,14 +94,14 @@ def _together(replies: list[dict[str, Any]]) -> Asked:
     return Asked(sum(each["keys"] for each in replies), max(each["seconds"] for each in replies))
 
 
-FORM = {"rounds": COUNT, "parts": Each([COUNT, bool]), "totals": Each([COUNT, COUNT])}
+SCHEMA = {"rounds": COUNT, "parts": Each([COUNT, bool]), "totals": Each([COUNT, COUNT])}
 """The form of the state in a checkpoint; for each part the number of batches done, and whether it is finished."""
 
 
 def unfit(about: dict[str, Any]) -> str:
     """Return why a run cannot continue from a checkpoint's state; "" if it can."""
     state, where = about["state"], "about.state"
-    if problem := misfit(state, FORM, where):
+    if problem := schema_error(state, SCHEMA, where):
         return problem
     parts, totals = len(state["parts"]), len(state["totals"])
     return "" if parts == totals > 0 else f"{where}.totals is of {totals} parts, and {where}.parts of {parts}"
@@ -132,7 +132,9 @@ class Insertion:
     def run(self) -> dict[str, Any]:
         """Run all steps; return the metrics."""
         cluster = self.cluster
-        if self.text and (empty := cluster.decide(lambda: note(cluster.job.data, str(cluster.job.base)))):
+        if self.text and (
+            empty := cluster.decide(lambda: unusual_files(cluster.job.data, str(cluster.job.base)))
+        ):
             cluster.say(empty)
         if self.text and (names := cluster.decide(lambda: source.header(self._files))):
             cluster.say(f"the first line of each file was taken for column names: {names}")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mpips import Cut, DataError, InputError, JobError
 from mpips.data import DataSpec
-from mpips.data.packed import open_data
+from mpips.data.compression import open_data
 from mpips.data.stream import BLOCK, line_blocks
 from mpips.data.text import token
 from mpips.jobs.sketch import scan

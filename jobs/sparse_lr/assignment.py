@@ -21,9 +21,9 @@ from mpips import (
     Each,
     InputError,
     Workload,
-    misfit,
     read_manifest,
     retry_on_loss,
+    schema_error,
 )
 from mpips.data import Columns, DataSpec, Examples, Tally, load_columns, read
 from mpips.jobs.sparse_lr.blocks import Blocks, joined
@@ -38,7 +38,7 @@ FINE = 4, 16
 # --- The scheduler ---------------------------------------------------------------------------------------------------
 
 
-FORM = {"cut": [range(1, 1 << 20), range(1, FINE[1] + 1)], "reads": Each(Each(Each(COUNT)))}
+SCHEMA = {"cut": [range(1, 1 << 20), range(1, FINE[1] + 1)], "reads": Each(Each(Each(COUNT)))}
 """The form of the state in a checkpoint."""
 
 
@@ -47,7 +47,7 @@ def unfit(about: dict[str, Any]) -> str:
     where, kept = "about.state.spread", about["state"].get("spread")
     if kept is None:
         return ""
-    if problem := misfit(kept, FORM, where):
+    if problem := schema_error(kept, SCHEMA, where):
         return problem
     if len(kept["reads"]) != about["workers"]:
         return f"{where}.reads is of {len(kept['reads'])} workers, and about.workers is {about['workers']}"

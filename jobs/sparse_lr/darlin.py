@@ -24,9 +24,9 @@ from mpips import (
     Task,
     Vector,
     VectorSpec,
-    misfit,
     regroup,
     retry_on_loss,
+    schema_error,
 )
 from mpips.jobs.sparse_lr import assignment, control, evaluate, kernels
 from mpips.jobs.sparse_lr.assignment import Assignment
@@ -43,7 +43,7 @@ PIECE = 1 << 17
 
 _NUMBERS = ("theta", "threshold", "reset_below", "noise")
 _COUNTS = ("since_reset", "settled", "resets", "since", "exact", "patience")
-FORM = {
+SCHEMA = {
     "control": {
         "objectives": Each(NUMBER),
         **{f"{name}?": NUMBER for name in _NUMBERS},
@@ -70,7 +70,7 @@ FORM = {
 def unfit(about: dict[str, Any]) -> str:
     """Return why a run cannot continue from a checkpoint's state; "" if it can."""
     state, where = about["state"], "about.state"
-    if problem := misfit(state, FORM, where):
+    if problem := schema_error(state, SCHEMA, where):
         return problem
     if not state["control"]["objectives"]:
         return f"{where}.control.objectives is empty"

@@ -34,7 +34,7 @@ from mpips import (
     retry_on_loss,
     unmet,
 )
-from mpips.data import note, resolve
+from mpips.data import resolve, unusual_files
 from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, online
 from mpips.jobs.sparse_lr.assignment import Assignment, WorkerData
 from mpips.jobs.sparse_lr.block_worker import BlockWorker, ranges
@@ -66,7 +66,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     exact = cluster.job.layout.exact_sums
     cluster.facts |= {"algorithm": settings.algorithm, "l1": settings.l1, "exact_sums": exact}
     assignment = Assignment(cluster)
-    if empty := cluster.decide(lambda: note(cluster.job.data, str(cluster.job.base))):
+    if empty := cluster.decide(lambda: unusual_files(cluster.job.data, str(cluster.job.base))):
         cluster.say(empty)
     with cluster.phase("load"):
         if cluster.job.data.test:

@@ -38,10 +38,10 @@ from mpips import (
     VectorSpec,
     WorkerLost,
     Workload,
-    misfit,
     progress,
     regroup,
     retry_on_loss,
+    schema_error,
     unmet,
 )
 from mpips import keys as key_arrays
@@ -82,7 +82,7 @@ class Progress(NamedTuple):
     loss: float = 0.0
 
 
-FORM = {
+SCHEMA = {
     **dict.fromkeys(("number", "rounds", "seen"), COUNT),
     "loss": NUMBER,
     "parts": Each([COUNT, COUNT, bool]),
@@ -93,7 +93,7 @@ FORM = {
 
 def unfit(about: dict[str, Any]) -> str:
     """Return why a run cannot continue from a checkpoint's state; "" if it can."""
-    problem = misfit(about["state"], FORM, "about.state")
+    problem = schema_error(about["state"], SCHEMA, "about.state")
     return problem or ("" if about["state"]["parts"] else "about.state.parts is empty")
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: common switches, complete runs in new processes, and tables of measurements."""
+"""What the benchmarks share: common options, complete runs in new processes, and tables of measurements."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpips.errors import InputError, cannot_write
 from mpips.exit_codes import ExitCode
 from mpips.process import interpreter
-from mpips.process.argument_parser import LAUNCHERS, add_launcher, program_parser
+from mpips.process.argument_parser import LAUNCHERS, add_launcher, add_set, program_parser
+from mpips.provenance.provenance import cpu_model
 from mpips.rundir.progress import Column, fitting, header, row
+
+if TYPE_CHECKING:
+    from mpips.cluster.node import Node
 
 POLL = 0.01
 """Seconds between two checks of a running job."""
@@ -40,7 +44,7 @@ class RunFailed(SystemExit):
         self.text = text
 
 
-# --- Switches ------------------------------------------------------------------------------------------
+# --- Options ------------------------------------------------------------------------------------------
 
 
 def at_least(least: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
@@ -106,7 +110,7 @@ def above_one(text: str) -> float:
 
 
 def parser(name: str, description: str, launchers: tuple[str, ...] = LAUNCHERS) -> argparse.ArgumentParser:
-    """Return a parser with the switches of every benchmark that starts ranks."""
+    """Return a parser with the options of every benchmark that starts ranks."""
     made = program_parser(f"mpips bench {name}", description)
     add_launcher(made, "how ranks are started, as for mpips run", launchers)
     made.add_argument("--keep", metavar="DIR", help="keep the run folders in this folder")
@@ -114,24 +118,22 @@ def parser(name: str, description: str, launchers: tuple[str, ...] = LAUNCHERS) 
 
 
 def add_json(made: argparse.ArgumentParser) -> None:
-    """Add the switch for `write_report`."""
+    """Add the option for `write_report`."""
     made.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
 
 
 def job_parser(
     name: str, description: str, launchers: tuple[str, ...] = LAUNCHERS
 ) -> argparse.ArgumentParser:
-    """Return a parser with the switches of every benchmark that runs jobs with settings of the user."""
+    """Return a parser with the options of every benchmark that runs jobs with settings of the user."""
     made = parser(name, description, launchers)
-    made.add_argument(
-        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key of the job file"
-    )
+    add_set(made)
     add_json(made)
     return made
 
 
-def switches(name: str, description: str, *, repeat: int = 3) -> argparse.ArgumentParser:
-    """Return a parser with the switches of the benchmarks that run one job."""
+def common_parser(name: str, description: str, *, repeat: int = 3) -> argparse.ArgumentParser:
+    """Return a parser with the options of the benchmarks that run one job."""
     made = job_parser(name, description)
     made.add_argument("--train", action="append", metavar="FILE", help="training data; repeatable")
     made.add_argument("--test", action="append", metavar="FILE", help="test data; repeatable")
@@ -152,7 +154,7 @@ def job_file(name: str = "job.toml", program: str = "sparse_lr") -> Path:
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
-    """Convert the common switches to overrides of the job file; the user's own data has no crosses unless set."""
+    """Convert the common options to overrides of the job file; the user's own data has no crosses unless set."""
     data = []
     if arguments.test and not arguments.train:
         raise InputError("--test needs --train, data of the same kind")
@@ -172,6 +174,14 @@ def slowed(workers: Iterable[int], factor: float, probability: float = 1.0, spel
 def straggling(slow: Iterable[str]) -> str:
     """Return the setting of entries of `slowed`."""
     return f"faults.slow=[{', '.join(slow)}]"
+
+
+def check_plot(path: str | None) -> None:
+    """Raise InputError, before any run, if a plot cannot be written to a file; None: there is no plot."""
+    if path is not None and (
+        Path(path).suffix.lower() != ".svg" or not Path(path).absolute().parent.is_dir()
+    ):
+        raise InputError(f"--plot {path}: must be a .svg file in a folder that exists")
 
 
 def absolute(files: Sequence[str]) -> list[str]:
@@ -237,8 +247,8 @@ def run(
     for setting in [*settings, f"checkpoint.directory={json.dumps(str(folder / 'checkpoints'))}"]:
         command += ["--set", setting]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         try:
             while process.poll() is None:
                 if watch is not None:
@@ -250,8 +260,8 @@ def run(
             with suppress(subprocess.TimeoutExpired):
                 process.wait(ENDING)
             raise
-        said.seek(0)
-        lines = said.read().strip().splitlines() or ["no output"]
+        output.seek(0)
+        lines = output.read().strip().splitlines() or ["no output"]
     if process.returncode == ExitCode.BAD_INPUT:
         raise InputError(lines[-1].removeprefix("mpips: error: ").removeprefix("mpips: failed: "))
     if process.returncode != 0:
@@ -271,6 +281,21 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line.get("event") == kind]
 
 
+def ranks_of(folder: Path) -> list[dict[str, Any]]:
+    """Read the ranks of a run from its run.json: role, host and pid of each; empty while it is not written."""
+    with suppress(OSError, ValueError, KeyError):
+        ranks: list[dict[str, Any]] = json.loads((folder / "run.json").read_text())["ranks"]
+        return ranks
+    return []
+
+
+def has_event(folder: Path, kind: str) -> bool:
+    """Return whether a run's metrics.jsonl has a line of a kind."""
+    with suppress(OSError):
+        return f'"{kind}"' in (folder / "metrics.jsonl").read_text()
+    return False
+
+
 @contextmanager
 def folders(keep: str | None) -> Iterator[Path]:
     """Return a folder for run folders: the one to keep, or a temporary one that is removed at the end."""
@@ -288,19 +313,19 @@ def folders(keep: str | None) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def process_messages(node: Node, seconds: float) -> None:
+    """On a rank of a run: only process messages, for the given time."""
+    until = node.van.now() + seconds
+    node.wait_until(lambda: node.van.now() >= until)
+
+
 # --- Measurements --------------------------------------------------------------------------------------
 
 
 def conditions() -> dict[str, Any]:
     """Return the conditions of a measurement: the machine, its cores, and its present load."""
-    model = platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(
-            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model
-        )
     return {
-        "cpu": model,
+        "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
@@ -315,7 +340,7 @@ def described(facts: Mapping[str, Any]) -> str:
     return f"machine: {facts['cpu']}, {cores} cores, load {load:.2f} before the start{busy}"
 
 
-def spread(values: Iterable[float]) -> dict[str, float]:
+def summarize(values: Iterable[float]) -> dict[str, float]:
     """Return median, minimum and maximum of at least one value."""
     values = list(values)
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
@@ -323,7 +348,7 @@ def spread(values: Iterable[float]) -> dict[str, float]:
 
 def overhead(off: Sequence[float], on: Sequence[float], target: float) -> dict[str, Any]:
     """Compare times of rounds with a feature to those without it: medians, and the median of the rounds' ratios."""
-    ratios = spread(with_it / without for without, with_it in zip(off, on, strict=True))
+    ratios = summarize(with_it / without for without, with_it in zip(off, on, strict=True))
     return {
         "off": statistics.median(off),
         "on": statistics.median(on),

@@ -10,7 +10,7 @@ from typing import Any
 from mpips import __version__
 from mpips.bench import _runs
 from mpips.bench._paper import code_lines, delays, page, sketches, solvers, topics, traffic
-from mpips.bench._paper.experiment import Experiment, Lab, Section
+from mpips.bench._paper.experiment import Experiment, Section, Setup
 from mpips.bench._runs import at_least, note
 from mpips.bench.applications.sparse_lr import FLIGHTS_OPTIMUM
 from mpips.errors import InputError
@@ -55,40 +55,42 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--corpus", action="append", default=[], metavar="FILE",
                         help="documents for `topics`; default: those of jobs/lda")  # fmt: skip
     parser.add_argument("--out", default="docs", metavar="DIR", help="the folder of the page; default docs")
-    asked = parser.parse_args(arguments)
-    names = [name for name in asked.only if name != "none"]
-    out = Path(asked.out)
+    options = parser.parse_args(arguments)
+    names = [name for name in options.only if name != "none"]
+    out = Path(options.out)
     figures = out / "reproduction"
     found = before(figures / MEASURED) if set(names) != set(EXPERIMENTS) else {}
-    if bool(asked.train) != (asked.optimum is not None):
+    if bool(options.train) != (options.optimum is not None):
         raise InputError(
             "--train needs --optimum, and vice versa: `mpips bench sparse_lr --train FILE` computes it"
         )
-    # Wrong switches are reported before any run.
-    train, corpus = _runs.absolute(asked.train), _runs.absolute(asked.corpus)
+    # Wrong options are reported before any run.
+    train, corpus = _runs.absolute(options.train), _runs.absolute(options.corpus)
     missing = [name for name in EXPERIMENTS if name not in found and name not in names]
     if missing:
         raise InputError(f"{figures / MEASURED} has no measurements of {', '.join(missing)}: run them too")
-    told = {name: tell(name, found[name]) for name in EXPERIMENTS if name not in names}
-    files = [f" --{kind} {Path(file).name}" for kind in ("train", "corpus") for file in getattr(asked, kind)]
-    given = "".join(files) + ("" if asked.optimum is None else f" --optimum {asked.optimum:.10g}")
-    best = FLIGHTS_OPTIMUM if asked.optimum is None else asked.optimum
-    given += f" --repeat {asked.repeat}"
+    results = {name: compare(name, found[name]) for name in EXPERIMENTS if name not in names}
+    files = [
+        f" --{kind} {Path(file).name}" for kind in ("train", "corpus") for file in getattr(options, kind)
+    ]
+    given = "".join(files) + ("" if options.optimum is None else f" --optimum {options.optimum:.10g}")
+    best = FLIGHTS_OPTIMUM if options.optimum is None else options.optimum
+    given += f" --repeat {options.repeat}"
     try:
         figures.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {asked.out}: {error.strerror or error}") from None
+        raise InputError(f"--out {options.out}: {error.strerror or error}") from None
     source = code()
-    with _runs.folders(asked.keep) as folder:
+    with _runs.folders(options.keep) as folder:
         for name in names:
             note(f"--- {EXPERIMENTS[name].ITEM}")
             about = _runs.conditions() | {"command": f"mpips bench paper --only {name}{given}"} | source
-            lab = Lab(folder / name, asked.launcher, asked.repeat, train, best, corpus)
-            lab.folder.mkdir()
-            found[name] = {"about": about, **EXPERIMENTS[name].measure(lab)}
+            setup = Setup(folder / name, options.launcher, options.repeat, train, best, corpus)
+            setup.folder.mkdir()
+            found[name] = {"about": about, **EXPERIMENTS[name].measure(setup)}
             (figures / MEASURED).write_text(json.dumps(found, indent=1) + "\n")
-            told[name] = tell(name, found[name])
-    sections = {name: told[name] for name in EXPERIMENTS}
+            results[name] = compare(name, found[name])
+    sections = {name: results[name] for name in EXPERIMENTS}
     for each in sections.values():
         for name, picture in each.pictures.items():
             (figures / f"{name}.svg").write_text(page.drawn(picture))
@@ -112,10 +114,10 @@ def before(path: Path) -> dict[str, Any]:
     return found
 
 
-def tell(name: str, found: dict[str, Any]) -> Section:
+def compare(name: str, found: dict[str, Any]) -> Section:
     """Return the results of an experiment. InputError if the measurements are incomplete."""
     try:
-        return EXPERIMENTS[name].tell(found)
+        return EXPERIMENTS[name].compare(found)
     except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         said = f"{type(error).__name__}: {error}"
         raise InputError(f"{name}: the measurements are incomplete ({said}); run it again") from None

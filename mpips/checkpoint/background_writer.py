@@ -15,14 +15,14 @@ from mpips.checkpoint.manifest import Entry
 from mpips.errors import ClosedError
 
 
-class Writes(Protocol):
+class CheckpointWriter(Protocol):
     """Starts the writing of checkpoint files."""
 
     def start(self, write: Callable[..., Entry], *arguments: Any) -> Future[Entry]:
         """Start `write(*arguments)`."""
 
 
-class AtOnce:
+class SynchronousWriter:
     """Writes in the caller's thread: for the simulation, which has no background threads."""
 
     def start(self, write: Callable[..., Entry], *arguments: Any) -> Future[Entry]:
@@ -35,7 +35,7 @@ class AtOnce:
         return done
 
 
-class Writer:
+class BackgroundWriter:
     """The background thread, one per process; files are written in the order of `start`."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Writer:
         """Finish all started writes, and stop; idempotent."""
         self._pool.shutdown()
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> BackgroundWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:

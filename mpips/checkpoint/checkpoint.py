@@ -7,8 +7,8 @@ manifest is not a checkpoint, whatever it contains, so neither a temporary folde
 after a crash at any time the previous checkpoint is the latest.
 
     one rank:      folder = begin(directory, step)
-    every server:  entry = write_shard(folder, number, segments, meta)      (mpips/checkpoint/saved.py; a `save`d copy
-    every worker:  entry = write_worker(folder, number, arrays, meta)        may be written while training goes on)
+    every server:  entry = write_shard(folder, number, segments, meta)      (mpips/checkpoint/writing.py; a `save`d copy
+    every worker:  entry = write_worker(folder, number, arrays, meta)        may be written while training continues)
     one rank:      commit(folder, entries, about); prune(directory, keep)
 
 `begin`, `commit` and `prune` get the run's `Lineage`, and do not change other runs' checkpoints.
@@ -46,7 +46,7 @@ from mpips.checkpoint.manifest import (
     write_manifest,
 )
 from mpips.checkpoint.shard_file import (
-    created,
+    create_file,
 )
 from mpips.errors import CheckpointError
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     import h5py
 
 VIEW = "parameters.h5"
-NOBODY = Lineage()
+NO_LINEAGE = Lineage()
 
 
 def check_directory(directory: Path) -> None:
@@ -76,25 +76,25 @@ def check_directory(directory: Path) -> None:
         )
 
 
-def begin(directory: Path, step: int, lineage: Lineage = NOBODY) -> Path:
+def begin(directory: Path, step: int, lineage: Lineage = NO_LINEAGE) -> Path:
     """Create the folder of a step's checkpoint, before any rank writes; return it.
 
     An incomplete attempt of this run at the same step is removed. Complete checkpoints and other runs' attempts of that
     step stay: the new folder then has a suffix. No two runs get the same folder.
     """
     directory = Path(directory)
-    sound = set(complete(directory))
-    taken = [0]
+    complete_paths = set(complete(directory))
+    attempts = [0]
     with explained("make", step_folder(directory, step)):
         directory.mkdir(parents=True, exist_ok=True)
         for path in [each for each in step_paths(directory) if step_of(each) == step]:
-            if _torn(path, sound, lineage):
+            if _is_incomplete_attempt(path, complete_paths, lineage):
                 _remove(path)
             else:
-                taken.append(order_of(path)[1])
-        for attempt in count(max(taken) + 1):
+                attempts.append(order_of(path)[1])
+        for attempt in count(max(attempts) + 1):
             folder = step_folder(directory, step, attempt)
-            # another run may create it at the same time
+            # Another run may create it at the same time.
             with suppress(FileExistsError):
                 folder.mkdir()
                 break
@@ -131,21 +131,23 @@ def commit(
     entries = sorted(files, key=lambda entry: str(entry["name"]))
     for problem in cover_problems(entries):
         raise CheckpointError(f"{folder}: {problem}")
-    with created(folder / VIEW, None) as file:
+    with create_file(folder / VIEW, None) as file:
         _write_view(file, entries)
     entries.append(entry_of(folder / VIEW, "view", 0))
     made = write_manifest(folder, entries, about or {}, provenance, run)
     with suppress(OSError):
-        # the manifest names the run from now on
+        # The manifest names the run from now on.
         (folder / MARK).unlink(missing_ok=True)
     return made
 
 
-def prune(directory: Path, keep: int, lineage: Lineage = NOBODY, spare: Iterable[Path] = ()) -> list[Path]:
+def prune(
+    directory: Path, keep: int, lineage: Lineage = NO_LINEAGE, protected: Iterable[Path] = ()
+) -> list[Path]:
     """Remove the complete checkpoints of a run and its ancestors except the newest `keep` (at least 1).
 
     Incomplete attempts of the run before the newest are removed, too, and symbolic links, but not their targets. Other
-    runs' checkpoints and attempts stay, and so do those in `spare`. Returns the removed paths.
+    runs' checkpoints and attempts stay, and so do those in `protected`. Returns the removed paths.
 
     Raises:
         CheckpointError: some could not be removed; all others are.
@@ -153,14 +155,15 @@ def prune(directory: Path, keep: int, lineage: Lineage = NOBODY, spare: Iterable
     own = lineage.checkpoints(directory)
     if not own:
         return []
-    sound, newest = set(complete(directory)), order_of(own[-1])
+    complete_paths, newest = set(complete(directory)), order_of(own[-1])
     old = set(own[: -max(keep, 1)])
     old |= {
         path
         for path in step_paths(directory)
-        if order_of(path) < newest and (_torn(path, sound, lineage) or path.is_symlink())
+        if order_of(path) < newest
+        and (_is_incomplete_attempt(path, complete_paths, lineage) or path.is_symlink())
     }
-    kept = {each.absolute() for each in spare}
+    kept = {each.absolute() for each in protected}
     removed, problems = [], []
     for path in sorted(old, key=order_of):
         if path.absolute() not in kept:
@@ -175,15 +178,15 @@ def prune(directory: Path, keep: int, lineage: Lineage = NOBODY, spare: Iterable
     return removed
 
 
-def _torn(path: Path, sound: Container[Path], lineage: Lineage) -> bool:
+def _is_incomplete_attempt(path: Path, complete_paths: Container[Path], lineage: Lineage) -> bool:
     """Return whether this is an incomplete attempt of this lineage."""
-    if path in sound or path.is_symlink() or not path.is_dir():
+    if path in complete_paths or path.is_symlink() or not path.is_dir():
         return False
     try:
         owner = owner_of(read_manifest(path))
     except CheckpointError:
-        return lineage.left(path)
-    # it has a manifest, but files are missing
+        return lineage.made_attempt(path)
+    # It has a manifest, but files are missing.
     return lineage.generation(owner, path) is not None
 
 
@@ -201,7 +204,7 @@ def _write_view(file: h5py.File, entries: list[Entry]) -> None:
     """Write virtual datasets that show the shards of each vector as one, in key order."""
     import h5py
 
-    held = {entry["name"]: entry.get("vectors", {}) for entry in entries}
+    vectors_of = {entry["name"]: entry.get("vectors", {}) for entry in entries}
     for name in vector_names(entries):
         runs, spec = runs_of(entries, name), spec_of(entries, name)
         total = sum(run.rows for run in runs)
@@ -214,12 +217,12 @@ def _write_view(file: h5py.File, entries: list[Entry]) -> None:
             shape, at = (total, *tail), 0
             for run in runs:
                 if run.rows:
-                    there = (held[run.file][name]["rows"], *tail)
+                    source_shape = (vectors_of[run.file][name]["rows"], *tail)
                     layout.set_virtual(
                         _rows_of(shape, at, run.rows),
                         run.file.encode(),
                         f"vectors/{name}/{field}".encode(),
-                        _rows_of(there, run.first, run.rows),
+                        _rows_of(source_shape, run.first, run.rows),
                     )
                     at += run.rows
             dtype = h5py.h5t.py_create(np.dtype(kind).newbyteorder("<"))

@@ -17,16 +17,16 @@ from mpips.checkpoint.manifest import (
     runs_of,
     text_of,
 )
-from mpips.checkpoint.shard_file import misfits, opened
+from mpips.checkpoint.shard_file import differences, open_file
 from mpips.errors import CheckpointError
 from mpips.files.safe_open import open_regular, read_bytes
 from mpips.process.printable import printable
 
 
-def verify(path: Path, turn: Callable[[], object] = lambda: None) -> list[str]:
+def verify(path: Path, between_pieces: Callable[[], object] = lambda: None) -> list[str]:
     """Check all bytes of a checkpoint; return a line per problem, naming the file; none: it is valid.
 
-    `turn` is called between two pieces, so that a long check can be stopped.
+    `between_pieces` is called between two reads, so that a long check can be stopped.
     """
     path = Path(path)
     try:
@@ -38,11 +38,13 @@ def verify(path: Path, turn: Callable[[], object] = lambda: None) -> list[str]:
         shards = {entry["name"] for entry in entries if entry["kind"] == "server"}
         for entry in sorted(entries, key=lambda entry: bool(entry["kind"] == "view")):
             if entry["kind"] != "view":
-                problems += _file_problems(path / entry["name"], entry, (), turn)
-            # the view's data are read only if all shards are valid, since HDF5 opens the files that it refers to
+                problems += _file_problems(path / entry["name"], entry, (), between_pieces)
             else:
-                held = {} if problems else entry.get("vectors", {})
-                problems += _file_problems(path / entry["name"], {**entry, "vectors": held}, shards, turn)
+                # The view's data are read only if all shards are valid, since HDF5 opens the files that it refers to.
+                checked = {} if problems else entry.get("vectors", {})
+                problems += _file_problems(
+                    path / entry["name"], {**entry, "vectors": checked}, shards, between_pieces
+                )
     except CheckpointError as error:
         return [str(error)]
     except (OSError, KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
@@ -50,19 +52,23 @@ def verify(path: Path, turn: Callable[[], object] = lambda: None) -> list[str]:
     return problems
 
 
-def _file_problems(file: Path, entry: Entry, beside: Container[str], turn: Callable[[], object]) -> list[str]:
-    """Describe what is wrong with a file of a checkpoint, by its entry; a view may refer only to files `beside` it."""
+def _file_problems(
+    file: Path, entry: Entry, view_files: Container[str], between_pieces: Callable[[], object]
+) -> list[str]:
+    """Describe what is wrong with a file of a checkpoint, by its entry; a view may refer only to `view_files`."""
     try:
-        with explained("read", file), open_regular(file, follow=False) as there:
-            size = os.fstat(there.fileno()).st_size
-        # Without a look at its bytes: there may be no end of them.
+        with explained("read", file), open_regular(file, follow=False) as source:
+            size = os.fstat(source.fileno()).st_size
+        # Without reading it: it may be a file without an end.
         if size != entry["bytes"]:
             return [f"{file}: {size} bytes, the manifest says {entry['bytes']}"]
-        if entry_of(file, entry["kind"], entry["number"], turn)["sha256"] != entry["sha256"]:
+        if entry_of(file, entry["kind"], entry["number"], between_pieces)["sha256"] != entry["sha256"]:
             return [f"{file}: damaged: its sha256 is not the manifest's"]
-        with opened(file, beside) as held:
+        with open_file(file, view_files) as contents:
             parts = entry.get("vectors", {}).items()
-            return [f"{file}: {problem}" for name, part in parts for problem in misfits(held, name, part)]
+            return [
+                f"{file}: {problem}" for name, part in parts for problem in differences(contents, name, part)
+            ]
     except CheckpointError as error:
         return [str(error)]
 
@@ -84,6 +90,6 @@ def describe(path: Path) -> str:
         settings += "" if spec.init == 0 else f", init {spec.init}"
         lines.append(f"  vector {name}: {rows:,} keys, {shape}, {kind}, update {spec.update}{settings}")
     for entry in entries:
-        held = "".join(f", {name} {part['rows']:,} keys" for name, part in entry.get("vectors", {}).items())
-        lines.append(f"  {entry['name']}: {entry['bytes']:,} bytes{held}")
+        keys = "".join(f", {name} {part['rows']:,} keys" for name, part in entry.get("vectors", {}).items())
+        lines.append(f"  {entry['name']}: {entry['bytes']:,} bytes{keys}")
     return "\n".join(printable(line, keep="") for line in lines)

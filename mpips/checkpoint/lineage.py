@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mpips.checkpoint.manifest import held, order_of, read_manifest
+from mpips.checkpoint.manifest import complete_checkpoints, order_of, read_manifest
 from mpips.errors import CheckpointError
 from mpips.files.safe_open import inside, read_bytes
 
@@ -66,7 +66,7 @@ class Lineage(NamedTuple):
     def checkpoints(self, directory: Path) -> list[Path]:
         """Return this lineage's complete checkpoints in a directory, oldest first."""
         found = []
-        for path, manifest in held(directory):
+        for path, manifest in complete_checkpoints(directory):
             generation = self.generation(owner_of(manifest), path)
             if generation is not None:
                 found.append((generation, order_of(path), path))
@@ -77,9 +77,9 @@ class Lineage(NamedTuple):
         found = self.checkpoints(directory)
         return found[-1] if found else None
 
-    def left(self, attempt: Path) -> bool:
+    def made_attempt(self, attempt: Path) -> bool:
         """Return whether an attempt without a manifest was made by this run, or by an earlier start in its folder."""
-        run, folder = _marked(attempt)
+        run, folder = _read_mark(attempt)
         return run == self.run or (folder == self.folder != "")
 
     def mark(self, attempt: Path) -> None:
@@ -97,21 +97,21 @@ def of_run(folder: Path, facts: Mapping[str, Any] | None, resume: Path | None = 
         facts: its `run.json`; without one, the folder's path identifies the run.
         resume: the checkpoint that it continues from, if there is no `run.json`.
     """
-    place = str(Path(folder).absolute())
+    run_folder = str(Path(folder).absolute())
     if facts is None:
-        run, ancestry = hashlib.sha256(os.fsencode(place)).hexdigest()[:32], _before(resume)
+        run, ancestry = hashlib.sha256(os.fsencode(run_folder)).hexdigest()[:32], _ancestry_of(resume)
     else:
         run, ancestry = str(facts.get("id", "")), facts.get("ancestry", [])
     origin = os.path.dirname(os.path.realpath(ancestry[-1]["checkpoint"])) if ancestry else ""
-    return Lineage(run, place, tuple(map(_ancestor, ancestry)), origin)
+    return Lineage(run, run_folder, tuple(map(_ancestor, ancestry)), origin)
 
 
-def _before(resume: Path | None) -> list[dict[str, Any]]:
+def _ancestry_of(resume: Path | None) -> list[dict[str, Any]]:
     if resume is None:
         return []
     try:
         manifest = read_manifest(resume)
-    # the error is raised where the checkpoint is read
+    # The error is raised where the checkpoint is read.
     except CheckpointError:
         return []
     facts = manifest.get("provenance") or {}
@@ -122,7 +122,7 @@ def _before(resume: Path | None) -> list[dict[str, Any]]:
 def _ancestor(entry: Mapping[str, Any]) -> Ancestor:
     try:
         order = order_of(Path(entry["checkpoint"]))
-    # its folder was renamed
+    # Its folder was renamed.
     except ValueError:
         order = (int(entry.get("step") or 0), 1)
     return Ancestor(str(entry.get("id", "")), order)
@@ -144,19 +144,20 @@ def newest_run(directory: Path) -> Path | None:
     Runs without a start time count as older than all others. None if there is no checkpoint.
     """
     runs: dict[str, tuple[tuple[str, int], Path]] = {}
-    for path, manifest in held(directory):  # oldest first
+    # Oldest first.
+    for path, manifest in complete_checkpoints(directory):
         started = started_of(manifest)
         try:
-            # orders those of one second
+            # Orders those of one second.
             written = path.stat().st_mtime_ns
-        # it was removed meanwhile
+        # It was removed meanwhile.
         except OSError:
             continue
         runs[owner_of(manifest)] = ((started, written), path)
     return max(runs.values())[1] if runs else None
 
 
-def _marked(attempt: Path) -> tuple[str, str]:
+def _read_mark(attempt: Path) -> tuple[str, str]:
     try:
         mark = json.loads(read_bytes(inside(attempt, MARK), follow=False, most=_LARGEST_MARK))
         return str(mark["run"]), str(mark["folder"])

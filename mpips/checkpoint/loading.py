@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.checkpoint.manifest import MANIFEST, explained, read_manifest, runs_of, spec_of, vector_names
-from mpips.checkpoint.shard_file import concatenated, meta_of, opened, read_rows, read_run
+from mpips.checkpoint.shard_file import concatenate, meta_of, open_file, read_rows, read_run
 from mpips.errors import CheckpointError, UsageError
 from mpips.keys import dtype_of
 from mpips.ranges import KeyRange, coalesce, intersection
@@ -38,7 +38,7 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
 
     >>> import tempfile
     >>> from mpips.checkpoint.checkpoint import begin, commit
-    >>> from mpips.checkpoint.saved import write_shard
+    >>> from mpips.checkpoint.writing import write_shard
     >>> from mpips.storage.segment import Segment
     >>> part = Segment(VectorSpec("w", extent=3, dense=True))
     >>> with tempfile.TemporaryDirectory() as runs:
@@ -58,9 +58,9 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
     used = [run for run in runs if any(intersection(KeyRange(run.begin, run.end), piece) for piece in wanted)]
     found: list[tuple[int, Rows]] = []
     for shard in sorted({run.file for run in used}) or [runs[0].file]:
-        with opened(path / shard) as file:
+        with open_file(path / shard) as file:
             group = file[f"vectors/{name}"]
-            # no rows, of the right types
+            # No rows, of the right types.
             found.append((-1, read_rows(group, slice(0, 0))))
             for run in used:
                 if run.file == shard:
@@ -76,12 +76,12 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
         ):
             raise CheckpointError(f"{path}: the rows of vector {name!r} are not what its specification says")
     with explained("read", path):
-        return concatenated([rows for _, rows in found])
+        return concatenate([rows for _, rows in found])
 
 
 def load_server(path: Path, server: int) -> dict[str, Any]:
     """Return the `meta` that a server's shard was written with."""
-    with opened(Path(path) / f"server-{server:04d}.h5") as file:
+    with open_file(Path(path) / f"server-{server:04d}.h5") as file:
         return meta_of(file)
 
 
@@ -104,16 +104,16 @@ def load_clocks(path: Path, name: str) -> list[RangedClock]:
                         )
                     )
             except (TypeError, ValueError, OverflowError, AttributeError, KeyError) as error:
-                said = " ".join(str(error).split())
+                reason = " ".join(str(error).split())
                 raise CheckpointError(
-                    f"{path / entry['name']}: is damaged: the clock of vector {name!r}: {said}"
+                    f"{path / entry['name']}: is damaged: the clock of vector {name!r}: {reason}"
                 ) from None
     return clocks
 
 
 def load_worker(path: Path, worker: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Return the arrays and the `meta` that a worker's state was written with."""
-    with opened(Path(path) / f"worker-{worker:04d}.h5") as file:
+    with open_file(Path(path) / f"worker-{worker:04d}.h5") as file:
         return {name: np.asarray(data[()]) for name, data in file["arrays"].items()}, meta_of(file)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpips.errors import CheckpointError
-from mpips.files.json_shape import ANY, NUMBER, Each, Table, misfit, parsed
+from mpips.files.json_schema import ANY, NUMBER, Each, Table, parse_json, schema_error
 from mpips.files.safe_open import inside, open_regular, read_bytes
 from mpips.files.safe_open import sync as sync
 from mpips.rundir.folder import RUN
@@ -33,7 +33,7 @@ CHOICE = 5
 _STEP = re.compile(r"step-(\d{6,})(?:-(\d+))?")
 _PIECE = 2**24
 
-FORM = {
+SCHEMA = {
     "about": {
         "step?": int, "program?": str, "workers?": int, "servers?": int, "trained?": NUMBER, "job?": Table(Table(ANY)),
         "state?": Table(ANY), "facts?": Table(ANY), "vectors?": Each(Each((str, int))),
@@ -62,7 +62,7 @@ FORM = {
     "run?": str,
     "sha256": str,
 }  # fmt: skip
-"""The form of a manifest, see `mpips.files.json_shape`."""
+"""The schema of a manifest, see `mpips.files.json_schema`."""
 
 Entry = dict[str, Any]
 """One file of a checkpoint as its manifest lists it."""
@@ -112,7 +112,7 @@ def step_paths(directory: Path) -> list[Path]:
     return sorted((path for path in directory.iterdir() if _STEP.fullmatch(path.name)), key=order_of)
 
 
-def held(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
+def complete_checkpoints(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return the complete checkpoints below a directory with their manifests, oldest first.
 
     A checkpoint is complete if its manifest is valid and all files exist with the right size.
@@ -122,7 +122,7 @@ def held(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def manifest_if_complete(path: Path) -> dict[str, Any] | None:
-    """Return the manifest of a complete checkpoint, see `held`; None if it is not complete."""
+    """Return the manifest of a complete checkpoint, see `complete_checkpoints`; None if it is not complete."""
     with suppress(OSError, CheckpointError):
         manifest = read_manifest(path)
         files = [(inside(path, each["name"]).lstat(), each["bytes"]) for each in manifest["files"]]
@@ -132,8 +132,8 @@ def manifest_if_complete(path: Path) -> dict[str, Any] | None:
 
 
 def complete(directory: Path) -> list[Path]:
-    """Return the complete checkpoints below a directory, oldest first; see `held`."""
-    return [path for path, _ in held(directory)]
+    """Return the complete checkpoints below a directory, oldest first; see `complete_checkpoints`."""
+    return [path for path, _ in complete_checkpoints(directory)]
 
 
 def latest(directory: Path) -> Path | None:
@@ -179,10 +179,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        manifest = parsed(read_bytes(path / MANIFEST, follow=False))
+        manifest = parse_json(read_bytes(path / MANIFEST, follow=False))
     except OSError as error:
         raise CheckpointError(
-            _absent(path) or f"{path} is not a complete checkpoint: {MANIFEST}: {error.strerror}"
+            _reason_missing(path) or f"{path} is not a complete checkpoint: {MANIFEST}: {error.strerror}"
         ) from None
     except ValueError:
         raise CheckpointError(f"{path / MANIFEST} is damaged: it is not JSON") from None
@@ -193,7 +193,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path / MANIFEST}: format version {have}, this mpips reads {VERSION}")
     if manifest.get("sha256") != _own_hash(manifest):
         raise CheckpointError(f"{path / MANIFEST} is damaged: its sha256 differs")
-    problem = misfit(manifest, FORM) or _unfit(manifest)
+    problem = schema_error(manifest, SCHEMA) or _inconsistency(manifest)
     if problem:
         raise CheckpointError(f"{path / MANIFEST} is damaged: {problem}")
     return manifest
@@ -201,14 +201,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def check_present(path: Path) -> None:
     """Raise CheckpointError if a path is neither a folder of checkpoints nor that of one, complete or not."""
-    said = _absent(path)
-    if said and not folders(path):
-        raise CheckpointError(said)
-    if not said and not os.path.lexists(path / MANIFEST) and _STEP.fullmatch(path.resolve().name) is None:
+    reason = _reason_missing(path)
+    if reason and not folders(path):
+        raise CheckpointError(reason)
+    if not reason and not os.path.lexists(path / MANIFEST) and _STEP.fullmatch(path.resolve().name) is None:
         raise CheckpointError(f"{path} is not a checkpoint, and holds none: it has no {MANIFEST}")
 
 
-def _absent(path: Path) -> str:
+def _reason_missing(path: Path) -> str:
     """Return an error text for a path that is not a checkpoint, with the checkpoints near it; "" if it may be one."""
     if folders(path):
         return f"{path} is a folder of checkpoints: name one of them{_choice(path)}"
@@ -224,7 +224,7 @@ def _choice(directory: Path) -> str:
     return f"; in {directory}: {'... ' if len(names) > CHOICE else ''}{few}" if names else ""
 
 
-def _unfit(manifest: Mapping[str, Any]) -> str:
+def _inconsistency(manifest: Mapping[str, Any]) -> str:
     """Describe what in a manifest of the right form is inconsistent; "" if nothing is."""
     for vector in manifest["about"].get("vectors", []):
         if [type(each) for each in vector] != [str, int]:
@@ -261,7 +261,7 @@ def _own_hash(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-# What its entries say.
+# The contents of its entries.
 
 
 def vector_names(entries: list[Entry]) -> list[str]:
@@ -290,7 +290,7 @@ def cover_problems(entries: list[Entry]) -> list[str]:
             problems.append(f"the shards of vector {name!r} differ in its specification")
         at = 0
         for run in [*runs_of(entries, name), StoredRange(int(specs[0]["extent"]), 0, 0, 0, "")]:
-            # a note need not cover all keys
+            # A note need not cover all keys.
             if run.begin > at and NOTE not in name:
                 problems.append(f"no shard holds the keys of vector {name!r} in [{at}, {run.begin})")
             if run.begin < at:
@@ -302,8 +302,10 @@ def cover_problems(entries: list[Entry]) -> list[str]:
 # Files.
 
 
-def entry_of(path: Path, kind: str, number: int, turn: Callable[[], object] = lambda: None) -> Entry:
-    """Describe a file as it is on the disk: name, kind, number, bytes and sha256; `turn` is called between pieces."""
+def entry_of(
+    path: Path, kind: str, number: int, between_pieces: Callable[[], object] = lambda: None
+) -> Entry:
+    """Describe a file on the disk: name, kind, number, bytes and sha256. `between_pieces` is called between reads."""
     # In large pieces: between two of them a thread may wait long for the GIL while another one computes.
     hashed, size = hashlib.sha256(), 0
     with explained("read", path), open_regular(path, follow=False) as file:
@@ -311,7 +313,7 @@ def entry_of(path: Path, kind: str, number: int, turn: Callable[[], object] = la
         while count := file.readinto(piece):
             hashed.update(piece[:count])
             size += count
-            turn()
+            between_pieces()
     return {"name": path.name, "kind": kind, "number": number, "bytes": size, "sha256": hashed.hexdigest()}
 
 

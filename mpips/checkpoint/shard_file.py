@@ -26,7 +26,7 @@ _CHUNK_BYTES = 2**20
 
 
 @contextmanager
-def created(path: Path, meta: Mapping[str, Any] | None) -> Iterator[h5py.File]:
+def create_file(path: Path, meta: Mapping[str, Any] | None) -> Iterator[h5py.File]:
     """Create an HDF5 file with the format's header; at the end of the block it is closed and synced."""
     import h5py
 
@@ -54,16 +54,16 @@ def write_array(group: h5py.Group, name: str, array: NDArray[Any]) -> None:
     group.create_dataset(name, data=array, chunks=chunk, fletcher32=True)
 
 
-def located(ranges: Iterable[KeyRange], keys: KeyArray) -> list[list[int]]:
+def row_ranges(ranges: Iterable[KeyRange], keys: KeyArray) -> list[list[int]]:
     """Return [begin, end, first row, rows] for each range of a shard."""
     out = []
     for piece in coalesce(ranges):
-        rows = within(keys, piece)
+        rows = rows_within(keys, piece)
         out.append([piece.begin, piece.end, rows.start, rows.stop - rows.start])
     return out
 
 
-def within(keys: KeyArray, wanted: KeyRange) -> slice:
+def rows_within(keys: KeyArray, wanted: KeyRange) -> slice:
     """Return where the sorted `keys` lie in a range, which is not empty."""
     keys = upper(keys)
     low = int(np.searchsorted(keys, np.uint64(wanted.begin), "left"))
@@ -71,18 +71,20 @@ def within(keys: KeyArray, wanted: KeyRange) -> slice:
 
 
 @contextmanager
-def opened(path: Path, beside: Container[str] = ()) -> Iterator[h5py.File]:
+def open_file(path: Path, view_files: Container[str] = ()) -> Iterator[h5py.File]:
     """Open a file of a checkpoint to read it; errors are reported in one line.
 
-    `beside`: files that a view may refer to, see `mpips.files.hdf5.reading`.
+    `view_files`: files that a view may refer to, see `mpips.files.hdf5.reading`.
     """
     from mpips.files.hdf5 import reading
 
     path = Path(path)
     with explained("read", path):
         try:
-            # mpips compresses none of them
-            with reading(inside(path.parent, path.name), follow=False, beside=beside, packed=False) as file:
+            # None of them is compressed.
+            with reading(
+                inside(path.parent, path.name), follow=False, view_files=view_files, compressed=False
+            ) as file:
                 if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
                     raise CheckpointError(f"{path} is not a file of an {FORMAT}, version {VERSION}")
                 yield file
@@ -113,7 +115,7 @@ def read_run(group: h5py.Group, run: StoredRange, wanted: list[KeyRange]) -> lis
     for piece in wanted:
         common = intersection(KeyRange(run.begin, run.end), piece)
         if common is not None:
-            rows = within(keys, common)
+            rows = rows_within(keys, common)
             found.append(
                 (common.begin, read_rows(group, slice(run.first + rows.start, run.first + rows.stop)))
             )
@@ -148,7 +150,7 @@ def _keys(group: h5py.Group, rows: slice) -> KeyArray:
     return from_pairs(data[rows])
 
 
-def concatenated(parts: list[Rows]) -> Rows:
+def concatenate(parts: list[Rows]) -> Rows:
     """Return rows one after the other."""
     return Rows(
         np.concatenate([part.keys for part in parts]),
@@ -157,7 +159,7 @@ def concatenated(parts: list[Rows]) -> Rows:
     )
 
 
-def misfits(file: h5py.File, name: str, part: Mapping[str, Any]) -> list[str]:
+def differences(file: h5py.File, name: str, part: Mapping[str, Any]) -> list[str]:
     """Return a line for each difference between a shard's rows of one vector and its entry in the manifest."""
     group = file[f"vectors/{name}"]
     keys = _keys(group, slice(None))
@@ -168,6 +170,6 @@ def misfits(file: h5py.File, name: str, part: Mapping[str, Any]) -> list[str]:
     if not ascend(keys):
         problems.append(f"the keys of vector {name!r} do not ascend")
     ranges = [KeyRange(begin, end) for begin, end, _, _ in part["ranges"]]
-    if located(ranges, keys) != part["ranges"] or sum(run[3] for run in part["ranges"]) != len(keys):
+    if row_ranges(ranges, keys) != part["ranges"] or sum(run[3] for run in part["ranges"]) != len(keys):
         problems.append(f"the rows of vector {name!r} are not in the ranges that the manifest says")
     return problems

@@ -68,22 +68,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code. Without `argv`: the command line of this process."""
     if argv is not None:
         return _run(argv)
-    standard_streams.prepare(clean=True, ends=True)
+    standard_streams.prepare(escape=True, raises=True)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # under nohup, HUP stays ignored
+        # Under nohup, HUP stays ignored.
         if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _end)
+            signal.signal(number, _raise_ended)
     forget_working_folder()
     try:
-        return standard_streams.settled(_run(sys.argv[1:]))
+        return standard_streams.flushed_exit_code(_run(sys.argv[1:]))
     except SystemExit as left:
         if left.code:
             raise
-        return standard_streams.settled(0)
+        return standard_streams.flushed_exit_code(0)
     except OSError:
-        if not standard_streams.lost():
+        if not standard_streams.output_failed():
             raise
-        return standard_streams.settled(1)
+        return standard_streams.flushed_exit_code(1)
 
 
 class _Ended(KeyboardInterrupt):
@@ -94,7 +94,7 @@ class _Ended(KeyboardInterrupt):
         self.number = number
 
 
-def _end(number: int, _: FrameType | None) -> None:
+def _raise_ended(number: int, _: FrameType | None) -> None:
     # A second one ends it at once.
     signal.signal(number, signal.SIG_DFL)
     raise _Ended(number)
@@ -116,22 +116,22 @@ def _run(argv: Sequence[str]) -> int:
     if getattr(arguments, "passes_on", False):
         arguments.rest = rest
     if getattr(arguments, "prints_data", False):
-        standard_streams.as_data()
+        standard_streams.pass_data_unescaped()
     try:
         return int(arguments.command(arguments))
     except InputError as error:
-        return _wrong(str(error), ExitCode.BAD_INPUT)
+        return _report_error(str(error), ExitCode.BAD_INPUT)
     except OSError as error:
         # Without a file name, or a full disk, the error is not about the user's input.
-        if standard_streams.lost() or not needs_no_traceback(error):
+        if standard_streams.output_failed() or not needs_no_traceback(error):
             raise
         where = "" if error.filename is None else f"{error.filename}: "
         code = ExitCode.UNWRITABLE if has_no_room(error) else ExitCode.BAD_INPUT
-        return _wrong(f"{where}{error.strerror or error}", code)
+        return _report_error(f"{where}{error.strerror or error}", code)
     except KeyboardInterrupt as ended:
         return by_signal(ended.number if isinstance(ended, _Ended) else signal.SIGINT)
 
 
-def _wrong(what: str, code: ExitCode) -> int:
+def _report_error(what: str, code: ExitCode) -> int:
     print(f"mpips: error: {one_line(what)}", file=sys.stderr)
     return code

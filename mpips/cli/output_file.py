@@ -1,4 +1,4 @@
-"""The file that a command writes where its user says: it replaces none that the command reads, nor a part of a run."""
+"""The output file of a command: it replaces neither a file that the command reads nor a part of a run."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def check(target: str | Path, inputs: Iterable[str | Path] = ()) -> None:
 
 
 @contextmanager
-def named(target: str | Path | None) -> Iterator[None]:
-    """Let the errors of writing a file say its name; those that name another file are not changed.
+def naming_errors(target: str | Path | None) -> Iterator[None]:
+    """Add a file's name to the errors of writing it; those that name another file are not changed.
 
     Raises:
         InputError: it cannot be written.

@@ -1,4 +1,4 @@
-"""The switch `--program` of the commands that need the program of a run, a model or a checkpoint."""
+"""The option `--program` of the commands that need the program of a run, a model or a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NEEDED = "run this program: required for a program that is not part of mpips, wh
 
 
 def add(parser: argparse.ArgumentParser, meaning: str = NEEDED) -> None:
-    """Add the switch to a command; its value is for `mpips.config.program.trusted_loader`."""
+    """Add the option to a command; its value is for `mpips.config.program.trusted_loader`."""
     parser.add_argument(
         "--program",
         type=lambda named: os.path.abspath(named) if named.endswith(".py") else named,

@@ -44,31 +44,31 @@ class Departure:
     ) -> None:
         self._van, self._view, self._control, self._poll = van, view, control, poll
         # At the leader: the ranks that have finished, or are lost.
-        self._ready: set[int] = set()
-        self._gone_together = False
+        self._finished: set[int] = set()
+        self._all_leave = False
 
-    def absent(self, rank: int) -> None:
+    def record_lost(self, rank: int) -> None:
         """Record that a rank is gone, even if it is in the view: it is not waited for when all leave."""
-        self._ready.add(rank)
+        self._finished.add(rank)
 
-    def take_barrier(self, message: Message) -> None:
+    def receive_barrier(self, message: Message) -> None:
         """Record, at the leader, that the sender has finished."""
-        self._ready.add(message.sender)
+        self._finished.add(message.sender)
 
-    def take_gone(self, message: Message) -> None:
+    def receive_gone(self, message: Message) -> None:
         """Record that all ranks leave."""
-        self._gone_together = True
+        self._all_leave = True
 
     def leave(self, patience: float = 3.0) -> bool:
         """Leave together: wait until all ranks have finished; return False after `patience` seconds."""
         van, informed = self._van, NOBODY
         deadline = van.now() + patience
-        while not self._gone_together or van.pending():
+        while not self._all_leave or van.pending():
             view = self._view()
             if view.leader == van.rank:
                 others = set(view.alive) - {van.rank}
-                if not self._gone_together and others <= self._ready:
-                    self._gone_together = True
+                if not self._all_leave and others <= self._finished:
+                    self._all_leave = True
                     for dest in others:
                         self._control(dest, Command.GONE, {})
             elif informed != view.leader:
@@ -76,7 +76,7 @@ class Departure:
                 self._control(informed, Command.BARRIER, {})
             if van.now() > deadline:
                 return False
-            self._ready.update(van.failed())
+            self._finished.update(van.failed())
             try:
                 if not self._poll():
                     van.idle()

@@ -1,4 +1,4 @@
-"""Fault injection: kills, stops, slows ranks and disturbs messages as the job's `[faults]` table says, seeded.
+"""Fault injection: kills, stops, slows ranks and disturbs messages by the job's `[faults]` table, seeded.
 
 It is part of the system, not of the tests, so that users can test how a training run behaves when a server dies.
 With an empty table it costs one attribute test per call.
@@ -20,8 +20,8 @@ RoleName = Literal["scheduler", "server", "worker", "spare"]
 NORMAL: tuple[float, ...] = (0.0,)
 """One copy without delay: the delivery of a message that no fault affects."""
 
-DEBT = 50e-6
-"""Seconds of slowdown that accumulate before a sleep: about the shortest sleep that the system can do."""
+LEAST_SLEEP = 50e-6
+"""The shortest sleep in seconds; shorter slowdowns accumulate, since the system cannot sleep for less."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Faults:
         self._slowdowns = [
             _Slowdown(each, f"{spec.seed}/{role}/{index}/slow/{n}") for n, each in enumerate(slow)
         ]
-        self._debt = 0.0
+        self._owed_sleep = 0.0
         self._delay, self._drop, self._duplicate = spec.delay, spec.drop, spec.duplicate
         self.affects_messages = any(
             chance is not None and chance.probability > 0
@@ -162,11 +162,11 @@ class Faults:
         """Sleep so that work that took `seconds` takes as many times as long as this rank is slow."""
         if self._slowdowns:
             now = self._now()
-            self._debt += (math.prod(each.factor(now) for each in self._slowdowns) - 1.0) * seconds
-            if self._debt >= DEBT:
+            self._owed_sleep += (math.prod(each.factor(now) for each in self._slowdowns) - 1.0) * seconds
+            if self._owed_sleep >= LEAST_SLEEP:
                 before = self._now()
-                self._sleep(self._debt)
-                self._debt -= self._now() - before
+                self._sleep(self._owed_sleep)
+                self._owed_sleep -= self._now() - before
 
     def message(self) -> tuple[float, ...]:
         """Return the delay in seconds of each copy of one outgoing message; empty if it is lost."""

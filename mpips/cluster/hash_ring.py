@@ -177,10 +177,10 @@ def _placement(slots: int, virtual_servers: int) -> tuple[tuple[int, int], ...]:
         count = _count(slot, virtual_servers)
         needed = END // (slot + 1)
         mine: list[tuple[int, int]] = []
-        for left in range(count, 0, -1):
+        for remaining in range(count, 0, -1):
             load, donor = heappop(loads)
             length, begin = heappop(ranges[donor])
-            part = min(needed // left, -length * 3 // 4)
+            part = min(needed // remaining, -length * 3 // 4)
             heappush(ranges[donor], (length + part, begin))
             heappush(loads, (load + part, donor))
             heappush(mine, (-part, begin - length - part))
@@ -197,26 +197,26 @@ def _holders(ring: Ring, k: int) -> tuple[tuple[int, ...], ...]:
     most = min(k + 1, len(ring.servers))
     count = Counter(ring.host(server) for server in ring.servers)
     wanted = _wanted(list(count.values()), most)
-    everyone = []
+    chains = []
     for shard in range(len(at)):
         # The first servers of their hosts, the second ones ...
-        found: list[list[int]] = [[] for _ in wanted]
-        met, left = set(), most
+        by_level: list[list[int]] = [[] for _ in wanted]
+        chosen, remaining = set(), most
         seen = dict.fromkeys(count, 0)
         for back in range(len(at)):
             server = at[shard - back]
-            if server == VACANT or server in met:
+            if server == VACANT or server in chosen:
                 continue
-            met.add(server)
+            chosen.add(server)
             level = seen[ring.host(server)]
             seen[ring.host(server)] += 1
-            if level < len(wanted) and len(found[level]) < wanted[level]:
-                found[level].append(server)
-                left -= 1
-                if not left:
+            if level < len(wanted) and len(by_level[level]) < wanted[level]:
+                by_level[level].append(server)
+                remaining -= 1
+                if not remaining:
                     break
-        everyone.append(tuple(server for level in found for server in level))
-    return tuple(everyone)
+        chains.append(tuple(server for level in by_level for server in level))
+    return tuple(chains)
 
 
 def _wanted(counts: list[int], most: int) -> list[int]:

@@ -15,7 +15,7 @@ Any process can send datagrams to a port. A heartbeat is
     token   16 bytes    drawn by the receiving rank
     rank     4          the sending rank
     count    8          strictly increasing
-    seal    16          keyed hash of the above; the sender has drawn the key, 16 bytes
+    MAC     16          message authentication code of the above; the sender has drawn the key, 16 bytes
 
 Tokens and keys are exchanged with the addresses, over MPI. A socket filter in the kernel drops datagrams without the
 receiver's token before they take buffer space, so a flood of other datagrams displaces no heartbeat. The token is sent
@@ -47,8 +47,8 @@ ADDRESS_BYTES = 64
 _ADDRESS = struct.Struct("<16s16s8s4sH18x")
 # Token, rank, count.
 _HEAD = struct.Struct("<16sIQ")
-_SEAL = 16
-_BEAT = _HEAD.size + _SEAL
+_MAC = 16
+_DATAGRAM = _HEAD.size + _MAC
 # Seconds between two reads of the socket: fewer wakeups, and a kernel buffer holds 200 heartbeats or more.
 _READ_INTERVAL = 0.02
 # Datagrams that are read at once.
@@ -58,7 +58,7 @@ FIRST = 5.0
 # Periods without a read after which the thread no longer counts as receiving.
 _MISSED_PERIODS = 2.0
 
-# asm-generic/socket.h
+# From asm-generic/socket.h.
 _SO_MEMINFO = 55
 # Bytes of the UDP header, which a socket filter sees too.
 _UDP = 8
@@ -91,16 +91,16 @@ class Address:
         return cls(machine, socket.inet_ntoa(host), port, token, key)
 
 
-def beat(sender: Address, receiver: Address, rank: int, count: int) -> bytes:
+def datagram(sender: Address, receiver: Address, rank: int, count: int) -> bytes:
     """Return the heartbeat datagram from one rank to another."""
     head = _HEAD.pack(receiver.token, rank, count)
-    return head + hashlib.blake2b(head, digest_size=_SEAL, key=sender.key).digest()
+    return head + hashlib.blake2b(head, digest_size=_MAC, key=sender.key).digest()
 
 
 class SilenceClock:
     """How long each rank has been silent while this rank was receiving; times are seconds.
 
-    Of the time between two calls of `listen` at most `longest_gap` counts as receiving. `near` are the ranks on the
+    Of the time between two calls of `advance`, at most `longest_gap` counts as receiving. `near` are the ranks on the
     same host, whose datagrams no network can block.
     """
 
@@ -109,31 +109,31 @@ class SilenceClock:
         self.near = near
         self._time = 0.0
         self._last: float | None = None
-        self._heard: dict[int, float] = {}
-        self._awaited: dict[int, float] = {}
+        self._last_received: dict[int, float] = {}
+        self._first_query: dict[int, float] = {}
 
-    def listen(self, now: float, missed: bool = False) -> None:
+    def advance(self, now: float, missed: bool = False) -> None:
         """Advance the clock to `now`, unless datagrams since the last call may have been `missed`."""
         if self._last is not None and not missed:
             self._time += min(max(now - self._last, 0.0), self._longest_gap)
         self._last = now
 
-    def hear(self, rank: int) -> None:
+    def record(self, rank: int) -> None:
         """Record a heartbeat of a rank."""
-        self._heard[rank] = self._time
+        self._last_received[rank] = self._time
 
     def silent(self, ranks: Iterable[int], patience: float) -> list[int]:
-        """Return those of `ranks` that were heard from before, but not in the last `patience` seconds of receiving.
+        """Return those of `ranks` that were received from before, but not in the last `patience` seconds of receiving.
 
-        A rank in `near` that was never heard from has FIRST times as long, from the first query for it.
+        A rank in `near` that was never received from has FIRST times as long, from the first query for it.
         """
-        now, heard = self._time, self._heard
+        now, received = self._time, self._last_received
         found = []
         for rank in ranks:
-            if rank in heard:
-                late = now - heard[rank] >= patience
+            if rank in received:
+                late = now - received[rank] >= patience
             else:
-                late = rank in self.near and now - self._awaited.setdefault(rank, now) >= FIRST * patience
+                late = rank in self.near and now - self._first_query.setdefault(rank, now) >= FIRST * patience
             if late:
                 found.append(rank)
         return found
@@ -155,12 +155,12 @@ class Heartbeat:
     ) -> None:
         self.targets: Sequence[int] = ()
         self._rank, self._period, self._clock = rank, period, clock
-        self._nap = min(_READ_INTERVAL, period / 4)
+        self._read_pause = min(_READ_INTERVAL, period / 4)
         self._silence = SilenceClock(_MISSED_PERIODS * period)
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         token = socket_filter.token()
-        self._socket, self._filters = _bound(host, token)
+        self._socket, self._filters = _open_socket(host, token)
         port = self._socket.getsockname()[1] if self._socket is not None else 0
         self.address = Address(machine(), host, port, token)
         self._addresses: Sequence[Address] = ()
@@ -184,10 +184,10 @@ class Heartbeat:
         self._thread.start()
 
     def silent(self, ranks: Iterable[int], patience: float) -> list[int]:
-        """Return those of `ranks` that were heard from before, but not in the last `patience` seconds.
+        """Return those of `ranks` that were received from before, but not in the last `patience` seconds.
 
-        A rank on another host that was never heard from is not among them. Time in which this rank itself did not run
-        does not count.
+        A rank on another host that was never received from is not among them. Time in which this rank itself did not
+        run does not count.
         """
         return self._silence.silent(ranks, patience)
 
@@ -216,24 +216,24 @@ class Heartbeat:
                     self._send(sock, self._addresses[target])
                 due = now + self._period
             poller.poll(1e3 * max(due - now, 0.0))
-            heard, missed = self._read_datagrams(sock)
-            self._silence.listen(self._clock(), missed)
-            for rank in heard:
-                self._silence.hear(rank)
-            self._closing.wait(self._nap)
+            received, missed = self._read_datagrams(sock)
+            self._silence.advance(self._clock(), missed)
+            for rank in received:
+                self._silence.record(rank)
+            self._closing.wait(self._read_pause)
 
     def _send(self, sock: socket.socket, to: Address) -> None:
         if to.port:
             # No route, or a full buffer: the next heartbeat may arrive.
             with contextlib.suppress(OSError):
-                sock.sendto(beat(self.address, to, self._rank, self._beats), (to.host, to.port))
+                sock.sendto(datagram(self.address, to, self._rank, self._beats), (to.host, to.port))
 
     def _read_datagrams(self, sock: socket.socket) -> tuple[set[int], bool]:
         """Read a bounded number of datagrams; return their senders, and whether heartbeats may have been lost."""
-        heard, strangers, more = set(), 0, True
+        received, invalid, more = set(), 0, True
         for _ in range(_MOST_READ + len(self._addresses)):
             try:
-                raw = sock.recv(_BEAT + 1)
+                raw = sock.recv(_DATAGRAM + 1)
             except BlockingIOError:
                 more = False
                 break
@@ -242,12 +242,12 @@ class Heartbeat:
                 continue
             rank = self._read(raw)
             if rank is None:
-                strangers += 1
+                invalid += 1
             else:
-                heard.add(rank)
-        if strangers:
+                received.add(rank)
+        if invalid:
             self._filters = False
-        missed = more or (not self._filters and self._has_dropped(sock, strangers))
+        missed = more or (not self._filters and self._has_dropped(sock, invalid))
         if missed and not self._flooded:
             self._flooded = True
             log.note(
@@ -255,30 +255,30 @@ class Heartbeat:
                 logging.WARNING,
                 text="other datagrams fill the heartbeat socket: hung ranks are not detected meanwhile",
             )
-        return heard, missed
+        return received, missed
 
     def _read(self, raw: bytes) -> int | None:
         """Return the sender of a heartbeat; None if `raw` is not a valid, new heartbeat."""
-        if len(raw) != _BEAT:
+        if len(raw) != _DATAGRAM:
             return None
         _, rank, count = _HEAD.unpack_from(raw)
         if rank >= len(self._addresses) or count <= self._counts.get(rank, 0):
             return None
-        if not hmac.compare_digest(raw, beat(self._addresses[rank], self.address, rank, count)):
+        if not hmac.compare_digest(raw, datagram(self._addresses[rank], self.address, rank, count)):
             return None
         self._counts[rank] = count
         return int(rank)
 
-    def _has_dropped(self, sock: socket.socket, strangers: int) -> bool:
+    def _has_dropped(self, sock: socket.socket, invalid: int) -> bool:
         """Return whether the kernel has dropped datagrams since the last call; those that a filter drops count too."""
-        drops, before = _drops(sock), self._dropped
+        drops, before = _dropped_datagrams(sock), self._dropped
         if drops is None:
-            return strangers > 0
+            return invalid > 0
         self._dropped = drops
         return drops != before
 
 
-def _bound(host: str, token: bytes) -> tuple[socket.socket | None, bool]:
+def _open_socket(host: str, token: bytes) -> tuple[socket.socket | None, bool]:
     """Return a UDP socket at an address, None if impossible, and whether a kernel filter checks the token."""
     try:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -287,7 +287,7 @@ def _bound(host: str, token: bytes) -> tuple[socket.socket | None, bool]:
     try:
         sock.setblocking(False)
         # Before the socket has a port, so that no unfiltered datagram is ever queued.
-        filters = socket_filter.attach(sock, token, _BEAT, _UDP)
+        filters = socket_filter.attach(sock, token, _DATAGRAM, _UDP)
         with contextlib.suppress(OSError):
             # The system may grant less.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
@@ -298,7 +298,7 @@ def _bound(host: str, token: bytes) -> tuple[socket.socket | None, bool]:
     return sock, filters
 
 
-def _drops(sock: socket.socket) -> int | None:
+def _dropped_datagrams(sock: socket.socket) -> int | None:
     """Return the number of datagrams that a socket has dropped; None where the kernel does not report it."""
     try:
         return int(_DROPS.unpack_from(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _DROPS.size))[0])

@@ -124,7 +124,7 @@ def _check(spec: LayoutSpec) -> None:
 def assign(size: int, spec: LayoutSpec) -> tuple[Place, ...]:
     """Return the place of each of `size` ranks, by rank; LayoutError if the job needs another number."""
     if size != spec.size():
-        raise LayoutError(_misfit(size, spec))
+        raise LayoutError(_size_error(size, spec))
     roles = [(Role.SCHEDULER, "")] * spec.schedulers + [(Role.SERVER, "")] * spec.servers
     for name, count in spec.groups().items():
         roles += [(Role.WORKER, name)] * count
@@ -137,7 +137,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _misfit(size: int, spec: LayoutSpec) -> str:
+def _size_error(size: int, spec: LayoutSpec) -> str:
     """Return the error text: ranks needed, ranks started, and the launch or setting that fits."""
     workers = sum(spec.groups().values())
     parts = [_count(spec.schedulers, "scheduler"), _count(spec.servers, "server"), _count(workers, "worker")]
@@ -197,14 +197,14 @@ class Layout:
 
         A spare that works belongs to the group with most members missing, so it takes a lost worker's place.
         """
-        homes = {rank: self.places[rank].group for rank in workers}
-        lacks = Counter(self.places[rank].group for rank in self.workers)
-        lacks.subtract(Counter(homes.values()))
+        group_of = {rank: self.places[rank].group for rank in workers}
+        missing = Counter(self.places[rank].group for rank in self.workers)
+        missing.subtract(Counter(group_of.values()))
         names = self.groups()
-        for rank in [rank for rank, home in homes.items() if home not in names]:
-            homes[rank] = max(names, key=lambda name: lacks[name])
-            lacks[homes[rank]] -= 1
-        return {name: tuple(rank for rank in workers if homes[rank] == name) for name in names}
+        for rank in [rank for rank, group in group_of.items() if group not in names]:
+            group_of[rank] = max(names, key=lambda name: missing[name])
+            missing[group_of[rank]] -= 1
+        return {name: tuple(rank for rank in workers if group_of[rank] == name) for name in names}
 
     def groups(self) -> tuple[str, ...]:
         """Return the names of the worker groups, in the order of the job file."""

@@ -20,7 +20,7 @@ worker's view. The latest view determines the successor, otherwise two ranks mig
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from logging import ERROR, WARNING
 from typing import NoReturn, Protocol
@@ -34,12 +34,12 @@ from mpips.cluster.view import (
     GENERATION,
     Loss,
     View,
-    drained,
     next_epoch,
     next_spare,
     repaired,
     survives,
-    whole,
+    with_learner_joined,
+    with_ring_order,
     with_server,
     with_workers,
     without,
@@ -50,9 +50,9 @@ from mpips.rundir.log import note
 from mpips.transport.message import Command, Message
 
 Change = Callable[[View], View]
-WAITS = 10.0
+REPORTED_AFTER = 10.0
 """Seconds of silence of an indispensable rank after which a message is printed."""
-ORPHANED = 20.0
+LEADERLESS = 20.0
 """Seconds without a leader after which a rank exits: the others have excluded it while it hung."""
 
 
@@ -62,7 +62,7 @@ class FailureDetector(Protocol):
     targets: Sequence[int]
 
     def silent(self, ranks: Iterable[int], patience: float) -> list[int]:
-        """Return those of `ranks` that were not heard from for `patience` seconds."""
+        """Return those of `ranks` that were silent for `patience` seconds."""
 
 
 class Membership:
@@ -87,7 +87,7 @@ class Membership:
         self.node, self.replicas, self.detector, self.patience = node, replicas, detector, patience
         self._give_up, self._say = give_up, say
         # Hung ranks of which a message was printed.
-        self._awaited: set[int] = set()
+        self._waiting_for: set[int] = set()
         self.gave_up = False
         """Whether the run ends because an indispensable rank hangs."""
         self.recovered: dict[int, float] = {}
@@ -95,21 +95,21 @@ class Membership:
         self._dead: dict[int, Cause] = {}
         self._changes: deque[Change] = deque()
         # During a succession: the ranks whose view has not arrived yet.
-        self._asked: set[int] | None = None
+        self._pending_views: set[int] | None = None
         # When the views were last asked for, and whether any rank has answered.
-        self._asked_at, self._answered = 0.0, False
+        self._views_asked_at, self._answered = 0.0, False
         self._latest = node.view
         # Leaders that a successor has declared lost, even if they resume.
         self._deposed: set[int] = set()
         # Time at which the leader was lost.
-        self._orphaned = 0.0
+        self._leaderless_since = 0.0
         # By epoch: servers that have not acknowledged the view.
-        self._unseen: dict[int, set[int]] = {}
+        self._unacknowledged: dict[int, set[int]] = {}
         # By epoch: the ranks lost in it.
         self._lost_at: dict[int, list[int]] = {}
         controls = {
             Command.VIEW: self._receive_view,
-            Command.VIEW_SEEN: self._seen,
+            Command.VIEW_SEEN: self._receive_view_seen,
             Command.ASK_VIEW: self._send_view,
             Command.COPY_COMPLETE: self._copy_complete,
             Command.DRAINED: self._drained,
@@ -123,9 +123,9 @@ class Membership:
         return self.node.view.leader == self.node.rank
 
     @property
-    def awaited(self) -> list[int]:
+    def waiting_for(self) -> list[int]:
         """The indispensable ranks that hang and are waited for."""
-        return sorted(self._awaited)
+        return sorted(self._waiting_for)
 
     # --- failure detection -----------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class Membership:
 
     def _watched(self) -> list[int]:
         view, me = self.node.view, self.node.rank
-        if self.leading or self._asked is not None:
+        if self.leading or self._pending_views is not None:
             return [rank for rank in view.alive if rank != me]
         before = self._watchers()
         return before[: before.index(me)] if me in before else []
@@ -166,10 +166,10 @@ class Membership:
                     self._dead[rank] = Cause.HUNG
                 elif rank not in self._dead:
                     needed.append(rank)
-            if (needed or self._awaited) and not self.gave_up:
+            if (needed or self._waiting_for) and not self.gave_up:
                 self._await(self.detector, needed)
         for rank in self._dead:
-            self.node.departure.absent(rank)
+            self.node.departure.record_lost(rank)
 
     def _silent(self, detector: FailureDetector) -> list[int]:
         """List the watched ranks that seem to hang; on oversubscribed cores, where healthy ranks are slow, later."""
@@ -187,19 +187,23 @@ class Membership:
         def silent(seconds: float) -> set[int]:
             found = set(detector.silent(needed, seconds))
             # Only ranks that this rank has to decide on, and only once it is certain that it is not itself excluded.
-            mine = self._answered if self._asked is not None else self.leading or len(found) == len(watched)
+            mine = (
+                self._answered
+                if self._pending_views is not None
+                else self.leading or len(found) == len(watched)
+            )
             return found if mine else set()
 
-        awaited = silent(WAITS)
+        waiting_for = silent(REPORTED_AFTER)
         limit = f"at most {self._give_up:g} s ([heartbeat] give_up)" if self._give_up else "without limit"
-        for rank in sorted(awaited - self._awaited):
+        for rank in sorted(waiting_for - self._waiting_for):
             note("silent", WARNING, silent=rank)
             self._say(
                 f"{self._name(rank)} sends no heartbeats, and the run cannot continue without it: waiting, {limit}"
             )
-        for rank in sorted(self._awaited - awaited - self._dead.keys()):
+        for rank in sorted(self._waiting_for - waiting_for - self._dead.keys()):
             self._say(f"{self._name(rank)} sends heartbeats again")
-        self._awaited = awaited
+        self._waiting_for = waiting_for
         if self._give_up and (over := silent(self._give_up)):
             self._end_for(over)
 
@@ -207,7 +211,7 @@ class Membership:
         self.gave_up = True
         for rank in hung:
             note("lost", ERROR, lost=rank, cause=Cause.HUNG, error=Cause.HUNG.text, fatal=True)
-            self.node.departure.absent(rank)
+            self.node.departure.record_lost(rank)
         raise ShardLost(
             f"{', '.join(map(self._name, sorted(hung)))}: no heartbeat for {self._give_up:g} s ([heartbeat] "
             "give_up), and no other rank can replace it: resume from the last checkpoint with --resume latest"
@@ -234,8 +238,8 @@ class Membership:
             if gone or self._changes:
                 self._decide(gone)
         elif view.leader in self._dead:
-            self._orphaned = self._orphaned or self.node.van.now()
-            if self.node.van.now() - self._orphaned > ORPHANED:
+            self._leaderless_since = self._leaderless_since or self.node.van.now()
+            if self.node.van.now() - self._leaderless_since > LEADERLESS:
                 raise Fenced
             successors = self._successors(view)
             if successors and successors[0] == self.node.rank:
@@ -243,27 +247,28 @@ class Membership:
 
     # --- the leader ------------------------------------------------------------------------------
 
-    def ask(self, change: Change) -> None:
+    def request_change(self, change: Change) -> None:
         """Queue a change of the view; this rank is the leader."""
         self._changes.append(change)
 
     def _decide(self, gone: Collection[int]) -> None:
         view = self.node.view
-        made = next_epoch(view)
-        roles = {rank: view.roles[rank] for rank in gone}
-        made = self._without(made, roles)
-        for role in roles.values():
-            made = self._promote(made, role)
+        made = self._replaced(next_epoch(view), gone)
         while self._changes:
             made = self._changes.popleft()(made)
         made = repaired(made, self.replicas)
         if replace(made, epoch=view.epoch) != view:
             self._publish(made, gone)
 
-    def _without(self, view: View, gone: Mapping[int, Role | None]) -> View:
-        """Return the view without lost ranks; log each, as fatal if a shard has no member left."""
+    def _replaced(self, view: View, gone: Iterable[int]) -> View:
+        """Return the view without lost ranks, with spares in place of servers; log each, as fatal if a shard is lost.
+
+        A lost worker is replaced when the program calls `regroup`.
+        """
         wall = self.node.van.wall()
-        losses = [Loss(rank, str(role), self._dead[rank], wall) for rank, role in gone.items() if role]
+        losses = [
+            Loss(rank, str(role), self._dead[rank], wall) for rank in gone if (role := view.roles[rank])
+        ]
         try:
             left = without(view, losses)
         except ShardLost:
@@ -272,53 +277,51 @@ class Membership:
             raise
         for loss in losses:
             note("lost", WARNING, lost=loss.rank, cause=loss.cause, error=loss.cause.text)
+            spare = next_spare(left)
+            if loss.role == Role.SERVER and spare is not None:
+                left = with_server(left, spare)
         return left
-
-    def _promote(self, view: View, lost: Role | None) -> View:
-        """Replace a lost server by a spare; a lost worker is replaced when the program calls `regroup`."""
-        spare = next_spare(view)
-        return with_server(view, spare) if lost is Role.SERVER and spare is not None else view
 
     def _publish(self, view: View, gone: Collection[int] = ()) -> None:
         node = self.node
         servers = {rank for rank in view.servers if rank != node.rank}
         if gone:
-            self._unseen[view.epoch], self._lost_at[view.epoch] = servers, list(gone)
+            self._unacknowledged[view.epoch], self._lost_at[view.epoch] = servers, list(gone)
         meta = view.to_meta()
         for rank in node.view.alive:
             if rank != node.rank:
                 node.control(rank, Command.VIEW, meta)
         node.adopt(view)
         self._watch()
-        self._check_seen()
+        self._check_acknowledged()
         # A chain may already be complete.
         if repaired(next_epoch(view), self.replicas) != next_epoch(view):
             self._changes.append(lambda same: same)
 
-    def _seen(self, message: Message) -> None:
-        if self._asked is not None:
+    def _receive_view_seen(self, message: Message) -> None:
+        if self._pending_views is not None:
             self._receive_answer(message)
             return
-        for epoch, unseen in self._unseen.items():
+        for epoch, missing in self._unacknowledged.items():
             if epoch <= int(message.meta["epoch"]):
-                unseen.discard(message.sender)
-        self._check_seen()
+                missing.discard(message.sender)
+        self._check_acknowledged()
 
-    def _check_seen(self) -> None:
+    def _check_acknowledged(self) -> None:
         alive = set(self.node.view.alive)
-        for epoch in [epoch for epoch, unseen in self._unseen.items() if not unseen & alive]:
+        for epoch in [epoch for epoch, missing in self._unacknowledged.items() if not missing & alive]:
             for rank in self._lost_at.pop(epoch):
                 self.recovered[rank] = self.node.van.wall()
-            del self._unseen[epoch]
+            del self._unacknowledged[epoch]
 
     def _copy_complete(self, message: Message) -> None:
         shard, since, rank = int(message.meta["shard"]), int(message.meta["since"]), message.sender
-        self._changes.append(lambda view: whole(view, shard, rank, since))
+        self._changes.append(lambda view: with_learner_joined(view, shard, rank, since))
 
     def _drained(self, message: Message) -> None:
         shard, since = int(message.meta["shard"]), int(message.meta["since"])
         if self.node.view.chains[shard].closing:
-            self._changes.append(lambda view: drained(view, shard, since, self.replicas))
+            self._changes.append(lambda view: with_ring_order(view, shard, since, self.replicas))
 
     # --- joining and leaving ---------------------------------------------------------------------
 
@@ -336,7 +339,7 @@ class Membership:
     def join_server(self, rank: int | None = None) -> int:
         """Make a spare a server, by default one that is `able_to_join`; return its rank."""
         joining = self.able_to_join() if rank is None else rank
-        self.ask(lambda view: with_server(view, joining))
+        self.request_change(lambda view: with_server(view, joining))
         return joining
 
     def check_leaves(self, rank: int) -> None:
@@ -352,7 +355,7 @@ class Membership:
     def leave_server(self, rank: int) -> None:
         """Let a server give up its shards and become a spare. Raises as `check_leaves`."""
         self.check_leaves(rank)
-        self.ask(lambda view: without_server(view, rank))
+        self.request_change(lambda view: without_server(view, rank))
 
     def set_workers(self, workers: Collection[int]) -> None:
         """Make these the workers; former workers become spares. The view is adopted when this returns."""
@@ -363,7 +366,7 @@ class Membership:
             servers = view.ring.servers
             return with_workers(view, [r for r in workers if view.roles[r] in able and r not in servers])
 
-        self.ask(change)
+        self.request_change(change)
         self.tick()
 
     # --- every other rank ------------------------------------------------------------------------
@@ -373,7 +376,7 @@ class Membership:
             return
         view = View.from_meta(message.meta)
         if view.epoch > self.node.view.epoch:
-            self._asked, self._orphaned = None, 0.0
+            self._pending_views, self._leaderless_since = None, 0.0
             for loss in view.losses:
                 self._dead.setdefault(loss.rank, loss.cause)
             self.node.adopt(view)
@@ -384,7 +387,7 @@ class Membership:
     def _send_view(self, message: Message) -> None:
         if self.node.view.leader != message.sender:
             self._deposed.add(self.node.view.leader)
-        self._orphaned = 0.0
+        self._leaderless_since = 0.0
         view = self.node.view
         meta = {"epoch": view.epoch} if self.node.role is Role.WORKER else view.to_meta()
         self.node.control(message.sender, Command.VIEW_SEEN, meta)
@@ -398,35 +401,35 @@ class Membership:
         """
         view, me = self.node.view, self.node.rank
         others = {rank for rank in view.alive if rank != me and view.roles[rank] is not Role.WORKER}
-        if self._asked is None:
-            self._asked, self._latest, self._answered = others - set(self._dead), view, False
-            self._ask_views(self._asked)
-        self._asked -= set(self._dead)
-        if not self._asked:
+        if self._pending_views is None:
+            self._pending_views, self._latest, self._answered = others - set(self._dead), view, False
+            self._ask_views(self._pending_views)
+        self._pending_views -= set(self._dead)
+        if not self._pending_views:
             self._take_over()
-        elif self.node.van.now() - self._asked_at > ORPHANED / 4:
+        elif self.node.van.now() - self._views_asked_at > LEADERLESS / 4:
             self._ask_views(rank for rank in view.alive if rank != me and rank not in self._dead)
 
     def _ask_views(self, ranks: Iterable[int]) -> None:
-        self._asked_at = self.node.van.now()
+        self._views_asked_at = self.node.van.now()
         for rank in ranks:
             self.node.control(rank, Command.ASK_VIEW, {})
 
     def _receive_answer(self, message: Message) -> None:
-        assert self._asked is not None
-        self._orphaned, self._answered = 0.0, True
+        assert self._pending_views is not None
+        self._leaderless_since, self._answered = 0.0, True
         view = View.from_meta(message.meta) if "leader" in message.meta else None
         if view is None:
             return
         if view.epoch > self._latest.epoch:
             self._latest = view
-        self._asked.discard(message.sender)
-        if not self._asked:
+        self._pending_views.discard(message.sender)
+        if not self._pending_views:
             self._take_over()
 
     def _take_over(self) -> None:
         """Lead, unless the latest view names another successor than the view of this rank did."""
-        self._asked = None
+        self._pending_views = None
         latest = self._latest
         successors = self._successors(latest)
         if successors and successors[0] != self.node.rank:
@@ -434,10 +437,7 @@ class Membership:
             return
         epoch = (latest.epoch // GENERATION + 1) * GENERATION
         gone = [rank for rank in self._dead if latest.roles[rank] is not None]
-        roles = {rank: latest.roles[rank] for rank in gone}
-        made = self._without(replace(latest, epoch=epoch), roles)
-        for role in roles.values():
-            made = self._promote(made, role)
+        made = self._replaced(replace(latest, epoch=epoch), gone)
         made = replace(repaired(made, self.replicas), leader=self.node.rank)
         self._publish(made, gone)
 

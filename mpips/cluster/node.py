@@ -71,7 +71,8 @@ URGENT = frozenset(
     )
 )
 """Control messages that do not wait for the view under which they were sent."""
-_ROWS = frozenset((Command.PULL, Command.PUSH_PULL))  # commands that are answered with rows of a vector
+_ROWS = frozenset((Command.PULL, Command.PUSH_PULL))
+"""Commands that are answered with rows of a vector."""
 _REQUESTS = _ROWS | {Command.PUSH}
 _ASKING = frozenset((Kind.REQUEST, Kind.PROBE))
 IDLE = "the next call"
@@ -132,7 +133,7 @@ class Node:
         shards_move = len(layout.servers) + len(layout.spares) > 1
         self.keeps = resend is not None or van.survives or shards_move
         """Whether requests may arrive twice, so that replies are kept."""
-        self.again: Counter[str] = Counter()
+        self.resent: Counter[str] = Counter()
         """How many messages were sent again, by cause: "lost", "moved", "workers", "keys", "chain"."""
         self.tasks = self.new_tasks(self.rank)
         self.plain = faults is None and not self.codec.pushes and not self.codec.pulls
@@ -146,18 +147,20 @@ class Node:
         self.controls: dict[Command, Handler] = {
             Command.STOP: stop,
             Command.FAILED: self._failed,
-            Command.BARRIER: self.departure.take_barrier,
-            Command.GONE: self.departure.take_gone,
+            Command.BARRIER: self.departure.receive_barrier,
+            Command.GONE: self.departure.receive_gone,
             Command.ACKNOWLEDGED: self._acknowledged,
         }
         self.on_view: list[Callable[[View, View], None]] = []
         self.on_tick: list[Callable[[], None]] = []
         self.idle_work: Callable[[], bool] = _no_work
-        self.workers_since = 0  # the epoch of the worker set of the present call
+        self.workers_since = 0
+        """The epoch of the worker set of the present call."""
         self.faults = faults
-        self._early: list[Message] = []  # messages of later epochs
+        # Messages of later epochs than that of the view.
+        self._future_messages: list[Message] = []
         self._next_tick = 0.0
-        self.moving = False
+        self.polling = False
         """Whether a poll is in progress: functions called then, such as a task's callback, must not wait."""
 
     def new_tasks(self, origin: int) -> Tasks:
@@ -169,7 +172,7 @@ class Node:
             encode=self._encode,
             withdraw=self.van.withdraw,
             timer=self.new_timer,
-            again=self.again,
+            again=self.resent,
             wait=self.wait,
         )
         tasks.now = self.van.now
@@ -281,7 +284,8 @@ class Node:
         try:
             self.codec.decode(message)
         except FilterError as error:
-            if message.kind is Kind.REQUEST:  # requests that depend on it wait until it is refused
+            # Requests that depend on it wait until it is refused.
+            if message.kind is Kind.REQUEST:
                 message.error, message.filtered = error, False
                 return True
             failure = self.callee.failure(message, error)
@@ -299,11 +303,11 @@ class Node:
 
     def poll(self) -> bool:
         """Receive at most one message, or do some low-priority work; return whether there was anything to do."""
-        outer, self.moving = self.moving, True
+        outer, self.polling = self.polling, True
         try:
             return self._poll()
         finally:
-            self.moving = outer
+            self.polling = outer
 
     def _poll(self) -> bool:
         if self.view.roles[self.rank] is None:
@@ -376,7 +380,7 @@ class Node:
         """Deliver a message to its handler."""
         kind, shard = message.kind, message.shard
         if message.epoch > self.view.epoch and message.command not in URGENT:
-            self._early.append(message)
+            self._future_messages.append(message)
         elif kind is Kind.CONTROL:
             if message.command in self.controls:
                 self.controls[message.command](message)
@@ -402,7 +406,8 @@ class Node:
     def _receive_buffer(self, message: Message) -> NDArray[Any] | None:
         """Return the array that receives the values of a message; None: a new one."""
         if not self.direct or message.kind is not Kind.REPLY or message.command is not Command.PULL:
-            return None  # a repeated answer would be written again, perhaps after the caller has reused the array
+            # A repeated answer would be written again, perhaps after the caller has reused the array.
+            return None
         if message.shard < 0 or message.sender != self.view.chains[message.shard].members[0]:
             return None
         return self.tasks.place(message)
@@ -429,7 +434,8 @@ class Node:
         before = self.view
         if view.epoch <= before.epoch:
             return
-        self.outbox.flush()  # messages are sent under the view in which they were issued
+        # Messages are sent under the view in which they were issued.
+        self.outbox.flush()
         self.view, self.van.epoch = view, view.epoch
         if view.roles[self.rank] is None:
             raise Fenced
@@ -439,13 +445,13 @@ class Node:
                 callback(view)
         for rank in set(before.alive) - set(view.alive):
             self.van.exclude(rank)
-            self.departure.absent(rank)
+            self.departure.record_lost(rank)
             lost = self._gone(rank, Message(Kind.REQUEST, Command.CALL))
             self.tasks.give_up(lost, lambda address, _, rank=rank: address == rank)  # type: ignore[misc]
         if view.roles[self.rank] is not before.roles[self.rank]:
             self.handlers.clear()
         if view.workers_since != before.workers_since:
-            self._break_rounds()
+            self._fail_rounds()
         # Another server may have been the primary in a view that this rank has missed.
         moved = [
             ~shard
@@ -456,11 +462,11 @@ class Node:
             notify(before, view)
         self.van.finish_receives()
         self.tasks.redirect(moved, "moved")
-        early, self._early = self._early, []
-        for message in early:
+        future, self._future_messages = self._future_messages, []
+        for message in future:
             self.take(message)
 
-    def _break_rounds(self) -> None:
+    def _fail_rounds(self) -> None:
         """Fail the aggregated pushes that were issued with the previous worker set."""
         why = Message(Kind.FAILURE, Command.PUSH, meta={"lost": True, "text": "the workers have changed"})
         self.tasks.give_up(why, lambda address, request: address < 0 and request.round != NO_ROUND)
@@ -573,7 +579,7 @@ class Node:
             "received": self.van.received_bytes,
             "waited": self.time_use.waited,
             "worked": self.time_use.worked,
-            "sent_again": dict(self.again),
+            "sent_again": dict(self.resent),
             **process_usage(),
             **self._held(),
             "filters": {
@@ -597,7 +603,8 @@ class Node:
             begins()
         try:
             self.policy.poll_in_program(self.poll)
-        finally:  # the program may continue after an error
+        # The program may continue after an error.
+        finally:
             for ends in self.observers.program_poll_ends:
                 ends()
         self.outbox.flush()

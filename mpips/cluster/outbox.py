@@ -40,7 +40,7 @@ class Outbox:
     def send(self, dest: int, message: Message) -> None:
         """Send one message, subject to injected faults; messages to lost ranks are dropped."""
         self._stamp(message)
-        # control messages are not retransmitted
+        # Control messages are not retransmitted.
         if self._faults is None or message.kind is Kind.CONTROL:
             self._van.send(dest, message)
             return

@@ -20,7 +20,7 @@ class RequestOrder(Protocol):
 class Policy:
     """The policy of a live run: messages take effect as they arrive. `mpips.replay.player` has that of a replay."""
 
-    again = False
+    is_replay = False
     """Whether this is a replay, which ignores stop requests and writes no checkpoints."""
 
     def delivery(self, deliver: Callable[[Message], None]) -> Callable[[Message], None]:

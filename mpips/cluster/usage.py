@@ -131,6 +131,6 @@ class Savings:
             caching["worker"] = FilterCost(self.key_bytes, self.sent_keys)
             caching["server"] = FilterCost(self.answered_keys, 0)
         for role, chain in (("worker", pushes), ("server", pulls)):
-            for name, each in chain.saved.items():
+            for name, each in chain.costs.items():
                 found.setdefault(name, {})[role] = each
         return found

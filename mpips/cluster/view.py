@@ -174,7 +174,7 @@ def without(view: View, losses: Iterable[Loss]) -> View:
     gone = {loss.rank for loss in losses}
     chains = tuple(_without_members(view, chain, gone) for chain in view.chains)
     if not all(chain.members for chain in chains):
-        raise ShardLost(_nothing_left(view, gone))
+        raise ShardLost(_shard_lost_text(view, gone))
     slots = tuple(VACANT if rank in gone else rank for rank in view.ring.slots)
     ring = view.ring
     if any(rank != VACANT for rank in slots):
@@ -203,7 +203,7 @@ def _without_members(view: View, chain: Chain, gone: set[int]) -> Chain:
     return Chain(members, since=view.epoch)
 
 
-def _nothing_left(view: View, gone: set[int]) -> str:
+def _shard_lost_text(view: View, gone: set[int]) -> str:
     names = ", ".join(f"rank {rank}" for rank in sorted(gone & set(view.servers)))
     return (
         f"{names} died, and no other server holds a copy of its keys: resume from the last checkpoint with "
@@ -222,8 +222,8 @@ def next_spare(view: View) -> int | None:
     So copies can be on as many different hosts as possible. Among equals it is the last: the first ones lead sooner.
     """
     host = view.ring.host
-    crowd = Counter(host(server) for server in view.ring.servers)
-    return min(reversed(view.spares), key=lambda rank: crowd[host(rank)], default=None)
+    servers_on = Counter(host(server) for server in view.ring.servers)
+    return min(reversed(view.spares), key=lambda rank: servers_on[host(rank)], default=None)
 
 
 def with_server(view: View, rank: int) -> View:
@@ -258,7 +258,7 @@ def with_workers(view: View, workers: Iterable[int]) -> View:
     )
 
 
-def whole(view: View, shard: int, rank: int, since: int) -> View:
+def with_learner_joined(view: View, shard: int, rank: int, since: int) -> View:
     """Return the view in which a shard's learner has become a member of its chain.
 
     `rank` reports a complete copy for the chain of epoch `since`; a report for another chain changes nothing.
@@ -269,7 +269,7 @@ def whole(view: View, shard: int, rank: int, since: int) -> View:
     return _set_chain(view, shard, Chain((*chain.members, rank), since=view.epoch))
 
 
-def drained(view: View, shard: int, since: int, replicas: int) -> View:
+def with_ring_order(view: View, shard: int, since: int, replicas: int) -> View:
     """Return the view in which a closed chain has the order that the ring prescribes.
 
     Its primary reports, for the chain of epoch `since`, that all members have the same state.
@@ -308,9 +308,9 @@ def repaired(view: View, replicas: int) -> View:
                 view = _set_chain(view, shard, Chain(wanted, since=view.epoch))
             elif not chain.closing:
                 view = _set_chain(view, shard, Chain(chain.members, closing=True, since=view.epoch))
-    held = {rank for chain in view.chains for rank in chain.everyone} | set(view.ring.servers)
+    holding = {rank for chain in view.chains for rank in chain.everyone} | set(view.ring.servers)
     roles = tuple(
-        Role.SPARE if role is Role.SERVER and rank not in held else role
+        Role.SPARE if role is Role.SERVER and rank not in holding else role
         for rank, role in enumerate(view.roles)
     )
     return view if roles == view.roles else replace(view, roles=roles)

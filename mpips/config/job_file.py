@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
@@ -20,20 +19,17 @@ from mpips import typed
 from mpips.cluster.faults import FaultsSpec
 from mpips.cluster.layout import LayoutSpec
 from mpips.config.overrides import apply
-from mpips.config.toml_text import line_of, write_toml
+from mpips.config.toml_text import line_of, read_toml, write_toml
 from mpips.consistency import ConsistencySpec
 from mpips.data.spec import DataSpec
 from mpips.errors import JobError
-from mpips.files.safe_open import AS_BYTES, read_text
+from mpips.files.safe_open import NON_UTF8_NOTE
 from mpips.filters.named import chain_of
 from mpips.tracing.recorder import TraceSpec
-from mpips.typed import Misfit
+from mpips.typed import InvalidValue
 
 PERIODS = 3
 """Heartbeats that must be missing before a rank counts as dead."""
-
-LARGEST = 1 << 24
-"""Largest size of a job file in bytes."""
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -224,7 +220,7 @@ class Job:
     def to_toml(self) -> str:
         """Return the resolved job as TOML; loading it gives the same job. File names may have any bytes."""
         text = write_toml(self.tables())
-        return AS_BYTES + text if re.search("[\udc80-\udcff]", text) else text
+        return NON_UTF8_NOTE + text if re.search("[\udc80-\udcff]", text) else text
 
     def digest(self) -> str:
         """Return the SHA-256 (hexadecimal) of the job's contents: the same for the same job in any folder."""
@@ -250,7 +246,7 @@ def load(
         JobError: one line with the error, its place, and a correct value.
     """
     path = Path(path)
-    text, tables = _read(path)
+    text, tables = read_toml(path, "job file", JobError)
     origins = apply(overrides, tables)
 
     def place(at: typed.Path) -> str:
@@ -267,14 +263,14 @@ def load(
         known = {**TABLES, program.name: program.settings}
         for name in tables:
             if name not in known:
-                raise Misfit((name,), f"unknown table [{name}]; {typed.suggestion(name, known)}")
+                raise InvalidValue((name,), f"unknown table [{name}]; {typed.suggestion(name, known)}")
         specs: dict[str, Any] = {
             name: typed.build(cls, _table(tables, name), (name,))
             for name, cls in known.items()
             if name != "job"
         }
-    except Misfit as misfit:
-        raise JobError(f"{place(misfit.path)}: {misfit}") from misfit
+    except InvalidValue as error:
+        raise JobError(f"{place(error.path)}: {error}") from error
     settings = specs.pop(program.name)
     name = job.name or program.name
     made = Job(
@@ -288,10 +284,10 @@ def load(
 
 def _inexact(job: Job, program: ProgramLike) -> str:
     """Return why a job's result depends on the number of workers even with exact sums; "" if it does not."""
-    says: Callable[[Job], str] | None = getattr(program, "exact_sums", None)
-    if says is None:
+    exact_sums: Callable[[Job], str] | None = getattr(program, "exact_sums", None)
+    if exact_sums is None:
         return f'program {job.program!r} does not declare support: define exact_sums(job) -> str, "" if supported'
-    if reason := says(job):
+    if reason := exact_sums(job):
         return reason
     if not job.consistency.is_sequential:
         return "only a sequential run is reproducible: use consistency.tau = 0"
@@ -304,26 +300,10 @@ def _inexact(job: Job, program: ProgramLike) -> str:
     return ""
 
 
-def _read(path: Path) -> tuple[str, dict[str, Any]]:
-    try:
-        text = read_text(path, follow=True, most=LARGEST)
-        return text, typed.toml(text)
-    except FileNotFoundError:
-        raise JobError(f"{path}: no such job file") from None
-    except OSError as error:
-        raise JobError(f"{path}: the job file cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise JobError(f"{path}: the job file is not UTF-8 text (byte {error.start})") from None
-    except tomllib.TOMLDecodeError as error:
-        found = re.search(r"\(at line (\d+), column \d+\)", str(error))
-        line = f":{found[1]}" if found else ""
-        raise JobError(f"{path}{line}: not TOML: {str(error).split(' (at ')[0]}") from None
-
-
 def _table(tables: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     table = tables.get(name, {})
     if not isinstance(table, Mapping):
-        raise Misfit((name,), f"{name} must be a table, written [{name}]; {typed.got(table)}")
+        raise InvalidValue((name,), f"{name} must be a table, written [{name}]; {typed.got(table)}")
     return table
 
 
@@ -336,12 +316,12 @@ def _find_program(name: str, base: Path, programs: Callable[[str, Path], Program
     try:
         program = programs(name, base)
     except JobError as error:
-        raise Misfit(("job", "program"), str(error)) from error
+        raise InvalidValue(("job", "program"), str(error)) from error
     if program.name in TABLES:
-        raise Misfit(
+        raise InvalidValue(
             ("job", "program"),
             f"a program cannot be called {program.name!r}: the table [{program.name}] is taken",
         )
     if not is_dataclass(program.settings):
-        raise Misfit(("job", "program"), f"the Settings of {name!r} must be a dataclass")
+        raise InvalidValue(("job", "program"), f"the Settings of {name!r} must be a dataclass")
     return program

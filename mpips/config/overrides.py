@@ -42,24 +42,24 @@ def override_of(text: str) -> tuple[tuple[str, ...], Any]:
     return parts, override_value(value)
 
 
-def with_switches(overrides: Sequence[str], switches: Mapping[str, tuple[str, Any]]) -> list[str]:
+def with_options(overrides: Sequence[str], options: Mapping[str, tuple[str, Any]]) -> list[str]:
     """Add the options of a command to the overrides: (option, value) by key; None means not given.
 
     Raises:
         JobError: an override gives another value for the same key.
     """
-    given = {key: each for key, each in switches.items() if each[1] is not None}
+    chosen = {key: each for key, each in options.items() if each[1] is not None}
     for override in overrides:
         path, value = override_of(override)
-        for key, (switch, said) in given.items():
+        for key, (option, given) in chosen.items():
             parts = tuple(key.split("."))
             same = path[: len(parts)] == parts[: len(path)]
-            if same and not (path == parts and type(value) is type(said) and value == said):
-                shown = switch if said is True else f"{switch} {said}"
+            if same and not (path == parts and type(value) is type(given) and value == given):
+                shown = option if given is True else f"{option} {given}"
                 raise JobError(
                     f"--set {override} and {shown} are both given, and differ: leave out one of them"
                 )
-    return [*overrides, *(f"{key}={json.dumps(said)}" for key, (_, said) in given.items())]
+    return [*overrides, *(f"{key}={json.dumps(value)}" for key, (_, value) in chosen.items())]
 
 
 def override_value(text: str) -> Any:

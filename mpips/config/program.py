@@ -83,10 +83,10 @@ def load_program(name: str, base: Path) -> Program:
         raise JobError(f"program {name!r}: {error}") from None
     register(module.__file__)
     settings: type = module.__dict__["Settings"]
-    says, writes = getattr(module, "exact_sums", None), getattr(module, "OUTPUTS", ("model.*",))
-    if not isinstance(writes, tuple) or not all(isinstance(each, str) for each in writes):
+    exact_sums, outputs = getattr(module, "exact_sums", None), getattr(module, "OUTPUTS", ("model.*",))
+    if not isinstance(outputs, tuple) or not all(isinstance(each, str) for each in outputs):
         raise JobError(f"program {name!r} ({module.__file__}): OUTPUTS must be a tuple of file names")
-    return Program(table_name(name), settings, module.schedule, module.Worker, module, says, writes)
+    return Program(table_name(name), settings, module.schedule, module.Worker, module, exact_sums, outputs)
 
 
 def trusted_loader(named: str | None) -> Callable[[str, Path], Program]:
@@ -94,7 +94,7 @@ def trusted_loader(named: str | None) -> Callable[[str, Path], Program]:
     `mpips.config.job_file.load`.
 
     It loads the programs that come with mpips. Any other program is code that this process would run: it is loaded only
-    if the user has named it, and then that one, whatever the file says.
+    if the user has named it, and then that one, regardless of the file.
 
     Args:
         named: the `.py` file, relative to the working folder, or dotted module that the user has named, if any.

@@ -1,18 +1,47 @@
-"""TOML as text: the line of a key in it, and tables written as TOML."""
+"""TOML as text: files of it, the line of a key, and tables written as TOML."""
 
 from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mpips import typed
+from mpips.errors import InputError
+from mpips.files.safe_open import read_text
 
 _KEY = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
 _DOTTED = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
 _HEADER = re.compile(rf"\s*(\[\[?)\s*({_DOTTED})\s*\]")
 _ENTRY = re.compile(rf"\s*({_DOTTED})\s*=")
+
+
+LARGEST = 1 << 24
+"""Largest size of a TOML file in bytes."""
+
+
+def read_toml(path: Path, what: str, kind: type[InputError] = InputError) -> tuple[str, dict[str, Any]]:
+    """Read a TOML file; return its text and its tables.
+
+    Raises:
+        InputError: of that `kind`; the text names the file, the line, and `what` the file is.
+    """
+    try:
+        text = read_text(path, follow=True, most=LARGEST)
+        return text, typed.toml(text)
+    except FileNotFoundError:
+        raise kind(f"{path}: no such {what}") from None
+    except OSError as error:
+        raise kind(f"{path}: the {what} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise kind(f"{path}: the {what} is not UTF-8 text (byte {error.start})") from None
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"\(at line (\d+), column \d+\)", str(error))
+        line = f":{found[1]}" if found else ""
+        raise kind(f"{path}{line}: not TOML: {str(error).split(' (at ')[0]}") from None
 
 
 def line_of(text: str, path: typed.Path) -> int | None:

@@ -7,7 +7,7 @@ storage/.
 from mpips.data.examples import Examples, Tally, concatenate, minibatches
 from mpips.data.matrix import Columns, load_columns
 from mpips.data.read import format_of, read
-from mpips.data.spec import DataSpec, expand, note, resolve
+from mpips.data.spec import DataSpec, expand, resolve, unusual_files
 
 __all__ = [
     "Columns",
@@ -19,7 +19,7 @@ __all__ = [
     "format_of",
     "load_columns",
     "minibatches",
-    "note",
     "read",
     "resolve",
+    "unusual_files",
 ]

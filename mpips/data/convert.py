@@ -8,31 +8,31 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.data.compression import MAGIC, compressing_into
 from mpips.data.csr import write_csr
 from mpips.data.examples import Examples, Tally
-from mpips.data.packed import MAGIC, packing_into
+from mpips.data.kernels import COLON, DOT, LOWER_E, MINUS, NEWLINE, PLUS, POWERS, SPACE, ZERO
 from mpips.data.read import named_format, read
 from mpips.data.spec import DataSpec, find
 from mpips.errors import DataError, InputError, cannot_write
 from mpips.files.safe_open import replacing
 from mpips.jit.kernel import kernel
 
-NEWLINE, SPACE, HASH, COLON, MINUS, PLUS, DOT, ZERO = 10, 32, 35, 58, 45, 43, 46, 48
-POWERS = np.array([float(f"1e{power}") for power in range(-300, 301)])
 LONGEST_PAIR = 48
 """Bytes of the longest " id:value": 20 digits, and a value of at most 9 digits in 16 characters."""
 PIECE = 1 << 16
+"""Non-zeros, and examples, that are formatted at a time."""
 
 
 @kernel()
-def put_whole(out: NDArray[np.uint8], pos: int, whole: np.uint64) -> int:
+def write_integer(out: NDArray[np.uint8], pos: int, whole: np.uint64) -> int:
     """Write an integer in decimal at `pos`; return the position after it."""
     begin = pos
     while True:
-        tenth = whole // np.uint64(10)
-        out[pos] = np.uint8(ZERO) + np.uint8(whole - tenth * np.uint64(10))
+        quotient = whole // np.uint64(10)
+        out[pos] = np.uint8(ZERO) + np.uint8(whole - quotient * np.uint64(10))
         pos += 1
-        whole = tenth
+        whole = quotient
         if whole == np.uint64(0):
             break
     end = pos
@@ -45,15 +45,15 @@ def put_whole(out: NDArray[np.uint8], pos: int, whole: np.uint64) -> int:
 
 
 @kernel()
-def put_value(out: NDArray[np.uint8], pos: int, value: np.float32) -> int:
-    """Write a finite float32 with the fewest digits, at most nine, that restore the same bits."""
+def write_float(out: NDArray[np.uint8], pos: int, value: np.float32) -> int:
+    """Write a finite float32 with the fewest digits, at most nine, that restore the same bits; return the end."""
     size = np.float64(value)
     if np.signbit(value):
         out[pos] = MINUS
         pos += 1
         size = -size
     if size < 16777216.0 and size == np.floor(size):
-        return put_whole(out, pos, np.uint64(size))
+        return write_integer(out, pos, np.uint64(size))
     exponent = int(np.floor(np.log10(size)))
     digits, power = np.uint64(0), 0
     for count in range(1, 10):
@@ -66,18 +66,18 @@ def put_value(out: NDArray[np.uint8], pos: int, value: np.float32) -> int:
         digits //= np.uint64(10)
         power += 1
     if power >= 0 or power < -12:
-        pos = put_whole(out, pos, digits)
+        pos = write_integer(out, pos, digits)
         if power == 0:
             return pos
-        out[pos] = 101
+        out[pos] = LOWER_E
         out[pos + 1] = MINUS if power < 0 else PLUS
-        return put_whole(out, pos + 2, np.uint64(abs(power)))
+        return write_integer(out, pos + 2, np.uint64(abs(power)))
     unit = np.uint64(1)
     for _ in range(-power):
         unit = unit * np.uint64(10)
-    pos = put_whole(out, pos, digits // unit)
+    pos = write_integer(out, pos, digits // unit)
     out[pos] = DOT
-    end = put_whole(out, pos, unit + digits % unit)
+    end = write_integer(out, pos, unit + digits % unit)
     out[pos] = DOT
     return end
 
@@ -98,9 +98,9 @@ def write_lines(
         pos += 2
         for i in range(indptr[row], indptr[row + 1]):
             out[pos] = SPACE
-            pos = put_whole(out, pos + 1, keys[i])
+            pos = write_integer(out, pos + 1, keys[i])
             out[pos] = COLON
-            pos = put_value(out, pos + 1, values[i] if values.shape[0] > 0 else np.float32(1))
+            pos = write_float(out, pos + 1, values[i] if values.shape[0] > 0 else np.float32(1))
         out[pos] = NEWLINE
         pos += 1
     return pos
@@ -117,7 +117,7 @@ def svmlight_lines(batch: Examples) -> bytes:
 def write_svmlight(path: str, kind: str, batches: Iterable[Examples]) -> None:
     """Write batches as svmlight text, compressed as `kind` ("gz", "xz", "bz2", "zst" or ""); atomically."""
     with replacing(path) as whole:
-        file = packing_into(path, whole, kind) if kind else whole
+        file = compressing_into(path, whole, kind) if kind else whole
         for batch in batches:
             begin = 0
             while begin < len(batch):
@@ -173,7 +173,7 @@ def convert(
         raise InputError("nothing to convert: name at least one source file")
     check_target([*files, *empty], target, force)
     tally = Tally(empty=empty)
-    examples = counted(read(files, spec, tally=tally), tally, files)
+    examples = check_not_empty(read(files, spec, tally=tally), tally, files)
     try:
         if form == "svmlight":
             write_svmlight(target, kind, examples)
@@ -184,7 +184,7 @@ def convert(
     return tally
 
 
-def counted(batches: Iterable[Examples], tally: Tally, files: Sequence[str]) -> Iterator[Examples]:
+def check_not_empty(batches: Iterable[Examples], tally: Tally, files: Sequence[str]) -> Iterator[Examples]:
     """Pass batches through; raise `DataError` if there are no examples."""
     yield from batches
     if tally.examples == 0:

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     import h5py
 
 ROWS = 1 << 16
+"""Entries of `indptr` that are read at a time."""
 MOST_KEYS = 2**31 - 1
 """The maximum number of keys of one row."""
 NONZEROS = 1 << 18
-GOOD, WRONG_LABEL, NOT_FINITE, NOT_ASCENDING = range(4)
-WRONG = {
+"""Non-zeros of a batch."""
+VALID, WRONG_LABEL, NOT_FINITE, NOT_ASCENDING = range(4)
+ROW_ERRORS = {
     WRONG_LABEL: "label is not one of -1, 0, +1",
     NOT_FINITE: "has a value that is not finite in 32-bit floating point",
     NOT_ASCENDING: "keys are not ascending, each once; sort them within the row",
@@ -40,19 +42,19 @@ def check_rows(
     indptr: NDArray[np.int64],
     keys: NDArray[np.uint64],
     values: NDArray[np.float32],
-    verdict: NDArray[np.uint8],
+    codes: NDArray[np.uint8],
 ) -> None:
-    """Write the error code of each row to `verdict`; empty `values`: ones. `indptr` must be valid."""
+    """Write the error code of each row to `codes`; empty `values`: ones. `indptr` must be valid."""
     for row in range(labels.shape[0]):
-        verdict[row] = GOOD
+        codes[row] = VALID
         label = labels[row]
         if not (label == 1.0 or label == 0.0 or label == -1.0):
-            verdict[row] = WRONG_LABEL
+            codes[row] = WRONG_LABEL
         for i in range(indptr[row], indptr[row + 1]):
             if i > indptr[row] and keys[i] <= keys[i - 1]:
-                verdict[row] = NOT_ASCENDING
+                codes[row] = NOT_ASCENDING
             if values.shape[0] > 0 and not np.isfinite(values[i]):
-                verdict[row] = NOT_FINITE
+                codes[row] = NOT_FINITE
 
 
 @kernel("void(i8[::1], i8[::1], i8[::1], u8[::1], u8[::1], f4[::1], f4[::1])")
@@ -74,7 +76,7 @@ def copy_rows(
                 new_values[target + i] = values[source + i]
 
 
-def select(batch: Examples, rows: NDArray[np.int64]) -> Examples:
+def select_rows(batch: Examples, rows: NDArray[np.int64]) -> Examples:
     """Return the given rows of a batch, copied; `rows` are i8 places within it."""
     indptr = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(np.diff(batch.indptr)[rows], out=indptr[1:])
@@ -117,9 +119,11 @@ def open_rows(path: str, file: h5py.File) -> tuple[Any, Any, Any, Any]:
     return labels, indptr, keys, values
 
 
-def read_range(path: str, sets: tuple[Any, Any, Any, Any], begin: int, indptr: NDArray[np.int64]) -> Examples:
+def read_range(
+    path: str, datasets: tuple[Any, Any, Any, Any], begin: int, indptr: NDArray[np.int64]
+) -> Examples:
     """Read the rows from `begin` on, whose positions in the keys are `indptr`."""
-    labels, _, all_keys, all_values = sets
+    labels, _, all_keys, all_values = datasets
     low, high = int(indptr[0]), int(indptr[-1])
     keys = all_keys[low:high]
     if keys.dtype.kind == "i" and len(keys) and keys.min() < 0:
@@ -143,22 +147,22 @@ def read_csr(
 
     try:
         with hdf5.reading(path, follow=True) as file:
-            sets = open_rows(path, file)
-            n = len(sets[0])
+            datasets = open_rows(path, file)
+            n = len(datasets[0])
             begin = 0
             while begin < n:
-                indptr = sets[1][begin : min(n, begin + ROWS) + 1].astype(np.int64)
-                wrong = bad_row(indptr, len(sets[2]))
-                if wrong >= 0:
+                indptr = datasets[1][begin : min(n, begin + ROWS) + 1].astype(np.int64)
+                bad = bad_row(indptr, len(datasets[2]))
+                if bad >= 0:
                     raise DataError(
-                        f"{path}: row {begin + wrong}: indptr decreases, or exceeds the {len(sets[2])} keys"
+                        f"{path}: row {begin + bad}: indptr decreases, or exceeds the {len(datasets[2])} keys"
                     )
                 rows = max(1, int(np.searchsorted(indptr, indptr[0] + nonzeros, side="right")) - 1)
                 if indptr[rows] - indptr[0] > MOST_KEYS:
                     raise DataError(f"{path}: row {begin}: has more than {MOST_KEYS:,} keys")
-                batch = read_range(path, sets, begin, indptr[: rows + 1])
-                mine = np.arange((part - index - begin) % parts, len(batch), parts, dtype=np.int64)
-                batch = checked(path, batch, begin, mine, spec, tally)
+                batch = read_range(path, datasets, begin, indptr[: rows + 1])
+                own = np.arange((part - index - begin) % parts, len(batch), parts, dtype=np.int64)
+                batch = valid_rows(path, batch, begin, own, spec, tally)
                 tally.examples += len(batch)
                 if len(batch):
                     yield batch
@@ -176,21 +180,21 @@ def read_csr(
     return index + n
 
 
-def checked(
-    path: str, batch: Examples, begin: int, mine: NDArray[np.int64], spec: DataSpec, tally: Tally
+def valid_rows(
+    path: str, batch: Examples, begin: int, own: NDArray[np.int64], spec: DataSpec, tally: Tally
 ) -> Examples:
-    """Return the good rows among `mine`, with labels -1 and +1, and no values if all are 1."""
-    verdict = np.zeros(len(batch), np.uint8)
+    """Return the valid rows among `own`, with labels -1 and +1, and no values if all are 1."""
+    codes = np.zeros(len(batch), np.uint8)
     values = np.zeros(0, np.float32) if batch.values is None else batch.values
-    check_rows(batch.labels, batch.indptr, batch.keys, values, verdict)
-    for row in mine[verdict[mine] != GOOD]:
-        error = f"{path}: row {begin + row}: {WRONG[int(verdict[row])]}"
+    check_rows(batch.labels, batch.indptr, batch.keys, values, codes)
+    for row in own[codes[own] != VALID]:
+        error = f"{path}: row {begin + row}: {ROW_ERRORS[int(codes[row])]}"
         if spec.on_error == "stop":
             raise DataError(error)
         tally.skip(error)
-    good = mine[verdict[mine] == GOOD]
-    if len(good) < len(batch):
-        batch = select(batch, good)
+    valid = own[codes[own] == VALID]
+    if len(valid) < len(batch):
+        batch = select_rows(batch, valid)
     ones = batch.values is None or bool((batch.values == 1).all())
     labels = np.where(batch.labels > 0, np.float32(1), np.float32(-1))
     return Examples(labels, batch.indptr, batch.keys, None if ones else batch.values)

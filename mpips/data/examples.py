@@ -77,7 +77,7 @@ class Tally:
                 {"names": self.header},
             )
         if self.empty:
-            yield left_out(self.empty), "empty", {"files": len(self.empty), "first": self.empty[0]}
+            yield empty_files_note(self.empty), "empty", {"files": len(self.empty), "first": self.empty[0]}
         if self.skipped:
             yield (
                 f"skipped {self.skipped:,} bad lines, the first: {self.first_error}",
@@ -86,7 +86,7 @@ class Tally:
             )
 
 
-def left_out(empty: list[str]) -> str:
+def empty_files_note(empty: list[str]) -> str:
     """Return a line about empty files."""
     return f"left out {len(empty):,} empty file{'s' if len(empty) > 1 else ''}, the first: {empty[0]}"
 

@@ -38,7 +38,8 @@ DONE, FULL, BAD_LABEL, BAD_PAIR, BAD_ID, BAD_VALUE, NOT_FINITE, BAD_ORDER, QID =
 BAD_COLUMNS, BAD_NUMBER = 9, 10
 OK, NO_NUMBER, TOO_LARGE, IS_HARD = range(4)
 
-NEWLINE, SPACE, HASH, COLON, ZERO, NINE = 10, 32, 35, 58, 48, 57
+NEWLINE, RETURN, SPACE, HASH, PLUS, MINUS, DOT, ZERO, NINE, COLON = b"\n\r #+-.09:"
+UPPER_E, LOWER_E = b"Ee"
 POWERS = np.array([float(f"1e{power}") for power in range(-300, 301)])
 CROSS = np.uint64(1 << 32)
 LOWER = np.uint64(1 << 40)
@@ -47,7 +48,7 @@ LOWER = np.uint64(1 << 40)
 @kernel()
 def is_space(byte: int) -> bool:
     """Return whether a byte is white space other than a newline."""
-    return byte == SPACE or (byte != NEWLINE and byte >= 9 and byte <= 13)
+    return byte == SPACE or (byte != NEWLINE and byte >= 9 and byte <= RETURN)
 
 
 @kernel()
@@ -61,8 +62,8 @@ def next_line(text: NDArray[np.uint8], pos: int) -> int:
 @kernel()
 def number(text: NDArray[np.uint8], pos: int) -> tuple[float, int, int]:
     """Parse a decimal number: (value, position after it, OK | NO_NUMBER | TOO_LARGE | IS_HARD)."""
-    negative = text[pos] == 45
-    if negative or text[pos] == 43:
+    negative = text[pos] == MINUS
+    if negative or text[pos] == PLUS:
         pos += 1
     mantissa = np.uint64(0)
     digits = 0
@@ -79,20 +80,20 @@ def number(text: NDArray[np.uint8], pos: int) -> tuple[float, int, int]:
                 power -= fraction
             else:
                 power += not fraction
-        elif byte == 46 and not fraction:
+        elif byte == DOT and not fraction:
             fraction = True
         else:
             break
         pos += 1
     if not seen:
         return 0.0, pos, NO_NUMBER
-    if text[pos] == 101 or text[pos] == 69:
+    if text[pos] == LOWER_E or text[pos] == UPPER_E:
         pos += 1
         sign = 1
-        if text[pos] == 45:
+        if text[pos] == MINUS:
             sign = -1
             pos += 1
-        elif text[pos] == 43:
+        elif text[pos] == PLUS:
             pos += 1
         if text[pos] < ZERO or text[pos] > NINE:
             return 0.0, pos, NO_NUMBER
@@ -317,7 +318,7 @@ def parse_rows(
     n, nnz = state[EXAMPLES], state[NONZEROS]
     code = DONE
     while pos < end and code == DONE:
-        if text[pos] == NEWLINE or (text[pos] == 13 and text[pos + 1] == NEWLINE):
+        if text[pos] == NEWLINE or (text[pos] == RETURN and text[pos + 1] == NEWLINE):
             pos = next_line(text, pos)
             line += 1
             continue
@@ -332,7 +333,7 @@ def parse_rows(
         begin = pos
         first = nnz
         label, pos, good = label_at(text, pos)
-        if not good or not (text[pos] == separator or text[pos] == NEWLINE or text[pos] == 13):
+        if not good or not (text[pos] == separator or text[pos] == NEWLINE or text[pos] == RETURN):
             code = BAD_LABEL
         column = 0
         while code == DONE and text[pos] == separator:
@@ -349,7 +350,7 @@ def parse_rows(
             shift = np.uint64(0)
             while True:
                 byte = text[pos]
-                if byte in (separator, NEWLINE) or (byte == 13 and text[pos + 1] == NEWLINE):
+                if byte in (separator, NEWLINE) or (byte == RETURN and text[pos + 1] == NEWLINE):
                     break
                 word |= np.uint64(byte) << shift
                 shift += np.uint64(8)

@@ -63,23 +63,23 @@ def scatter_rows(
     places: NDArray[np.int64],
     values: NDArray[np.float32],
     rows: NDArray[np.int32],
-    placed: NDArray[np.float32],
+    out_values: NDArray[np.float32],
 ) -> None:
     """Put a chunk of rows, numbered from `first`, at their columns' next `places`, and advance those.
 
-    Empty `placed`: without values; empty `values`: ones.
+    Empty `out_values`: without values; empty `values`: ones.
     """
     for row in range(indptr.shape[0] - 1):
         for i in range(indptr[row], indptr[row + 1]):
             place = places[slots[i]]
             places[slots[i]] = place + 1
             rows[place] = first + row
-            if placed.shape[0] > 0:
-                placed[place] = values[i] if values.shape[0] > 0 else np.float32(1)
+            if out_values.shape[0] > 0:
+                out_values[place] = values[i] if values.shape[0] > 0 else np.float32(1)
 
 
-def give_back() -> None:
-    """Return freed memory to the system, if the C library (glibc) supports it: the batches were freed in pieces."""
+def trim_heap() -> None:
+    """Return freed memory to the system, if the C library (glibc) supports it: the batches were small blocks."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -91,7 +91,7 @@ def load_columns(batches: Iterable[Examples]) -> Columns:
     beyond 2**31 - 1 examples or distinct keys.
     """
     index: Numbering | PairNumbering = Numbering()
-    held: deque[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float32] | None]] = deque()
+    chunks: deque[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float32] | None]] = deque()
     labels: list[NDArray[np.float32]] = []
     n = nnz = 0
     for batch in batches:
@@ -100,15 +100,15 @@ def load_columns(batches: Iterable[Examples]) -> Columns:
         n, nnz = n + len(batch), nnz + len(batch.keys)
         if n >= 2**31:
             raise DataError("one worker cannot hold more than 2**31 - 1 examples; use more workers")
-        held.append((index.insert(batch.keys), batch.indptr, batch.values))
+        chunks.append((index.insert(batch.keys), batch.indptr, batch.values))
         labels.append(batch.labels)
-    found = index.keys()
+    known_keys = index.keys()
     del index
-    order = key_order(found)
-    keys = found[order]
-    del found
+    order = key_order(known_keys)
+    keys = known_keys[order]
+    del known_keys
     counts = np.zeros(len(keys), np.int64)
-    for slots, _, _ in held:
+    for slots, _, _ in chunks:
         count_slots(slots, counts)
     colptr = np.zeros(len(keys) + 1, np.int64)
     np.cumsum(counts[order], out=colptr[1:])
@@ -117,12 +117,12 @@ def load_columns(batches: Iterable[Examples]) -> Columns:
     del order
     rows = np.empty(nnz, np.int32)
     none = np.zeros(0, np.float32)
-    placed = none if all(values is None for _, _, values in held) else np.empty(nnz, np.float32)
+    out_values = none if all(values is None for _, _, values in chunks) else np.empty(nnz, np.float32)
     first = 0
-    while held:
-        slots, indptr, values = held.popleft()
-        scatter_rows(slots, indptr, first, places, none if values is None else values, rows, placed)
+    while chunks:
+        slots, indptr, values = chunks.popleft()
+        scatter_rows(slots, indptr, first, places, none if values is None else values, rows, out_values)
         first += len(indptr) - 1
     all_labels = np.concatenate([none, *labels])
-    give_back()
-    return Columns(keys, colptr, rows, placed if len(placed) else None, all_labels)
+    trim_heap()
+    return Columns(keys, colptr, rows, out_values if len(out_values) else None, all_labels)

@@ -2,10 +2,10 @@
 
 A server's index (mpips/storage/key_index.py) is ordered, since requests are; the keys of examples are not, and most
 of them are known. So this is a hash table: open addressing with linear probing over one array of 64-bit entries. An
-entry packs the high half of the key's hash with slot + 1; 0 is an empty place, so that every 64-bit key is legal, 0
-and 2**64 - 1 too. The keys themselves stand once, in slot order, and are read only where the half hash agrees. It
-grows without hashing again: a home is the hash's high bits, which the entry holds, so a new table is filled by one
-sweep through the old one, in memory order on both sides.
+entry packs the high half of the key's hash with slot + 1; 0 is an empty place, so that every 64-bit key is valid, 0
+and 2**64 - 1 too. The keys themselves are stored once, in slot order, and are read only where the half hash agrees. It
+grows without hashing again: a home position is the hash's high bits, which the entry holds, so a new table is filled
+by one pass over the old one, in memory order in both.
 
 Lookups of a large table wait for memory. The kernels therefore take the keys in small batches: they first
 hash a batch and touch its homes, loads that the processor overlaps, and only then probe.
@@ -86,7 +86,7 @@ def _insert(
     hashes = np.empty(_BATCH, np.uint64)
     touched = np.empty(_BATCH, np.uint64)
     total = len(keys)
-    room = len(known)
+    capacity = len(known)
     for start in range(first, total, _BATCH):
         size = min(_BATCH, total - start)
         for i in range(size):
@@ -106,7 +106,7 @@ def _insert(
                 place = (place + _ONE) & mask
                 entry = table[place]
             if slot < 0:
-                if count == room:
+                if count == capacity:
                     return start + i, count
                 slot = count
                 known[U8(count)] = key
@@ -142,7 +142,7 @@ class Numbering:
 
     def __init__(self, capacity_hint: int = 0) -> None:
         if capacity_hint > MAX_KEYS:
-            raise LayoutError(_full(capacity_hint))
+            raise LayoutError(_too_many_keys(capacity_hint))
         self._bits = min(_bits_for(capacity_hint), _MAX_BITS)
         self._table = np.zeros(1 << self._bits, np.uint64)
         self._known = np.empty(max(12, capacity_hint), np.uint64)
@@ -159,7 +159,7 @@ class Numbering:
 
     def find(self, keys: NDArray[np.uint64], out: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
         """Return the slots i32[n] of keys u64[n]; -1 for a key that was never inserted."""
-        keys = _ready(keys)
+        keys = _as_contiguous(keys)
         if out is None:
             out = np.empty(len(keys), np.int32)
         _check_out(keys, out)
@@ -171,7 +171,7 @@ class Numbering:
 
         Raises LayoutError when a slot would no longer fit an int32.
         """
-        keys = _ready(keys)
+        keys = _as_contiguous(keys)
         if out is None:
             out = np.empty(len(keys), np.int32)
         _check_out(keys, out)
@@ -192,12 +192,12 @@ class Numbering:
     def _grow(self, expected: int) -> None:
         """Make room for more keys: half as many again; towards `expected`, up to four times, in one step."""
         if self._count >= MAX_KEYS:
-            raise LayoutError(_full(self._count + 1))
-        room = min(max(self._count * 3 // 2, min(expected, self._count * 4)) + 12, MAX_KEYS)
-        known = np.empty(room, np.uint64)
+            raise LayoutError(_too_many_keys(self._count + 1))
+        capacity = min(max(self._count * 3 // 2, min(expected, self._count * 4)) + 12, MAX_KEYS)
+        known = np.empty(capacity, np.uint64)
         known[: self._count] = self._known[: self._count]
         self._known = known
-        bits = min(_bits_for(room), _MAX_BITS)
+        bits = min(_bits_for(capacity), _MAX_BITS)
         if bits > self._bits:
             self._bits = bits
             table = np.zeros(1 << bits, np.uint64)
@@ -221,11 +221,11 @@ class PairNumbering:
         Raises LayoutError when a slot would no longer fit an int32.
         """
         if len(self._index) + len(keys) > MAX_KEYS:
-            raise LayoutError(_full(len(self._index) + len(keys)))
+            raise LayoutError(_too_many_keys(len(self._index) + len(keys)))
         return one_by_one(self._index.insert(keys))
 
 
-def _ready(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _as_contiguous(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return keys as the kernels take them: a copy if they are a read-only or unaligned view of a message."""
     if keys.dtype == np.uint64 and keys.flags.carray:
         return keys
@@ -237,5 +237,5 @@ def _check_out(keys: NDArray[np.uint64], out: NDArray[np.int32]) -> None:
         raise TypeError(f"out must be int32 of shape {keys.shape}, contiguous; got {out.dtype} {out.shape}")
 
 
-def _full(keys: int) -> str:
+def _too_many_keys(keys: int) -> str:
     return f"one worker can number at most {MAX_KEYS:,} keys, its data has {keys:,}: use more workers"

@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 from mpips.data import csr, text
+from mpips.data.compression import HDF5_MAGIC, magic, name_without_compression
 from mpips.data.examples import Examples, Tally
-from mpips.data.packed import HDF5_MAGIC, magic, unpacked_name
-from mpips.data.spec import DataSpec, listed
+from mpips.data.spec import DataSpec, as_list
 from mpips.data.stream import line_blocks
 from mpips.errors import DataError
 
@@ -24,7 +24,7 @@ ENDINGS = {
 
 def named_format(path: str) -> str:
     """Return the format by a file's name, or "" if the name has none."""
-    return ENDINGS.get(os.path.splitext(unpacked_name(path))[1][1:].lower(), "")
+    return ENDINGS.get(os.path.splitext(name_without_compression(path))[1][1:].lower(), "")
 
 
 def format_of(path: str, spec: DataSpec) -> str:
@@ -33,11 +33,11 @@ def format_of(path: str, spec: DataSpec) -> str:
     found = "hdf5" if start == HDF5_MAGIC else named_format(path) if spec.format == "auto" else spec.format
     if start == HDF5_MAGIC and spec.format not in ("auto", "hdf5"):
         raise DataError(f"{path}: is an HDF5 file but [data] format = {spec.format!r}")
-    return found or sniffed(path, spec)
+    return found or guess_format(path, spec)
 
 
-def sniffed(path: str, spec: DataSpec) -> str:
-    """Tell svmlight from delimited text by the first line that shows it."""
+def guess_format(path: str, spec: DataSpec) -> str:
+    """Distinguish svmlight from delimited text by the first line that differs."""
     blocks = line_blocks(path, 1 << 16)
     try:
         block = next(blocks)
@@ -58,7 +58,7 @@ def sniffed(path: str, spec: DataSpec) -> str:
     raise DataError(f"{path}: holds no examples that show its format; set [data] format")
 
 
-def shard(files: Sequence[str], part: int, parts: int) -> tuple[list[str], int, int]:
+def files_of_part(files: Sequence[str], part: int, parts: int) -> tuple[list[str], int, int]:
     """Return (files, part, parts) to read for one part of `files`.
 
     With at least as many files as parts, part p takes the whole files whose index is p modulo `parts`; else
@@ -82,11 +82,11 @@ def read(
     and line.
     """
     tally = Tally() if tally is None else tally
-    mine, part, parts = shard(files, part, parts)
-    whole = max(len(files), len(listed(spec.train)), len(listed(spec.test)))
+    own_files, part, parts = files_of_part(files, part, parts)
+    whole = max(len(files), len(as_list(spec.train)), len(as_list(spec.test)))
     first: text.Head | None = None
     index = 0
-    for path in mine:
+    for path in own_files:
         before, form = index, format_of(path, spec)
         if spec.key_bits != 64 and form != "tsv":
             raise DataError(
@@ -106,6 +106,6 @@ def read(
 
 def first_head(files: Sequence[str], spec: DataSpec) -> text.Head | None:
     """Read the line that numbers the columns: that of the first file of [data] train, or else of `files`."""
-    train = [each for each in listed(spec.train) if os.path.isfile(each)]
+    train = [each for each in as_list(spec.train) if os.path.isfile(each)]
     heads = (text.first_head(each, spec) for each in [*train, *files] if format_of(each, spec) == "tsv")
     return next((found for found in heads if found is not None), None)

@@ -9,9 +9,9 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from mpips.data.examples import left_out
-from mpips.data.packed import open_data
-from mpips.data.stream import holds_nothing
+from mpips.data.compression import open_data
+from mpips.data.examples import empty_files_note
+from mpips.data.stream import is_empty
 from mpips.errors import JobError
 
 
@@ -49,14 +49,14 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         """Raise `JobError` for a value that no reader can use."""
-        choose("format", self.format, ("auto", "svmlight", "tsv", "hdf5"))
-        choose("on_error", self.on_error, ("stop", "skip"))
+        check_choice("format", self.format, ("auto", "svmlight", "tsv", "hdf5"))
+        check_choice("on_error", self.on_error, ("stop", "skip"))
         if self.key_bits not in (64, 128):
             raise JobError(f"[data] key_bits = {self.key_bits!r}: must be 64 or 128")
         if self.header != "auto" and not isinstance(self.header, bool):
             raise JobError(f'[data] header = {self.header!r}: must be true, false or "auto"')
         for name in ("train", "test"):
-            patterns = listed(getattr(self, name))
+            patterns = as_list(getattr(self, name))
             if not all(isinstance(pattern, str) for pattern in patterns):
                 raise JobError(f"[data] {name} = {patterns!r}: must be a file name or a list of file names")
         bad = "\r\n\"'+-.eE0123456789"
@@ -75,18 +75,18 @@ class DataSpec:
                     raise JobError(f"[data] {name}: {column!r}: {text}")
 
 
-def choose(name: str, value: Any, valid: tuple[str, ...]) -> None:
+def check_choice(name: str, value: Any, valid: tuple[str, ...]) -> None:
     """Raise `JobError` unless `value` is one of `valid`."""
     if value not in valid:
         raise JobError(f"[data] {name} = {value!r}: must be one of {', '.join(map(repr, valid))}")
 
 
-def listed(names: str | list[str]) -> list[str]:
+def as_list(names: str | list[str]) -> list[str]:
     """Return one name or several as a list; an empty name gives an empty list."""
     return ([names] if names else []) if isinstance(names, str) else list(names)
 
 
-class Found(NamedTuple):
+class FoundFiles(NamedTuple):
     """The files of names and globs: those to read, and empty ones."""
 
     files: list[str]
@@ -98,7 +98,7 @@ def expand(names: str | list[str], base: str = "") -> list[str]:
     return find(names, base).files
 
 
-def find(names: str | list[str], base: str = "") -> Found:
+def find(names: str | list[str], base: str = "") -> FoundFiles:
     """Find the files of names and globs, in order; relative names start from folder `base`.
 
     Empty files are separated, such as the empty parts and marks that other programs write; if all are empty, they are
@@ -106,13 +106,13 @@ def find(names: str | list[str], base: str = "") -> Found:
     regular file.
     """
     files: list[str] = []
-    for name in listed(names):
+    for name in as_list(names):
         path = os.path.join(base, os.path.expanduser(name))
         if "\0" in path:
             raise JobError(f"[data] {name!r} is not a file name")
         found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
         if not found:
-            raise JobError(f"[data] {_lacking(name, path)}")
+            raise JobError(f"[data] {_reason_missing(name, path)}")
         for file in found:
             if os.path.isdir(file):
                 raise JobError(f"[data] {file} is a folder; name its files, as in {file.rstrip('/')}/*")
@@ -120,13 +120,13 @@ def find(names: str | list[str], base: str = "") -> Found:
                 # Raises an error that describes it.
                 open_data(file).close()
         files += found
-    empty = dict.fromkeys(file for file in files if len(files) > 1 and holds_nothing(file))
+    empty = dict.fromkeys(file for file in files if len(files) > 1 and is_empty(file))
     if len(empty) == len(set(files)):
-        return Found(files, [])
-    return Found([file for file in files if file not in empty], list(empty))
+        return FoundFiles(files, [])
+    return FoundFiles([file for file in files if file not in empty], list(empty))
 
 
-def _lacking(name: str, path: str) -> str:
+def _reason_missing(name: str, path: str) -> str:
     """Describe why there is no file of a name."""
     if path.startswith(("/dev/fd/", "/proc/")):
         return (
@@ -141,16 +141,16 @@ def _lacking(name: str, path: str) -> str:
     return f"no such file: {name}{where}; names are relative to the job file's folder"
 
 
-def note(spec: DataSpec, base: str) -> str:
+def unusual_files(spec: DataSpec, base: str) -> str:
     """Describe a job's empty files, which are not read, and those that are read more than once; "" if none."""
     train, test = find(spec.train, base), find(spec.test, base)
     empty = [*train.empty, *test.empty]
-    said = [left_out(empty)] if empty else []
+    notes = [empty_files_note(empty)] if empty else []
     for files in (train.files, test.files):
         twice = [file for file, times in Counter(files).items() if times > 1]
         if twice:
-            said.append(f"{len(twice):,} files are named, and read, more than once, the first: {twice[0]}")
-    return "\n".join(said)
+            notes.append(f"{len(twice):,} files are named, and read, more than once, the first: {twice[0]}")
+    return "\n".join(notes)
 
 
 def resolve(spec: DataSpec, base: str) -> DataSpec:

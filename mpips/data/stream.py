@@ -12,7 +12,15 @@ from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-from mpips.data.packed import HDF5_MAGIC, MAGIC, empty, explained, open_data, packing, unpacked
+from mpips.data.compression import (
+    HDF5_MAGIC,
+    MAGIC,
+    compression_of,
+    decompressed,
+    empty_file_error,
+    naming_errors,
+    open_data,
+)
 from mpips.errors import DataError
 
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -20,23 +28,23 @@ UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 BLOCK = 1 << 20
 LONGEST_LINE = 1 << 27
 """Maximum size of a line, bytes: a file without newlines must not fill the memory."""
-SMALL = 512
+CHECKED_SIZE = 512
 """Size of compressed files, in bytes, up to which their content is checked for being empty."""
-FOREIGN = {
+UNSUPPORTED = {
     **dict.fromkeys(UTF32, "is UTF-32 text; convert it, as by iconv -f UTF-32 -t UTF-8"),
     **dict.fromkeys(UTF16, "is UTF-16 text; convert it, as by iconv -f UTF-16 -t UTF-8"),
     **{
-        start: f"is packed twice, inside as {kind}; unpack it once"
+        start: f"is compressed twice, inside as {kind}; decompress it once"
         for kind, start in MAGIC.items()
         if kind != "bz2"
     },
-    b"BZh91AY&SY": "is packed twice, inside as bz2; unpack it once",
+    b"BZh91AY&SY": "is compressed twice, inside as bz2; decompress it once",
     HDF5_MAGIC: "is an HDF5 file where text was expected",
     b"PK\x03\x04": "is a zip archive; unpack it first",
     b"7z\xbc\xaf\x27\x1c": "is a 7z archive; unpack it first",
-    b"\x1f\x9d": "was packed by compress, which is not read; unpack it first",
-    b"\x04\x22\x4d\x18": "was packed by lz4, which is not read; unpack it first",
-    b"PAR1\x15": "is a Parquet file, which is not read; write it as text first",
+    b"\x1f\x9d": "was compressed by compress, which is not supported; decompress it first",
+    b"\x04\x22\x4d\x18": "was compressed by lz4, which is not supported; decompress it first",
+    b"PAR1\x15": "is a Parquet file, which is not supported; convert it to text first",
 }
 """The first bytes of files in formats that are not read."""
 
@@ -48,12 +56,12 @@ def chunks(path: str, size: int = BLOCK) -> Generator[bytes, None, None]:
     changes meanwhile.
     """
     with closing(open_data(path)) as whole:
-        kind = packing(path, whole)
+        kind = compression_of(path, whole)
         before = os.fstat(whole.fileno()).st_size
         pool = ThreadPoolExecutor(1, "mpips-read")
         try:
-            with explained(path, kind):
-                file = unpacked(path, whole, kind)
+            with naming_errors(path, kind):
+                file = decompressed(path, whole, kind)
                 ahead = pool.submit(file.read, size)
                 while chunk := ahead.result():
                     ahead = pool.submit(file.read, size)
@@ -68,15 +76,15 @@ def chunks(path: str, size: int = BLOCK) -> Generator[bytes, None, None]:
             )
 
 
-def holds_nothing(path: str) -> bool:
+def is_empty(path: str) -> bool:
     """Return whether a file is empty after decompression, except for a byte order mark; damaged files are not."""
     try:
         found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > SMALL:
+        if not stat.S_ISREG(found.st_mode) or found.st_size > CHECKED_SIZE:
             return False
         if found.st_size == 0:
             return True
-        with closing(chunks(path, SMALL)) as stream:
+        with closing(chunks(path, CHECKED_SIZE)) as stream:
             return next(stream, b"") in (b"", codecs.BOM_UTF8)
     # The error is raised when the file is read.
     except (OSError, DataError):
@@ -88,13 +96,13 @@ def line_blocks(path: str, size: int = BLOCK) -> Generator[bytearray, None, None
 
     Yields at least one. Raises `DataError`, also for an empty file.
     """
-    held: list[bytes | memoryview] = []
+    pieces: list[bytes | memoryview] = []
     length = begin = bom = 0
     first = True
     with closing(chunks(path, size)) as stream:
         for chunk in stream:
             if first:
-                for start, what in FOREIGN.items():
+                for start, what in UNSUPPORTED.items():
                     if chunk.startswith(start):
                         raise DataError(f"{path}:1: {what}")
                 if chunk[257:262] == b"ustar":
@@ -105,22 +113,22 @@ def line_blocks(path: str, size: int = BLOCK) -> Generator[bytearray, None, None
             cut = chunk.rfind(b"\n") + 1
             view = memoryview(chunk)
             if cut:
-                yield bytearray().join([*held, view[:cut]])
-                held, begin, length = [], begin + length + cut, 0
-            held.append(view[cut:])
+                yield bytearray().join([*pieces, view[:cut]])
+                pieces, begin, length = [], begin + length + cut, 0
+            pieces.append(view[cut:])
             length += len(chunk) - cut
             if length > LONGEST_LINE:
-                held = []
+                pieces = []
                 raise DataError(
                     f"{path}:{_lines(path, begin) + 1}: is longer than {LONGEST_LINE >> 20} MiB; is this a text file?"
                 )
         if length:
-            last = bytearray().join([*held, b"\n"])
+            last = bytearray().join([*pieces, b"\n"])
             if begin == bom and b"\r" in last.rstrip():
                 raise DataError(f"{path}:1: has lines that end in CR alone; convert it, as by tr '\\r' '\\n'")
             yield last
         elif begin == bom:
-            raise empty(path)
+            raise empty_file_error(path)
 
 
 def _lines(path: str, size: int) -> int:

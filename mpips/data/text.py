@@ -55,7 +55,7 @@ class Batch:
         self.hard = np.empty((hards, 2), np.int64)
 
 
-def empty_batch(index: int, nonzeros: int = BATCH_NONZEROS, wide: bool = False) -> Batch:
+def new_batch(index: int, nonzeros: int = BATCH_NONZEROS, wide: bool = False) -> Batch:
     """Return an empty batch, with the parser at line 0, before the line of the given index."""
     state = np.zeros(k.STATE_SIZE, np.int64)
     state[k.INDEX] = index
@@ -80,7 +80,7 @@ def token(text: bytearray, begin: int, stops: bytes = b" \t\r\v\f\n#") -> str:
     return repr(word if len(word) <= 40 else word[:40] + "...")
 
 
-def wrong_pair(text: bytearray, code: int, begin: int) -> str:
+def svmlight_error(text: bytearray, code: int, begin: int) -> str:
     """Describe the error in a svmlight line, and the expected form."""
     word = token(text, begin)
     if code == k.BAD_LABEL:
@@ -98,12 +98,12 @@ def wrong_pair(text: bytearray, code: int, begin: int) -> str:
     return f"{word} is not of the form id:value, as in 7:0.5"
 
 
-def parsed(
+def parse_blocks(
     path: str,
     blocks: Iterable[bytearray],
     batch: Batch,
     parse: Callable[[NDArray[np.uint8]], None],
-    wrong: Callable[[bytearray, int, int], str],
+    describe: Callable[[bytearray, int, int], str],
     on_error: str,
     tally: Tally,
 ) -> Generator[Examples, None, int]:
@@ -115,7 +115,7 @@ def parsed(
             parse(block)
             code = int(state[k.CODE])
             if code > k.FULL:
-                error = f"{path}:{state[k.LINE]}: {wrong(text, code, int(state[k.ERROR_BEGIN]))}"
+                error = f"{path}:{state[k.LINE]}: {describe(text, code, int(state[k.ERROR_BEGIN]))}"
                 if on_error == "stop":
                     raise DataError(error)
                 tally.skip(error)
@@ -145,7 +145,7 @@ def read_svmlight(
     integers below 2**64; values finite. Yields batches in order; returns the index after the last line.
     Raises `DataError` with file and line.
     """
-    batch = empty_batch(index)
+    batch = new_batch(index)
 
     def parse(block: NDArray[np.uint8]) -> None:
         k.parse_svmlight(
@@ -153,11 +153,11 @@ def read_svmlight(
         )
 
     with closing(line_blocks(path, size)) as blocks:
-        return (yield from parsed(path, blocks, batch, parse, wrong_pair, spec.on_error, tally))
+        return (yield from parse_blocks(path, blocks, batch, parse, svmlight_error, spec.on_error, tally))
 
 
 @dataclass(frozen=True)
-class Table:
+class ParserColumns:
     """The columns of a delimited file (without the label), in the form of the parser."""
 
     columns: int
@@ -173,7 +173,7 @@ MISSING = frozenset(("", "?", "na", "n/a", "nan", "null", "none", ".", "-"))
 """Representations of a missing label, in lower case: a row that starts with one is not a line of names."""
 
 
-def is_label(field: str) -> bool:
+def seems_label(field: str) -> bool:
     """Return whether a field can be read as a number, as every label can, or represents a missing label."""
     if field.strip().strip("\"'").lower() in MISSING:
         return True
@@ -202,8 +202,8 @@ class Head(NamedTuple):
         if bool(self.size) != bool(first.size):
             has, lacks = (self, first) if self.size else (first, self)
             raise DataError(
-                f"{self.path}:1: the first line of {has.path} is taken for column names ({_shown(has.fields)}), that "
-                f"of {lacks.path} for a row; give names to all files or to none, or set [data] header"
+                f"{self.path}:1: the first line of {has.path} is taken for column names ({_shortened(has.fields)}), "
+                f"that of {lacks.path} for a row; give names to all files or to none, or set [data] header"
             )
         if len(self.fields) != len(first.fields) and not self.size:
             raise DataError(
@@ -212,9 +212,9 @@ class Head(NamedTuple):
             )
         if not self.size:
             return list(range(len(self.fields) - 1))
-        other = set(self.fields) ^ set(first.fields)
-        if other:
-            name = min(other, key=lambda each: (self.fields + first.fields).index(each))
+        different = set(self.fields) ^ set(first.fields)
+        if different:
+            name = min(different, key=lambda each: (self.fields + first.fields).index(each))
             has, lacks = (self, first) if name in self.fields else (first, self)
             raise DataError(
                 f"{self.path}:1: column {name!r} of {has.path} is not in {lacks.path}; files that are read together "
@@ -229,17 +229,17 @@ class Head(NamedTuple):
         return [place[name] for name in self.fields[1:]]
 
 
-def _shown(names: Sequence[str]) -> str:
+def _shortened(names: Sequence[str]) -> str:
     text = ", ".join(names)
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def head(path: str, spec: DataSpec, block: bytearray) -> Head:
+def read_head(path: str, spec: DataSpec, block: bytearray) -> Head:
     """Read a delimited file's first line."""
     end = block.find(b"\n") + 1
     line = bytes(block[:end]).decode("utf-8", "replace").rstrip("\r\n")
     fields = line.split(spec.separator)
-    header = not is_label(fields[0]) if spec.header == "auto" else spec.header
+    header = not seems_label(fields[0]) if spec.header == "auto" else spec.header
     if not line.strip():
         raise DataError(f"{path}:1: is blank; the first line must be a row or the column names")
     if len(fields) < 2:
@@ -262,10 +262,10 @@ def first_head(path: str, spec: DataSpec) -> Head | None:
     """Read the first line of another file; None if that has only blank lines."""
     with closing(line_blocks(path, 1 << 16)) as blocks:
         block = next(blocks)
-        return head(path, spec, block) if block.strip() else None
+        return read_head(path, spec, block) if block.strip() else None
 
 
-def table(found: Head, first: Head, spec: DataSpec) -> Table:
+def parser_columns(own_head: Head, first: Head, spec: DataSpec) -> ParserColumns:
     """Find the columns of a file, and those in `spec`; they are numbered as in `first`."""
     path, fields = first.path, first.fields
     names = fields[1:] if first.size else []
@@ -284,17 +284,17 @@ def table(found: Head, first: Head, spec: DataSpec) -> Table:
     crosses = [[place(column) for column in cross] for cross in spec.crosses]
     bucketed = np.zeros(len(fields) - 1, np.uint8)
     bucketed[[place(column) for column in spec.log_buckets]] = 1
-    return Table(
+    return ParserColumns(
         len(fields) - 1,
-        np.array(found.places(first), np.int64),
+        np.array(own_head.places(first), np.int64),
         bucketed,
         np.cumsum([0] + [len(cross) for cross in crosses], dtype=np.int64),
         np.array([column for cross in crosses for column in cross], np.int64),
-        found.size,
+        own_head.size,
     )
 
 
-def wrong_row(separator: bytes, columns: int, text: bytearray, code: int, begin: int) -> str:
+def row_error(separator: bytes, columns: int, text: bytearray, code: int, begin: int) -> str:
     """Describe the error in a delimited row, and the expected form."""
     word = token(text, begin, separator + b"\r\n")
     if code == k.BAD_LABEL:
@@ -330,13 +330,13 @@ def read_rows(
             if more is None:
                 return index
             block += more
-        found = head(path, spec, block)
-        of = table(found, first or found, spec)
-        if found.size:
-            tally.header = tally.header or f"{_shown(found.fields)} ({path})"
+        own_head = read_head(path, spec, block)
+        of = parser_columns(own_head, first or own_head, spec)
+        if own_head.size:
+            tally.header = tally.header or f"{_shortened(own_head.fields)} ({path})"
         separator = spec.separator.encode()
         nonzeros = max(BATCH_NONZEROS, of.columns + len(of.cross_ptr) - 1)
-        batch = empty_batch(index, nonzeros, spec.key_bits == 128)
+        batch = new_batch(index, nonzeros, spec.key_bits == 128)
         batch.state[k.POS], batch.state[k.LINE] = of.header, int(of.header > 0)
         fields = np.zeros((2, of.columns), np.uint64)
 
@@ -346,5 +346,9 @@ def read_rows(
                 batch.labels, batch.indptr, batch.keys, batch.lows, batch.state,
             )  # fmt: skip
 
-        wrong = partial(wrong_row, separator, of.columns + 1)
-        return (yield from parsed(path, chain([block], blocks), batch, parse, wrong, spec.on_error, tally))
+        describe = partial(row_error, separator, of.columns + 1)
+        return (
+            yield from parse_blocks(
+                path, chain([block], blocks), batch, parse, describe, spec.on_error, tally
+            )
+        )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mpips.errors import ClosedError
 
-_PIECE = 2**23
+_WRITE_BYTES = 2**23
 """Bytes of one write."""
 
 
@@ -28,44 +28,44 @@ class ErrorLatchingFile:
     def __init__(self, path: Path | int) -> None:
         self.error: OSError | None = None
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._handle: int | None = os.dup(path) if isinstance(path, int) else os.open(path, flags, 0o666)
-        self._at = self._end = 0
+        self._descriptor: int | None = os.dup(path) if isinstance(path, int) else os.open(path, flags, 0o666)
+        self._offset = self._end = 0
 
-    def _open(self) -> int:
-        if self._handle is None:
+    def _check_open(self) -> int:
+        if self._descriptor is None:
             raise ClosedError("this file is closed")
-        return self._handle
+        return self._descriptor
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move to an offset from the beginning, from the current position or from the end."""
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
-        return self._at
+        self._offset = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._end}[whence]
+        return self._offset
 
     def tell(self) -> int:
         """Return the current offset."""
-        return self._at
+        return self._offset
 
     def write(self, data: memoryview) -> int:
         """Write `data`; after an error, only advance the offset."""
-        handle, view = self._open(), memoryview(data).cast("B")
-        start = self._at
+        handle, view = self._check_open(), memoryview(data).cast("B")
+        start = self._offset
         try:
-            while self._at - start < len(view) and self.error is None:
-                done = self._at - start
-                self._at += os.pwrite(handle, view[done : done + _PIECE], self._at)
+            while self._offset - start < len(view) and self.error is None:
+                done = self._offset - start
+                self._offset += os.pwrite(handle, view[done : done + _WRITE_BYTES], self._offset)
         except OSError as error:
             self.error = error
-        self._at = start + len(view)
-        self._end = max(self._end, self._at)
+        self._offset = start + len(view)
+        self._end = max(self._end, self._offset)
         return len(view)
 
     def readinto(self, buffer: memoryview) -> int:
         """Read bytes; those that could not be written are zeros."""
-        handle, view = self._open(), memoryview(buffer).cast("B")
-        found = os.pread(handle, len(view), self._at)
+        handle, view = self._check_open(), memoryview(buffer).cast("B")
+        found = os.pread(handle, len(view), self._offset)
         view[: len(found)] = found
         view[len(found) :] = bytes(len(view) - len(found))
-        self._at += len(view)
+        self._offset += len(view)
         return len(view)
 
     def read(self, size: int) -> bytes:
@@ -76,10 +76,10 @@ class ErrorLatchingFile:
 
     def truncate(self, size: int | None = None) -> int:
         """Set the file's size; after an error, only record it."""
-        self._end = self._at if size is None else size
+        self._end = self._offset if size is None else size
         try:
             if self.error is None:
-                os.ftruncate(self._open(), self._end)
+                os.ftruncate(self._check_open(), self._end)
         except OSError as error:
             self.error = error
         return self._end
@@ -89,18 +89,18 @@ class ErrorLatchingFile:
 
     def close(self) -> None:
         """Sync and close the file; raise the first error there was. Idempotent."""
-        if self._handle is None:
+        if self._descriptor is None:
             return
         try:
             if self.error is None:
-                os.fsync(self._handle)
+                os.fsync(self._descriptor)
         except OSError as error:
             self.error = error
         try:
-            os.close(self._handle)
-        # a network file system may report a failed write only at close
+            os.close(self._descriptor)
+        # A network file system may report a failed write only at close.
         except OSError as error:
             self.error = self.error or error
-        self._handle = None
+        self._descriptor = None
         if self.error is not None:
             raise self.error

@@ -22,7 +22,7 @@ import h5py
 from mpips.files.error_latching_file import ErrorLatchingFile
 from mpips.files.safe_open import open_regular, replacing
 
-SPARE = 1 << 26
+SLACK = 1 << 26
 """Bytes that a dataset may declare beyond those stored."""
 LARGEST_CHUNK = 1 << 30
 """Bytes of a decompressed chunk."""
@@ -30,24 +30,24 @@ LARGEST_CHUNK = 1 << 30
 
 @contextmanager
 def reading(
-    path: str | Path, *, follow: bool, beside: Container[str] = (), packed: bool = True
+    path: str | Path, *, follow: bool, view_files: Container[str] = (), compressed: bool = True
 ) -> Iterator[h5py.File]:
     """Open an HDF5 file to read it; no other file is read through it.
 
     Args:
         path: the file.
         follow: whether `path` may be a symbolic link, see `mpips.files.safe_open`.
-        beside: files that virtual datasets may refer to: those of mpips' own views, which the caller trusts.
-        packed: whether data may be compressed.
+        view_files: files that virtual datasets may refer to: those of mpips' own views, which the caller trusts.
+        compressed: whether data may be compressed.
 
     Raises:
         OSError: it is missing, not a regular file, not HDF5, refers to other files, or declares more than it holds.
     """
-    # its errors are clearer than those of HDF5
+    # Its errors are clearer than those of HDF5.
     with open_regular(path, follow=follow):
         pass
     with h5py.File(path, "r", locking=False) as file:
-        found = _flaw(file, beside, None if packed else file.id.get_filesize() + SPARE)
+        found = _flaw(file, view_files, None if compressed else file.id.get_filesize() + SLACK)
         if found:
             raise OSError(f"{path}: {found}; it is refused")
         yield file
@@ -60,16 +60,16 @@ def writing(path: str | Path) -> Iterator[h5py.File]:
     Raises:
         OSError: it cannot be written; names `path`.
     """
-    with replacing(path, "w+b") as whole, closing(ErrorLatchingFile(whole.fileno())) as sink:
-        with h5py.File(sink, "w", locking=False) as file:
+    with replacing(path, "w+b") as target, closing(ErrorLatchingFile(target.fileno())) as latching:
+        with h5py.File(latching, "w", locking=False) as file:
             yield file
-        sink.close()
+        latching.close()
 
 
-def _flaw(file: h5py.File, beside: Container[str], most: int | None) -> str:
-    """Describe what in a file refers to another file, or is missing from the file; "" if nothing is.
+def _flaw(file: h5py.File, view_files: Container[str], limit: int | None) -> str:
+    """Describe a reference to another file, or data that the file declares and does not hold; "" if there is neither.
 
-    `most`: the largest sum of all datasets' bytes, if it is known.
+    `limit`: the largest sum of all datasets' bytes, if it is known.
 
     Raises:
         OSError: it is damaged.
@@ -78,16 +78,16 @@ def _flaw(file: h5py.File, beside: Container[str], most: int | None) -> str:
     problem: Exception | None = None
     declared = 0
 
-    def look(name: bytes) -> bool | None:
+    def check_link(name: bytes) -> bool | None:
         nonlocal found, problem, declared
         try:
-            item = _at(file, name)
-            found = item if isinstance(item, str) else _flaw_of(item, beside)
-            if most is not None and not found and isinstance(item, h5py.h5d.DatasetID):
+            item = _dataset_at(file, name)
+            found = item if isinstance(item, str) else _flaw_of(item, view_files)
+            if limit is not None and not found and isinstance(item, h5py.h5d.DatasetID):
                 declared += 0 if _is_virtual(item) else _size(item)
-                if declared > most:
+                if declared > limit:
                     found = f"and those before it declare {declared:,} bytes, more than are in the file"
-        # HDF5 would lose the exception in its C code
+        # HDF5 would lose the exception in its C code.
         except Exception as error:
             problem = error
             return True
@@ -95,7 +95,7 @@ def _flaw(file: h5py.File, beside: Container[str], most: int | None) -> str:
         return True if found else None
 
     try:
-        file.id.links.visit(look)
+        file.id.links.visit(check_link)
     except (RuntimeError, KeyError, ValueError, SystemError) as error:
         problem = problem or error
     if problem is not None:
@@ -103,8 +103,8 @@ def _flaw(file: h5py.File, beside: Container[str], most: int | None) -> str:
     return found
 
 
-def _at(file: h5py.File, name: bytes) -> h5py.h5d.DatasetID | str | None:
-    """Return the dataset of a link, a text if the link is invalid, or None if it is another object."""
+def _dataset_at(file: h5py.File, name: bytes) -> h5py.h5d.DatasetID | str | None:
+    """Return the dataset of a link, an error text if the link is invalid, or None if it is another object."""
     kind = file.id.links.get_info(name).type
     if kind not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
         return "is an external link, and so would read another file"
@@ -112,7 +112,7 @@ def _at(file: h5py.File, name: bytes) -> h5py.h5d.DatasetID | str | None:
     return item if isinstance(item, h5py.h5d.DatasetID) else None
 
 
-def _flaw_of(data: h5py.h5d.DatasetID | None, beside: Container[str]) -> str:
+def _flaw_of(data: h5py.h5d.DatasetID | None, view_files: Container[str]) -> str:
     """Describe what is wrong with a dataset; "" if nothing is."""
     if data is None:
         return ""
@@ -120,8 +120,8 @@ def _flaw_of(data: h5py.h5d.DatasetID | None, beside: Container[str]) -> str:
     if creation.get_external_count():
         return "keeps its data in another file"
     if _is_virtual(data):
-        shown = {creation.get_virtual_filename(at) for at in range(creation.get_virtual_count())}
-        if all(each in beside for each in shown):
+        shown = {creation.get_virtual_filename(index) for index in range(creation.get_virtual_count())}
+        if all(each in view_files for each in shown):
             return ""
         return "is a virtual dataset, and so would read other files"
     return _excess(data, creation)
@@ -137,16 +137,14 @@ def _size(data: h5py.h5d.DatasetID) -> int:
 
 
 def _excess(data: h5py.h5d.DatasetID, creation: h5py.h5p.PropDCID) -> str:
-    """Describe how much more a dataset declares than the file holds; "" if at most `SPARE` bytes."""
+    """Describe how much more a dataset declares than the file holds; "" if at most `SLACK` bytes."""
     declared = _size(data)
-    if declared <= SPARE:
+    if declared <= SLACK:
         return ""
     held = data.get_storage_size()
     if creation.get_layout() == h5py.h5d.CHUNKED:
         chunk = math.prod(creation.get_chunk()) * int(data.get_type().get_size())
         if chunk > LARGEST_CHUNK:
-            return (
-                f"has chunks of {chunk:,} bytes, of which each is read whole; at most {LARGEST_CHUNK:,} are"
-            )
+            return f"has chunks of {chunk:,} bytes, and a chunk is read as a whole; the limit is {LARGEST_CHUNK:,}"
         held = data.get_num_chunks() * chunk
-    return f"declares {declared:,} bytes and holds {held:,}" if declared > held + SPARE else ""
+    return f"declares {declared:,} bytes and holds {held:,}" if declared > held + SLACK else ""

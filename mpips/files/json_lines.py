@@ -16,21 +16,21 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from mpips.errors import ClosedError
-from mpips.files.json_shape import parsed
-from mpips.files.json_values import Nulls, plain
+from mpips.files.json_schema import parse_json
+from mpips.files.json_values import Nulls, json_data
 from mpips.files.safe_open import LARGEST_TEXT, open_own, read_bytes
 
-_PIECE = 1 << 16
+_READ_BYTES = 1 << 16
 
 
-class Read(NamedTuple):
+class JsonLines(NamedTuple):
     """The objects of a file, and the number of other lines."""
 
     objects: list[dict[str, Any]]
     bad: int
 
 
-def passed_over(path: Path, bad: int) -> str:
+def ignored_lines_warning(path: Path, bad: int) -> str:
     """Return a warning about skipped lines; "" if there are none."""
     if not bad:
         return ""
@@ -38,7 +38,7 @@ def passed_over(path: Path, bad: int) -> str:
     return f"warning: {path}: ignored {bad} {what}"
 
 
-def read_lines(path: Path, most: int = LARGEST_TEXT) -> Read:
+def read_lines(path: Path, most: int = LARGEST_TEXT) -> JsonLines:
     """Read a file of JSON lines; empty if there is none.
 
     Raises:
@@ -47,21 +47,21 @@ def read_lines(path: Path, most: int = LARGEST_TEXT) -> Read:
     try:
         raw = read_bytes(path, follow=False, most=most)
     except FileNotFoundError:
-        return Read([], 0)
+        return JsonLines([], 0)
     objects, bad = [], 0
     for line in raw.split(b"\n"):
         if line.strip():
             value = None
             with suppress(ValueError):
-                value = parsed(line)
+                value = parse_json(line)
             if isinstance(value, dict):
                 objects.append(value)
             else:
                 bad += 1
-    return Read(objects, bad)
+    return JsonLines(objects, bad)
 
 
-class Lines:
+class JsonLinesWriter:
     """A file of JSON lines to append to: when `append` returns, the line is completely written.
 
     A context manager; `close` is idempotent.
@@ -74,7 +74,7 @@ class Lines:
         self.path = path
         self._handle: int | None = open_own(path, append=True)
         try:
-            self._cut(os.fstat(self._handle).st_size)
+            self._remove_incomplete_line(os.fstat(self._handle).st_size)
         except BaseException:
             self.close()
             raise
@@ -90,7 +90,9 @@ class Lines:
         """
         if self._handle is None:
             raise ClosedError(f"{self.path} was closed")
-        line = json.dumps(plain(value, Nulls()), allow_nan=False, separators=(", ", ": ")).encode() + b"\n"
+        line = (
+            json.dumps(json_data(value, Nulls()), allow_nan=False, separators=(", ", ": ")).encode() + b"\n"
+        )
         whole = line
         try:
             while line:
@@ -98,15 +100,15 @@ class Lines:
         except OSError as error:
             with suppress(OSError):
                 if len(line) < len(whole):
-                    self._cut(os.fstat(self._handle).st_size)
+                    self._remove_incomplete_line(os.fstat(self._handle).st_size)
             raise OSError(error.errno, error.strerror, str(self.path)) from None
 
-    def _cut(self, size: int) -> None:
+    def _remove_incomplete_line(self, size: int) -> None:
         """Remove an incomplete last line."""
         assert self._handle is not None
         end = size
         while end:
-            begin = max(0, end - _PIECE)
+            begin = max(0, end - _READ_BYTES)
             at = os.pread(self._handle, end - begin, begin).rfind(b"\n")
             if at >= 0:
                 end = begin + at + 1
@@ -121,7 +123,7 @@ class Lines:
             os.close(self._handle)
             self._handle = None
 
-    def __enter__(self) -> Lines:
+    def __enter__(self) -> JsonLinesWriter:
         """Return itself."""
         return self
 

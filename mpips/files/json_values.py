@@ -13,11 +13,11 @@ import numpy as np
 
 from mpips.errors import UsageError
 
-DEEPEST = 60
-"""The largest nesting depth: a table that contains itself has no end."""
-SAID = 10
-"""Values that a message names at most: an array may hold millions that are not finite."""
-Otherwise = Callable[[str, Any, str], Any]
+MAX_DEPTH = 60
+"""The largest nesting depth; a table that contains itself has none."""
+MOST_NAMED = 10
+"""The largest number of values that a message names: an array may hold millions that are not finite."""
+Replace = Callable[[str, Any, str], Any]
 """Returns the replacement of a value; arguments: its key, the value, and why JSON cannot represent it."""
 
 
@@ -40,39 +40,39 @@ class Nulls(dict[str, str]):
 
     def __str__(self) -> str:
         """Return a line about the first ten values."""
-        more = [f"{len(self) - SAID:,} more"] if len(self) > SAID else []
-        return "; ".join([*(f"{key} {why}" for key, why in islice(self.items(), SAID)), *more])
+        more = [f"{len(self) - MOST_NAMED:,} more"] if len(self) > MOST_NAMED else []
+        return "; ".join([*(f"{key} {why}" for key, why in islice(self.items(), MOST_NAMED)), *more])
 
 
-def plain(value: Any, otherwise: Otherwise = refuse, key: str = "") -> Any:
+def json_data(value: Any, replace: Replace = refuse, key: str = "") -> Any:
     """Return a value as JSON-able data: numpy's numbers as numbers, arrays as lists, paths as strings.
 
-    A number that is not finite, and a value without a JSON form, is replaced by what `otherwise` returns.
+    A number that is not finite, and a value without a JSON representation, is replaced by what `replace` returns.
     """
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else otherwise(key, float(value), f"is {float(value)}")
+        return float(value) if math.isfinite(value) else replace(key, float(value), f"is {float(value)}")
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.ndim:
         if value.dtype.kind != "f" or np.isfinite(value).all():
             return value.tolist()
         value = list(value)
     if isinstance(value, (np.generic, np.ndarray)) and value.dtype.kind in "biufU" and not value.ndim:
-        return plain(value.item(), otherwise, key)
+        return json_data(value.item(), replace, key)
     if isinstance(value, Path):
         return str(value)
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
-    if key.count(".") + key.count("[") > DEEPEST:
-        return otherwise(key[:40] + "...", value, "has no end")
+    if key.count(".") + key.count("[") > MAX_DEPTH:
+        return replace(key[:40] + "...", value, "is nested too deeply")
     if isinstance(value, Mapping):
         return {
-            _name(name): plain(each, otherwise, f"{key}.{name}" if key else str(name))
+            _name(name): json_data(each, replace, f"{key}.{name}" if key else str(name))
             for name, each in value.items()
         }
     if isinstance(value, (list, tuple, set, frozenset, np.ndarray)):
-        return [plain(each, otherwise, f"{key}[{at}]") for at, each in enumerate(value)]
-    return otherwise(key, value, f"is a {type(value).__qualname__}, which JSON cannot say")
+        return [json_data(each, replace, f"{key}[{at}]") for at, each in enumerate(value)]
+    return replace(key, value, f"is a {type(value).__qualname__}, which JSON cannot represent")
 
 
 def _name(name: Any) -> Any:

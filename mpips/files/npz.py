@@ -5,6 +5,7 @@ An archive's directory and the arrays' headers may declare any size, which numpy
 
 from __future__ import annotations
 
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def load(path: str | Path, *, follow: bool) -> dict[str, NDArray[Any]]:
 
     Raises:
         OSError: it cannot be opened, or is not a regular file.
-        ValueError: it is not an archive of arrays of numbers and texts, or damaged.
+        ValueError: it is not an archive of arrays of numbers and strings, or damaged.
     """
     # Few ranks read such a file, and the import takes 10 modules.
     import zipfile
@@ -41,7 +42,7 @@ def load(path: str | Path, *, follow: bool) -> dict[str, NDArray[Any]]:
         try:
             with zipfile.ZipFile(raw) as archive:
                 members = archive.infolist()
-                # members may not share their bytes
+                # Members may not share their bytes.
                 if sum(member.compress_size for member in members) > size:
                     raise ValueError("its arrays declare more bytes than the file holds")
                 spare = _SPARE
@@ -64,11 +65,9 @@ def _array(file: Any, name: str, size: int) -> NDArray[Any]:
     header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     shape, fortran, dtype = header(file)
     if dtype.hasobject or dtype.itemsize == 0 or any(length < 0 for length in shape):
-        raise ValueError(f"{name} is an array of {dtype} of the shape {shape}; numbers and texts are read")
-    count = 1
-    for length in shape:
-        # Python's integers do not overflow
-        count *= length
+        raise ValueError(f"{name} is an array of {dtype} of the shape {shape}; numbers and strings are read")
+    # Python's integers do not overflow.
+    count = math.prod(map(int, shape))
     if count * dtype.itemsize > size:
         raise ValueError(f"{name} declares {count:,} numbers, but has {size:,} bytes")
     content = file.read(count * dtype.itemsize)

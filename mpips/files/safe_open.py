@@ -24,7 +24,7 @@ from typing import IO, Any
 LARGEST_TEXT = 1 << 28
 """The default limit for files that are read completely, in bytes."""
 
-AS_BYTES = "# names of files that are not UTF-8 stand here as their bytes\n"
+NON_UTF8_NOTE = "# names of files that are not UTF-8 stand here as their bytes\n"
 """The first line of such a TOML text."""
 
 _KINDS = (
@@ -46,19 +46,31 @@ def open_regular(path: str | Path, *, follow: bool) -> BufferedReader:
     Raises:
         OSError: it is missing, cannot be read, or is not a regular file; `strerror` says which.
     """
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | (0 if follow else os.O_NOFOLLOW)
+    flags = os.O_RDONLY | (0 if follow else os.O_NOFOLLOW)
+    advice = "; it can be read only once, by one process: write it to a file"
+    return os.fdopen(_open_checked(path, flags, pipe_advice=advice), "rb")
+
+
+def _open_checked(path: str | Path, flags: int, *, pipe_advice: str = "") -> int:
+    """Open a regular file without blocking; return its descriptor. OSError if it is another kind of file."""
     try:
-        handle = os.open(path, flags)
+        handle = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY, 0o666)
     except OSError as error:
-        if error.errno == errno.ELOOP and not follow:
+        if error.errno == errno.ELOOP and flags & os.O_NOFOLLOW:
             raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", str(path)) from None
-        if error.errno == errno.ENXIO:  # a socket, or a device without a driver
+        # A socket, or a device without a driver.
+        if error.errno == errno.ENXIO:
             raise OSError(errno.ENXIO, "is not a regular file", str(path)) from None
         raise
     try:
-        _check_regular(handle, path, "; it can be read only once, by one process: write it to a file")
+        kind = os.fstat(handle).st_mode
+        if not stat.S_ISREG(kind):
+            found = next((text for test, text in _KINDS if test(kind)), "is something else")
+            number = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
+            advice = pipe_advice if stat.S_ISFIFO(kind) else ""
+            raise OSError(number, f"{found}, not a regular file{advice}", str(path))
         os.set_blocking(handle, True)
-        return os.fdopen(handle, "rb")
+        return handle
     except BaseException:
         os.close(handle)
         raise
@@ -74,7 +86,7 @@ def read_bytes(path: str | Path, *, follow: bool, most: int = LARGEST_TEXT) -> b
         # The size of a read is allocated at once, so `most` is not read in one call.
         size = os.fstat(file.fileno()).st_size
         found = file.read(size + 1) if size <= most else b""
-        # it has grown, or its file system reports a size of 0
+        # It has grown, or its file system reports a size of 0.
         if size < len(found) <= most:
             found += file.read(most + 1 - len(found))
     if max(size, len(found)) > most:
@@ -85,11 +97,11 @@ def read_bytes(path: str | Path, *, follow: bool, most: int = LARGEST_TEXT) -> b
 def read_text(path: str | Path, *, follow: bool, most: int = LARGEST_TEXT) -> str:
     """Read a regular file of UTF-8 text whole; as `read_bytes`, and `UnicodeDecodeError` (a ValueError).
 
-    A byte order mark is left out. A text that begins with `AS_BYTES` may name files that are not UTF-8, as Python names
-    them (surrogateescape).
+    A byte order mark is left out. A text that begins with `NON_UTF8_NOTE` may name files that are not UTF-8, as Python
+    names them (surrogateescape).
     """
     found = read_bytes(path, follow=follow, most=most).removeprefix(codecs.BOM_UTF8)
-    return found.decode("utf-8", "surrogateescape" if found.startswith(AS_BYTES.encode()) else "strict")
+    return found.decode("utf-8", "surrogateescape" if found.startswith(NON_UTF8_NOTE.encode()) else "strict")
 
 
 def inside(folder: str | Path, name: str) -> Path:
@@ -100,7 +112,7 @@ def inside(folder: str | Path, name: str) -> Path:
         name: an untrusted string.
 
     Raises:
-        OSError: `name` has a separator, is empty, "." or "..", or has a NUL byte; or stands for a symbolic link.
+        OSError: `name` has a separator, is empty, "." or "..", or has a NUL byte; or is a symbolic link.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
         raise OSError(errno.EINVAL, f"{name!r} is not a plain file name", str(folder))
@@ -121,22 +133,11 @@ def open_own(path: str | Path, *, append: bool = False) -> int:
         OSError: as `open_regular`; links are not followed.
     """
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-    try:
-        handle = os.open(path, flags | (os.O_APPEND if append else 0), 0o666)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", str(path)) from None
-        raise
-    try:
-        _check_regular(handle, path)
-        os.set_blocking(handle, True)
-        if not append:
-            os.ftruncate(handle, 0)
-        return handle
-    except BaseException:
-        os.close(handle)
-        raise
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if append else 0)
+    handle = _open_checked(path, flags)
+    if not append:
+        os.ftruncate(handle, 0)
+    return handle
 
 
 @contextmanager
@@ -164,7 +165,7 @@ def replacing(path: str | Path, mode: str = "wb", *, durable: bool = True) -> It
     path = Path(path)
     temporary: str | None = None
     try:
-        if kind := _irreplaceable(path):
+        if kind := _protected_kind(path):
             raise OSError(errno.EINVAL, f"{kind}, not a regular file")
         try:
             handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
@@ -191,10 +192,10 @@ def replacing(path: str | Path, mode: str = "wb", *, durable: bool = True) -> It
                 os.unlink(temporary)
 
 
-def _irreplaceable(path: Path) -> str:
-    """Return what a path is that a file must not replace, though a privileged user could; "" if it may.
+def _protected_kind(path: Path) -> str:
+    """Return the kind of a path that a file must not replace, though a privileged user could; "" for all others.
 
-    These are devices, also links in the system's folder of them, such as /dev/stdout, named pipes and sockets.
+    These are devices, including links in /dev such as /dev/stdout, named pipes and sockets.
     """
     if os.path.realpath(path.parent) == "/dev":
         return "is a device"
@@ -204,15 +205,6 @@ def _irreplaceable(path: Path) -> str:
         return ""
     # A folder is replaced by no file.
     return next((text for test, text in _KINDS if test(kind) and not stat.S_ISDIR(kind)), "")
-
-
-def _check_regular(handle: int, path: str | Path, of_pipes: str = "") -> None:
-    kind = os.fstat(handle).st_mode
-    if not stat.S_ISREG(kind):
-        found = next((text for test, text in _KINDS if test(kind)), "is something else")
-        number = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
-        advice = of_pipes if stat.S_ISFIFO(kind) else ""
-        raise OSError(number, f"{found}, not a regular file{advice}", str(path))
 
 
 def sync(path: str | Path) -> None:

@@ -27,8 +27,8 @@ from mpips.rundir.progress import bytes_si
 from mpips.transport.key_cache import sign
 from mpips.transport.message import CODES, DTYPES, NO_SIGNATURE, Command, Message
 
-# hash, number of filters, wire type of the values, whether there are values, bits of a key that exceed 64, width, rows,
-# keys (-1: none)
+# Hash, number of filters, wire type of the values, whether there are values, bits of a key that exceed 64, width, rows,
+# keys (-1: none).
 _HEAD = struct.Struct("<16sBBHIqqq")
 _HASH = 16
 BYTES = 254
@@ -59,7 +59,7 @@ class Chain:
         self, steps: Iterable[Step] = (), seed: int = 0, clock: Callable[[], int] = perf_counter_ns
     ) -> None:
         self.steps, self.seed = tuple(steps), seed
-        self.saved = {step.name: FilterCost() for step in self.steps}
+        self.costs = {step.name: FilterCost() for step in self.steps}
         self.states: dict[tuple[int, str], list[State]] = {}
         """By peer and vector: a state per filter."""
         self._clock = clock
@@ -81,15 +81,15 @@ class Chain:
         if not self.steps or (values is None and message.keys is None):
             return message
         if values is not None and (values.dtype not in CODES or values.ndim > 2):
-            # it cannot be sent: its `encode` raises an error that says why
+            # It cannot be sent: its `encode` raises an error that says why.
             return message
         keys = message.keys if message.keys is not None else message.unsent_keys
-        # keys that need not be sent, as long as no filter changes them
+        # Keys that need not be sent, as long as no filter changes them.
         known = keys if message.keys is None else None
         about = about._replace(seed=self.seed, keys=keys)
         content = Content(keys, NO_VALUES if values is None else rows_of(values))
-        given, whose = content.values, (peer, about.vector)
-        before = self.states.get(whose) or [{} for _ in self.steps]
+        original, key = content.values, (peer, about.vector)
+        before = self.states.get(key) or [{} for _ in self.steps]
         states = list(before)
         plain = values is not None and message.command is Command.PUSH
         notes: list[bytes | None] = []
@@ -99,33 +99,33 @@ class Chain:
                 continue
             if not coder.drops and known is not None and content.keys is known:
                 content = content._replace(keys=None)
-            start, size = self._clock(), _travelling(content, known)
-            state, made = coder.encode(states[position], content, about)
-            if coder.drops and not about.flush and _travelling(made, known) > size:
-                # to list the remaining keys takes more bytes than to drop no row
+            start, size = self._clock(), _sent_bytes(content, known)
+            state, encoded = coder.encode(states[position], content, about)
+            if coder.drops and not about.flush and _sent_bytes(encoded, known) > size:
+                # Listing the remaining keys takes more bytes than dropping no row.
                 notes.append(None)
             else:
-                states[position], content = state, made._replace(note=b"")
-                notes.append(made.note)
+                states[position], content = state, encoded._replace(note=b"")
+                notes.append(encoded.note)
                 if coder.drops:
                     about = about._replace(keys=content.keys)
-            saved = self.saved[name]
-            saved.raw += size
-            saved.wire += _travelling(content, known)
-            saved.seconds += (self._clock() - start) * 1e-9
-        self.states[whose] = states
-        message.restore = partial(self.states.__setitem__, whose, before)
-        # the list differs from the one that the signature covers
+            costs = self.costs[name]
+            costs.raw += size
+            costs.wire += _sent_bytes(content, known)
+            costs.seconds += (self._clock() - start) * 1e-9
+        self.states[key] = states
+        message.restore = partial(self.states.__setitem__, key, before)
+        # The list differs from the one that the signature covers.
         if about.keys is not keys:
             message.signature, message.unsent_keys = NO_SIGNATURE, None
-        elif content.values is given and not any(notes):
+        elif content.values is original and not any(notes):
             return message
         elif content.keys is known:
             content = content._replace(keys=None)
         size = content.nbytes
         packed = pack(message, content, notes)
-        # the notes and the header before them
-        self.saved[self.steps[-1].name].wire += packed.payload_bytes - size
+        # The notes and the header before them.
+        self.costs[self.steps[-1].name].wire += packed.payload_bytes - size
         return packed
 
     def decode(self, message: Message) -> Message:
@@ -141,8 +141,8 @@ class Chain:
                 if note is not None:
                     name, start = step.name, self._clock()
                     content = step.coder.decode(content._replace(note=note))
-                    self.saved[name].seconds += (self._clock() - start) * 1e-9
-        # a user's filter may raise any exception
+                    self.costs[name].seconds += (self._clock() - start) * 1e-9
+        # A user's filter may raise any exception.
         except Exception as error:
             where = (
                 f"{message.command.name} {message.time} of shard {message.shard} from rank {message.sender}"
@@ -156,7 +156,7 @@ class Chain:
         return message
 
 
-def _travelling(content: Content, known: KeyArray | None) -> int:
+def _sent_bytes(content: Content, known: KeyArray | None) -> int:
     """Count the bytes of a content that are sent: keys are unless they are `known`."""
     keys = content.keys
     return content.values.nbytes + (0 if keys is None or keys is known else keys.nbytes)
@@ -174,24 +174,24 @@ def _padded(size: int) -> int:
 
 def pack(message: Message, content: Content, notes: Sequence[bytes | None]) -> Message:
     """Write an encoded content and its notes into the values of a message."""
-    travels = content.keys
+    keys = content.keys
     values = content.values
     code = BYTES if values.dtype == np.uint8 else CODES[values.dtype]
     width = values.shape[1] if values.ndim == 2 else 1
-    n_keys = -1 if travels is None else len(travels)
-    wider = 64 if travels is not None and is_wide(travels) else 0
+    n_keys = -1 if keys is None else len(keys)
+    wider = 64 if keys is not None and is_wide(keys) else 0
     head = _HEAD.pack(b"", len(notes), code, message.values is not None, wider, width, len(values), n_keys)
     lengths = struct.pack(f"<{len(notes)}i", *(-1 if note is None else len(note) for note in notes))
     parts = [head, lengths, *(note for note in notes if note)]
-    front = b"".join(parts)
-    # keeps keys and values aligned
-    front = front.ljust(_padded(len(front)), b"\0")
-    size = len(front) + (0 if travels is None else travels.nbytes) + values.nbytes
+    prefix = b"".join(parts)
+    # Keeps keys and values aligned.
+    prefix = prefix.ljust(_padded(len(prefix)), b"\0")
+    size = len(prefix) + (0 if keys is None else keys.nbytes) + values.nbytes
     body = np.empty(_padded(size), np.uint8)
     body[size:] = 0
-    body[: len(front)] = np.frombuffer(front, np.uint8)
-    at = len(front)
-    for array in (travels, values):
+    body[: len(prefix)] = np.frombuffer(prefix, np.uint8)
+    at = len(prefix)
+    for array in (keys, values):
         if array is not None and array.size:
             body[at : at + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             at += array.nbytes
@@ -238,12 +238,12 @@ def unpack(message: Message, steps: int) -> tuple[Content, list[bytes | None], b
     return content, notes, bool(has_values)
 
 
-def left_out(filters: dict[str, dict[str, dict[str, Any]]], role: str) -> int:
+def saved_bytes(filters: dict[str, dict[str, dict[str, Any]]], role: str) -> int:
     """Count the bytes that filters have saved in the messages that a role sends."""
     return sum(by[role]["raw"] - by[role]["wire"] for by in filters.values() if role in by)
 
 
-def described(traffic: dict[str, Any]) -> list[str]:
+def traffic_lines(traffic: dict[str, Any]) -> list[str]:
     """Return a line for each role that has filtered bytes, with the bytes before and after filters."""
     lines = []
     for role in ("worker", "server"):
@@ -258,12 +258,12 @@ def described(traffic: dict[str, Any]) -> list[str]:
 
 
 def per_filter(
-    accounts: Iterable[dict[str, dict[str, dict[str, Any]]]],
+    nodes: Iterable[dict[str, dict[str, dict[str, Any]]]],
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Sum the filter statistics of nodes: name -> role -> raw, wire, seconds."""
     totals: dict[str, dict[str, dict[str, Any]]] = {}
-    for account in accounts:
-        for name, by in account.items():
+    for node in nodes:
+        for name, by in node.items():
             for role, each in by.items():
                 total = totals.setdefault(name, {}).setdefault(role, asdict(FilterCost()))
                 for key, value in each.items():

@@ -32,19 +32,19 @@ from mpips.transport.message import CODES, DTYPES
 
 PAYS = 0.82
 """The largest ratio of compressed to original bytes that is worth the split into planes."""
-LONGEST = 64
+MOST_SKIPPED = 64
 """Messages that are skipped at most before compression is tried again."""
-# chunks that bytes are split into, and the smallest size of all but the last one
+# Chunks that bytes are split into, and the smallest size of all but the last one.
 CHUNKS, _CHUNK = 16, 2048
-# bytes from which on a sample predicts the compressed size
+# Bytes from which on a sample predicts the compressed size.
 _LARGE = 1 << 16
-# runs of a sample, spread evenly, and their length in numbers
+# Runs of a sample, spread evenly, and their length in numbers.
 _RUNS, _RUN = 4, 512
 _MOST_PLANES = 64
-# the type code of values that are bytes
+# The type code of values that are bytes.
 _BYTES = 254
-# type of the values, columns that were split one by one (0: chunks) and whether keys have 128 bits, kept key planes,
-# kept value planes, rows, width, keys (-1: none), size of the compressed run
+# Type of the values, columns that were split one by one (0: chunks) and whether keys have 128 bits, compressed key
+# planes, compressed value planes, rows, width, keys (-1: none), size of the compressed run.
 _NOTE = struct.Struct("<BBHIQqqqq")
 _WIDE = 128
 _MAGIC = 0x70636D31
@@ -105,11 +105,11 @@ def lz4(settings: Lz4) -> Coder:
 
 
 def _zstd(settings: Zstd) -> Codec:
-    # a context serves one thread, and is expensive to create
-    own = threading.local()
+    # A context serves one thread, and is expensive to create.
+    context = threading.local()
 
     def compress(data: Bytes) -> bytes:
-        if not hasattr(own, "compressor"):
+        if not hasattr(context, "compressor"):
             library = import_module("zstandard")
             choice: dict[str, Any] = {"level": settings.level}
             if settings.shuffle and settings.level == 1:
@@ -119,18 +119,18 @@ def _zstd(settings: Zstd) -> Codec:
                     1, hash_log=6, write_content_size=True
                 )
                 choice = {"compression_params": parameters}
-            own.compressor = library.ZstdCompressor(**choice)
-        return bytes(own.compressor.compress(data))
+            context.compressor = library.ZstdCompressor(**choice)
+        return bytes(context.compressor.compress(data))
 
     def decompress(data: Bytes, size: int) -> bytes:
         library = import_module("zstandard")
-        if not hasattr(own, "decompressor"):
-            own.decompressor = library.ZstdDecompressor()
+        if not hasattr(context, "decompressor"):
+            context.decompressor = library.ZstdDecompressor()
         try:
             announced = library.frame_content_size(data)
             if announced != size:
                 raise FilterError(f"Zstandard frame has {announced} bytes, expected {size}")
-            return bytes(own.decompressor.decompress(data, max_output_size=size, allow_extra_data=False))
+            return bytes(context.decompressor.decompress(data, max_output_size=size, allow_extra_data=False))
         except library.ZstdError as error:
             raise FilterError(f"not a complete Zstandard frame: {error}") from error
 
@@ -145,7 +145,7 @@ def _lz4(settings: Lz4) -> Codec:
 
     def decompress(data: Bytes, size: int) -> bytes:
         library = import_module("lz4.block")
-        # the format's best ratio is 255
+        # The format's best ratio is 255.
         if size > min(255 * data.nbytes, _LZ4_MOST):
             raise FilterError(f"{data.nbytes} bytes of LZ4 cannot decompress to {size}")
         try:
@@ -174,7 +174,7 @@ def coder_of(codec: Codec, shuffle: bool, least: int) -> Coder:
         if packed is not None:
             return {name: array for name, array in state.items() if name != tries}, packed
         failures += 1
-        return state | {tries: np.array([failures, min(2**failures, LONGEST)])}, content
+        return state | {tries: np.array([failures, min(2**failures, MOST_SKIPPED)])}, content
 
     def decode(content: Content) -> Content:
         return unpack(codec, content) if content.note else content
@@ -274,25 +274,25 @@ def _pieces(content: Content, shape: Shape) -> list[Piece]:
     return pieces
 
 
-def _chosen(codec: Codec, pieces: list[Piece]) -> tuple[list[bool], float]:
+def _choose(codec: Codec, pieces: list[Piece]) -> tuple[list[bool], float]:
     """Return for each plane, by a sample, whether to compress it; and the expected bytes of all planes."""
-    kept = []
+    chosen = []
     expected = 0.0
     for piece in pieces:
         for plane in piece.sample():
             share = len(codec.compress(plane)) / max(len(plane), 1)
-            kept.append(len(plane) > 0 and share <= codec.share)
-            expected += len(piece) * (share if kept[-1] else 1)
-    return kept, expected
+            chosen.append(len(plane) > 0 and share <= codec.share)
+            expected += len(piece) * (share if chosen[-1] else 1)
+    return chosen, expected
 
 
-def _offsets(lengths: list[int], kept: list[bool]) -> tuple[list[int], int, int]:
-    """Return the offsets of the planes, those not kept and those kept each packed, and the bytes of both."""
+def _offsets(lengths: list[int], chosen: list[bool]) -> tuple[list[int], int, int]:
+    """Return the offset of each plane within the chosen or the other planes, and the bytes of both."""
     ends = [0, 0]
     offsets = []
-    for length, keep in zip(lengths, kept, strict=True):
-        offsets.append(ends[keep])
-        ends[keep] += length
+    for length, is_chosen in zip(lengths, chosen, strict=True):
+        offsets.append(ends[is_chosen])
+        ends[is_chosen] += length
     return offsets, ends[0], ends[1]
 
 
@@ -301,13 +301,13 @@ def pack(codec: Codec, shuffle: bool, content: Content) -> Content | None:
     shape = shape_of(content, shuffle)
     pieces = _pieces(content, shape)
     of_keys, of_values = shape.lengths()
-    kept, expected = _chosen(codec, pieces)
+    chosen, expected = _choose(codec, pieces)
     if content.nbytes >= _LARGE and expected > PAYS * content.nbytes:
         return None
-    offsets, raw, size = _offsets([*of_keys, *of_values], kept)
+    offsets, raw, size = _offsets([*of_keys, *of_values], chosen)
     if not 0 < size <= codec.most:
         return None
-    places = np.array([at + raw * keep for at, keep in zip(offsets, kept, strict=True)], np.int64)
+    places = np.array([at + raw * is_chosen for at, is_chosen in zip(offsets, chosen, strict=True)], np.int64)
     body = np.empty(raw + size, np.uint8)
     at = 0
     for piece in pieces:
@@ -317,7 +317,7 @@ def pack(codec: Codec, shuffle: bool, content: Content) -> Content | None:
     if raw + len(run) + _NOTE.size > PAYS * content.nbytes:
         return None
     body[raw : raw + len(run)] = np.frombuffer(run, np.uint8)
-    bits = sum(keep << bit for bit, keep in enumerate(kept))
+    bits = sum(is_chosen << bit for bit, is_chosen in enumerate(chosen))
     note = _NOTE.pack(
         CODES.get(shape.dtype, _BYTES), shape.columns | (_WIDE if shape.wide else 0),
         bits & ((1 << len(of_keys)) - 1), _MAGIC,
@@ -362,16 +362,18 @@ def unpack(codec: Codec, content: Content) -> Content:
         raise FilterError(
             f"payload is {payload.ndim}-d {payload.dtype}{keys}, expected 1-d uint8 without keys"
         )
-    shape, kept, packed = _read_note(content.note)
+    shape, chosen, packed = _read_note(content.note)
     of_keys, of_values = shape.lengths()
-    offsets, raw, size = _offsets([*of_keys, *of_values], kept)
+    offsets, raw, size = _offsets([*of_keys, *of_values], chosen)
     if raw + packed != len(payload) or (size == 0) != (packed == 0):
         raise FilterError(f"payload has {len(payload)} bytes, expected {raw + packed}")
     try:
         run = codec.decompress(payload[raw:], size) if size else b""
         if len(run) != size:
             raise FilterError(f"{len(run)} decompressed bytes, expected {size}")
-        places = np.array([~at if keep else at for at, keep in zip(offsets, kept, strict=True)], np.int64)
+        places = np.array(
+            [~at if is_chosen else at for at, is_chosen in zip(offsets, chosen, strict=True)], np.int64
+        )
         return _assemble(shape, read_only(payload), np.frombuffer(run, np.uint8), read_only(places))
     except (MemoryError, OverflowError) as error:
         raise FilterError(f"note says {shape.rows} rows and {shape.keys} keys: not enough memory") from error

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from mpips.errors import FilterError, InputError
 from mpips.filters.filter import About, Coder, Content, State, filter_
-from mpips.filters.held import applies, keys_of
+from mpips.filters.held_rows import applies, keys_of
 from mpips.filters.planes import BLOCK, Bytes, bytes_of, read_only, words_of
 from mpips.filters.random_skip import stream_of
 from mpips.jit.kernel import kernel
@@ -36,10 +36,10 @@ from mpips.transport.message import CODES, DTYPES
 Rows = NDArray[Any]
 Bounds = NDArray[np.float64]
 Places = slice | NDArray[np.intp]
-# type of the values, bytes of a code, rows, width
+# Type of the values, bytes of a code, rows, width.
 _NOTE = struct.Struct("<BBxxIqq")
 _MAGIC = 0x66697870
-# constants of C. Wellons' triple32
+# Constants of C. Wellons' triple32.
 _M1, _M2, _M3 = np.uint32(0xED5AD4BB), np.uint32(0xAC4C1B51), np.uint32(0x31848BAB)
 _GOLDEN = np.uint32(0x9E3779B9)
 
@@ -77,18 +77,18 @@ def fixed_point(settings: FixedPoint) -> Coder:
         known = len(values) == (about.range.span if keys is None else len(keys))
         if not (settings.feedback and about.sums and known):
             return state, _pack(content.keys, values, settings.bytes, about) or content
-        state, places = _remembered(state, keys, values, about)
-        # a view, or a copy where the places are not contiguous
-        held = state["rows"][places]
-        pushed, owed = read_only(values).reshape(-1), held.reshape(-1)
-        due = np.empty_like(values, order="C")
-        _add(pushed, read_only(owed), due.reshape(-1))
-        packed = _pack(content.keys, due, settings.bytes, about)
+        state, places = _with_rows_of(state, keys, values, about)
+        # A view, or a copy where the places are not contiguous.
+        residuals = state["rows"][places]
+        pushed, residual = read_only(values).reshape(-1), residuals.reshape(-1)
+        corrected = np.empty_like(values, order="C")
+        _add(pushed, read_only(residual), corrected.reshape(-1))
+        packed = _pack(content.keys, corrected, settings.bytes, about)
         if packed is None:
             return state, content
-        _settle(pushed, read_only(decode(packed).values).reshape(-1), owed)
+        _update_residual(pushed, read_only(decode(packed).values).reshape(-1), residual)
         if not isinstance(places, slice):
-            state["rows"][places] = held
+            state["rows"][places] = residuals
         return state, packed
 
     def decode(content: Content) -> Content:
@@ -116,7 +116,7 @@ def _pack(keys: NDArray[np.uint64] | None, rows: Rows, size: int, about: About) 
     body[:front] = bytes_of(bounds)
     a, b = divmod(int(stream_of(about)), 2**32)
     for c in range(width):
-        _round(flat, c, width, bounds[c, 0], scales[c], size, a, b, body[front + c * n * size :])
+        _quantize(flat, c, width, bounds[c, 0], scales[c], size, a, b, body[front + c * n * size :])
     return Content(keys, body, _NOTE.pack(CODES[dtype], size, _MAGIC, n, width))
 
 
@@ -153,21 +153,21 @@ def _unpack(content: Content) -> Content:
     if min(n, width) <= 0 or front + n * width * size != len(payload):
         raise FilterError(f"payload has {len(payload)} bytes for {n} rows of {width} numbers of {size} bytes")
     dtype = DTYPES[code]
-    # a copy, since the payload may be unaligned
+    # A copy, since the payload may be unaligned.
     bounds = bytes_of(payload[:front]).copy().view(np.float64).reshape(width, 2)
     if not (np.isfinite(bounds).all() and (bounds[:, 0] <= bounds[:, 1]).all()):
         raise FilterError("smallest and largest number of a column are not in order")
     values = np.empty((n, width), dtype)
     flat, body = values.reshape(-1), read_only(payload)
     for c in range(width):
-        _widen(body[front + c * n * size :], size, bounds[c, 0], bounds[c, 1], c, width, flat)
+        _dequantize(body[front + c * n * size :], size, bounds[c, 0], bounds[c, 1], c, width, flat)
     return Content(content.keys, values)
 
 
-# --- feedback ----------------------------------------------------------------------------------------
+# --- Feedback ----------------------------------------------------------------------------------------
 
 
-def _remembered(
+def _with_rows_of(
     state: State, keys: NDArray[np.uint64] | None, values: Rows, about: About
 ) -> tuple[State, Places]:
     """Return a state with a row for each of a message's keys, and the places of these rows.
@@ -178,7 +178,7 @@ def _remembered(
     if "keys" not in state:
         listed = keys_of(Content(keys, values), about).copy()
         return {"keys": listed, "rows": np.zeros_like(values, order="C")}, slice(0, len(listed))
-    held, rows = state["keys"], np.require(state["rows"], requirements=["C", "A", "W"])
+    known_keys, rows = state["keys"], np.require(state["rows"], requirements=["C", "A", "W"])
     if (rows.dtype, rows.shape[1]) != (values.dtype, values.shape[1]):
         raise InputError(
             f"filter fixed_point: a push to {about.vector!r} has rows of {values.shape[1]} {values.dtype}, "
@@ -186,25 +186,25 @@ def _remembered(
         )
     first = np.uint64(about.range.begin) if keys is None else keys[0]
     last = np.uint64(about.range.end - 1) if keys is None else keys[-1]
-    at = int(np.searchsorted(held, first))
-    # mostly all keys are known and contiguous
-    stretch = held[at : at + len(values)]
+    at = int(np.searchsorted(known_keys, first))
+    # Mostly all keys are known and contiguous.
+    stretch = known_keys[at : at + len(values)]
     aligned = len(stretch) == len(values) and stretch[0] == first and stretch[-1] == last
     if aligned and (keys is None or np.array_equal(stretch, keys)):
-        return {"keys": held, "rows": rows}, slice(at, at + len(values))
+        return {"keys": known_keys, "rows": rows}, slice(at, at + len(values))
     keys = keys_of(Content(keys, values), about)
-    places = np.searchsorted(held, keys)
-    new = held[np.minimum(places, len(held) - 1)] != keys
+    places = np.searchsorted(known_keys, keys)
+    new = known_keys[np.minimum(places, len(known_keys) - 1)] != keys
     if not new.any():
-        return {"keys": held, "rows": rows}, places
+        return {"keys": known_keys, "rows": rows}, places
     state = {
-        "keys": np.insert(held, places[new], keys[new]),
+        "keys": np.insert(known_keys, places[new], keys[new]),
         "rows": np.insert(rows, places[new], 0, axis=0),
     }
     return state, places + np.cumsum(new) - new
 
 
-# --- kernels -----------------------------------------------------------------------------------------
+# --- Kernels -----------------------------------------------------------------------------------------
 
 
 @kernel(*(f"UniTuple(i8, 2)(Array({t}, 1, 'C', True), i8, i8)" for t in ("int32", "int64")))
@@ -224,7 +224,7 @@ def _ends(words: Rows, first: int, step: int) -> tuple[int, int]:
 @kernel(
     *(f"void(Array({t}, 1, 'C', True), i8, i8, f8, f8, i8, u4, u4, u1[::1])" for t in ("float32", "float64"))
 )
-def _round(
+def _quantize(
     values: Rows, first: int, step: int, low: float, scale: float, size: int, a: int, b: int, codes: Bytes
 ) -> None:
     """Write the codes of values first, first + step ..., each of `size` bytes; a and b seed the random numbers."""
@@ -253,8 +253,10 @@ def _round(
 
 
 @kernel(*(f"void(Array(uint8, 1, 'C', True), i8, f8, f8, i8, i8, {t}[::1])" for t in ("f4", "f8")))
-def _widen(codes: Bytes, size: int, low: float, high: float, first: int, step: int, values: Rows) -> None:
-    """Decode the codes of `_round`."""
+def _dequantize(
+    codes: Bytes, size: int, low: float, high: float, first: int, step: int, values: Rows
+) -> None:
+    """Decode the codes of `_quantize`."""
     count = (len(values) - first + step - 1) // step
     steps = 254 if size == 1 else 65534
     width = (high - low) / steps
@@ -277,17 +279,17 @@ def _widen(codes: Bytes, size: int, low: float, high: float, first: int, step: i
 @kernel(
     *(f"void(Array({t}, 1, 'C', True), Array({t}, 1, 'C', True), {t}[::1])" for t in ("float32", "float64"))
 )
-def _add(pushed: Rows, owed: Rows, due: Rows) -> None:
+def _add(pushed: Rows, residual: Rows, corrected: Rows) -> None:
     """Add the earlier errors to the pushed numbers; zeros stay zero."""
     for i in range(len(pushed)):
-        due[i] = pushed[i] + owed[i] if pushed[i] != 0 else 0
+        corrected[i] = pushed[i] + residual[i] if pushed[i] != 0 else 0
 
 
 @kernel(
     *(f"void(Array({t}, 1, 'C', True), Array({t}, 1, 'C', True), {t}[::1])" for t in ("float32", "float64"))
 )
-def _settle(pushed: Rows, arrived: Rows, owed: Rows) -> None:
+def _update_residual(pushed: Rows, received: Rows, residual: Rows) -> None:
     """Set the errors to what has not arrived, where a number was pushed."""
     for i in range(len(pushed)):
         if pushed[i] != 0:
-            owed[i] = np.float64(pushed[i]) + np.float64(owed[i]) - np.float64(arrived[i])
+            residual[i] = np.float64(pushed[i]) + np.float64(residual[i]) - np.float64(received[i])

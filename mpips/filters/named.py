@@ -40,7 +40,7 @@ def find(name: str) -> Filter:
     return known[name]
 
 
-def parsed(entry: Entry) -> tuple[Filter, Any]:
+def parse_entry(entry: Entry) -> tuple[Filter, Any]:
     """Return a filter of a job file, and its settings.
 
     Raises:
@@ -62,7 +62,7 @@ def chain_of(entries: Iterable[Entry], seed: int = 0) -> Chain:
     """
     steps: list[Step] = []
     for entry in entries:
-        found, settings = parsed(entry)
+        found, settings = parse_entry(entry)
         if any(step.name == found.name for step in steps):
             raise JobError(f"the filter {found.name!r} is named twice")
         step = Step(found.name, found.make(settings))
@@ -79,7 +79,7 @@ def check(entries: Sequence[Entry]) -> None:
         InputError: a package is missing; names the filter.
     """
     for entry in entries:
-        found, _ = parsed(entry)
+        found, _ = parse_entry(entry)
         if lacking := found.lacks():
             raise InputError(f"filter {found.name!r} is not available: it needs {lacking}")
 
@@ -88,7 +88,7 @@ def fingerprint(entries: Sequence[Entry]) -> bytes:
     """Return a hash of 8 bytes, the same on two ranks only if settings and code of the filters are."""
     digest = hashlib.blake2b(digest_size=8)
     for entry in entries:
-        found, settings = parsed(entry)
+        found, settings = parse_entry(entry)
         try:
             source = inspect.getsource(inspect.getmodule(found.make) or found.make)
         except (OSError, TypeError):

@@ -23,7 +23,7 @@ Offsets = NDArray[np.int64]
 
 BLOCK = 1024
 """Numbers at a time."""
-# types of read-only arrays
+# Types of read-only arrays.
 _BYTES, _OFFSETS, _KEYS = (f"Array({t}, 1, 'C', True)" for t in ("uint8", "int64", "uint64"))
 
 

@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.filters.filter import About, Coder, Content, State, filter_
-from mpips.filters.held import GIVEN, Rows, applies, are_rows, as_it_came, keys_of, plain
+from mpips.filters.held_rows import (
+    KEYS_AND_ROWS,
+    Rows,
+    applies,
+    as_contiguous,
+    decode_unchanged,
+    has_rows,
+    keys_of,
+)
 from mpips.jit.kernel import kernel
 from mpips.jit.splitmix import mix
 from mpips.keys import folded, is_wide
@@ -42,7 +50,7 @@ def random_skip(settings: RandomSkip) -> Coder:
 
     def encode(state: State, content: Content, about: About) -> tuple[State, Content]:
         values = content.values
-        if settings.keep == 1 or not applies(settings.vectors, about) or not are_rows(content):
+        if settings.keep == 1 or not applies(settings.vectors, about) or not has_rows(content):
             return state, content
         if values.dtype.kind != "f":
             return state, content
@@ -50,13 +58,13 @@ def random_skip(settings: RandomSkip) -> Coder:
         given = keys_of(content, about)
         words, keys = folded(given), np.empty(len(values), np.uint64)
         rows = np.empty_like(values, order="C")
-        kept = _skip(words, plain(values), stream, limit, 1.0 / settings.keep, keys, rows)
+        kept = _skip(words, as_contiguous(values), stream, limit, 1.0 / settings.keep, keys, rows)
         listed = content.keys
         if kept < len(values):
             listed = given[np.isin(words, keys[:kept])] if is_wide(given) else keys[:kept]
         return state, content._replace(keys=listed, values=rows[:kept])
 
-    return Coder(encode, as_it_came, drops=True)
+    return Coder(encode, decode_unchanged, drops=True)
 
 
 def stream_of(about: About) -> np.uint64:
@@ -67,7 +75,7 @@ def stream_of(about: About) -> np.uint64:
     return stream
 
 
-@kernel(*(f"i8({GIVEN}, u8, u8, f8, u8[::1], {{t}}[:, ::1])".format(t=t) for t in ("f4", "f8")))
+@kernel(*(f"i8({KEYS_AND_ROWS}, u8, u8, f8, u8[::1], {{t}}[:, ::1])".format(t=t) for t in ("f4", "f8")))
 def _skip(
     keys: NDArray[np.uint64],
     rows: Rows,
@@ -80,7 +88,7 @@ def _skip(
     """Write the kept rows, scaled and packed, and return their number."""
     kept = 0
     if rows.shape[1] == 1:
-        # skipped rows are overwritten, to avoid an unpredictable branch
+        # Skipped rows are overwritten, to avoid an unpredictable branch.
         for i in range(len(keys)):
             key = keys[i]
             kept_keys[kept] = key

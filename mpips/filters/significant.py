@@ -19,17 +19,17 @@ import numpy as np
 
 from mpips.errors import InputError
 from mpips.filters.filter import About, Coder, Content, State, filter_
-from mpips.filters.held import (
+from mpips.filters.held_rows import (
     HOLD,
     SEND,
     Rows,
     applies,
-    are_rows,
-    as_it_came,
-    judge,
+    as_contiguous,
+    classify,
+    decode_unchanged,
+    has_rows,
     keys_of,
     merge,
-    plain,
 )
 from mpips.keys import KEY64, KeyArray, is_wide, ranked, upper
 
@@ -61,19 +61,19 @@ def significant(settings: Significant) -> Coder:
         if not about.sums or not applies(settings.vectors, about):
             return state, content
         if about.flush:
-            return release(state, content, about)
-        if not are_rows(content):
+            return release_held(state, content, about)
+        if not has_rows(content):
             return state, content
         count = 1 + (int(state["count"][0]) if "count" in state else 0)
         threshold = settings.threshold / count if settings.decay == "inverse" else settings.threshold
         held = held_of(state, content, about)
-        content, held = split(content, held, rounded(threshold, content.values), about)
-        return {"count": np.array([count]), **named(held)}, content
+        content, held = split(content, held, round_to_type(threshold, content.values), about)
+        return {"count": np.array([count]), **state_of(held)}, content
 
-    return Coder(encode, as_it_came, drops=True)
+    return Coder(encode, decode_unchanged, drops=True)
 
 
-def release(state: State, content: Content, about: About) -> tuple[State, Content]:
+def release_held(state: State, content: Content, about: About) -> tuple[State, Content]:
     """Add all held rows of a message's range to it; the message may have rows of its own, or none."""
     if "keys" not in state or about.range.empty:
         return state, content
@@ -84,10 +84,10 @@ def release(state: State, content: Content, about: About) -> tuple[State, Conten
     last = int(np.searchsorted(upper(keys), np.uint64(about.range.end - 1), side="right"))
     content, _ = split(content, (keys[first:last], rows[first:last]), 0.0, about)
     outside = np.concatenate((keys[:first], keys[last:])), np.concatenate((rows[:first], rows[last:]))
-    return {"count": state["count"], **named(outside)}, content
+    return {"count": state["count"], **state_of(outside)}, content
 
 
-def named(held: Held) -> State:
+def state_of(held: Held) -> State:
     """Return the state's arrays for held rows; none if there are none."""
     return {"keys": held[0], "rows": held[1]} if len(held[0]) else {}
 
@@ -106,10 +106,10 @@ def held_of(state: State, content: Content, about: About) -> Held:
             f"filter significant: a push to {about.vector!r} has rows of {values.shape[-1]} {values.dtype}, the rows "
             f"held back are of {rows.shape[1]} {rows.dtype}"
         )
-    return plain(keys), plain(rows)
+    return as_contiguous(keys), as_contiguous(rows)
 
 
-def rounded(threshold: float, values: Rows) -> float:
+def round_to_type(threshold: float, values: Rows) -> float:
     """Round a threshold to the values' type, so that a float32 of 0.1 is not larger than 0.1."""
     if values.dtype != np.float32:
         return threshold
@@ -118,7 +118,7 @@ def rounded(threshold: float, values: Rows) -> float:
 
 def split(content: Content, held: Held, threshold: float, about: About) -> tuple[Content, Held]:
     """Add held rows to a content's rows, and split the sums into those to send and those to hold."""
-    rows, keys = plain(content.values), keys_of(content, about)
+    rows, keys = as_contiguous(content.values), keys_of(content, about)
     if is_wide(keys):
         # Kernels merge the places of the keys in the union of both lists.
         union, (ranks, held_ranks) = ranked(keys, held[0])
@@ -127,19 +127,19 @@ def split(content: Content, held: Held, threshold: float, about: About) -> tuple
         )
         listed = content.keys if made.keys is ranks else union[made.keys]
         return made._replace(keys=listed), (union[held_keys], held_rows)
-    verdicts = np.full(len(rows), SEND, np.uint8)
+    classes = np.full(len(rows), SEND, np.uint8)
     send, hold, in_both = len(rows), 0, 0
     if not about.flush:
-        send, hold, in_both = judge(keys, rows, *held, threshold, verdicts)
+        send, hold, in_both = classify(keys, rows, *held, threshold, classes)
     if send == len(rows) and not len(held[0]):
         return content, held
     total = send + hold + len(held[0]) - in_both
-    both = np.empty(total + 1, np.uint64), np.empty((total + 1, rows.shape[1]), rows.dtype)
-    sent, end = merge(keys, rows, *held, verdicts, send, SEND if about.flush else HOLD, *both)
+    merged = np.empty(total + 1, np.uint64), np.empty((total + 1, rows.shape[1]), rows.dtype)
+    sent, end = merge(keys, rows, *held, classes, send, SEND if about.flush else HOLD, *merged)
     # If as many keys are sent as were given, they are the same: keep the list itself, whose signature is cached.
-    listed = content.keys if sent == len(rows) else both[0][:sent]
-    held = both[0][sent:end], both[1][sent:end]
-    # a view would keep the memory of all rows
+    listed = content.keys if sent == len(rows) else merged[0][:sent]
+    held = merged[0][sent:end], merged[1][sent:end]
+    # A view would keep the memory of all rows.
     if 2 * (end - sent) < total:
         held = held[0].copy(), held[1].copy()
-    return content._replace(keys=listed, values=both[1][:sent]), held
+    return content._replace(keys=listed, values=merged[1][:sent]), held

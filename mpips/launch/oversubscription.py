@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 
-MOST = 4.0
+LOAD_LIMIT = 4.0
 """Ranks, or runnable processes, per core up to which the timeout stays at the job file's value."""
 
 
@@ -27,7 +27,7 @@ def factor(ranks: int, cores: int, load: float = 0.0) -> float:
         cores: cores that they may use.
         load: load average of the host, processes of all users.
     """
-    return max(1.0, max(float(ranks), load) / (MOST * max(cores, 1)))
+    return max(1.0, max(float(ranks), load) / (LOAD_LIMIT * max(cores, 1)))
 
 
 def oversubscription(ranks: int) -> Callable[[], float]:

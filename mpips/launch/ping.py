@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from mpips.launch.launcher_probe import MARK
+from mpips.launch.launcher_probe import REPORT_PREFIX
 from mpips.process.host import NAME_BYTES, host_name
-from mpips.process.ucx import away
+from mpips.process.ucx import without_ucx_conf
 from mpips.rundir.folder import write_json
 
-with away():
+with without_ucx_conf():
     from mpi4py import MPI
 
-ROUNDS, SMALL = 2000, 8
+ROUND_TRIPS, SMALL = 2000, 8
 """Number of round trips of the small message, and its size in bytes."""
 BURSTS, LARGE = 20, 4 << 20
 
@@ -85,12 +85,12 @@ def hosts(comm: MPI.Comm) -> int:
     return len({row.tobytes() for row in everyone})
 
 
-def tell(path: str, found: dict[str, Any]) -> None:
+def write_report(path: str, report: dict[str, Any]) -> None:
     """Write the report, to a file or as a line to stdout."""
     if path == "-":
-        print(f"{MARK}{json.dumps(found)}", flush=True)
+        print(f"{REPORT_PREFIX}{json.dumps(report)}", flush=True)
     else:
-        write_json(Path(path), found)
+        write_json(Path(path), report)
 
 
 def main(path: str, may_die: bool) -> None:
@@ -101,19 +101,19 @@ def main(path: str, may_die: bool) -> None:
         may_die: the launcher was asked to let ranks survive the death of another: test it.
     """
     comm = MPI.COMM_WORLD
-    found: dict[str, Any] = {"size": comm.size, "thread_level": LEVELS[MPI.Query_thread()]}
+    report: dict[str, Any] = {"size": comm.size, "thread_level": LEVELS[MPI.Query_thread()]}
     if comm.size == 2:
-        times(comm, SMALL, ROUNDS // 10)
-        found["latency_seconds"] = median(times(comm, SMALL, ROUNDS))
+        times(comm, SMALL, ROUND_TRIPS // 10)
+        report["latency_seconds"] = median(times(comm, SMALL, ROUND_TRIPS))
         times(comm, LARGE, 2)
-        found["bytes_per_second"] = LARGE / median(times(comm, LARGE, BURSTS))
-        found["ulfm"] = False
-    found["hosts"] = hosts(comm)
+        report["bytes_per_second"] = LARGE / median(times(comm, LARGE, BURSTS))
+        report["ulfm"] = False
+    report["hosts"] = hosts(comm)
     if comm.rank == 0:
-        tell(path, found)
+        write_report(path, report)
     if may_die and comm.size == 2:
-        found["ulfm"] = survives(comm)
-        tell(path, found)
+        report["ulfm"] = survives(comm)
+        write_report(path, report)
         # MPI_Finalize would wait for the dead rank.
         os._exit(0)
 

@@ -1,7 +1,8 @@
 """Placement: the roles on each node, the keys of each server, and the nodes of their copies.
 
 Roles follow from ranks, and the launcher decides the node of a rank; `mpips run` and the batch scripts make it place
-ranks round-robin (`deal`). How a run uses its ranks' hosts is in `mpips.cluster.hash_ring`; this module prints it.
+ranks round-robin (`round_robin`). `mpips.cluster.hash_ring` decides how a run uses its
+ranks' hosts; this module prints it.
 """
 
 from __future__ import annotations
@@ -53,19 +54,19 @@ class Placement:
         return list(dict.fromkeys(self.hosts))
 
 
-def deal(ranks: int, nodes: Sequence[str], room: Sequence[int] | None = None) -> tuple[str, ...]:
-    """Return the node of each rank in round-robin placement; `room` is the largest number of ranks of each node.
+def round_robin(ranks: int, nodes: Sequence[str], capacities: Sequence[int] | None = None) -> tuple[str, ...]:
+    """Return the node of each rank in round-robin placement; `capacities` is the largest number of ranks of each node.
 
     Raises:
         LayoutError: there is not room for all.
     """
-    if room is not None and sum(room) < ranks:
-        raise LayoutError(f"{ranks} ranks do not fit on {len(nodes)} nodes, which take {sum(room)}")
-    left = dict.fromkeys(nodes, ranks) if room is None else dict(zip(nodes, room, strict=True))
+    if capacities is not None and sum(capacities) < ranks:
+        raise LayoutError(f"{ranks} ranks do not fit on {len(nodes)} nodes, which take {sum(capacities)}")
+    left = dict.fromkeys(nodes, ranks) if capacities is None else dict(zip(nodes, capacities, strict=True))
     found: list[str] = []
-    turns = cycle(nodes)
+    nodes_cyclic = cycle(nodes)
     while len(found) < ranks:
-        node = next(turns)
+        node = next(nodes_cyclic)
         if left[node] > 0:
             left[node] -= 1
             found.append(node)
@@ -105,7 +106,7 @@ def hosts_of(run: Path) -> tuple[str, ...]:
     return tuple(printable(rank["host"], keep="") for rank in facts["ranks"])
 
 
-# --- output ------------------------------------------------------------------------------------------
+# --- Output ------------------------------------------------------------------------------------------
 
 
 def describe(placement: Placement) -> str:
@@ -115,13 +116,13 @@ def describe(placement: Placement) -> str:
     for node in placement.nodes:
         ranks = [rank for rank, host in enumerate(hosts) if host == node]
         roles = [str(layout.places[rank]) for rank in ranks]
-        rows.append((node, _shortened(ranks), _gathered(roles)))
-    held = [("server", "rank", "node", "of all keys", "copies of", "its copies are on")]
+        rows.append((node, _shortened(ranks), _grouped(roles)))
+    server_rows = [("server", "rank", "node", "of all keys", "copies of", "its copies are on")]
     for index, holding in enumerate(placement.holdings):
         at = sorted(holding.at.items(), key=lambda item: (-item[1], item[0]))
         parts = ", ".join(f"{node} {share / holding.own:.0%}" for node, share in islice(at, 4))
         more = f", {len(at) - 4} more" if len(at) > 4 else ""
-        held.append(
+        server_rows.append(
             (
                 str(index),
                 str(holding.rank),
@@ -131,33 +132,33 @@ def describe(placement: Placement) -> str:
                 parts + more or "-",
             )
         )
-    said = [f"warning: {line}" for line in warnings(placement)]
-    lines = [*_table(rows), "", *_table(held), *([""] if said else []), *said]
+    remarks = [f"warning: {line}" for line in warnings(placement)]
+    lines = [*_table(rows), "", *_table(server_rows), *([""] if remarks else []), *remarks]
     return "\n".join(printable(line, keep="") for line in lines)
 
 
 def warnings(placement: Placement) -> list[str]:
     """Return warnings about copies on their primary's node, and about nodes with too many servers."""
-    hosts, said, copies = placement.hosts, [], placement.replicas
+    hosts, lines, copies = placement.hosts, [], placement.replicas
     servers = Counter(hosts[holding.rank] for holding in placement.holdings)
     nodes = len(placement.nodes)
     if copies and len(servers) == 1:
         where = f"on {next(iter(servers))}" if nodes > 1 else "on this one node"
-        said.append(f"all servers are {where}: their copies survive the loss of a server, not of the node")
+        lines.append(f"all servers are {where}: their copies survive the loss of a server, not of the node")
     elif copies >= len(servers) and copies:
-        said.append(
+        lines.append(
             f"ring.replicas = {copies}, but only {len(servers)} nodes have servers: some copies share a node"
         )
     most = -(-len(placement.holdings) // nodes)
     for node, count in servers.items():
         if count > most:
-            said.append(
+            lines.append(
                 f"{node} has {count} of {len(placement.holdings)} servers, {most} would do: let the launcher place "
                 "ranks round-robin (srun --distribution=cyclic, mpirun --map-by node, mpiexec -ppn 1)"
             )
     if len(placement.holdings) == 1:
-        said.append("one server: no other server can hold copies, and its death ends the run")
-    return said
+        lines.append("one server: no other server can hold copies, and its death ends the run")
+    return lines
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -173,7 +174,7 @@ def _shortened(ranks: Sequence[int]) -> str:
     return " ".join(map(str, ranks[:6])) + f" ... {ranks[-1]} ({len(ranks)})"
 
 
-def _gathered(roles: Sequence[str]) -> str:
+def _grouped(roles: Sequence[str]) -> str:
     """Return "worker 0", "worker 3" as "workers 0 3", many of them as a number."""
     by: dict[str, list[str]] = {}
     for role in roles:

@@ -26,15 +26,15 @@ GRACE = 5.0
 """Seconds that ranks have to end after they were asked to, before they are killed."""
 ORPHAN_GRACE = 2.0
 """Seconds that ranks have to end after their launcher has ended."""
-LINGER, LINGER_FAILED = 5.0, 30.0
+EXIT_TIME, EXIT_TIME_FAILED = 5.0, 30.0
 """Seconds that a launcher has to end once there is a result; longer if the result is a failure."""
-LOOK = 1.0
+CHECK_INTERVAL = 1.0
 """Seconds between two checks for a result."""
-ASK_AGAIN, ASK_AT_LEAST = 1.0, 30.0
+FIRST_INTERVAL, LONGEST_INTERVAL = 1.0, 30.0
 """Seconds between two stop requests to the ranks: at first, and at most."""
 
 
-class Children:
+class LauncherProcess:
     """The launcher as a child in a process group of its own; stop requests are forwarded to it.
 
     All are forwarded as USR1, which asks the ranks to checkpoint and stop: a launcher that gets TERM kills them within
@@ -59,37 +59,37 @@ class Children:
     ) -> None:
         self._launch, self._result, self._ready = launch, result, ready
         self._requests = requests
-        self._look = 0.0
-        self._over = ("", 0.0)
+        self._next_check = 0.0
+        self._status_since = ("", 0.0)
         self._process: subprocess.Popen[bytes] | None = None
-        # Whether the user was told that the run will stop.
-        self._promised = False
-        self._ask, self._pause = 0.0, ASK_AGAIN
+        # Whether a message was printed that the run will stop.
+        self._announced = False
+        self._next_request, self._interval = 0.0, FIRST_INTERVAL
         self._deadline: float | None = None
-        self._copying: list[threading.Thread] = []
-        self._said: tuple[deque[bytes], ...] = (deque(maxlen=16), deque(maxlen=16))
+        self._copiers: list[threading.Thread] = []
+        self._kept_output: tuple[deque[bytes], ...] = (deque(maxlen=16), deque(maxlen=16))
 
     @property
-    def said(self) -> str:
+    def last_output(self) -> str:
         """The last output of the launcher and the ranks, stdout and then stderr."""
-        return "\n".join(b"".join(pieces).decode(errors="replace") for pieces in self._said)
+        return "\n".join(b"".join(pieces).decode(errors="replace") for pieces in self._kept_output)
 
     def _copy_output(self) -> None:
         """Copy the output of the ranks: a launcher whose reader has ended, as in `| head`, would kill them."""
         assert self._process is not None
         pipes, outs = (self._process.stdout, self._process.stderr), (sys.stdout, sys.stderr)
-        for pipe, out, kept in zip(pipes, outs, self._said, strict=True):
+        for pipe, out, kept in zip(pipes, outs, self._kept_output, strict=True):
             assert pipe is not None
-            copying = threading.Thread(target=copy, args=(pipe.fileno(), out.fileno(), kept), daemon=True)
-            copying.start()
-            self._copying.append(copying)
+            copier = threading.Thread(target=copy, args=(pipe.fileno(), out.fileno(), kept), daemon=True)
+            copier.start()
+            self._copiers.append(copier)
 
     def run(self) -> int:
         """Run the launch to its end; return its exit code, negative for a signal."""
         if self._requests is not None:
             return self._run(self._requests)
         with StopRequests() as requests:
-            requests.keep()
+            requests.record_only()
             return self._run(requests)
 
     def _run(self, requests: StopRequests) -> int:
@@ -100,7 +100,7 @@ class Children:
                 env=self._launch.environment(),
                 stdin=subprocess.DEVNULL,
                 process_group=0,
-                preexec_fn=_begin,
+                preexec_fn=_prepare_child,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
@@ -110,12 +110,12 @@ class Children:
                     code = self._process.wait(timeout=0.2)
                     self._end_orphans()
                     clear_session(self._process.pid)
-                    for copying in self._copying:
-                        copying.join(1.0)
+                    for copier in self._copiers:
+                        copier.join(1.0)
                     return code
                 except subprocess.TimeoutExpired:
-                    self._forward(self._process, requests.kinds)
-                    if self._lingers():
+                    self._forward(self._process, requests.received)
+                    if self._must_be_ended():
                         self._end()
                     if self._deadline is not None and time.monotonic() > self._deadline:
                         self._kill()
@@ -126,8 +126,8 @@ class Children:
     def _forward(self, process: subprocess.Popen[bytes], requests: Sequence[int]) -> None:
         """Forward stop requests; those that batch systems send by themselves never kill."""
         stops = sum(kind not in WARNINGS for kind in requests)
-        if stops and not self._promised:
-            self._promised = True
+        if stops and not self._announced:
+            self._announced = True
             print(
                 "mpips: stopping, with a checkpoint if anything is trained; repeat to kill the run",
                 file=sys.stderr,
@@ -136,9 +136,12 @@ class Children:
         now = time.monotonic()
         if stops > 1:
             self._end()
-        elif requests and now >= self._ask and self._deadline is None and self._ready():
+        elif requests and now >= self._next_request and self._deadline is None and self._ready():
             process.send_signal(signal.SIGUSR1)
-            self._ask, self._pause = now + self._pause, min(2 * self._pause, ASK_AT_LEAST)
+            self._next_request, self._interval = (
+                now + self._interval,
+                min(2 * self._interval, LONGEST_INTERVAL),
+            )
 
     def _end(self) -> None:
         """Ask the launcher to end everything; what is left is killed at the deadline."""
@@ -146,16 +149,16 @@ class Children:
             self._process.send_signal(signal.SIGTERM)
             self._deadline = time.monotonic() + GRACE
 
-    def _lingers(self) -> bool:
+    def _must_be_ended(self) -> bool:
         """Return whether the run has been over for so long that its launcher will not end by itself."""
         now = time.monotonic()
-        if now >= self._look:
-            self._look = now + LOOK
+        if now >= self._next_check:
+            self._next_check = now + CHECK_INTERVAL
             status = self._status()
-            if status != self._over[0]:
-                self._over = (status, now)
-        status, since = self._over
-        return bool(status) and now - since > (LINGER_FAILED if status == "failed" else LINGER)
+            if status != self._status_since[0]:
+                self._status_since = (status, now)
+        status, since = self._status_since
+        return bool(status) and now - since > (EXIT_TIME_FAILED if status == "failed" else EXIT_TIME)
 
     def _status(self) -> str:
         """Return the status in the result; empty while there is none."""
@@ -195,15 +198,15 @@ def copy(source: int, sink: int, kept: deque[bytes] | None = None) -> None:
 
     The last chunks are also `kept`. A full sink is reported on stderr.
     """
-    gone = False
+    failed = False
     while data := os.read(source, 1 << 16):
         if kept is not None:
             kept.append(data)
         try:
-            while data and not gone:
+            while data and not failed:
                 data = data[os.write(sink, data) :]
         except OSError as error:
-            gone = True
+            failed = True
             if error.errno != errno.EPIPE and sink != sys.stderr.fileno():
                 why = f"mpips: the output of the run cannot be written: {error.strerror}; the run continues"
                 print(why, file=sys.stderr, flush=True)
@@ -225,7 +228,7 @@ def clear_session(pid: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _begin() -> None:
+def _prepare_child() -> None:
     """Prepare the process that will become the launcher."""
     end_with_parent()
     clear_session(os.getpid())

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from mpips.process import child_answer
+from mpips.process import subprocess_output
+from mpips.process.first_rank import SUPERVISED
 
 _TEXTS = {
     "job_id": "SLURM_JOB_ID",
@@ -29,11 +30,11 @@ MOST_NODES = 100_000
 MOST_PARTS = 1024
 """Largest number of components of a heterogeneous job: beyond Slurm's own limit."""
 _DIGITS = 18
-LATEST = 253_402_300_000
+LARGEST_TIME = 253_402_300_000
 """The largest time, in the year 9999: s since 1970."""
-SKEW = 60.0
+CLOCK_SKEW = 60.0
 """Seconds by which a node's clock may be behind the controller's."""
-PATIENCE = 5.0
+TIMEOUT = 5.0
 """Seconds for Slurm's controller to answer."""
 
 
@@ -47,21 +48,21 @@ def facts(environ: Mapping[str, str], end: float | None = None) -> dict[str, Any
         return {}
     found: dict[str, Any] = {name: environ.get(variable) for name, variable in _TEXTS.items()}
     found["restart_count"] = number(environ.get("SLURM_RESTART_COUNT")) or 0
-    found["nodes"] = _tried(nodes, _all(environ, "SLURM_JOB_NODELIST"))
-    found["tasks_per_node"] = _tried(numbers, _all(environ, "SLURM_TASKS_PER_NODE"))
+    found["nodes"] = _parse_or_none(nodes, _of_all_components(environ, "SLURM_JOB_NODELIST"))
+    found["tasks_per_node"] = _parse_or_none(numbers, _of_all_components(environ, "SLURM_TASKS_PER_NODE"))
     found["step_id"] = environ.get("SLURM_STEP_ID")
     found["het_size"] = number(environ.get("SLURM_HET_SIZE"))
     found["end"] = None if end is None else datetime.fromtimestamp(end, UTC).isoformat()
     return {"slurm": found}
 
 
-def _all(environ: Mapping[str, str], name: str) -> str | None:
+def _of_all_components(environ: Mapping[str, str], name: str) -> str | None:
     """Return a list; in a heterogeneous job that of all components."""
     found = [environ.get(f"{name}_HET_GROUP_{group}") for group in range(parts(environ))]
     return ",".join(part for part in found if part) or environ.get(name)
 
 
-def _tried(read: Any, text: str | None) -> Any:
+def _parse_or_none(read: Any, text: str | None) -> Any:
     try:
         return None if text is None else read(text)
     except ValueError:
@@ -80,7 +81,7 @@ def node_count(environ: Mapping[str, str]) -> int:
     """
     if not environ.get("SLURM_JOB_ID"):
         return 1
-    listed = _tried(nodes, _all(environ, "SLURM_JOB_NODELIST"))
+    listed = _parse_or_none(nodes, _of_all_components(environ, "SLURM_JOB_NODELIST"))
     counts = (number(environ.get(name)) for name in ("SLURM_JOB_NUM_NODES", "SLURM_NNODES"))
     return len(listed) if listed else next((count for count in counts if count), 1)
 
@@ -90,14 +91,14 @@ def parts(environ: Mapping[str, str]) -> int:
     return min(number(environ.get("SLURM_HET_SIZE")) or 1, MOST_PARTS)
 
 
-def without(environ: Mapping[str, str]) -> dict[str, str]:
+def without_slurm(environ: Mapping[str, str]) -> dict[str, str]:
     """Return an environment for submitting a job: without the variables of a surrounding job, step or rank.
 
     sbatch passes its environment on, and the new job would inherit the old one's array, restarts and limits. The
     location of Slurm's configuration is kept.
     """
     kept = ("SLURM_CONF", "SLURM_CONF_SERVER")
-    named = ("SLURM_", "SLURMD_", "PMIX_", "PMI_", "OMPI_COMM_WORLD_", "MPIPS_JUDGED")
+    named = ("SLURM_", "SLURMD_", "PMIX_", "PMI_", "OMPI_COMM_WORLD_", SUPERVISED)
     return {name: value for name, value in environ.items() if name in kept or not name.startswith(named)}
 
 
@@ -107,8 +108,8 @@ def end_time(environ: Mapping[str, str], now: float) -> float | None:
     An end in the past, or a start in the future, belongs to another allocation, whose environment is inherited.
     """
     end, begin = (number(environ.get(name)) for name in ("SLURM_JOB_END_TIME", "SLURM_JOB_START_TIME"))
-    begun = begin is None or now >= begin - SKEW
-    if not environ.get("SLURM_JOB_ID") or not end or not now < end <= LATEST or not begun:
+    begun = begin is None or now >= begin - CLOCK_SKEW
+    if not environ.get("SLURM_JOB_ID") or not end or not now < end <= LARGEST_TIME or not begun:
         return None
     return float(end)
 
@@ -122,10 +123,10 @@ def ask_end_time(environ: Mapping[str, str], now: float, scontrol: str = "scontr
     if known is not None or not job.isdecimal():
         return known
     try:
-        answer = child_answer.ask([scontrol, "--oneliner", "show", "job", job], PATIENCE)
+        answer = subprocess_output.run([scontrol, "--oneliner", "show", "job", job], TIMEOUT)
     except OSError:
         return None
-    line = next((line for line in answer.output.splitlines() if line.startswith(f"JobId={job} ")), "")
+    line = next((line for line in answer.stdout.splitlines() if line.startswith(f"JobId={job} ")), "")
     running = re.search(r"\sJobState=RUNNING\s", line)
     found = re.search(r"\sEndTime=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\s|$)", line) if running else None
     # Slurm writes local time.

@@ -8,7 +8,6 @@ itself uses are quoted (`mpips.launch.sbatch`), and may be any text without cont
 from __future__ import annotations
 
 import re
-import tomllib
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,9 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from mpips import typed
-from mpips.config.toml_text import line_of
+from mpips.config.toml_text import line_of, read_toml
 from mpips.errors import InputError
-from mpips.files.safe_open import read_text
 from mpips.process import user_folders
 
 WORD = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_.,:+@/-]*")
@@ -29,9 +27,7 @@ OPTION = re.compile(r"--([a-z][a-z0-9-]*)(=[A-Za-z0-9_.,:+@%/&|*()\[\]=-]+)?")
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-_LARGEST = 1 << 20
-
-DECIDED = {
+SET_ELSEWHERE = {
     "job-name": "the job file's [job] name",
     "nodes": "--nodes",
     "ntasks": "the job file's [layout]",
@@ -116,8 +112,8 @@ def check_option(name: str, option: str) -> None:
         raise ValueError(
             f"{name}: write --NAME or --NAME=VALUE, in letters, digits and _.,:+@%/&|*()[]=-, got {option!r}"
         )
-    if found[1] in DECIDED:
-        raise ValueError(f"{name}: --{found[1]} is decided by {DECIDED[found[1]]}")
+    if found[1] in SET_ELSEWHERE:
+        raise ValueError(f"{name}: --{found[1]} is decided by {SET_ELSEWHERE[found[1]]}")
 
 
 def check_text(name: str, value: str) -> None:
@@ -150,17 +146,9 @@ def load(path: Path | None) -> Site:
     """
     if path is None:
         return Site()
-    try:
-        text = read_text(path, follow=True, most=_LARGEST)
-        table = typed.toml(text)
-    except OSError as error:
-        raise InputError(f"{path}: the site file cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: the site file is not UTF-8 text (byte {error.start})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: not TOML: {error}") from None
+    text, table = read_toml(path, "site file")
     try:
         return typed.build(Site, table)
-    except typed.Misfit as misfit:
-        line = line_of(text, misfit.path)
-        raise InputError(f"{path}{f':{line}' if line else ''}: {misfit}") from misfit
+    except typed.InvalidValue as error:
+        line = line_of(text, error.path)
+        raise InputError(f"{path}{f':{line}' if line else ''}: {error}") from error

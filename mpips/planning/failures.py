@@ -20,7 +20,7 @@ TRIALS = 400
 """Largest number of simulated runs."""
 EVENTS = 200_000
 """Approximate bound on simulated events in all, and bound in one run; a run with more makes no progress."""
-LEAST = 20
+LEAST_TRIALS = 20
 """Least number of simulated runs, unless one makes no progress."""
 
 
@@ -57,30 +57,30 @@ def lifetime(run: FailingRun, seed: int = 0) -> Lifetime:
     """Simulate a run repeatedly."""
     rng = np.random.default_rng(seed)
     ends: list[tuple[int, float]] = []
-    seen = 0
-    while len(ends) < TRIALS and (seen < EVENTS or len(ends) < LEAST):
-        failures, end, events = simulated(run, rng)
+    simulated_events = 0
+    while len(ends) < TRIALS and (simulated_events < EVENTS or len(ends) < LEAST_TRIALS):
+        failures, end, events = simulate_once(run, rng)
         if math.isinf(end):
             return Lifetime(math.inf, math.inf, math.inf)
         ends.append((failures, end))
-        seen += events
+        simulated_events += events
     lost, seconds = np.array(ends).T
     return Lifetime(float(lost.mean()), float(seconds.mean()), float(np.quantile(seconds, 0.95)))
 
 
-def simulated(run: FailingRun, rng: np.random.Generator) -> tuple[int, float, int]:
+def simulate_once(run: FailingRun, rng: np.random.Generator) -> tuple[int, float, int]:
     """Simulate a run once; return its failures, its end (inf: no progress), and the number of events."""
     now, failures = 0.0, 0
     # Remaining work: now, and at the last checkpoint.
     left = saved = run.seconds
-    doing, since = "work", 0.0
+    activity, since = "work", 0.0
     # (time, phase, kind); a phase ends with the next one.
     events: list[tuple[float, int, str]] = []
     phase = 0
 
     def begin(what: str, takes: float) -> None:
-        nonlocal doing, since, phase
-        doing, since, phase = what, now, phase + 1
+        nonlocal activity, since, phase
+        activity, since, phase = what, now, phase + 1
         heapq.heappush(events, (now + takes, phase, "over"))
 
     def work() -> None:
@@ -93,18 +93,18 @@ def simulated(run: FailingRun, rng: np.random.Generator) -> tuple[int, float, in
         if what == "failure":
             failures += 1
             heapq.heappush(events, (now + rng.exponential(run.mtbf / run.nodes), 0, "failure"))
-            if doing == "work" and run.survives:
+            if activity == "work" and run.survives:
                 left -= now - since
             elif not run.survives:
                 left = saved
             begin("recovery", run.recovery)
-        elif of == phase and doing == "work":
+        elif of == phase and activity == "work":
             left -= now - since
             if left <= 1e-12 * run.seconds:
                 return failures, now, count
             begin("checkpoint", run.checkpoint)
         elif of == phase:
-            if doing == "checkpoint":
+            if activity == "checkpoint":
                 saved = left
             work()
     return failures, math.inf, EVENTS

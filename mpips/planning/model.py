@@ -12,7 +12,7 @@ time:
 
 With a delay, and a core for each rank, servers work while workers compute: the longer of the two counts, and the fixed
 cost of rounds is divided by tau + 1. The four costs are fitted to finished runs on small layouts, none below 0
-(`fitted`). A worker's bytes fall as W to the power of -`spread`, since it touches fewer keys with less data (the
+(`fit_costs`). A worker's bytes fall as W to the power of -`decay`, since it touches fewer keys with less data (the
 paper's Fig. 3).
 
 Effects that a mean does not show are simulated: slow workers (`straggling`) by the recurrence of rounds, of which the
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from mpips.errors import InputError
 
-NOTICED = 0.03
+DETECTION = 0.03
 """Seconds until MPI reports a killed rank, as `mpips bench faults` measures."""
 
 
@@ -86,7 +86,7 @@ class Costs:
     byte: float
     round: float
     rounds: float
-    spread: float
+    decay: float
     """Exponent of the decrease of a worker's bytes."""
     worker_bytes: float
     """Bytes that a single worker sends in a step."""
@@ -150,7 +150,7 @@ def _features(layout: RankCounts, cores: int, rounds: float, sent: float) -> NDA
     return np.array([at_workers, messages * ends, sent * ends, rounds / (1 + layout.tau * apart)])
 
 
-def fitted(runs: Sequence[Measured]) -> Costs:
+def fit_costs(runs: Sequence[Measured]) -> Costs:
     """Fit the costs to finished runs of one job, on at least three layouts with different numbers of workers and
     servers.
 
@@ -174,10 +174,8 @@ def fitted(runs: Sequence[Measured]) -> Costs:
             error = float(((weighted @ costs - 1) ** 2).sum())
             if (found >= 0).all() and error < least - 1e-12:
                 best, least = costs, error
-    spread, first = _power([(run.layout.workers, run.worker_bytes / run.layout.workers) for run in runs])
-    _, answered = _power(
-        [(run.layout.workers, run.server_bytes / run.layout.workers) for run in runs], spread
-    )
+    decay, first = _power([(run.layout.workers, run.worker_bytes / run.layout.workers) for run in runs])
+    _, answered = _power([(run.layout.workers, run.server_bytes / run.layout.workers) for run in runs], decay)
     base, held = _line([((1 + r.layout.copies) / r.layout.servers, r.server_memory) for r in runs])
     compute, message, byte, each_round = best.tolist()
     return Costs(
@@ -186,7 +184,7 @@ def fitted(runs: Sequence[Measured]) -> Costs:
         byte=byte,
         round=each_round,
         rounds=float(np.mean([run.rounds for run in runs])),
-        spread=spread,
+        decay=decay,
         worker_bytes=first,
         server_bytes=answered,
         base=base,
@@ -218,8 +216,8 @@ def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 def predict(costs: Costs, machine: Machine, layout: RankCounts, repair: float = 200e6) -> Prediction:
     """Predict a step of a job; each server restores copies at `repair` bytes/s."""
     cores = machine.nodes * machine.cores
-    worker_sent = costs.worker_bytes * layout.workers ** (1 - costs.spread)
-    server_sent = costs.server_bytes * layout.workers ** (1 - costs.spread)
+    worker_sent = costs.worker_bytes * layout.workers ** (1 - costs.decay)
+    server_sent = costs.server_bytes * layout.workers ** (1 - costs.decay)
     sent = worker_sent + server_sent
     paid = _features(layout, cores, costs.rounds, sent)
     compute, messages, moved, rounds = (
@@ -243,7 +241,7 @@ def predict(costs: Costs, machine: Machine, layout: RankCounts, repair: float = 
         worker_sent=worker_sent,
         server_sent=server_sent,
         server_memory=costs.base + held,
-        recovery=NOTICED + held / repair,
+        recovery=DETECTION + held / repair,
         reread=costs.load / min(layout.workers, cores) / max(layout.workers - 1, 1),
     )
 

@@ -49,10 +49,10 @@ def add_command(
 
 
 def program_parser(name: str, description: str) -> Parser:
-    """Return the parser of a program of its own, such as a benchmark, without any switches."""
+    """Return the parser of a program of its own, such as a benchmark, without any options."""
     return Parser(
         prog=name,
-        usage=f"{name} [switches]",
+        usage=f"{name} [options]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -60,18 +60,42 @@ def program_parser(name: str, description: str) -> Parser:
 
 
 def not_empty(text: str) -> str:
-    """Return the value of a switch; refuse an empty one, as `"$UNSET"` in a shell is.
+    """Return the value of a option; refuse an empty one, as `"$UNSET"` in a shell is.
 
     Raises:
         ArgumentTypeError: the value is empty.
     """
     if not text:
-        raise argparse.ArgumentTypeError("the value is empty: leave the switch out, or give a value")
+        raise argparse.ArgumentTypeError("the value is empty: leave the option out, or give a value")
     return text
+
+
+def add_set(parser: argparse._ActionsContainer) -> None:
+    """Add the option `--set`, by which a user overrides keys of a job file."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="TABLE.KEY=VALUE",
+        help="override a key of the job file; repeatable",
+    )
+
+
+def add_layout(parser: argparse._ActionsContainer) -> None:
+    """Add the options for the numbers of ranks and copies, which stand for keys of a job file, and `--set`."""
+    for role, meaning in (
+        ("servers", "ranks that hold parameters (layout.servers)"),
+        ("workers", "ranks that compute (layout.workers)"),
+        ("spares", "ranks that wait to replace a dead one (layout.spares)"),
+        ("schedulers", "ranks that schedule (layout.schedulers)"),
+        ("replicas", "copies of each server's keys (ring.replicas)"),
+    ):
+        parser.add_argument(f"--{role}", type=int, metavar="N", help=meaning)
+    add_set(parser)
 
 
 def add_launcher(
     parser: argparse.ArgumentParser, meaning: str = "how ranks are started", of: tuple[str, ...] = LAUNCHERS
 ) -> None:
-    """Add the switch that says how ranks are started: `of` whose launchers one can be chosen."""
+    """Add the option for the launcher of the ranks, one of `of`."""
     parser.add_argument("--launcher", choices=of, default="auto", help=meaning)

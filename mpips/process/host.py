@@ -66,7 +66,8 @@ def host_address() -> str:
             str(host) for *_, (host, *_) in socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_DGRAM)
         ]
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing: it only asks which interface would
+        # Sends nothing: it only selects the interface of the route.
+        probe.connect(("192.0.2.1", 9))
         found.append(str(probe.getsockname()[0]))
     return next((host for host in found if not host.startswith("127.") and _is_here(host)), LOOPBACK)
 

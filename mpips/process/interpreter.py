@@ -28,16 +28,17 @@ def forget_working_folder(by_module: bool = False) -> None:
     """
     named = os.environ.get("PYTHONPATH", "")
     parts = [part for part in named.split(os.pathsep) if part]
-    unmeant = bool(named) and len(parts) <= named.count(os.pathsep)
-    if unmeant:
+    has_empty_part = bool(named) and len(parts) <= named.count(os.pathsep)
+    if has_empty_part:
         os.environ["PYTHONPATH"] = os.pathsep.join(parts)
     try:
         here = os.getcwd()
-    except OSError:  # it was removed
+    # The folder was removed.
+    except OSError:
         return
     if here == str(Path(__file__).absolute().parents[2]):
         return
-    unmeant = unmeant and here not in map(os.path.abspath, parts)
-    for _ in range(unmeant + (by_module and not sys.flags.safe_path)):
+    has_empty_part = has_empty_part and here not in map(os.path.abspath, parts)
+    for _ in range(has_empty_part + (by_module and not sys.flags.safe_path)):
         if here in sys.path:
             sys.path.remove(here)

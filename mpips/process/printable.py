@@ -11,10 +11,10 @@ import re
 import unicodedata
 from typing import Any
 
-_KEPT = "\n\t"
-_ENDS = 150
+_ALLOWED = "\n\t"
+_KEPT_ENDS = 150
 _LONG_WORD, _LONG_LINE = re.compile(r"\S{401,}"), re.compile(r"[^\n]{4001,}")
-_BAD = ("Cc", "Cs", "Co", "Zl", "Zp")
+_CONTROL_CATEGORIES = ("Cc", "Cs", "Co", "Zl", "Zp")
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -28,7 +28,7 @@ class Control(str):
         return self
 
 
-def printable(text: object, keep: str = _KEPT) -> str:
+def printable(text: object, keep: str = _ALLOWED) -> str:
     r"""Return a text in which every control character but those in `keep` is escaped, such as ``\x1b``.
 
     >>> printable("name\x1b[2J.svm")
@@ -38,7 +38,7 @@ def printable(text: object, keep: str = _KEPT) -> str:
     if text.translate(dict.fromkeys(map(ord, keep))).isprintable():
         return text
     return "".join(
-        each if each in keep or not _is_bad(each) else each.encode("unicode_escape").decode("ascii")
+        each if each in keep or not _is_control(each) else each.encode("unicode_escape").decode("ascii")
         for each in text
     )
 
@@ -46,12 +46,12 @@ def printable(text: object, keep: str = _KEPT) -> str:
 def brief(text: str) -> str:
     """Return a text in which words of over 400 characters, then lines of over 4000, are their beginning and end.
 
-    For what is said of names, keys and values of any length; logs and results keep all of it.
+    For messages about names, keys and values of any length; logs and results keep the whole text.
 
     >>> len(brief(f"{'x' * 100_000}: no such file"))
     339
     """
-    for pattern, ends in ((_LONG_WORD, _ENDS), (_LONG_LINE, 10 * _ENDS)):
+    for pattern, ends in ((_LONG_WORD, _KEPT_ENDS), (_LONG_LINE, 10 * _KEPT_ENDS)):
         text = pattern.sub(
             lambda found, ends=ends: (  # type: ignore[misc]
                 f"{found[0][:ends]}...[{len(found[0]):,} characters]...{found[0][-ends:]}"
@@ -84,5 +84,5 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2).replace("\x7f", "\\u007f")
 
 
-def _is_bad(character: str) -> bool:
-    return unicodedata.category(character) in _BAD or character in _DIRECTIONS
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in _CONTROL_CATEGORIES or character in _DIRECTIONS

@@ -27,31 +27,31 @@ class Stream(io.TextIOWrapper):
     """A stream that discards what cannot be written, and keeps the first error in `problem`.
 
     Args:
-        before: the stream that it replaces; None if there was none.
-        number: its descriptor.
-        clean: escape control characters, except in `Control`.
-        ends: raise the first error.
+        replaced: the stream that it replaces; None if there was none.
+        descriptor: the file descriptor.
+        escape: escape control characters, except in `Control`.
+        raises: raise the first error.
     """
 
-    def __init__(self, before: IO[str] | None, number: int, *, clean: bool, ends: bool) -> None:
-        if isinstance(before, io.TextIOWrapper):
-            buffered, through = before.line_buffering, before.write_through
+    def __init__(self, replaced: IO[str] | None, descriptor: int, *, escape: bool, raises: bool) -> None:
+        if isinstance(replaced, io.TextIOWrapper):
+            buffered, through = replaced.line_buffering, replaced.write_through
             super().__init__(
-                before.buffer, before.encoding, _ERRORS, line_buffering=buffered, write_through=through
+                replaced.buffer, replaced.encoding, _ERRORS, line_buffering=buffered, write_through=through
             )
         else:
-            super().__init__(os.fdopen(number, "wb"), "utf-8", _ERRORS, line_buffering=True)
-        self.clean, self.ends = clean, ends
+            super().__init__(os.fdopen(descriptor, "wb"), "utf-8", _ERRORS, line_buffering=True)
+        self.escape, self.raises = escape, raises
         self.problem: OSError | None = None
 
     def write(self, text: str, /) -> int:
         """Write a text."""
-        if self.clean and not isinstance(text, Control):
+        if self.escape and not isinstance(text, Control):
             text = printable(text)
         try:
             return super().write(text)
         except OSError as error:
-            self._lose(error)
+            self._discard_output(error)
         return len(text)
 
     def flush(self) -> None:
@@ -59,47 +59,47 @@ class Stream(io.TextIOWrapper):
         try:
             super().flush()
         except OSError as error:
-            self._lose(error)
+            self._discard_output(error)
 
-    def _lose(self, error: OSError) -> None:
+    def _discard_output(self, error: OSError) -> None:
         first, self.problem = self.problem is None, self.problem or error
         null = os.open(os.devnull, os.O_WRONLY)
-        # otherwise the buffered rest would fail again at exit
+        # Otherwise the buffered rest would fail again at exit.
         os.dup2(null, self.fileno())
         os.close(null)
-        if first and self.ends:
+        if first and self.raises:
             raise error
 
 
-def prepare(*, clean: bool = False, ends: bool = False) -> None:
+def prepare(*, escape: bool = False, raises: bool = False) -> None:
     """Replace this process's standard streams; see the module.
 
     Args:
-        clean: escape control characters on stdout and stderr.
-        ends: a write to stdout that fails raises OSError.
+        escape: escape control characters on stdout and stderr.
+        raises: a write to stdout that fails raises OSError.
     """
-    for number in range(3):
-        _open(number)
+    for descriptor in range(3):
+        _open(descriptor)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     else:
         sys.stdin = os.fdopen(0, encoding="utf-8")
-    sys.stdout = Stream(sys.stdout, 1, clean=clean, ends=ends)
-    sys.stderr = Stream(sys.stderr, 2, clean=clean, ends=False)
+    sys.stdout = Stream(sys.stdout, 1, escape=escape, raises=raises)
+    sys.stderr = Stream(sys.stderr, 2, escape=escape, raises=False)
 
 
-def as_data() -> None:
+def pass_data_unescaped() -> None:
     """Do not escape what is written to stdout unless it is a terminal: the output is for programs."""
     if isinstance(sys.stdout, Stream):
-        sys.stdout.clean = sys.stdout.isatty()
+        sys.stdout.escape = sys.stdout.isatty()
 
 
-def settled(code: int) -> int:
+def flushed_exit_code(code: int) -> int:
     """Flush stdout; return the exit code: `code`, unless some output could not be written."""
     out = sys.stdout
     if not isinstance(out, Stream):
         return code
-    out.ends = False
+    out.raises = False
     out.flush()
     if out.problem is None:
         return code
@@ -109,24 +109,25 @@ def settled(code: int) -> int:
     return ExitCode.UNWRITABLE
 
 
-def lost() -> bool:
+def output_failed() -> bool:
     """Return whether some output could not be written to stdout."""
     return isinstance(sys.stdout, Stream) and sys.stdout.problem is not None
 
 
-def _open(number: int) -> None:
+def _open(descriptor: int) -> None:
     """Open the null device at a descriptor that is closed, also for child processes."""
     try:
-        os.fstat(number)
+        os.fstat(descriptor)
     except OSError:
-        null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-        if null != number:
-            os.dup2(null, number)
+        # The system returns the lowest free descriptor.
+        null = os.open(os.devnull, os.O_RDWR)
+        if null != descriptor:
+            os.dup2(null, descriptor)
             os.close(null)
-        os.set_inheritable(number, True)
+        os.set_inheritable(descriptor, True)
 
 
-def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+def _encode_missing(error: UnicodeError) -> tuple[str | bytes, int]:
     """Encode characters that an encoding lacks: bytes of file names unchanged, all others as escapes."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
@@ -139,4 +140,4 @@ def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
     ), error.end
 
 
-codecs.register_error(_ERRORS, _escaped)
+codecs.register_error(_ERRORS, _encode_missing)

@@ -16,7 +16,7 @@ from mpips.exit_codes import by_signal
 
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 """Signals by which batch systems and the kernel say that a limit is near, perhaps again and again."""
-ASKS = (*WARNINGS, signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (*WARNINGS, signal.SIGTERM, signal.SIGINT)
 """Signals that ask a run to stop."""
 
 received: list[int] = []
@@ -25,7 +25,7 @@ received: list[int] = []
 
 def receive() -> list[int]:
     """Append stop signals to `received` from now on, and return it: a rank that loads heeds them when it has begun."""
-    for kind in ASKS:
+    for kind in STOP_SIGNALS:
         signal.signal(kind, lambda number, _: received.append(number))
     return received
 
@@ -33,24 +33,24 @@ def receive() -> list[int]:
 class StopRequests:
     """The stop requests of a command that starts a run, SIGHUP included unless it is ignored, as under nohup.
 
-    A context manager. Until `keep` is called, a signal calls `end` with its number; from then on it is only appended to
-    `kinds`.
+    A context manager. Until `record_only` is called, a signal calls `end` with its number; from then on it is only
+    appended to `received`.
     """
 
     def __init__(self, end: Callable[[int], None] = lambda number: leave(number)) -> None:
-        self.kinds: list[int] = []
-        self._end, self._keeps = end, False
+        self.received: list[int] = []
+        self._end, self._records_only = end, False
         self._before: dict[int, signal._HANDLER] = {}
 
-    def keep(self) -> None:
+    def record_only(self) -> None:
         """Only record signals from now on; the caller forwards them."""
-        self._keeps = True
+        self._records_only = True
 
     def __enter__(self) -> Self:
         """Install the handlers."""
         hup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
-        for kind in (*ASKS, *hup):
-            self._before[kind] = signal.signal(kind, self._hear)
+        for kind in (*STOP_SIGNALS, *hup):
+            self._before[kind] = signal.signal(kind, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,9 +58,9 @@ class StopRequests:
         for kind, handler in self._before.items():
             signal.signal(kind, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self._keeps:
-            self.kinds.append(number)
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._records_only:
+            self.received.append(number)
         else:
             self._end(number)
 

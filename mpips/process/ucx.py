@@ -16,16 +16,16 @@ from mpips.process.first_rank import seems_first
 FILE = "ucx.conf"
 
 
-def elsewhere() -> str | None:
+def folder_without_ucx_conf() -> str | None:
     """Return a folder in which to start a process that loads MPI, instead of the working folder; mostly None."""
     return "/" if os.path.lexists(FILE) else None
 
 
 @contextmanager
-def away() -> Iterator[None]:
+def without_ucx_conf() -> Iterator[None]:
     """Change from a working folder with a `ucx.conf` to another one while MPI is loaded, and print a warning."""
-    other = elsewhere()
-    if other is None:
+    folder = folder_without_ucx_conf()
+    if folder is None:
         yield
         return
     if seems_first():
@@ -34,7 +34,7 @@ def away() -> Iterator[None]:
             print(f"mpips: the {FILE} of the working folder is not read: {text}", file=sys.stderr, flush=True)
     here = os.open(".", os.O_PATH | os.O_CLOEXEC)
     try:
-        os.chdir(other)
+        os.chdir(folder)
         yield
     finally:
         os.fchdir(here)

@@ -27,18 +27,18 @@ from typing import Any, NamedTuple
 from mpips.cluster.layout import Cause
 from mpips.errors import InputError
 from mpips.files.json_lines import read_lines
-from mpips.files.json_shape import is_number
+from mpips.files.json_schema import is_number
 from mpips.process.host import host_name, is_gone
 from mpips.rundir.folder import RunFolder
 
-LOOK = 0.25
+CHECK_INTERVAL = 0.25
 """Seconds between two checks whether ranks have started, or the run is over."""
 
 
 class Failure(NamedTuple):
     """A rank that failed: its role, host, the time of detection (wall, s), and the error.
 
-    `at` is the program's line, if it failed in a program; `cause` how it was lost, if it could not say why itself.
+    `at` is the program's line, if it failed in a program; `cause` how it was lost, if it did not report an error.
     """
 
     rank: int
@@ -77,10 +77,13 @@ def log_of(folder: RunFolder, rank: int) -> str | None:
 # --- from the logs --------------------------------------------------------------------------------
 
 
-def first(folder: RunFolder, said: str = "", seen: Sequence[int] = ()) -> Failure | None:
+def first(folder: RunFolder, output: str = "", first_ended: Sequence[int] = ()) -> Failure | None:
     """Return the first failure of a run; None if none is known.
 
-    It uses the logs, the last output of the launcher (`said`), and the ranks that were `seen` to end before all others.
+    Args:
+        folder: the run's folder, whose logs are read.
+        output: the last output of the launcher.
+        first_ended: the ranks that had ended when the first end was detected, see `FirstExitWatch`.
     """
     try:
         run = folder.read_run() or {}
@@ -89,28 +92,30 @@ def first(folder: RunFolder, said: str = "", seen: Sequence[int] = ()) -> Failur
     except (InputError, ValueError, KeyError):
         return None
     found = [each for each in _failures(_lines(folder, since)) if each.rank in ranks]
-    signals = {rank: words for rank, words in launcher_said(said, seen).items() if rank in ranks}
+    signals = {
+        rank: ending for rank, ending in ranks_ended_by_signal(output, first_ended).items() if rank in ranks
+    }
     causes = [each for each in found if not each.follows]
     if causes:
-        sign = min(causes, key=_wall)
+        evidence = min(causes, key=_wall)
     elif signals:
         rank = next(iter(signals))
-        wall = min((each.wall for each in found if each.rank == rank), default=None) or _last_sign(folder)
-        sign = _Sign(False, rank, wall, cause=Cause.DIED)
+        wall = min((each.wall for each in found if each.rank == rank), default=None) or _last_write(folder)
+        evidence = _Evidence(False, rank, wall, cause=Cause.DIED)
     elif found:
-        sign = min(found, key=_wall)
+        evidence = min(found, key=_wall)
     else:
         return None
-    rank, error = sign.rank, sign.error or Cause.DIED.text
-    if rank in signals and (not sign.error or sign.cause is Cause.DIED):
+    rank, error = evidence.rank, evidence.error or Cause.DIED.text
+    if rank in signals and (not evidence.error or evidence.cause is Cause.DIED):
         error = signals[rank]
     each = ranks[rank]
     role = f"{each['role']} {each['index']}"
-    return Failure(rank, role, str(each["host"]), sign.wall, error, sign.at, sign.cause)
+    return Failure(rank, role, str(each["host"]), evidence.wall, error, evidence.at, evidence.cause)
 
 
-class _Sign(NamedTuple):
-    """What a log says of a failure; `follows` tells whether it only follows from another rank's."""
+class _Evidence(NamedTuple):
+    """A log's entry about a failure; `follows`: it is only a consequence of another rank's."""
 
     follows: bool
     rank: int
@@ -120,8 +125,8 @@ class _Sign(NamedTuple):
     cause: Cause | None = None
 
 
-def _wall(sign: _Sign) -> float:
-    return sign.wall
+def _wall(evidence: _Evidence) -> float:
+    return evidence.wall
 
 
 def _lines(folder: RunFolder, since: float) -> Iterable[dict[str, Any]]:
@@ -133,20 +138,22 @@ def _lines(folder: RunFolder, since: float) -> Iterable[dict[str, Any]]:
                     yield line
 
 
-def _failures(lines: Iterable[Mapping[str, Any]]) -> list[_Sign]:
+def _failures(lines: Iterable[Mapping[str, Any]]) -> list[_Evidence]:
     """Return the failures in the lines of logs."""
     found = []
     for line in lines:
         event, error, wall = line.get("event"), str(line.get("error")), float(line["wall"])
         if event == "failed" and isinstance(line.get("rank"), int):
-            found.append(_Sign(bool(line.get("follows")), line["rank"], wall, error, str(line.get("at", ""))))
+            found.append(
+                _Evidence(bool(line.get("follows")), line["rank"], wall, error, str(line.get("at", "")))
+            )
         elif event == "lost" and line.get("fatal") and isinstance(line.get("lost"), int):
             cause = next((each for each in Cause if each == line.get("cause")), None)
-            found.append(_Sign(False, line["lost"], wall, error, cause=cause))
+            found.append(_Evidence(False, line["lost"], wall, error, cause=cause))
     return found
 
 
-def _last_sign(folder: RunFolder) -> float:
+def _last_write(folder: RunFolder) -> float:
     """Return the time of the last write to the run folder (wall, s)."""
     paths = [folder.metrics, folder.run, folder.result]
     return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
@@ -155,36 +162,36 @@ def _last_sign(folder: RunFolder) -> float:
 # --- ranks that end without a message -------------------------------------------------------------
 
 
-_SAID = (
+_SIGNAL_MESSAGES = (
     re.compile(r"process rank (?P<rank>\d+) with PID \d+ on node \S+\s+exited on\s+signal (?P<signal>\d+)"),
     re.compile(
         r"srun: error: \S+: tasks? (?P<rank>\d+)[-,\d]*: (?P<words>(?!Exited with|Terminated)[A-Z].*)"
     ),
 )
 """Messages of mpirun (Open MPI) and srun about processes ended by a signal."""
-_NOBODYS_FAULT = re.compile(r"CANCELLED AT \S+ DUE TO ")
+_CANCELLED = re.compile(r"CANCELLED AT \S+ DUE TO ")
 """Slurm's message when it ends all processes at a time limit or with a node."""
-_SAID_OF_SOME = re.compile(r"YOUR APPLICATION TERMINATED WITH THE EXIT STRING: .*\(signal (?P<signal>\d+)\)")
+_MPICH_MESSAGE = re.compile(r"YOUR APPLICATION TERMINATED WITH THE EXIT STRING: .*\(signal (?P<signal>\d+)\)")
 """mpiexec's (MPICH) message: it kills all other ranks at once, and may name any of them."""
 
 
-def launcher_said(text: str, seen: Sequence[int] = ()) -> dict[int, str]:
+def ranks_ended_by_signal(text: str, first_ended: Sequence[int] = ()) -> dict[int, str]:
     """Return the ranks that a launcher reports as ended by a signal, in the order of its messages.
 
-    Where it does not name the rank, it is the one that was `seen` to end before all others.
+    Where it does not name the rank, it is that of `first_ended`, if that is one rank.
     """
     found: dict[int, tuple[int, str]] = {}
-    if _NOBODYS_FAULT.search(text):
+    if _CANCELLED.search(text):
         return {}
-    for pattern in _SAID:
+    for pattern in _SIGNAL_MESSAGES:
         for match in pattern.finditer(text):
             groups = match.groupdict()
-            words = groups.get("words") or signal_name(int(groups["signal"]))
-            found.setdefault(int(match["rank"]), (match.start(), f"ended by {words.strip()}"))
-    some = _SAID_OF_SOME.search(text)
-    if some and not found and len(seen) == 1:
-        return {seen[0]: f"ended by {signal_name(int(some['signal']))}"}
-    return {rank: words for rank, (_, words) in sorted(found.items(), key=lambda item: item[1][0])}
+            ending = groups.get("words") or signal_name(int(groups["signal"]))
+            found.setdefault(int(match["rank"]), (match.start(), f"ended by {ending.strip()}"))
+    mpich = _MPICH_MESSAGE.search(text)
+    if mpich and not found and len(first_ended) == 1:
+        return {first_ended[0]: f"ended by {signal_name(int(mpich['signal']))}"}
+    return {rank: ending for rank, (_, ending) in sorted(found.items(), key=lambda item: item[1][0])}
 
 
 def signal_name(number: int) -> str:
@@ -195,12 +202,12 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-class Watch(threading.Thread):
+class FirstExitWatch(threading.Thread):
     """Watches the ranks of this host from `mpips run`, and records which one ends first."""
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(daemon=True)
-        self.seen: tuple[int, ...] = ()
+        self.first_ended: tuple[int, ...] = ()
         """The ranks that had ended when the first end was detected; of several it is unknown which was first."""
         self.watching = False
         self._folder, self._over = folder, threading.Event()
@@ -208,7 +215,7 @@ class Watch(threading.Thread):
     def run(self) -> None:
         """Wait until there are ranks, and then for the first end."""
         began = time.time()
-        while not self._over.wait(LOOK):
+        while not self._over.wait(CHECK_INTERVAL):
             with suppress(OSError, InputError, KeyError):
                 if self._folder.run.stat().st_mtime >= began - 1:
                     ranks = (self._folder.read_run() or {})["ranks"]
@@ -226,13 +233,13 @@ class Watch(threading.Thread):
                     ranks[handle] = rank
                     poll.register(handle, select.POLLIN)
             self.watching = True
-            while ranks and not self._over.is_set() and not self.seen:
-                self.seen = tuple(ranks[handle] for handle, _ in poll.poll(1000 * LOOK))
+            while ranks and not self._over.is_set() and not self.first_ended:
+                self.first_ended = tuple(ranks[handle] for handle, _ in poll.poll(1000 * CHECK_INTERVAL))
         finally:
             for handle in ranks:
                 os.close(handle)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> FirstExitWatch:
         """Begin."""
         self.start()
         return self
@@ -240,10 +247,10 @@ class Watch(threading.Thread):
     def __exit__(self, *_: object) -> None:
         """End."""
         self._over.set()
-        self.join(4 * LOOK)
+        self.join(4 * CHECK_INTERVAL)
 
 
-class Peers:
+class LocalRanks:
     """The processes of the ranks of this host, to detect those that end without a message.
 
     `processes` are (pid, host) by rank.
@@ -264,7 +271,7 @@ class Peers:
         """Return whether this rank is the lowest one of its host that still exists, which reports for all."""
         return not {rank for rank in self.pids if rank < self.rank} - set(missing)
 
-    def why(self) -> str:
+    def cause(self) -> str:
         """Return the cause of a process's end on this host, as far as it is known."""
         now = oom_kills()
         if now is not None and self._kills is not None and now > self._kills:

@@ -1,7 +1,7 @@
 """The state of a source tree: its commit, and its difference from it.
 
-git runs in child processes while the caller does other work (`ask`, then `Asked.answer`), and they have ended when the
-answer is returned: before MPI starts. A tree that is too large for the timeout has no answer.
+git runs in child processes while the caller does other work (`start_queries`, then `GitQueries.result`). They have
+ended when the result is returned: before MPI starts. A tree that is too large for the timeout has no result.
 
 A clean tree is identified by its commit. For a modified one, `diff_sha256` identifies the difference: the SHA-256 of
 `git diff HEAD` under fixed options, and of name and contents of each untracked, not ignored `.py` file below the folder
@@ -27,8 +27,8 @@ from typing import IO, Any, NamedTuple
 
 from mpips.files.safe_open import read_bytes
 
-PATIENCE = 2.0
-"""Seconds that git may take, from the call of `Asked.answer`."""
+TIMEOUT = 2.0
+"""Seconds that git may take, from the call of `GitQueries.result`."""
 
 MANY = 500
 """Number of untracked files above which their contents are not hashed."""
@@ -37,7 +37,12 @@ LARGEST = 1 << 24
 """Size in bytes of an untracked file above which its contents are not hashed."""
 
 SAFE = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "core.quotePath=true")
-ALONE = {"GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+NO_NETWORK = {
+    "GIT_ALLOW_PROTOCOL": "none",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "LC_ALL": "C",
+}
 """Environment of a git that contacts no other repository, whatever this one's settings are."""
 FILTERS = ("config", "-z", "--show-scope", "--get-regexp", r"^filter\..*\.(clean|process|required)$")
 USERS = ("system", "global", "command")
@@ -48,7 +53,7 @@ DIFF = (
     "--ignore-submodules=dirty",
     "--src-prefix=a/", "--dst-prefix=b/",
 )  # fmt: skip
-QUESTIONS = {
+QUERIES = {
     "commit": ("rev-parse", "--verify", "HEAD"),
     "diff": DIFF,
     "untracked": ("ls-files", "-z", "--others", "--exclude-standard", "--", "*.py"),
@@ -61,46 +66,53 @@ class _Child(NamedTuple):
     output: IO[bytes]
 
 
-class Asked:
+class GitQueries:
     """Running git queries about one folder of a tree."""
 
     def __init__(self, root: Path, folder: Path, children: dict[str, _Child]) -> None:
         self.root, self.folder, self._children = root, folder, children
         self._filtered = "diff" not in children
 
-    def answer(self, patience: float = PATIENCE) -> dict[str, Any] | None:
-        """Wait for the answers; processes that take longer than `patience` seconds are killed. Call it once.
+    def result(self, timeout: float = TIMEOUT) -> dict[str, Any] | None:
+        """Wait for the answers; processes that take longer than `timeout` seconds are killed. Call it once.
 
         Returns:
             `path` (the tree's root), `commit`, `remote` (without user and password, or None), `dirty` and `diff_sha256`
             (None if clean); both are None, with a `problem`, if git did not answer in time. None where git has no
             commit, or refuses.
         """
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         children, self._children = self._children, {}
-        said = {name: self._said(child, deadline) for name, child in children.items()}
+        outputs = {name: self._output(child, deadline) for name, child in children.items()}
         if self._filtered:
-            said["diff"] = None
-        commit = _text(said["commit"])
+            outputs["diff"] = None
+        commit = _text(outputs["commit"])
         if not commit:
             return None
-        facts = {"path": str(self.root), "commit": commit, "remote": _impersonal(_text(said["remote"]))}
-        if said["diff"] is None or said["untracked"] is None:
-            problem = f"git did not report the changes within {patience:g} s"
+        state = {
+            "path": str(self.root),
+            "commit": commit,
+            "remote": _without_credentials(_text(outputs["remote"])),
+        }
+        if outputs["diff"] is None or outputs["untracked"] is None:
+            problem = f"git did not report the changes within {timeout:g} s"
             if self._filtered:
                 problem = "the tree's settings name filters that git cannot disable"
-            return facts | {"dirty": None, "diff_sha256": None, "problem": problem}
-        untracked = [os.fsdecode(name) for name in said["untracked"].split(b"\0") if name]
-        dirty = bool(said["diff"] or untracked)
-        return facts | {"dirty": dirty, "diff_sha256": self._hash(said["diff"], untracked) if dirty else None}
+            return state | {"dirty": None, "diff_sha256": None, "problem": problem}
+        untracked = [os.fsdecode(name) for name in outputs["untracked"].split(b"\0") if name]
+        dirty = bool(outputs["diff"] or untracked)
+        return state | {
+            "dirty": dirty,
+            "diff_sha256": self._hash(outputs["diff"], untracked) if dirty else None,
+        }
 
     def close(self) -> None:
         """End the queries that were not answered; idempotent."""
         children, self._children = self._children, {}
         for child in children.values():
-            self._said(child, 0.0)
+            self._output(child, 0.0)
 
-    def _said(self, child: _Child, deadline: float) -> bytes | None:
+    def _output(self, child: _Child, deadline: float) -> bytes | None:
         with child.output:
             try:
                 code = child.process.wait(max(0.0, deadline - time.monotonic()))
@@ -122,7 +134,7 @@ class Asked:
         return sha.hexdigest()
 
 
-def ask(folder: Path, root: Path | None = None, trusted: bool = False) -> Asked | None:
+def start_queries(folder: Path, root: Path | None = None, trusted: bool = False) -> GitQueries | None:
     """Start to query git about the tree that a folder is in; None where there is no tree, or no git.
 
     Args:
@@ -139,21 +151,21 @@ def ask(folder: Path, root: Path | None = None, trusted: bool = False) -> Asked 
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_DIR")}
     for name in ("GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_EXTERNAL_DIFF", "GIT_DIFF_OPTS"):
         environ.pop(name, None)
-    environ |= ALONE
+    environ |= NO_NETWORK
     git = ["git", "--no-optional-locks", *safe, "-C", str(folder)]
     unfiltered = _unfiltered(git, environ)
     children: dict[str, _Child] = {}
-    for name, question in QUESTIONS.items():
+    for name, query in QUERIES.items():
         if name == "diff" and unfiltered is None:
             continue
         try:
             output = tempfile.TemporaryFile()  # noqa: SIM115 (a pipe would make git wait for its reader)
         except OSError:
-            Asked(root, folder, children).close()
+            GitQueries(root, folder, children).close()
             return None
         try:
             child = subprocess.Popen(
-                [*git, *(unfiltered or ()), *question],
+                [*git, *(unfiltered or ()), *query],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.DEVNULL,
@@ -163,7 +175,7 @@ def ask(folder: Path, root: Path | None = None, trusted: bool = False) -> Asked 
             output.close()
             return None
         children[name] = _Child(child, output)
-    return Asked(root, folder, children)
+    return GitQueries(root, folder, children)
 
 
 def _unfiltered(git: Sequence[str], environ: Mapping[str, str]) -> list[str] | None:
@@ -174,7 +186,7 @@ def _unfiltered(git: Sequence[str], environ: Mapping[str, str]) -> list[str] | N
             env=environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
@@ -182,20 +194,20 @@ def _unfiltered(git: Sequence[str], environ: Mapping[str, str]) -> list[str] | N
     # 1: no such setting.
     if done.returncode not in (0, 1):
         return None
-    trees, users = set(), {}
+    tree_keys, user_values = set(), {}
     words = os.fsdecode(done.stdout).split("\0")
     for scope, entry in zip(words[0::2], words[1::2], strict=False):
         key, given, value = entry.partition("\n")
         if scope in USERS:
-            users[key] = value if given else "true"
+            user_values[key] = value if given else "true"
         else:
-            trees.add(key)
-    if any("=" in key for key in trees) or len(trees) > MANY:
+            tree_keys.add(key)
+    if any("=" in key for key in tree_keys) or len(tree_keys) > MANY:
         return None
     options = []
-    for key in sorted(trees):
+    for key in sorted(tree_keys):
         none = "false" if key.endswith(".required") else ""
-        options += ["-c", f"{key}={users.get(key, none)}"]
+        options += ["-c", f"{key}={user_values.get(key, none)}"]
     return options
 
 
@@ -207,9 +219,9 @@ def _contents(path: Path) -> bytes:
 
 
 def state_of(folder: Path, root: Path | None = None, trusted: bool = False) -> dict[str, Any] | None:
-    """Query git, and wait for the answer; see `ask` and `Asked.answer`."""
-    asked = ask(folder, root, trusted)
-    return None if asked is None else asked.answer()
+    """Query git, and wait for the answer; see `start_queries` and `GitQueries.result`."""
+    queries = start_queries(folder, root, trusted)
+    return None if queries is None else queries.result()
 
 
 def root_of(folder: Path) -> Path | None:
@@ -217,10 +229,10 @@ def root_of(folder: Path) -> Path | None:
     return next((each for each in (folder, *folder.parents) if os.path.exists(each / ".git")), None)
 
 
-def _text(said: bytes | None) -> str:
-    return "" if said is None else said.decode(errors="replace").strip()
+def _text(output: bytes | None) -> str:
+    return "" if output is None else output.decode(errors="replace").strip()
 
 
-def _impersonal(remote: str) -> str | None:
+def _without_credentials(remote: str) -> str | None:
     """Return a remote's address without user and password."""
     return re.sub(r"(?<=://)[^/@]*@", "", remote) or None

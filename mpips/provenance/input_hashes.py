@@ -25,11 +25,11 @@ from mpips.files.safe_open import inside, open_regular
 if TYPE_CHECKING:
     from mpips.config.job_file import Job
 
-WHOLE = 2**24
+QUICK_LIMIT = 2**24
 """Size up to which a file is hashed as a whole in "quick" mode."""
 SAMPLE = 2**20
 HASHES = ("sha256", "sample_sha256")
-LARGE = 2**30
+OUTPUT_LIMIT = 2**30
 """The same for output files, which are still in the page cache."""
 _PIECE = 2**22
 _NICE = 10
@@ -47,7 +47,7 @@ def files_of(data: DataSpec, base: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def seen(path: Path) -> Facts:
+def stat_facts(path: Path) -> Facts:
     """Return `bytes` and `modified` (UTC) of a file, or the `problem`."""
     try:
         found = path.stat()
@@ -86,15 +86,15 @@ class Altered(NamedTuple):
     found: str
 
 
-def hashed(facts: Mapping[str, Any]) -> str:
+def hash_kind(facts: Mapping[str, Any]) -> str:
     """Return the kind of hash that `Inputs` has of a file, "" if none, or if the file changed while it was read."""
     return "" if facts.get("changed") else next((kind for kind in HASHES if kind in facts), "")
 
 
-def altered(known: Iterable[Mapping[str, Any]]) -> Altered | None:
+def first_altered(recorded: Iterable[Mapping[str, Any]]) -> Altered | None:
     """Hash files again that `Inputs` has described (`facts`); return the first changed one, or None."""
-    for facts in known:
-        kind, path = hashed(facts), str(facts.get("path"))
+    for facts in recorded:
+        kind, path = hash_kind(facts), str(facts.get("path"))
         if kind:
             now = fingerprint(Path(path), float("inf") if kind == "sha256" else -1)
             found = now.get(kind) or f"cannot be read: {now['problem']}"
@@ -103,29 +103,30 @@ def altered(known: Iterable[Mapping[str, Any]]) -> Altered | None:
     return None
 
 
-def altered_output(folder: Path, known: Mapping[str, Any]) -> str:
-    """Say how a file in a run's folder differs from its facts in `run.json`; "" if it does not, or is not there.
+def altered_output(folder: Path, recorded: Mapping[str, Any]) -> str:
+    """Describe how a file in a run's folder differs from its facts in `run.json`; "" if it does not, or is not there.
 
     Args:
-        folder: the run's folder, perhaps a stranger's: nothing outside of it is read, and no more than `LARGE` bytes.
-        known: an element of what `outputs_of` has returned.
+        folder: the run's folder, which may be untrusted: nothing outside of it is read, and at most `OUTPUT_LIMIT`
+            bytes of a file.
+        recorded: an element of what `outputs_of` has returned.
     """
-    kind = hashed(known)
+    kind = hash_kind(recorded)
     try:
-        path = inside(folder, known["name"])
+        path = inside(folder, recorded["name"])
         if not kind or not path.exists():
             return ""
-        now = {**seen(path), **fingerprint(path, LARGE)}
+        now = {**stat_facts(path), **fingerprint(path, OUTPUT_LIMIT)}
     except OSError as error:
-        return f"{folder / str(known['name'])!s}: {error.strerror}"
-    if (now.get("bytes"), now.get(kind)) == (known.get("bytes"), known[kind]):
+        return f"{folder / str(recorded['name'])!s}: {error.strerror}"
+    if (now.get("bytes"), now.get(kind)) == (recorded.get("bytes"), recorded[kind]):
         return ""
     found = (
         f"its {kind} is {now[kind]}"
         if kind in now
         else now.get("problem", f"it has {now.get('bytes')} bytes")
     )
-    return f"{path}: is not what the run has written: {found}, and run.json has {known[kind]}"
+    return f"{path}: is not what the run has written: {found}, and run.json has {recorded[kind]}"
 
 
 def _hash(readinto: Callable[[memoryview], int | None], stop: Callable[[], bool]) -> str | None:
@@ -153,7 +154,7 @@ class Inputs:
         self._facts: list[Facts] = []
         self._hashes: list[Facts] = []
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._guarded, name="inputs", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="inputs", daemon=True)
 
     @classmethod
     def of(cls, job: Job) -> Inputs:
@@ -171,7 +172,7 @@ class Inputs:
 
     def facts(self) -> list[Facts]:
         """Return the facts known of each file now: role, path, bytes, modified, and a hash."""
-        return [known | hashed for known, hashed in zip(self._facts, self._hashes, strict=False)]
+        return [facts | hashes for facts, hashes in zip(self._facts, self._hashes, strict=False)]
 
     def finish(self, patience: float | None) -> list[Facts]:
         """Wait `patience` seconds for the hashes, None: for all of them; return the facts known then.
@@ -186,12 +187,12 @@ class Inputs:
         for facts in found:
             if deadline is not None and time.monotonic() > deadline:
                 break
-            late = seen(Path(facts["path"]))
-            if any(facts.get(key) != value for key, value in late.items()):
+            now = stat_facts(Path(facts["path"]))
+            if any(facts.get(key) != value for key, value in now.items()):
                 facts["changed"] = True
         return found
 
-    def _guarded(self) -> None:
+    def _run(self) -> None:
         # Unknown facts are left out; a thread that fails would end the rank.
         with suppress(Exception):
             self._work()
@@ -201,8 +202,8 @@ class Inputs:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         files = list(self._files())
         self._hashes = [{} for _ in files]
-        self._facts = [{"role": role, "path": str(path), **seen(path)} for role, path in files]
-        whole = float("inf") if self.how == "full" else WHOLE
+        self._facts = [{"role": role, "path": str(path), **stat_facts(path)} for role, path in files]
+        whole = float("inf") if self.how == "full" else QUICK_LIMIT
         for at, (_, path) in enumerate(files):
             if self.how == "none" or self._stop.is_set():
                 return
@@ -216,7 +217,7 @@ def outputs_of(folder: Path, bookkeeping: Iterable[str]) -> list[Facts]:
         each for each in sorted(folder.iterdir()) if each.name not in kept and not each.name.startswith(".")
     )
     return [
-        {"name": path.name, **seen(path), **fingerprint(path, LARGE)}
+        {"name": path.name, **stat_facts(path), **fingerprint(path, OUTPUT_LIMIT)}
         for path in found
         if path.is_file() and not path.is_symlink()
     ]

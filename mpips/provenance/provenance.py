@@ -1,7 +1,7 @@
 """Provenance of a run: the resolved job, the code, the machine, the inputs; collected at its start.
 
-    before MPI starts     ask(folder)              git starts to query the sources, while the program loads
-                          collect(job, asking)     facts that need child processes, and those that do not
+    before MPI starts     start_queries(folder)    git starts to query the sources, while the program loads
+                          collect(job, queries)    facts that need child processes, and those that do not
     all ranks started     run_json.write_run       run.json: all that, and each rank's role, host and keys
     inputs are hashed     run_json.amend           by the leader, in the background (`mpips.provenance.input_hashes`)
     a checkpoint          run_json.read_run        its manifest has a copy, so it has its own provenance
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpips.process.host import host_name
 from mpips.provenance import git_state
-from mpips.provenance.git_state import Asked
+from mpips.provenance.git_state import GitQueries
 from mpips.provenance.input_hashes import fingerprint
 from mpips.rundir.folder import utc_now
 
@@ -103,11 +103,11 @@ class Provenance:
     seeds: dict[str, int] = field(default_factory=dict)
 
 
-class Asking(NamedTuple):
+class SourceQueries(NamedTuple):
     """Running git queries: about mpips's own tree, and about the job's, unless that is the same."""
 
-    own: Asked | None
-    users: Asked | None
+    own: GitQueries | None
+    users: GitQueries | None
 
     def close(self) -> None:
         """End the queries; idempotent."""
@@ -116,11 +116,11 @@ class Asking(NamedTuple):
                 each.close()
 
 
-def ask(folder: Path) -> Asking:
+def start_queries(folder: Path) -> SourceQueries:
     """Start git queries about mpips's tree and that of a job's folder, in the background; for `collect`."""
     tree = Path(__file__).resolve().parents[2]
-    own = git_state.ask(tree, tree, trusted=True) if (tree / ".git").exists() else None
-    return Asking(own, None if _is_own(folder) else git_state.ask(folder))
+    own = git_state.start_queries(tree, tree, trusted=True) if (tree / ".git").exists() else None
+    return SourceQueries(own, None if _is_own(folder) else git_state.start_queries(folder))
 
 
 def _is_own(folder: Path) -> bool:
@@ -133,7 +133,7 @@ def collect(
     argv: Sequence[str] | None = None,
     environ: Mapping[str, str] | None = None,
     *,
-    asking: Asking | None = None,
+    queries: SourceQueries | None = None,
     batch: Callable[[Mapping[str, str]], Facts] = lambda environ: {},
     module: str = "",
     children: bool = True,
@@ -144,7 +144,7 @@ def collect(
         job: as resolved.
         argv: the command line; default: this process's.
         environ: the environment; default: this process's.
-        asking: the result of `ask` for the job file's folder.
+        queries: the result of `start_queries` for the job file's folder.
         batch: returns facts of the batch system: a pure function of the environment.
         module: the name of the program's module, where it is loaded.
         children: whether child processes may be started; without them the state of the sources is unknown.
@@ -152,8 +152,8 @@ def collect(
     environ = os.environ if environ is None else environ
     own, users = _installed(), None
     if children:
-        with closing(asking or ask(job.base)) as asking:
-            own, users = _states(job, asking)
+        with closing(queries or start_queries(job.base)) as queries:
+            own, users = _states(job, queries)
     tables = job.tables()
     return Provenance(
         id=uuid.uuid4().hex,
@@ -162,12 +162,12 @@ def collect(
         working_directory=os.getcwd(),
         host=host_name(),
         platform=platform.platform(),
-        cpu=_cpu(),
+        cpu=cpu_model(),
         cores=len(os.sched_getaffinity(0)),
         python=platform.python_version(),
         executable=sys.executable,
         packages=versions(),
-        hdf5=_hdf5(),
+        hdf5=hdf5_version(),
         blas=_blas(),
         environment=relevant(environ),
         modules=modules(environ),
@@ -224,13 +224,13 @@ def seeds(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     }
 
 
-def _states(job: Job, asking: Asking) -> tuple[Facts | None, Facts | None]:
+def _states(job: Job, queries: SourceQueries) -> tuple[Facts | None, Facts | None]:
     """Return the states of mpips's own tree and of the job's."""
-    own = _installed() if asking.own is None else asking.own.answer()
+    own = _installed() if queries.own is None else queries.own.result()
     if _is_own(job.base):
         return own, own
-    if asking.users is not None and asking.users.folder == job.base:
-        return own, asking.users.answer()
+    if queries.users is not None and queries.users.folder == job.base:
+        return own, queries.users.result()
     # The job file is a resolved one: its base is another folder.
     return own, git_state.state_of(job.base)
 
@@ -256,7 +256,8 @@ def _program(name: str, module: str) -> Facts:
     return {"name": name, **({"file": file, **fingerprint(Path(file), 2**24)} if file else {})}
 
 
-def _cpu() -> str:
+def cpu_model() -> str:
+    """Return the name of this machine's processor."""
     with suppress(OSError):
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text()[:8192], re.M)
         if found:
@@ -264,7 +265,8 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _hdf5() -> str:
+def hdf5_version() -> str:
+    """Return the version of the HDF5 library that h5py loads."""
     import h5py
 
     return str(h5py.version.hdf5_version)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpips.checkpoint.lineage import of_run, owner_of
-from mpips.checkpoint.manifest import held, read_manifest
+from mpips.checkpoint.manifest import complete_checkpoints, read_manifest
 from mpips.errors import CheckpointError, InputError
 from mpips.files.safe_open import read_bytes
 from mpips.provenance.input_hashes import altered_output, outputs_of
@@ -33,7 +33,7 @@ BOOKKEEPING = ("job.toml", "run.json", "run.previous.json", "result.json", "resu
 """Files of a run's folder that are not outputs of its program."""
 
 
-def placed(layout: Layout, processes: Sequence[tuple[int, str]], view: View) -> list[Facts]:
+def rank_facts(layout: Layout, processes: Sequence[tuple[int, str]], view: View) -> list[Facts]:
     """Return role, host and initial keys of each rank.
 
     Args:
@@ -51,8 +51,8 @@ def placed(layout: Layout, processes: Sequence[tuple[int, str]], view: View) -> 
         facts |= {"group": place.group} if place.group else {}
         facts |= {"host": host, "pid": pid}
         if place.role.value == "server":
-            held = coalesce(view.ring.range(shard) for shard in view.primary_of(place.rank))
-            facts["ranges"] = [f"{part.begin}:{part.end}" for part in held]
+            owned = coalesce(view.ring.range(shard) for shard in view.primary_of(place.rank))
+            facts["ranges"] = [f"{part.begin}:{part.end}" for part in owned]
         ranks.append(facts)
     return ranks
 
@@ -91,7 +91,7 @@ def write_run(
     Args:
         folder: the run's folder.
         provenance: as collected at the start.
-        ranks: the result of `placed`, or at least {`rank`, `role`, `host`, `pid`} per rank.
+        ranks: the result of `rank_facts`, or at least {`rank`, `role`, `host`, `pid`} per rank.
         more: further entries, such as the MPI library's name.
     """
     facts = {"folder": str(folder.path), **asdict(provenance), **more}
@@ -235,7 +235,7 @@ def conclude(
             facts["outputs"] = {
                 "files": outputs_of(folder.path, BOOKKEEPING),
                 "own": _own(folder, text),
-                "checkpoints": [] if checkpoints is None else _written(checkpoints, facts.get("id")),
+                "checkpoints": [] if checkpoints is None else _checkpoints_of(checkpoints, facts.get("id")),
                 "parameters_sha256": result.get("parameters_sha256", ""),
             }
     with suppress(OSError):
@@ -243,14 +243,14 @@ def conclude(
 
 
 def altered_outputs(folder: RunFolder, names: Container[str] | None = None) -> list[str]:
-    """Say which of a run's outputs are not as the run has written them, a line each; its job and result are among them.
+    """Describe which of a run's outputs are not as the run has written them, a line each; also its job and result.
 
     Args:
-        folder: the run's folder; one that is none, or has no outputs in its `run.json`, has nothing to say.
+        folder: the run's folder; [] if it is none, or has no outputs in its `run.json`.
         names: the files to look at; None: all that `run.json` lists.
     """
     chosen = (file for file in listed_outputs(folder) if names is None or file["name"] in names)
-    return [said for file in chosen if (said := altered_output(folder.path, file))]
+    return [reason for file in chosen if (reason := altered_output(folder.path, file))]
 
 
 def listed_outputs(folder: RunFolder) -> list[Facts]:
@@ -261,8 +261,8 @@ def listed_outputs(folder: RunFolder) -> list[Facts]:
 
 def check_outputs(folder: RunFolder, names: Container[str] | None = None) -> None:
     """Raise InputError if an output is not as the run has written it; see `altered_outputs`."""
-    for said in altered_outputs(folder, names):
-        raise InputError(said)
+    for reason in altered_outputs(folder, names):
+        raise InputError(reason)
 
 
 def _own(folder: RunFolder, result: str) -> list[Facts]:
@@ -281,15 +281,15 @@ def _exit(result: Mapping[str, Any]) -> Facts:
     default = {"completed": "the program ended", "stopped": "asked to stop"}.get(status, "unknown")
     if result.get("evaluation_cut_by") and status == "completed":
         default += f", its evaluation was cut short by {result['evaluation_cut_by']}"
-    said = result.get("error") if status == "failed" else result.get("stopped_by")
-    facts = {"status": status, "code": result.get("exit_code"), "reason": said or default}
+    reason = result.get("error") if status == "failed" else result.get("stopped_by")
+    facts = {"status": status, "code": result.get("exit_code"), "reason": reason or default}
     return facts | {key: result[key] for key in ("failed_rank", "before_training") if key in result}
 
 
-def _written(checkpoints: Path, run: object) -> list[Facts]:
+def _checkpoints_of(checkpoints: Path, run: object) -> list[Facts]:
     """List the existing checkpoints that a run has written."""
     found = []
-    for path, manifest in held(checkpoints):
+    for path, manifest in complete_checkpoints(checkpoints):
         if owner_of(manifest) == run:
             step = manifest["about"].get("step")
             found.append(

@@ -17,12 +17,13 @@ from mpips.cluster.layout import Cause
 from mpips.cluster.view import View
 from mpips.errors import cannot_write, exit_code, in_a_line
 from mpips.exit_codes import ExitCode
+from mpips.process.first_rank import SUPERVISED
 from mpips.process.host import host_name
 from mpips.process.printable import brief, printable
 from mpips.provenance import first_failure, run_json
 from mpips.rank.prepare import Prepared, advice, checkpoints
 from mpips.rundir import log
-from mpips.rundir.folder import JUDGED, RunFolder, json_of, write_text
+from mpips.rundir.folder import RunFolder, json_of, write_text
 
 LAST = 4.0
 """Seconds for MPI and Python to end; a launcher needs over one of them to act on an abort."""
@@ -78,7 +79,7 @@ class ResultFile:
         self, prepared: Prepared | None, folder: RunFolder | None = None, recorded: bool = False
     ) -> None:
         self._prepared, self.folder, self._recorded = prepared, folder, recorded
-        self.reported_by_launcher = os.environ.get(JUDGED) in sys.argv[1:]
+        self.reported_by_launcher = os.environ.get(SUPERVISED) in sys.argv[1:]
         """Whether `mpips run` reads the result, and reports it."""
         self._unwritten = ExitCode.FAILED
         """The exit code of a run that succeeds, and whose result cannot be written."""

@@ -34,10 +34,10 @@ from mpips.errors import (
 )
 from mpips.exit_codes import ExitCode
 from mpips.files.json_lines import read_lines
-from mpips.files.json_shape import is_number
-from mpips.files.json_values import Nulls, plain
-from mpips.filters.chain import described
-from mpips.process.stop_signals import ASKS
+from mpips.files.json_schema import is_number
+from mpips.files.json_values import Nulls, json_data
+from mpips.filters.chain import traffic_lines
+from mpips.process.stop_signals import STOP_SIGNALS
 from mpips.provenance import run_json
 from mpips.provenance.first_failure import Failure, first, log_of
 from mpips.provenance.input_hashes import Inputs
@@ -109,7 +109,7 @@ class Leader:
                 started = cluster.decide(lambda: self.started)
                 end = cluster.decide(lambda: end_of(prepared.job, started, prepared.ends))
                 self._ends = end
-                if not node.policy.again:
+                if not node.policy.is_replay:
                     self.started = started
                     self._handle_signals(stop_signals)
                     self._ordered = LeaderOrders(
@@ -119,7 +119,7 @@ class Leader:
                     watch(cluster, self.started, end)
                     enforce(cluster, prepared.ends)
                 try:
-                    if not node.policy.again:
+                    if not node.policy.is_replay:
                         leave_untrained(cluster)
                     return self._run_program(cluster)
                 except NothingTrained:
@@ -164,7 +164,7 @@ class Leader:
             if number == signal.SIGTERM:
                 self._write_provisional_result()
 
-        for kind in ASKS:
+        for kind in STOP_SIGNALS:
             signal.signal(kind, ask)
         if stop_signals:
             ask(stop_signals[0])
@@ -217,7 +217,7 @@ class Leader:
     def _keep(self, cluster: Cluster, metrics: object) -> None:
         """Keep the program's return value: it is in the result, also if a later step fails."""
         nulls = Nulls()
-        found = plain(metrics, nulls, "metrics")
+        found = json_data(metrics, nulls, "metrics")
         self._returned = {
             "metrics": found if found is None or isinstance(found, dict) else {"returned": found}
         }
@@ -249,7 +249,7 @@ class Leader:
                 {"checkpoints_given_up": cluster.coordinator.given_up} if cluster.coordinator.given_up else {}
             ),
         }
-        for line in described(result["traffic"]):
+        for line in traffic_lines(result["traffic"]):
             cluster.say(line)
         cluster.seconds["total"] = self.node.van.wall() - self.started
         return result
@@ -289,7 +289,7 @@ class Leader:
         where = f"rank {facts['rank']} ({facts['role']} on {facts['host']})"
         remote = RemoteError.from_meta(facts, self.node.rank)
         usage = facts.get("is_usage", False)
-        if not self.node.policy.again and (usage or not facts["is_input"]):
+        if not self.node.policy.is_replay and (usage or not facts["is_input"]):
             self.error = facts["trace"].rstrip()
         if facts["is_input"]:
             log = log_of(self.folder, facts["rank"]) if usage else None
@@ -312,7 +312,7 @@ class Leader:
             text = f"{first.text}; then {text}"
         again = not would_fail_again(error)
         # The recorded run did not fail here.
-        if self.node.policy.again and not facts.get("lost"):
+        if self.node.policy.is_replay and not facts.get("lost"):
             text += "; the record may be damaged, or of another program: see the log"
         return {
             "status": "failed",

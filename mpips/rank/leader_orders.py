@@ -148,7 +148,7 @@ class LeaderOrders:
         if order.verb == "join" and rank >= 0:
             self._membership.join_server(rank)
         elif order.verb == "leave":
-            self._membership.ask(lambda view: without_server(view, rank))
+            self._membership.request_change(lambda view: without_server(view, rank))
 
     def _set_tau(self, tau: int) -> str:
         job = self._cluster.job

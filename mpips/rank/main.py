@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from mpips.errors import InputError
 from mpips.exit_codes import ExitCode
 from mpips.launch.oversubscription import oversubscription
-from mpips.process.ucx import away
+from mpips.process.ucx import without_ucx_conf
 from mpips.rank import parent_daemon
 from mpips.rank.ending import LAST, LONGER, alarm, end_for_thread, say
 from mpips.rank.prepare import parser, prepare
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None, stop_signals: list[int] | None = Non
     # `_load_van` may have failed before this.
     mpi4py.rc.initialize = False
 
-    with away():
+    with without_ucx_conf():
         from mpi4py import MPI
 
         # The program may have initialized MPI.
@@ -104,8 +104,8 @@ def _load_van() -> None:
     import mpi4py
 
     mpi4py.rc.initialize = False
-    with away():
-        import mpips.transport.mpi.van  # noqa: F401
+    with without_ucx_conf():
+        pass
 
 
 def _orphaned(daemon: str, run: RankRun | None) -> None:

@@ -70,10 +70,12 @@ def prepare(options: argparse.Namespace) -> Prepared:
     """Read the job file and load the program; collect provenance, too, on the process that seems to be rank 0."""
     first = seems_first()
     with ExitStack() as stack:
-        asking = None
+        queries = None
         # git runs while the program loads.
         if first and not options.warm_up:
-            asking = stack.enter_context(closing(provenance.ask(Path(options.job).absolute().parent)))
+            queries = stack.enter_context(
+                closing(provenance.start_queries(Path(options.job).absolute().parent))
+            )
         ends = (slurm_env.ask_end_time if first else slurm_env.end_time)(os.environ, time.time())
         job = job_file.load(options.job, options.overrides)
         if options.replay:
@@ -81,9 +83,9 @@ def prepare(options: argparse.Namespace) -> Prepared:
         program = load_program(job.program, job.base)
         module = program.schedule.__module__
         facts = None
-        if asking is not None:
+        if queries is not None:
             batch = partial(slurm_env.facts, end=ends)
-            facts = provenance.collect(job, asking=asking, batch=batch, module=module)
+            facts = provenance.collect(job, queries=queries, batch=batch, module=module)
     try:
         named.check((*job.filters.push, *job.filters.pull))
     except InputError as error:

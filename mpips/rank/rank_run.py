@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mpips.checkpoint.background_writer import Writer
+from mpips.checkpoint.background_writer import BackgroundWriter
 from mpips.cluster.departure import Fenced, Stopped
 from mpips.cluster.faults import Faults
 from mpips.cluster.heartbeat import Heartbeat
@@ -31,7 +31,7 @@ from mpips.filters.named import chain_of
 from mpips.launch.oversubscription import oversubscription
 from mpips.process.first_rank import seems_first
 from mpips.process.host import host_name
-from mpips.process.stop_signals import ASKS
+from mpips.process.stop_signals import STOP_SIGNALS
 from mpips.provenance import first_failure
 from mpips.rank.ending import LAST, ResultFile, alarm, end_hung, say
 from mpips.rank.leader import Leader, untrained
@@ -52,7 +52,7 @@ from mpips.rank.start_up import (
 from mpips.replay.player import Player
 from mpips.replay.recorder import Recorder
 from mpips.rundir import claim, log
-from mpips.rundir.folder import Lines, RunFolder
+from mpips.rundir.folder import JsonLinesWriter, RunFolder
 from mpips.scheduler.journal import Journal
 from mpips.scheduler.pending_orders import PendingOrders, keep_for_successors
 from mpips.scheduler.stopping import pass_on
@@ -105,7 +105,7 @@ class RankRun:
         self.heartbeat: Heartbeat | None = None
         self.membership: Membership | None = None
         self.log = log.begin(self.rank)
-        self.peers: first_failure.Peers | None = None
+        self.peers: first_failure.LocalRanks | None = None
 
     @property
     def folder(self) -> RunFolder:
@@ -199,7 +199,7 @@ class RankRun:
         (pid, host), ranks = processes[self.rank], len(processes)
         log.note("start", role=str(place), group=place.group, host=host, pid=pid, ranks=ranks)
         self.log.place(self.folder.log(self.rank), ranks)
-        self.peers = first_failure.Peers(self.rank, processes)
+        self.peers = first_failure.LocalRanks(self.rank, processes)
 
     def _node(self, layout: Layout, prepared: Prepared, hosts: list[str]) -> tuple[Node, Any]:
         from mpips.transport.mpi.van import MPIVan
@@ -230,7 +230,7 @@ class RankRun:
         if prepared.options.replay:
             node.follow(Player(node, Path(prepared.options.replay)))
             # Stop requests come from the record.
-            for kind in ASKS:
+            for kind in STOP_SIGNALS:
                 signal.signal(kind, signal.SIG_DFL)
         elif prepared.job.record.on:
             Recorder(node, self.folder.record)
@@ -239,7 +239,7 @@ class RankRun:
         """Send an injected fault's signal to this process, and record its time, to measure recoveries."""
         line = {"rank": self.rank, "signal": kind.name, "wall": time.time()}
         log.note("struck", logging.WARNING, signal=kind.name)
-        with Lines(self.folder.fault_times) as lines:
+        with JsonLinesWriter(self.folder.fault_times) as lines:
             lines.append(line)
         os.kill(os.getpid(), kind)
 
@@ -275,11 +275,11 @@ class RankRun:
         waits = LongWaits(node, lambda text: say(f"mpips: {text}"), lambda: roles.unfinished_rounds())
         repeats = RetransmissionCounts(node)
         journal, orders = Journal(node, self.replicas + 1), PendingOrders()
-        if not node.policy.again:
+        if not node.policy.is_replay:
             keep_for_successors(node, orders)
             pass_on(node, orders, self.stop_signals)
         node.register(Registration(views=(self._log_view,)))
-        file = SnapshotFile(node, Writer())
+        file = SnapshotFile(node, BackgroundWriter())
         group = self.communicators.group if self.communicators.group else None
         roles = Roles(
             node,
@@ -296,9 +296,9 @@ class RankRun:
             partial(self._lead, node, prepared, journal, membership, waits, repeats, orders),
             lambda role: log.note("role", role=role and role.value),
         )
-        if not membership.leading and not node.policy.again:
+        if not membership.leading and not node.policy.is_replay:
             # The leader decides.
-            for kind in ASKS:
+            for kind in STOP_SIGNALS:
                 signal.signal(kind, self._asked_to_stop)
         return roles.run()
 
@@ -318,7 +318,7 @@ class RankRun:
         )  # fmt: skip
         with node.observers.during(What.PROGRAM):
             result = leader.run(self.stop_signals)
-        for kind in ASKS:
+        for kind in STOP_SIGNALS:
             signal.signal(kind, signal.SIG_IGN)
         if leader.error:
             say(leader.error)
@@ -352,7 +352,7 @@ class RankRun:
             return None
         missing = self.peers.missing()
         for rank in missing:
-            log.note("lost", logging.ERROR, lost=rank, cause=Cause.DIED, error=self.peers.why(), fatal=True)
+            log.note("lost", logging.ERROR, lost=rank, cause=Cause.DIED, error=self.peers.cause(), fatal=True)
         first = first_failure.first(self.folder) if missing and self.peers.reports(missing) else None
         if first is None:
             return None

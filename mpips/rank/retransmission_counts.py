@@ -34,13 +34,13 @@ class RetransmissionCounts:
             return
         self._checked_at = now
         leader = node.view.leader
-        if leader != node.rank and node.again and self._reported != (leader, node.again):
-            self._reported = (leader, node.again.copy())
-            node.control(leader, Command.SENT_AGAIN, dict(node.again))
+        if leader != node.rank and node.resent and self._reported != (leader, node.resent):
+            self._reported = (leader, node.resent.copy())
+            node.control(leader, Command.SENT_AGAIN, dict(node.resent))
 
     def _receive(self, message: Message) -> None:
         self._others[message.sender] = Counter({str(cause): int(n) for cause, n in message.meta.items()})
 
     def total(self) -> Counter[str]:
         """Return at the leader the retransmissions of all ranks, by cause."""
-        return sum(self._others.values(), self.node.again.copy())
+        return sum(self._others.values(), self.node.resent.copy())

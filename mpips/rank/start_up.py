@@ -18,7 +18,7 @@ from mpips.cluster.layout import Layout
 from mpips.cluster.view import first_view
 from mpips.errors import InputError, cannot_write, exit_code, in_a_line
 from mpips.exit_codes import ExitCode
-from mpips.filters.named import fingerprint, parsed
+from mpips.filters.named import fingerprint, parse_entry
 from mpips.process.first_rank import seems_first
 from mpips.process.host import LOOPBACK, host_address, host_name, machine
 from mpips.process.printable import printable
@@ -64,7 +64,7 @@ def exchange_processes(
     problem = None
     for rank, (_, theirs, where) in enumerate(found):
         if prepared is not None and theirs not in ("", found[0][1]):
-            named = ", ".join(each.name for chain in chains for each, _ in map(parsed, chain))
+            named = ", ".join(each.name for chain in chains for each, _ in map(parse_entry, chain))
             problem = InputError(
                 f"rank {rank} on {where} has other filters than rank 0 on {found[0][2]}: "
                 f"{named} must be the same everywhere"
@@ -157,7 +157,7 @@ def write_run(
         OSError: there is no room for them.
     """
     job = prepared.job
-    ranks = run_json.placed(layout, processes, first_view(layout, job.ring.virtual_servers))
+    ranks = run_json.rank_facts(layout, processes, first_view(layout, job.ring.virtual_servers))
     before = run_json.ancestry(prepared.resume) if prepared.resume is not None else []
     facts = prepared.facts or provenance.collect(job, children=False)
     try:

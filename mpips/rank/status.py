@@ -74,7 +74,7 @@ class Status:
         again = ", ".join(f"{n} ({cause})" for cause, n in sorted(self._repeats.total().items()))
         lines += [f"  messages sent again: {again or 'none'}"]
         lines += [f"  waiting: {each}" for each in self._waits.lines()]
-        for rank in self._membership.awaited:
+        for rank in self._membership.waiting_for:
             place = self.node.layout.places[rank]
             lines.append(f"  silent: rank {rank} ({place}), which the run waits for")
         lines += [f"  lost: rank {loss.rank} ({loss.role}, {loss.cause})" for loss in view.losses]

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from mpips.checkpoint.manifest import explained
 from mpips.errors import RecordError
 from mpips.files import npz
-from mpips.files.json_shape import ANY, Each, Table, misfit, read_json
+from mpips.files.json_schema import ANY, Each, Table, read_json, schema_error
 from mpips.files.safe_open import LARGEST_TEXT, open_regular, read_text, replacing
 from mpips.replay.recorder import (
     ANSWER,
@@ -212,7 +212,7 @@ def _checked(path: Path, cells: Cells) -> Cells:
         if (cells["value"][texts] < 0).any():
             raise ValueError
         for each in decode_events(cells) if texts.any() else ():
-            if each.kind in _TEXTS and misfit(each.text, _TEXTS[each.kind]):
+            if each.kind in _TEXTS and schema_error(each.text, _TEXTS[each.kind]):
                 raise ValueError
     except (ValueError, RecursionError):
         raise RecordError(f"{path}: damaged: a text in it is not one that a rank writes") from None

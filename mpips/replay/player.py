@@ -59,7 +59,7 @@ IGNORED = frozenset((Command.VIEW, Command.NOTIFY, Command.ASK_VIEW, Command.LOG
 class Player(Policy):
     """The policy of one rank in a replay of the history in `folder`; see the module."""
 
-    again = True
+    is_replay = True
 
     def __init__(self, node: Node, folder: Path) -> None:
         self.node, self._folder = node, folder
@@ -182,14 +182,14 @@ class Player(Policy):
             or not self._is_here(events[0])
         ):
             return False
-        self._handling, outer, self.node.moving = True, self.node.moving, True
+        self._handling, outer, self.node.polling = True, self.node.polling, True
         try:
             self._do(events.popleft())
             while events and events[0].flags & JOINED:
                 self.node.wait_until(lambda: self._is_here(events[0]))
                 self._do(events.popleft())
         finally:
-            self._handling, self.node.moving = False, outer
+            self._handling, self.node.polling = False, outer
         return True
 
     def _is_here(self, event: RecordedEvent) -> bool:

@@ -53,7 +53,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpips.data.spec import resolve
 from mpips.errors import InputError
-from mpips.files.json_values import keep, plain
+from mpips.files.json_values import json_data, keep
 from mpips.files.safe_open import open_own, open_regular
 from mpips.rundir.folder import write_json
 from mpips.transport.message import NO_ROUND, Command, Kind, Message
@@ -290,7 +290,7 @@ class Recorder:
         path = self.folder / f"decisions-{self.rank:04d}.jsonl"
         if self._decisions is None:
             self._decisions = open_own(path, append=True)
-        value = plain(value, keep, f"decision {number}")
+        value = json_data(value, keep, f"decision {number}")
         line = json.dumps({"number": number, "epoch": self.epoch, "value": value}).encode() + b"\n"
         try:
             while line:

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from mpips.checkpoint.manifest import MANIFEST, read_manifest
 from mpips.errors import CheckpointError, InputError
-from mpips.files.json_lines import passed_over
-from mpips.files.json_shape import Each, is_number, misfit
+from mpips.files.json_lines import ignored_lines_warning
+from mpips.files.json_schema import Each, is_number, schema_error
 from mpips.report.table_diff import MODELS, Difference, of_checkpoint, of_model, tables_differ
 from mpips.rundir.folder import RunFolder
 
@@ -153,13 +153,19 @@ def side(path: Path) -> Side:
     _check(folder.run, facts)
     job, metrics = facts.get("job") or folder.read_job(), folder.read_metrics()
     return Side(
-        path, "run", facts, job, result, metrics.objects, warning=passed_over(folder.metrics, metrics.bad)
+        path,
+        "run",
+        facts,
+        job,
+        result,
+        metrics.objects,
+        warning=ignored_lines_warning(folder.metrics, metrics.bad),
     )
 
 
 def _check(path: Path, facts: Mapping[str, Any]) -> None:
     """Raise InputError unless a provenance has the compared fields."""
-    problem = misfit(facts, COMPARED)
+    problem = schema_error(facts, COMPARED)
     if problem:
         raise InputError(f"{path}: cannot be compared: {problem}")
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from mpips.errors import InputError, cannot_write
 from mpips.files.safe_open import inside
 from mpips.process.printable import printable, printable_in
-from mpips.provenance.input_hashes import altered_output, fingerprint, seen
+from mpips.provenance.input_hashes import altered_output, fingerprint, stat_facts
 from mpips.provenance.run_json import state_line
 from mpips.report import crate_files
 from mpips.report.diff import RUN_SPECIFIC
@@ -244,7 +244,7 @@ class _Maker:
         ]
 
     def _copy(self, path: Path, description: str = "", kind: str | list[str] = "File") -> Any:
-        known = seen(path) | fingerprint(path, float("inf"))
+        known = stat_facts(path) | fingerprint(path, float("inf"))
         properties = {
             "@type": kind,
             "name": path.name,

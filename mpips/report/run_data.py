@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from mpips.config.program import table_name
 from mpips.errors import InputError
-from mpips.files.json_lines import passed_over
-from mpips.files.json_shape import ANY, NUMBER, Each, Table, is_number, misfit
+from mpips.files.json_lines import ignored_lines_warning
+from mpips.files.json_schema import ANY, NUMBER, Each, Table, is_number, schema_error
 from mpips.report.time_breakdown import UNTRACED, Traced, read_breakdown
 from mpips.rundir.folder import RunFolder
 
@@ -130,7 +130,9 @@ def read(path: Path) -> Run:
     job, about, result, metrics = (
         folder.read_job(), folder.read_run() or {}, folder.read_result() or {}, folder.read_metrics(),
     )  # fmt: skip
-    return Run(folder, result, about, job, metrics.objects, passed_over(folder.metrics, metrics.bad))
+    return Run(
+        folder, result, about, job, metrics.objects, ignored_lines_warning(folder.metrics, metrics.bad)
+    )
 
 
 def check(run: Run, form: Any = REPORT_FORM, purpose: str = "report") -> Run:
@@ -138,7 +140,7 @@ def check(run: Run, form: Any = REPORT_FORM, purpose: str = "report") -> Run:
 
     Args:
         run: the result of `read`.
-        form: the forms of `job.toml`, `run.json` and `result.json` (`mpips.files.json_shape`).
+        form: the forms of `job.toml`, `run.json` and `result.json` (`mpips.files.json_schema`).
         purpose: their use, for the error message.
 
     Raises:
@@ -146,7 +148,7 @@ def check(run: Run, form: Any = REPORT_FORM, purpose: str = "report") -> Run:
     """
     files = {"job.toml": run.job, "run.json": run.about, "result.json": run.result}
     for name, value in files.items():
-        problem = misfit(value, form[name])
+        problem = schema_error(value, form[name])
         if problem:
             raise InputError(f"{run.folder.path / name}: no {purpose} can be made of it: {problem}")
     return run

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mpips import keys as key_arrays
 from mpips.checkpoint.loading import vectors
 from mpips.checkpoint.manifest import explained, read_manifest, runs_of, vector_names
-from mpips.checkpoint.shard_file import opened
+from mpips.checkpoint.shard_file import open_file
 from mpips.errors import InputError
 from mpips.files import hdf5, npz
 from mpips.keys import KeyArray, from_pairs
@@ -164,7 +164,7 @@ def of_checkpoint(path: Path, closing: ExitStack) -> dict[str, Table]:
     entries, specs = read_manifest(path)["files"], vectors(path)
     names = vector_names(entries)
     used = sorted({run.file for name in names for run in runs_of(entries, name)})
-    files = {name: closing.enter_context(opened(path / name)) for name in used}
+    files = {name: closing.enter_context(open_file(path / name)) for name in used}
     found: dict[str, Table] = {}
     for name in names:
         runs = [run for run in runs_of(entries, name) if run.rows]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpips.errors import InputError, cannot_write
-from mpips.files.json_shape import COUNT, Each, misfit
+from mpips.files.json_schema import COUNT, Each, schema_error
 from mpips.files.safe_open import open_regular
 from mpips.process.host import host_name, is_gone, machine
 from mpips.process.printable import printable
@@ -35,7 +35,7 @@ PATIENCE = 20.0
 """Seconds without an update after which the claim of another machine is over."""
 _POLL_PERIOD = 0.2
 _LARGEST = 65536
-_FORM = {"id": str, "host": str, "machine": str, "processes": Each([COUNT, COUNT])}
+_SCHEMA = {"id": str, "host": str, "machine": str, "processes": Each([COUNT, COUNT])}
 
 
 class Claim(NamedTuple):
@@ -163,7 +163,9 @@ def _last(folder: Path) -> _Found | None:
             changed, content = os.fstat(file.fileno()).st_mtime_ns, json.loads(file.read(_LARGEST))
     except (OSError, ValueError, RecursionError):
         return _Found(number, {}, 0)
-    return _Found(number, content if not misfit(content, _FORM) and content["processes"] else {}, changed)
+    return _Found(
+        number, content if not schema_error(content, _SCHEMA) and content["processes"] else {}, changed
+    )
 
 
 def _here() -> str:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from mpips.errors import InputError, cannot_write
-from mpips.files.json_lines import Lines as Lines
-from mpips.files.json_lines import Read, read_lines
-from mpips.files.json_shape import ANY, LARGEST, NUMBER, Each, Table, misfit, read_json
-from mpips.files.json_values import plain
+from mpips.files.json_lines import JsonLines, read_lines
+from mpips.files.json_lines import JsonLinesWriter as JsonLinesWriter
+from mpips.files.json_schema import ANY, LARGEST_FILE, NUMBER, Each, Table, read_json, schema_error
+from mpips.files.json_values import json_data
 from mpips.files.safe_open import read_bytes, read_text, replacing
+from mpips.process.first_rank import SUPERVISED
 from mpips.rundir.claim import Claim, release, take
 
 _STATE = {
@@ -98,12 +99,6 @@ RESULT = {
     },
 }
 """The form of `result.json`; keys may be missing."""
-
-JUDGED = "MPIPS_JUDGED"
-"""Holds the claim of the process that starts ranks, reads their result and reports it: ranks that end in order exit
-with 0, so that no launcher complains. Ranks that are started otherwise from inside such a run have another claim, or
-none.
-"""
 
 JOB = Table(Table(ANY))
 """The form of `job.toml`."""
@@ -210,7 +205,7 @@ class RunFolder:
 
     def claim_environment(self) -> dict[str, str]:
         """Return the variable by which these ranks know that this process reads their result, and reports it."""
-        return {} if self.held is None else {JUDGED: self.held.id}
+        return {} if self.held is None else {SUPERVISED: self.held.id}
 
     def _check_new(self, path: str | Path) -> None:
         if self.run.exists() or self.result.exists():
@@ -333,17 +328,17 @@ class RunFolder:
     def read_job(self) -> dict[str, Any]:
         """Read the tables of `job.toml`. InputError if there is none, or as `read_result`."""
         try:
-            job: dict[str, Any] = tomllib.loads(read_text(self.job, follow=False, most=LARGEST))
+            job: dict[str, Any] = tomllib.loads(read_text(self.job, follow=False, most=LARGEST_FILE))
         except OSError as error:
             raise InputError(f"{self.job}: {error.strerror or error}") from None
         except (ValueError, RecursionError) as error:
             raise InputError(f"{self.job}: is damaged: not TOML: {' '.join(str(error).split())}") from None
-        problem = misfit(job, JOB)
+        problem = schema_error(job, JOB)
         if problem:
             raise InputError(f"{self.job}: is not what a run writes: {problem}")
         return job
 
-    def read_metrics(self) -> Read:
+    def read_metrics(self) -> JsonLines:
         """Read `metrics.jsonl`, as far as there is one. InputError if it is not a regular file, or too large."""
         try:
             return read_lines(self.metrics)
@@ -379,7 +374,7 @@ def json_of(value: Mapping[str, Any]) -> str:
     Raises:
         TypeError, ValueError: JSON cannot represent it.
     """
-    return json.dumps(plain(value, _null), indent=2, allow_nan=False) + "\n"
+    return json.dumps(json_data(value, _null), indent=2, allow_nan=False) + "\n"
 
 
 def _null(key: str, value: Any, why: str) -> None:

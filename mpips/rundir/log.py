@@ -26,7 +26,7 @@ from typing import Any
 
 from mpips.errors import ClosedError
 from mpips.process.printable import printable
-from mpips.rundir.folder import Lines
+from mpips.rundir.folder import JsonLinesWriter
 
 FEW = 64
 """The largest number of ranks whose files are created at the start."""
@@ -51,7 +51,7 @@ class RankLog(logging.Handler):
         self.rank = rank
         self._kept: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._path: Path | None = None
-        self._lines: Lines | None = None
+        self._lines: JsonLinesWriter | None = None
         self._lazy, self._broken = True, False
 
     def place(self, path: Path, ranks: int) -> None:
@@ -87,7 +87,7 @@ class RankLog(logging.Handler):
             return
         try:
             if self._lines is None:
-                self._lines = Lines(self._path)
+                self._lines = JsonLinesWriter(self._path)
             while self._kept:
                 # Removed first, since a signal handler may log during the write.
                 line = self._kept.popleft()

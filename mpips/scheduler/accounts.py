@@ -10,7 +10,7 @@ from typing import Any
 from mpips.calls import BuiltInCall
 from mpips.cluster.node import Node
 from mpips.errors import WorkerLost
-from mpips.filters.chain import left_out, per_filter
+from mpips.filters.chain import per_filter, saved_bytes
 from mpips.scheduler.group import Group
 
 SPENT = ("worked", "waited", "cpu", "sent", "received", "messages")
@@ -57,7 +57,7 @@ class Accounts:
         elapsed = max(now - since, 1e-9)
         waiting = [min(max((b - before.get(rank, 0.0)) / elapsed, 0.0), 1.0) for rank, b in waited.items()]
         sent = sum(each["sent"] for each in said.values())
-        saved = sum(left_out(each["filters"], "worker") for each in said.values())
+        saved = sum(saved_bytes(each["filters"], "worker") for each in said.values())
         return {"waiting": waiting, "sent": sent, "unfiltered": sent + saved}
 
     def traffic(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Accounts:
         }
         return {
             **{f"{role}_sent": count for role, count in sent.items()},
-            **{f"{role}_raw": count + left_out(filters, role) for role, count in sent.items()},
+            **{f"{role}_raw": count + saved_bytes(filters, role) for role, count in sent.items()},
             "sent_again": dict(sum((Counter(each["sent_again"]) for each in said), Counter())),
             "per_filter": filters,
         }

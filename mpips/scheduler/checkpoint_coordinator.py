@@ -146,7 +146,7 @@ class CheckpointCoordinator:
             return
         self._pending = None
         # A replay writes no checkpoints.
-        if self._cluster.node.policy.again:
+        if self._cluster.node.policy.is_replay:
             return
         errors = [task.error for task in pending.tasks if task.error is not None]
         if errors:
@@ -176,7 +176,7 @@ class CheckpointCoordinator:
             self._warn(f"warning: an old checkpoint was not removed ({error}); the run continues")
 
     def _abandon(self, folder: Path) -> None:
-        if not self._cluster.node.policy.again:
+        if not self._cluster.node.policy.is_replay:
             checkpoint.abandon(folder)
 
     def _give_up(self, folder: Path | None, why: str) -> None:

@@ -68,7 +68,7 @@ class Journal:
         for entry in self._entries:
             entry.meta["base"] = self._base
         tasks = node.call_as(node.view.origin)
-        if node.van.survives and not node.policy.again:
+        if node.van.survives and not node.policy.is_replay:
             tasks.take_replies(self.replies)
             tasks.stable, tasks.on_journaled = self._stable_time, self._note
             self._follow(node.view, node.view)
@@ -92,7 +92,7 @@ class Journal:
         self.decisions.append(value)
         for decided in self.node.observers.decided:
             decided(number, value)
-        if self.node.van.survives and not self.node.policy.again:
+        if self.node.van.survives and not self.node.policy.is_replay:
             self._add(Message(Kind.CONTROL, Command.LOG, meta={"decision": value}))
             count = len(self._entries)
             self.node.wait_until(

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from mpips.files.safe_open import open_regular
 from mpips.process.printable import brief, printable
-from mpips.rundir.folder import Lines, RunFolder
+from mpips.rundir.folder import JsonLinesWriter, RunFolder
 from mpips.rundir.progress import Column, Table
 from mpips.scheduler.journal import Journal
 
@@ -33,7 +33,7 @@ class Output:
     def __init__(self, folder: RunFolder, out: TextIO | None, journal: Journal) -> None:
         self._folder = folder
         self._out: Any = _NewOutput(sys.stdout if out is None else out, journal)
-        self._lines = Lines(folder.metrics)
+        self._lines = JsonLinesWriter(folder.metrics)
         base = journal.decide(self._count_lines)
         # The program's lines that a rank before this one has written.
         self._written = self._count_lines() - base

@@ -11,9 +11,9 @@ from mpips.checkpoint import inspection, loading
 from mpips.checkpoint.manifest import read_manifest
 from mpips.config.job_file import Job
 from mpips.errors import CheckpointError
-from mpips.files.json_shape import ANY, NUMBER, Each, misfit
-from mpips.files.json_shape import Table as Form
-from mpips.files.json_values import keep, plain
+from mpips.files.json_schema import ANY, NUMBER, Each, schema_error
+from mpips.files.json_schema import Table as Form
+from mpips.files.json_values import json_data, keep
 
 _RESUMED = {
     "program": str, "workers": int, "trained": NUMBER, "state": Form(ANY), "facts": Form(ANY),
@@ -32,7 +32,7 @@ def read(resume: Path, turn: Callable[[], object]) -> tuple[dict[str, Any], dict
     if problems:
         raise CheckpointError(f"checkpoint {resume} is damaged: {problems[0]}")
     specs = {name: asdict(spec) for name, spec in loading.vectors(resume).items()}
-    problem = misfit(manifest["about"], _RESUMED)
+    problem = schema_error(manifest["about"], _RESUMED)
     unknown = [] if problem else [name for name, _ in manifest["about"]["vectors"] if name not in specs]
     if problem or unknown:
         raise CheckpointError(
@@ -62,7 +62,7 @@ def changed_settings(resume: Path, about: dict[str, Any], specs: dict[str, Any],
     before = about.get("job", {}).get(table, {})
     for key, value in job.tables()[table].items():
         was = before.get(key, value)
-        if plain(was, keep) == plain(value, keep):
+        if json_data(was, keep) == json_data(value, keep):
             continue
         if any(key in kept and kept[key] == was for kept in map(_kept, specs.values())):
             raise CheckpointError(

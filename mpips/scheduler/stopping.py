@@ -123,13 +123,13 @@ class Evaluation:
 
     def __enter__(self) -> Self:
         """Begin to look for requests to stop."""
-        if not self._cluster.node.policy.again:
+        if not self._cluster.node.policy.is_replay:
             self._cluster.node.register(self._registration)
         return self
 
     def __exit__(self, *_: object) -> None:
         """End to look for them."""
-        if not self._cluster.node.policy.again:
+        if not self._cluster.node.policy.is_replay:
             self._cluster.node.unregister(self._registration)
 
     def goes_on(self) -> bool:

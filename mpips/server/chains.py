@@ -71,7 +71,7 @@ class Chains:
         node = self._node
         self.links[number] = Link(
             number, node.rank, node.view.chains[number], shard, self._send, self._repeat, self._rate_limit,
-            node.new_timer(), node.again, self._fast_path.settled,
+            node.new_timer(), node.resent, self._fast_path.settled,
             self._fast_path.knows,
         )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from mpips.checkpoint.saved import Saved, joined, save, save_note
+from mpips.checkpoint.writing import Saved, merge, save, save_note
 from mpips.server.shard import Shard
 
 
@@ -23,4 +23,4 @@ def copied(shards: Iterable[Shard]) -> tuple[dict[str, Saved], dict[str, list[li
             columns = clocks.setdefault(segment.spec.name, [[], [], [], []])
             for column, more in zip(columns, hosted.clock.to_arrays(), strict=True):
                 column += more.tolist()
-    return {name: joined(each) for name, each in parts.items()}, clocks
+    return {name: merge(each) for name, each in parts.items()}, clocks

@@ -70,7 +70,7 @@ class Executor:
         begin = self._node.van.now() if observers else 0.0
         try:
             if request.command is Command.PULL:
-                if not self._node.policy.again and self._is_full(request.origin):
+                if not self._node.policy.is_replay and self._is_full(request.origin):
                     self._unanswered.append(request)
                     return []
                 segment = shard.hosted(request.namespace).segment

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mpips.calls import BuiltInCall
-from mpips.checkpoint.saved import write_shard
+from mpips.checkpoint.writing import write_shard
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.cluster.view import View
@@ -178,7 +178,7 @@ class Server:
     def _snapshot(self, folder: str, shards: list[int], number: int) -> dict[str, Any]:
         """Copy shards, and start to write them."""
         # A replay writes no checkpoints.
-        if self.node.policy.again:
+        if self.node.policy.is_replay:
             self._file.skip()
             return {}
         parts, clocks = copied(self._copy_complete(each) for each in shards)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from mpips.checkpoint.background_writer import AtOnce, Writes
+from mpips.checkpoint.background_writer import CheckpointWriter, SynchronousWriter
 from mpips.checkpoint.manifest import Entry
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
@@ -18,8 +18,8 @@ from mpips.transport.message import Message
 class SnapshotFile:
     """The file of this rank's last snapshot, and the requests that wait until it is written."""
 
-    def __init__(self, node: Node, writer: Writes | None = None) -> None:
-        self._node, self._writer = node, writer or AtOnce()
+    def __init__(self, node: Node, writer: CheckpointWriter | None = None) -> None:
+        self._node, self._writer = node, writer or SynchronousWriter()
         self._file: Future[Entry] | None = None
         self._awaiting: list[Message] = []
         node.register(Registration(ticks=(self._answer,)))

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.errors import ProtocolError
-from mpips.files.json_values import keep, plain
+from mpips.files.json_values import json_data, keep
 from mpips.keys import KEY64, KEY128, KeyArray, is_wide
 from mpips.ranges import ALL, KeyRange
 from mpips.transport.header import (
@@ -302,7 +302,7 @@ def _encode_meta(meta: Any) -> bytes:
     try:
         return json.dumps(meta, separators=(",", ":")).encode()
     except (TypeError, ValueError, RecursionError):
-        return json.dumps(plain(meta, keep), separators=(",", ":")).encode()
+        return json.dumps(json_data(meta, keep), separators=(",", ":")).encode()
 
 
 def _new(nbytes: int) -> NDArray[np.uint8]:

@@ -161,7 +161,7 @@ class Vector:
         exact: bool = False,
     ) -> Task:
         tasks = self.node.tasks
-        if self._is_much() and not self.node.moving:
+        if self._is_much() and not self.node.polling:
             self.node.wait_until(lambda: not self._is_much(), "room for more requests")
         together = self.spec.aggregate and command is not Command.PULL
         if together:

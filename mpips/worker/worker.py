@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 
 from mpips.calls import BuiltInCall, check_worker
 from mpips.checkpoint.loading import load_worker, load_worker_if_any
-from mpips.checkpoint.saved import write_worker
+from mpips.checkpoint.writing import write_worker
 from mpips.cluster.node import IDLE, Node
 from mpips.cluster.registration import Registration
 from mpips.config.job_file import Job
 from mpips.errors import CutShort, ProtocolError
-from mpips.filters.saved import PREFIX, take_back, to_arrays
+from mpips.filters.state_arrays import PREFIX, restore_states, to_arrays
 from mpips.keys import KeyArray
 from mpips.server.snapshot_file import SnapshotFile
 from mpips.storage.updates import VectorSpec
@@ -345,7 +345,7 @@ class CallExecutor:
     def _snapshot(self, folder: str) -> None:
         """Copy the worker's state and that of its filters, and start to write it."""
         # A replay writes no checkpoints.
-        if self.node.policy.again:
+        if self.node.policy.is_replay:
             self._file.skip()
             return
         state = getattr(self.worker, "state", None)
@@ -390,7 +390,7 @@ class CallExecutor:
             for arrays in [load_worker_if_any(Path(folder), number)]
         ]
         ring = self.node.view.ring
-        take_back(
+        restore_states(
             self.node.codec.pushes, mine, lambda name: ring.cuts(self.context.vectors[name].spec.extent)
         )
 

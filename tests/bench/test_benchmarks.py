@@ -147,7 +147,7 @@ def test_wrong_arguments_are_exit_code_2(
 
 
 def test_data_of_the_users_own_has_no_crosses_unless_set(tiny_data: TinyData) -> None:
-    parser = _runs.switches("x", "")
+    parser = _runs.common_parser("x", "")
     asked = parser.parse_args(
         ["--train", str(tiny_data.train), "--set", "sparse_lr.l1=2.0", "--workers", "3"]
     )
@@ -273,12 +273,12 @@ def test_liblinear_finds_the_optimum_and_remembers_it(
         best, source = _liblinear.optimum(data, 1.0, cache)
         assert best == pytest.approx(optimum(tiny_data.train_rows, tiny_data.train_labels, 1.0), rel=1e-6)
         assert _liblinear.optimum(data, 1.0, cache) == (best, source + ", computed before")
-        tolerance = _liblinear.loosest(fit, 1.01 * best)
+        tolerance = _liblinear.loosest_tolerance(fit, 1.01 * best)
         loose, tight = fit(tolerance), fit(1e-6)
         assert best * (1 - 1e-6) <= tight["objective"] <= loose["objective"] <= 1.01 * best
         assert loose["iterations"] <= tight["iterations"]
         with pytest.raises(InputError, match="is --optimum too low"):
-            _liblinear.loosest(fit, 0.9 * best)
+            _liblinear.loosest_tolerance(fit, 0.9 * best)
     w = np.zeros(40)  # at 0 the objective is n log 2, whatever the labels
     assert _liblinear.objective(tiny_data.train_rows, tiny_data.train_labels, w, 1.0) == pytest.approx(
         240 * np.log(2)

@@ -127,12 +127,12 @@ def test_the_page_in_docs_is_what_the_command_writes_of_what_was_measured(
 
 def sections() -> dict[str, Any]:
     found = measured()
-    return {name: each.tell(found[name]) for name, each in paper.EXPERIMENTS.items()}
+    return {name: each.compare(found[name]) for name, each in paper.EXPERIMENTS.items()}
 
 
 def test_a_figure_that_does_not_agree_is_said_to() -> None:
     found = measured()
-    told = [paper.tell("lines", found["lines"] | {"method": lines, "listing": 99}) for lines in (400, 401)]
+    told = [paper.compare("lines", found["lines"] | {"method": lines, "listing": 99}) for lines in (400, 401)]
     assert [each.claims[0].agrees for each in told] == ["yes", "no"]
     assert "| 300 | 401, its listing 99 | **no** |" in page.claims({"lines": told[1]})
 
@@ -153,10 +153,10 @@ def test_runs_that_did_not_come_to_the_target_are_said_to() -> None:
     for run in found["solvers"]["runs"]["B"]:
         run["seconds"] = None
     with pytest.raises(InputError, match="not every system reached the target"):
-        paper.tell("solvers", found["solvers"])
+        paper.compare("solvers", found["solvers"])
     del found["delay"]["table"][0]["seconds"]
     with pytest.raises(InputError, match="no run with tau = 0 reached the target"):
-        paper.tell("delay", found["delay"])
+        paper.compare("delay", found["delay"])
 
 
 def test_what_was_never_measured_is_asked_for(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from files.test_error_latching_file import part
 
-from mpips.checkpoint.background_writer import Writer
+from mpips.checkpoint.background_writer import BackgroundWriter
 from mpips.checkpoint.checkpoint import begin, commit
 from mpips.checkpoint.inspection import verify
 from mpips.checkpoint.manifest import Entry
-from mpips.checkpoint.saved import write_shard
+from mpips.checkpoint.writing import write_shard
 from mpips.errors import CheckpointError, ClosedError
 
 
@@ -23,7 +23,7 @@ def test_the_same_bytes_as_in_the_foreground(tmp_path: Path) -> None:
     parts, meta = {"w": part(100_000)}, {"clocks": {"w": [1]}}
     plain, folder = begin(tmp_path / "plain", 1), begin(tmp_path, 1)
     entry = write_shard(plain, 3, parts, meta)
-    with Writer() as background:
+    with BackgroundWriter() as background:
         assert background.start(write_shard, folder, 3, parts, meta).result() == entry
     commit(folder, [entry])
     assert verify(folder) == []
@@ -41,7 +41,7 @@ def test_the_caller_goes_on_while_it_is_written(tmp_path: Path) -> None:
         return write_shard(folder, number, *rest)
 
     folder = begin(tmp_path, 1)
-    background = Writer()
+    background = BackgroundWriter()
     handles = [background.start(held_up, folder, n, {f"w{n}": part(1000)}) for n in (2, 0, 1)]
     assert not any(handle.done() for handle in handles)
     with h5py.File(tmp_path / "mine.h5", "w") as file:
@@ -59,7 +59,7 @@ def test_the_caller_goes_on_while_it_is_written(tmp_path: Path) -> None:
 
 
 def test_a_failure_is_told_by_the_result_and_the_next_one_is_written(tmp_path: Path) -> None:
-    with Writer() as background:
+    with BackgroundWriter() as background:
         failed = background.start(write_shard, tmp_path / "nowhere", 0, {"w": part(10)})
         fine = background.start(write_shard, begin(tmp_path, 1), 0, {"w": part(10)})
         with pytest.raises(

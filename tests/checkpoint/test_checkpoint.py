@@ -23,7 +23,7 @@ from mpips.checkpoint.checkpoint import abandon, begin, commit, prune
 from mpips.checkpoint.inspection import describe, verify
 from mpips.checkpoint.loading import load_range, load_server, load_worker, vectors
 from mpips.checkpoint.manifest import latest, read_manifest
-from mpips.checkpoint.saved import joined, save, save_note, write_shard, write_worker
+from mpips.checkpoint.writing import merge, save, save_note, write_shard, write_worker
 from mpips.errors import CheckpointError
 from mpips.ranges import ALL, KeyRange
 from mpips.storage.segment import Segment
@@ -164,7 +164,7 @@ def test_the_parts_of_several_shards_are_joined_in_key_order(cuts: list[int], sh
     """However the ranges are dealt out, joining gives what one segment with all of them would have saved."""
     for spec in (SPARSE, DENSE):
         layout = cut_up(spec.extent, cuts, shards)
-        one = joined([save(filled(spec, mine)) for mine in layout])
+        one = merge([save(filled(spec, mine)) for mine in layout])
         whole = save(filled(spec, [ALL] if spec is SPARSE else [KeyRange(0, 50)]))
         assert one.spec == whole.spec and one.settings == whole.settings
         assert one.ranges == whole.ranges
@@ -180,13 +180,13 @@ def test_joined_parts_are_a_servers_file(tmp_path: Path) -> None:
     parts = [save(filled(SPARSE, mine)) for mine in layout]
     notes = [save_note(filled(SPARSE, [ALL]), "tau", (np.array([2, 0], np.int32), np.array([[1], [2]])))]
     folder = begin(tmp_path, 1)
-    files = [write_shard(folder, 0, {"w": joined(parts[:2])}), write_shard(folder, 1, {"w": parts[2]})]
+    files = [write_shard(folder, 0, {"w": merge(parts[:2])}), write_shard(folder, 1, {"w": parts[2]})]
     commit(folder, files)
     assert verify(folder) == []
     assert load_range(folder, "w", [ALL]).keys.tolist() == KEYS.tolist()
-    assert joined(notes) is notes[0]
+    assert merge(notes) is notes[0]
     with pytest.raises(CheckpointError, match="of vector 'w' is in two shards of one server"):
-        joined([parts[0], parts[1], parts[0]])
+        merge([parts[0], parts[1], parts[0]])
 
 
 def test_the_same_state_is_the_same_bytes(tmp_path: Path) -> None:

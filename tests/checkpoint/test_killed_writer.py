@@ -18,8 +18,8 @@ from files.test_error_latching_file import part
 from mpips.checkpoint.checkpoint import begin, commit, prune
 from mpips.checkpoint.inspection import verify
 from mpips.checkpoint.manifest import complete, folders, latest, order_of
-from mpips.checkpoint.saved import write_shard
-from mpips.checkpoint.background_writer import Writer
+from mpips.checkpoint.writing import write_shard
+from mpips.checkpoint.background_writer import BackgroundWriter
 
 directory, kills = Path(sys.argv[1]), int(sys.argv[2])
 rng = random.Random(1)
@@ -27,7 +27,7 @@ rng = random.Random(1)
 def train(acknowledged):
     found = latest(directory)
     step = order_of(found)[0] if found else 0   # the same step again, as after a resume
-    with Writer() as background:
+    with BackgroundWriter() as background:
         while True:
             folder = begin(directory, step)
             started = background.start(write_shard, folder, 0, {"w": part(2_000 + step)})

@@ -72,17 +72,17 @@ def test_an_output_that_cannot_be_written_is_named_and_a_full_disk_is_another_ex
     target = tmp_path / "t.tsv"
     for filename in (None, str(target)):
         denied = pytest.raises(InputError, match=r"t\.tsv: cannot be written: Permission denied")
-        with denied, output_file.named(target):
+        with denied, output_file.naming_errors(target):
             raise OSError(errno.EACCES, "Permission denied", filename)
         no_room = pytest.raises(OSError, match="cannot be written: No space left")
-        with no_room as full, output_file.named(target):
+        with no_room as full, output_file.naming_errors(target):
             raise OSError(errno.ENOSPC, "No space left on device", filename)
         assert full.value.filename == str(target) and exit_code(full.value) == 74
     for other in (
         FileNotFoundError(errno.ENOENT, "No such file", "a.svm"),
         BrokenPipeError(errno.EPIPE, "Broken pipe"),
     ):
-        with pytest.raises(type(other)) as raised, output_file.named(target):
+        with pytest.raises(type(other)) as raised, output_file.naming_errors(target):
             raise other
         assert raised.value is other
 

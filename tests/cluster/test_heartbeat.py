@@ -51,20 +51,20 @@ def heard(heart: Heartbeat, rank: int) -> bool:
 
 
 def test_a_rank_never_heard_is_never_silent() -> None:
-    attention = SilenceClock(longest_gap=1.0)
+    clock = SilenceClock(longest_gap=1.0)
     for now in range(100):
-        attention.listen(float(now))
-    assert attention.silent([0, 1, 2], 5.0) == []
+        clock.advance(float(now))
+    assert clock.silent([0, 1, 2], 5.0) == []
 
 
 def test_a_rank_nearby_that_was_never_heard_is_silent_in_the_end() -> None:
-    attention = SilenceClock(longest_gap=1.0, near={1, 2})
+    clock = SilenceClock(longest_gap=1.0, near={1, 2})
     silent = []
     for now in range(40):
-        attention.listen(float(now))
+        clock.advance(float(now))
         if now == 30:
-            attention.hear(2)
-        silent.append(attention.silent([0, 1, 2] if now >= 10 else [], 3.0))
+            clock.record(2)
+        silent.append(clock.silent([0, 1, 2] if now >= 10 else [], 3.0))
     first = 10 + int(heartbeat.FIRST * 3.0)
     assert silent[:first] == [[]] * first, "not before it was asked for, and then longer than others have"
     assert silent[first:30] == [[1, 2]] * (30 - first)
@@ -72,29 +72,29 @@ def test_a_rank_nearby_that_was_never_heard_is_silent_in_the_end() -> None:
 
 
 def test_a_rank_is_silent_after_patience_and_no_longer_when_heard_again() -> None:
-    attention = SilenceClock(longest_gap=1.0)
-    attention.listen(0.0)
-    attention.hear(1)
-    attention.hear(2)
+    clock = SilenceClock(longest_gap=1.0)
+    clock.advance(0.0)
+    clock.record(1)
+    clock.record(2)
     for now in range(1, 5):
-        attention.listen(float(now))
-        attention.hear(2)
-    assert attention.silent([1, 2], 5.0) == []
-    attention.listen(5.0)
-    assert attention.silent([2, 1], 5.0) == [1]
-    assert attention.silent([2], 5.0) == []
-    attention.hear(1)
-    assert attention.silent([1, 2], 5.0) == []
+        clock.advance(float(now))
+        clock.record(2)
+    assert clock.silent([1, 2], 5.0) == []
+    clock.advance(5.0)
+    assert clock.silent([2, 1], 5.0) == [1]
+    assert clock.silent([2], 5.0) == []
+    clock.record(1)
+    assert clock.silent([1, 2], 5.0) == []
 
 
 def test_a_listener_that_slept_blames_nobody() -> None:
-    attention = SilenceClock(longest_gap=1.0)
-    attention.listen(0.0)
-    attention.hear(1)
-    attention.listen(3600.0)
-    assert attention.silent([1], 1.5) == []
-    attention.listen(3600.6)
-    assert attention.silent([1], 1.5) == [1]
+    clock = SilenceClock(longest_gap=1.0)
+    clock.advance(0.0)
+    clock.record(1)
+    clock.advance(3600.0)
+    assert clock.silent([1], 1.5) == []
+    clock.advance(3600.6)
+    assert clock.silent([1], 1.5) == [1]
 
 
 @given(
@@ -105,15 +105,15 @@ def test_a_listener_that_slept_blames_nobody() -> None:
 def test_silence_is_never_longer_than_the_turns_that_were_listened(
     gaps: list[float], longest_gap: float, patience: float
 ) -> None:
-    attention, now = SilenceClock(longest_gap), 0.0
-    attention.listen(now)
-    attention.hear(0)
+    clock, now = SilenceClock(longest_gap), 0.0
+    clock.advance(now)
+    clock.record(0)
     for gap in gaps:
         now += gap
-        attention.listen(now)
+        clock.advance(now)
     listened = sum(min(gap, longest_gap) for gap in gaps)
-    assert bool(attention.silent([0], patience)) <= (listened >= patience - 1e-6)
-    assert bool(attention.silent([0], patience)) >= (listened >= patience + 1e-6)
+    assert bool(clock.silent([0], patience)) <= (listened >= patience - 1e-6)
+    assert bool(clock.silent([0], patience)) >= (listened >= patience + 1e-6)
 
 
 # --- hearts --------------------------------------------------------------------------------------
@@ -141,14 +141,14 @@ def test_a_heart_that_stops_is_found_silent_and_its_neighbour_is_not(
 def test_forged_torn_and_repeated_datagrams_do_not_count(hearts: Callable[..., list[Heartbeat]]) -> None:
     watcher, other, third = hearts(3)
     to, where = watcher.address, ("127.0.0.1", watcher.address.port)
-    genuine = heartbeat.beat(other.address, to, 1, 7)
+    genuine = heartbeat.datagram(other.address, to, 1, 7)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         for raw in (
-            heartbeat.beat(other.address, third.address, 1, 7),
-            heartbeat.beat(third.address, to, 1, 7),
-            heartbeat.beat(other.address, to, 2, 7)[:20] + genuine[20:],
-            heartbeat.beat(other.address, to, 99, 7),
-            heartbeat.beat(other.address, to, 1, 2**63)[:-16] + genuine[-16:],
+            heartbeat.datagram(other.address, third.address, 1, 7),
+            heartbeat.datagram(third.address, to, 1, 7),
+            heartbeat.datagram(other.address, to, 2, 7)[:20] + genuine[20:],
+            heartbeat.datagram(other.address, to, 99, 7),
+            heartbeat.datagram(other.address, to, 1, 2**63)[:-16] + genuine[-16:],
             genuine[:-1],
             genuine + b"\0",
             b"",
@@ -207,7 +207,7 @@ def flooded(heart: Heartbeat) -> Callable[[], bool]:
     """Give a condition: many more datagrams were dropped than there were."""
     assert heart._socket is not None
     mail = heart._socket
-    return lambda: (heartbeat._drops(mail) or 0) > 1000 or heart._flooded
+    return lambda: (heartbeat._dropped_datagrams(mail) or 0) > 1000 or heart._flooded
 
 
 def test_a_flood_makes_nobody_silent_and_hides_nobody_who_is(
@@ -251,16 +251,16 @@ def test_a_flood_that_the_kernel_does_not_filter_is_no_silence(
 
 
 def test_what_may_have_been_missed_is_no_silence() -> None:
-    attention = SilenceClock(longest_gap=1.0)
-    attention.listen(0.0)
-    attention.hear(1)
+    clock = SilenceClock(longest_gap=1.0)
+    clock.advance(0.0)
+    clock.record(1)
     for now in range(1, 100):
-        attention.listen(float(now), missed=True)
-    assert attention.silent([1], 1.5) == []
-    attention.listen(100.0)
-    assert attention.silent([1], 1.5) == []
-    attention.listen(101.0)
-    assert attention.silent([1], 1.5) == [1]
+        clock.advance(float(now), missed=True)
+    assert clock.silent([1], 1.5) == []
+    clock.advance(100.0)
+    assert clock.silent([1], 1.5) == []
+    clock.advance(101.0)
+    assert clock.silent([1], 1.5) == [1]
 
 
 def test_reading_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +283,7 @@ def test_strangers_count_as_a_loss_only_where_nothing_says_what_is_lost(
     heart = Heartbeat(0)
     mail = heart._socket
     assert mail is not None
-    monkeypatch.setattr(heartbeat, "_drops", lambda mail: drops)
+    monkeypatch.setattr(heartbeat, "_dropped_datagrams", lambda mail: drops)
     heart._dropped = 3
     assert heart._read_datagrams(mail) == (set(), False)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:

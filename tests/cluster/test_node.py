@@ -164,7 +164,7 @@ def test_requests_are_sent_again_where_another_primary_may_have_been_in_a_view_t
         """Go over to a view in which the last change of the first chain was at epoch `since`."""
         chains = (view.chains[0]._replace(since=since), *view.chains[1:])
         worker.adopt(replace(view, epoch=epoch, chains=chains))
-        return worker.again["moved"]
+        return worker.resent["moved"]
 
     assert adopt(1, 1) == 0, "its primary is the same"
     assert adopt(3, 2) == 0, "it has not changed in the view that was missed"

@@ -18,12 +18,12 @@ from mpips.cluster.view import (
     Chain,
     Loss,
     View,
-    drained,
     first_view,
     next_epoch,
     next_spare,
     repaired,
-    whole,
+    with_learner_joined,
+    with_ring_order,
     with_server,
     with_workers,
     without,
@@ -88,9 +88,9 @@ def settled(view: View, replicas: int) -> tuple[View, int]:
         after = next_epoch(view)
         for shard, chain in enumerate(view.chains):
             if chain.learner != NOBODY:
-                after = whole(after, shard, chain.learner, chain.since)
+                after = with_learner_joined(after, shard, chain.learner, chain.since)
             elif chain.closing:
-                after = drained(after, shard, chain.since, replicas)
+                after = with_ring_order(after, shard, chain.since, replicas)
         after = repaired(after, replicas)
         sound(after)
         lawful(view, after)
@@ -158,8 +158,8 @@ class History:
         for shard, chain in enumerate(view.chains):
             if self.rng.random() < 0.5:
                 if chain.learner != NOBODY:
-                    view = whole(view, shard, chain.learner, chain.since)
-                view = drained(view, shard, chain.since, self.replicas)
+                    view = with_learner_joined(view, shard, chain.learner, chain.since)
+                view = with_ring_order(view, shard, chain.since, self.replicas)
         return view
 
 
@@ -281,7 +281,7 @@ def test_a_copy_that_was_being_made_is_begun_anew_when_the_chain_changes() -> No
     for rank, rest in ((1, (2,)), (2, (1,)), (3, (1, 2))):
         after = without(next_epoch(one), [loss(one, rank)])
         assert after.chains[0] == Chain(rest, since=1)
-        assert whole(after, 0, 3, 0) == after
+        assert with_learner_joined(after, 0, 3, 0) == after
 
 
 def test_a_lost_shard_says_what_would_have_helped() -> None:
@@ -325,18 +325,18 @@ def test_a_chain_takes_another_order_only_once_it_stands_still() -> None:
     closing = repaired(next_epoch(view), 1)
     assert closing.chains[shard] == Chain(wanted[::-1], closing=True, since=1)
     assert repaired(closing, 1) == closing
-    assert drained(closing, shard, 0, 1) == closing, "a word of the chain before"
-    after = drained(next_epoch(closing), shard, 1, 1)
+    assert with_ring_order(closing, shard, 0, 1) == closing, "a word of the chain before"
+    after = with_ring_order(next_epoch(closing), shard, 1, 1)
     assert after.chains[shard] == Chain(wanted, since=2)
-    assert drained(view, shard, 0, 1) == view, "it did not close"
+    assert with_ring_order(view, shard, 0, 1) == view, "it did not close"
 
 
 def test_a_word_that_came_too_late_changes_nothing() -> None:
     view = make(servers=3, spares=0, replicas=1)
-    assert whole(view, 0, 3, 0) == view
+    assert with_learner_joined(view, 0, 3, 0) == view
     view = replace(view, chains=(Chain((1,), learner=2, since=7), *view.chains[1:]))
-    assert whole(view, 0, 3, 7) == view and whole(view, 0, 2, 6) == view
-    assert whole(view, 0, 2, 7).chains[0] == Chain((1, 2))
+    assert with_learner_joined(view, 0, 3, 7) == view and with_learner_joined(view, 0, 2, 6) == view
+    assert with_learner_joined(view, 0, 2, 7).chains[0] == Chain((1, 2))
 
 
 def test_workers_come_and_go_in_the_order_that_is_given() -> None:

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mpips.data import DataSpec, Examples, Tally, concatenate, load_columns, minibatches, read, text
-from mpips.data.packed import MAGIC
-from mpips.data.stream import FOREIGN
+from mpips.data.compression import MAGIC
+from mpips.data.stream import UNSUPPORTED
 from mpips.errors import DataError
 
 quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -364,7 +364,7 @@ def test_garbage_parses_as_python_would_or_is_skipped(svm: Path, content: bytes,
     tally = Tally()
     skippable = tuple(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60))
     if not content.removeprefix(b"\xef\xbb\xbf") or content.startswith(
-        (*MAGIC.values(), *FOREIGN, *skippable)
+        (*MAGIC.values(), *UNSUPPORTED, *skippable)
     ):
         return
     if b"\n" not in content and b"\r" in content.rstrip():  # lines end in CR alone

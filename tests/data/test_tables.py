@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mpips.data import DataSpec, Examples, Tally, concatenate, read
 from mpips.data.convert import convert
-from mpips.data.text import is_label
+from mpips.data.text import seems_label
 from mpips.errors import DataError, InputError
 from mpips.jobs.lda.corpus import open_corpus
 from mpips.jobs.lda.readers import read_vocabulary
@@ -69,7 +69,7 @@ def test_what_was_taken_for_names_is_noted(tmp_path: Path) -> None:
     "label", ["", "?", "NA", "n/a", '"NA"', "NaN", "null", " ", "None", "0", "+1", "1e0"]
 )
 def test_a_missing_label_makes_no_header(tmp_path: Path, label: str) -> None:
-    assert is_label(label)
+    assert seems_label(label)
     tally = Tally()
     found = load(written(tmp_path, a=f"{label}\tx\n1\ty\n"), tally, on_error="skip")
     assert len(found) + tally.skipped == 2 and not tally.header
@@ -77,7 +77,7 @@ def test_a_missing_label_makes_no_header(tmp_path: Path, label: str) -> None:
 
 @pytest.mark.parametrize("label", ["label", "click", "y", "#y", "target(0/1)", "n"])
 def test_other_words_make_one(label: str) -> None:
-    assert not is_label(label)
+    assert not seems_label(label)
 
 
 def test_files_without_rows_are_left_out_of_a_set(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from mpips.bench import _runs
 from mpips.bench.failures import _processes, _pushing
 from mpips.checkpoint.inspection import verify
 from mpips.checkpoint.manifest import complete
+from mpips.process.host import is_gone
 from mpips.rundir import order_files
 
 pytestmark = pytest.mark.ranks
@@ -147,7 +148,7 @@ def test_a_stopped_rank_is_given_up_and_leaves_when_it_wakes(
     os.kill(pid, signal.SIGSTOP)
     run.wait_for(noticed(run))
     os.kill(pid, signal.SIGCONT)
-    run.wait_for(lambda: not _processes.is_running(pid))
+    run.wait_for(lambda: is_gone(pid))
     assert ended(run, [role])["recoveries"][0]["cause"] == "hung"
 
 

@@ -18,7 +18,7 @@ import pytest
 from mpips.checkpoint.checkpoint import abandon, begin, commit
 from mpips.checkpoint.inspection import verify
 from mpips.checkpoint.manifest import latest
-from mpips.checkpoint.saved import Saved, write_shard
+from mpips.checkpoint.writing import Saved, write_shard
 from mpips.errors import CheckpointError, ClosedError
 from mpips.files.error_latching_file import ErrorLatchingFile
 from mpips.ranges import ALL
@@ -138,7 +138,7 @@ from files.test_error_latching_file import part
 from mpips.checkpoint.checkpoint import abandon, begin, commit
 from mpips.checkpoint.inspection import verify
 from mpips.checkpoint.manifest import latest
-from mpips.checkpoint.saved import write_shard
+from mpips.checkpoint.writing import write_shard
 from mpips.errors import CheckpointError
 directory = Path(sys.argv[1])
 if len(sys.argv) > 2:

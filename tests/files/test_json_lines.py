@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mpips.files.json_lines import Lines, Read, passed_over, read_lines
+from mpips.files.json_lines import JsonLines, JsonLinesWriter, ignored_lines_warning, read_lines
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from mpips.files.json_lines import Lines, Read, passed_over, read_lines
 def test_a_torn_end_is_cut_off(tmp_path: Path, before: bytes, kept: bytes) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(before)
-    with Lines(path) as lines:
+    with JsonLinesWriter(path) as lines:
         lines.append({"c": 2})
     assert path.read_bytes() == kept + b'{"c": 2}\n'
 
@@ -45,7 +45,7 @@ def test_a_disk_that_is_full_in_the_midst_of_a_line(tmp_path: Path, monkeypatch:
         return done
 
     monkeypatch.setattr(os, "write", until_full)
-    with Lines(path) as lines:
+    with JsonLinesWriter(path) as lines:
         lines.append({"a": 1})
         with pytest.raises(OSError, match=r"No space left on device: .*x\.jsonl"):
             lines.append({"text": "longer than what is left"})
@@ -60,16 +60,16 @@ def test_what_is_no_object_is_counted(tmp_path: Path) -> None:
     path.write_bytes(
         b'{"a": 1}\n{"a": {"b": 1}{"a": 2}\n\n7\n\xff\n' + deep + b'\n{"a": "\xe2\x80\xa8"}\n{"a": 3'
     )
-    assert read_lines(path) == Read([{"a": 1}, {"a": "\u2028"}], 5)
-    assert read_lines(tmp_path / "none") == Read([], 0)
-    assert passed_over(path, 0) == ""
-    assert passed_over(path, 1).endswith("x.jsonl: ignored 1 line that is not a JSON object")
+    assert read_lines(path) == JsonLines([{"a": 1}, {"a": "\u2028"}], 5)
+    assert read_lines(tmp_path / "none") == JsonLines([], 0)
+    assert ignored_lines_warning(path, 0) == ""
+    assert ignored_lines_warning(path, 1).endswith("x.jsonl: ignored 1 line that is not a JSON object")
 
 
 def test_only_regular_files_are_read_and_written(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    makers: list[Any] = [read_lines, Lines]
+    makers: list[Any] = [read_lines, JsonLinesWriter]
     for make in makers:
         for name in ("pipe", "link"):
             with pytest.raises(OSError, match=name):

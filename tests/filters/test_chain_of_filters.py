@@ -27,7 +27,7 @@ from mpips.errors import (
 from mpips.filters import named
 from mpips.filters.chain import Chain, Step, per_filter
 from mpips.filters.filter import About, Coder, Content, State, filter_, known
-from mpips.filters.saved import take_back, to_arrays
+from mpips.filters.state_arrays import restore_states, to_arrays
 from mpips.keys import from_pairs
 from mpips.ranges import KeyRange
 from mpips.scheduler.scheduler import Cluster
@@ -127,7 +127,7 @@ def test_what_must_arrive_as_it_is_is_not_rounded() -> None:
         made = chain.encode(1, message(Content(None, rows)), about(exact=exact))
         got = named.chain_of(entries).decode(sent(made)) if made.filtered else made
         assert got.values is not None and np.array_equal(got.values, rows) == exact
-        assert (chain.saved["fixed_point"].raw == 0) == exact
+        assert (chain.costs["fixed_point"].raw == 0) == exact
 
 
 @given(contents(), st.sampled_from(LOSSLESS))
@@ -209,7 +209,7 @@ def test_rows_are_not_left_out_where_to_list_the_others_takes_more() -> None:
 def test_it_is_counted_what_a_chain_saves() -> None:
     chain = named.chain_of([ZEROS, ZSTD])
     chain.encode(1, message(Content(None, np.zeros((10_000, 1)))), about())
-    zeros, zstd = chain.saved["zeros"], chain.saved["zstd"]
+    zeros, zstd = chain.costs["zeros"], chain.costs["zstd"]
     assert zeros.raw == 80_000 and 1250 <= zeros.wire < 1300 and zstd.wire < 300 < zstd.raw <= zeros.wire
     assert zeros.seconds > 0
     account = {"zeros": {"worker": {"raw": 8, "wire": 1, "seconds": 0.5}}}
@@ -279,7 +279,7 @@ def test_states_are_cut_anew_for_other_shards_and_added_up_for_fewer_workers(key
             chain.encode(~shard, message(Content(mine, rows)), about(keys=mine))
         workers.append(to_arrays(chain))
     chain = named.chain_of([holding])
-    take_back(chain, workers, lambda name: np.array([0, 30, 90], np.uint64))
+    restore_states(chain, workers, lambda name: np.array([0, 30, 90], np.uint64))
     got = [chain.states[~shard, "w"][0] for shard in range(3)]
     assert [state["keys"].tolist() for state in got] == [
         keys[:30].tolist(),
@@ -295,17 +295,17 @@ def test_what_is_held_back_is_not_forgotten_by_who_resumes_without_the_filter() 
     chain.encode(~0, message(Content(keys, np.ones((9, 1)))), about())
     arrays, begins = to_arrays(chain), np.zeros(1, np.uint64)
     other = named.chain_of([{"name": "tail", "at_least": 2}, {"name": "significant", "threshold": 3.0}])
-    take_back(other, [arrays], lambda name: begins)
+    restore_states(other, [arrays], lambda name: begins)
     assert other.states[~0, "w"][1]["keys"].tolist() == keys.tolist()
     with pytest.raises(CheckpointError, match="'significant' holds back changes of 'w': resume with it"):
-        take_back(named.chain_of(["zstd"]), [arrays], lambda name: begins)
+        restore_states(named.chain_of(["zstd"]), [arrays], lambda name: begins)
 
 
 def test_shards_do_not_share_what_is_changed_in_place() -> None:
     chain = named.chain_of([{"name": "tail", "at_least": 2, "width": 64}])
     chain.encode(~0, message(Content(np.arange(9, dtype=np.uint64), np.ones((9, 1)))), about())
     again = named.chain_of([{"name": "tail", "at_least": 2, "width": 64}])
-    take_back(again, [to_arrays(chain)], lambda name: np.array([0, 5], np.uint64))
+    restore_states(again, [to_arrays(chain)], lambda name: np.array([0, 5], np.uint64))
     first, second = (again.states[~shard, "w"][0]["sketch"] for shard in range(2))
     assert first is not second and np.array_equal(first, second)
 
@@ -623,7 +623,7 @@ def test_the_guide_s_filter_does_what_it_says() -> None:
         chain = named.chain_of([{"name": "half", "vectors": ["w"]}])
         rows = np.arange(12, dtype=np.float32).reshape(6, 2)
         made = sent(chain.encode(1, message(Content(None, rows)), about()))
-        half = chain.saved["half"]
+        half = chain.costs["half"]
         assert half.raw // 2 + 1 < half.wire == half.raw // 2 + 56, "what it takes to say what it is"
         got = chain.decode(made)
         assert got.values is not None and got.values.dtype == np.float32 and np.array_equal(got.values, rows)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mpips import typed
 from mpips.errors import FilterError
 from mpips.filters import compress
-from mpips.filters.compress import LONGEST, Codec, Lz4, Zstd, coder_of, lz4, zstd
+from mpips.filters.compress import MOST_SKIPPED, Codec, Lz4, Zstd, coder_of, lz4, zstd
 from mpips.filters.filter import Coder, Content, State, known
 from mpips.filters.planes import join, read_only, split, words_of
 from mpips.transport.message import DTYPES
@@ -164,7 +164,7 @@ def test_after_failures_it_is_tried_ever_more_rarely_and_a_success_ends_that() -
             tried.append(message)
     gaps = np.diff(tried) - 1
     assert gaps.tolist() == [2, 4, 8, 16, 32, 64, 64, 64, 64, 64]
-    assert max(gaps) == LONGEST
+    assert max(gaps) == MOST_SKIPPED
     while not (encoded := coder.encode(state, flat, about()))[1].note:
         state = encoded[0]
     assert encoded[0] == {}
@@ -252,9 +252,9 @@ def test_rows_or_keys_beside_a_note_are_refused() -> None:
 def test_settings_are_checked() -> None:
     assert typed.build(Zstd, {"level": 3, "shuffle": False}) == Zstd(3, shuffle=False)
     for table in ({"level": 23}, {"level": -8}, {"least": -1}):
-        with pytest.raises(typed.Misfit, match="must be at"):
+        with pytest.raises(typed.InvalidValue, match="must be at"):
             typed.build(Zstd, table)
-    with pytest.raises(typed.Misfit, match="acceleration must be at least 1"):
+    with pytest.raises(typed.InvalidValue, match="acceleration must be at least 1"):
         typed.build(Lz4, {"acceleration": 0})
 
 

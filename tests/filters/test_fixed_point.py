@@ -342,5 +342,5 @@ def test_a_note_of_other_numbers_takes_no_memory(at: int, value: int) -> None:
 def test_settings_are_checked() -> None:
     assert known["fixed_point"].settings is FixedPoint
     assert typed.build(FixedPoint, {"bytes": 2, "vectors": ["w"]}) == FixedPoint(2, vectors=("w",))
-    with pytest.raises(typed.Misfit, match="bytes"):
+    with pytest.raises(typed.InvalidValue, match="bytes"):
         typed.build(FixedPoint, {"bytes": 3})

@@ -165,5 +165,5 @@ def test_it_is_known_by_its_name_with_its_settings() -> None:
     found = known["random_skip"]
     assert found.make(typed.build(found.settings, {"keep": 0.25})).drops
     for wrong in (0, 1.5):
-        with pytest.raises(typed.Misfit, match="keep must be"):
+        with pytest.raises(typed.InvalidValue, match="keep must be"):
             typed.build(RandomSkip, {"keep": wrong})

@@ -305,7 +305,7 @@ def test_it_is_known_by_its_name_with_its_settings() -> None:
     settings: Any = typed.build(found.settings, {"threshold": 1, "decay": "inverse", "vectors": ["w"]})
     assert settings == Significant(1.0, "inverse", ("w",))
     assert found.make(settings).drops
-    with pytest.raises(typed.Misfit, match="threshold must be above 0"):
+    with pytest.raises(typed.InvalidValue, match="threshold must be above 0"):
         typed.build(Significant, {"threshold": 0})
 
 

@@ -178,5 +178,5 @@ def test_it_is_known_by_its_name_with_its_settings() -> None:
     settings: Any = typed.build(found.settings, {"at_least": 3})
     assert settings == Tail(3, 2**20, 2, ())
     assert found.make(settings).drops
-    with pytest.raises(typed.Misfit, match="at_least must be at least 1"):
+    with pytest.raises(typed.InvalidValue, match="at_least must be at least 1"):
         typed.build(Tail, {"at_least": 0})

@@ -83,7 +83,7 @@ def test_pushes_that_nobody_waits_for_are_applied_and_metrics_are_kept(run: Call
     assert result["metrics"] == {"sum": 30.0, "curve": [0, 1, 2], "loss": None, "odd": None}
     assert result["nulls"] == {
         "metrics.loss": "is nan",
-        "metrics.odd": "is a object, which JSON cannot say",
+        "metrics.odd": "is a object, which JSON cannot represent",
     }
 
 

@@ -18,7 +18,7 @@ from conftest import Finished, Started
 from mpips.errors import InputError
 from mpips.launch import mpi_launcher
 from mpips.launch.mpi_launcher import Launch, Mpi, Starter
-from mpips.launch.processes import Children, descendants
+from mpips.launch.processes import LauncherProcess, descendants
 
 PROGRAM = ["python", "-m", "mpips", "job.toml"]
 
@@ -176,7 +176,7 @@ def test_a_python_that_does_not_end_is_an_input_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = fake(tmp_path / "python", "x'; sleep 60; echo '")
-    monkeypatch.setattr(mpi_launcher, "LOADING", 0.2)
+    monkeypatch.setattr(mpi_launcher, "LOAD_TIMEOUT", 0.2)
     with pytest.raises(InputError, match=r"mpi4py loads no MPI \(no end within 0\.2 s\)"):
         mpi_launcher.find_mpi(str(python))
 
@@ -258,8 +258,8 @@ def test_the_verdict_is_the_results(
 
 
 def test_without_a_result_what_a_rank_has_said_is_the_reason() -> None:
-    said = "mpips: error: first\n pass 7\nmpips: error: /r/metrics.jsonl: No space left on device\nabort"
-    _, line = mpi_launcher.verdict(None, 74, Path("/runs/x"), said=said)
+    output = "mpips: error: first\n pass 7\nmpips: error: /r/metrics.jsonl: No space left on device\nabort"
+    _, line = mpi_launcher.verdict(None, 74, Path("/runs/x"), output=output)
     assert line == "mpips: failed: /r/metrics.jsonl: No space left on device; run folder: /runs/x"
 
 
@@ -303,9 +303,9 @@ while not heard:
 PARENT = """
 import sys
 from mpips.launch import mpi_launcher
-from mpips.launch.processes import Children
+from mpips.launch.processes import LauncherProcess
 planned = mpi_launcher.plan(mpi_launcher.find_starter(), 2, [sys.executable, *sys.argv[1:]])
-sys.exit(abs(Children(planned).run()))
+sys.exit(abs(LauncherProcess(planned).run()))
 """
 
 
@@ -362,9 +362,9 @@ import sys
 from mpips.launch import processes
 from mpips.rundir.folder import RunFolder
 from mpips.launch.mpi_launcher import Launch
-processes.LOOK, processes.LINGER, processes.GRACE, processes.ORPHAN_GRACE = 0.0, 0.3, 0.3, 0.3
+processes.CHECK_INTERVAL, processes.EXIT_TIME, processes.GRACE, processes.ORPHAN_GRACE = 0.0, 0.3, 0.3, 0.3
 line = (sys.executable, *sys.argv[1:])
-sys.exit(abs(processes.Children(Launch("openmpi", line, {}), RunFolder(sys.argv[2]).read_result).run()))
+sys.exit(abs(processes.LauncherProcess(Launch("openmpi", line, {}), RunFolder(sys.argv[2]).read_result).run()))
 """
 
 
@@ -377,7 +377,7 @@ folder, most = Path(sys.argv[1]), int(Path("/proc/sys/kernel/pid_max").read_text
 for number in range(1, 2000):
     (folder / f"ompi.{(os.getpid() + number) % most}").mkdir()
 line = ("sh", "-c", f"mkdir {folder}/ompi.$$ && echo $$ > {folder}/number")
-code = processes.Children(Launch("openmpi", line, {})).run()
+code = processes.LauncherProcess(Launch("openmpi", line, {})).run()
 sys.exit(code or (folder / ("ompi." + (folder / "number").read_text().strip())).exists())
 """
 
@@ -405,8 +405,8 @@ def test_a_launcher_that_waits_for_a_stopped_rank_is_ended_once_there_is_a_resul
 def test_a_result_that_a_launcher_may_have_asked_for_is_not_the_last_word() -> None:
     launch = Launch("openmpi", ("true",), {})
     result = {"status": "failed", "provisional": True}
-    assert Children(launch, lambda: result)._status() == ""
-    assert Children(launch, lambda: {"status": "failed"})._status() == "failed"
+    assert LauncherProcess(launch, lambda: result)._status() == ""
+    assert LauncherProcess(launch, lambda: {"status": "failed"})._status() == "failed"
 
 
 def test_without_a_result_a_launcher_may_take_its_time(start: Callable[..., Started], tmp_path: Path) -> None:
@@ -437,10 +437,10 @@ import sys
 from mpips.launch import processes
 from mpips.launch import mpi_launcher
 from mpips.rundir.folder import RunFolder
-processes.LOOK, processes.LINGER = 0.0, 0.5
+processes.CHECK_INTERVAL, processes.EXIT_TIME = 0.0, 0.5
 starter, folder = mpi_launcher.find_starter(), RunFolder(sys.argv[2])
 planned = mpi_launcher.plan(starter, 3, [sys.executable, *sys.argv[1:]], survive=starter.mpi.ulfm)
-ended = processes.Children(planned, folder.read_result).run()
+ended = processes.LauncherProcess(planned, folder.read_result).run()
 code, line = mpi_launcher.verdict(folder.read_result(), ended, folder.path)
 print(line, file=sys.stderr)
 sys.exit(code)

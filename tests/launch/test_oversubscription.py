@@ -8,7 +8,7 @@ from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.cluster.view import first_view
-from mpips.launch.oversubscription import MOST, factor, oversubscription, warning
+from mpips.launch.oversubscription import LOAD_LIMIT, factor, oversubscription, warning
 from mpips.transport.in_memory import Network
 
 
@@ -24,7 +24,7 @@ def test_patience_grows_with_those_who_share_a_core(
 
 def test_this_machine_is_asked() -> None:
     assert oversubscription(1)() >= 1.0
-    assert oversubscription(10**6)() > MOST
+    assert oversubscription(10**6)() > LOAD_LIMIT
 
 
 def test_people_are_told() -> None:

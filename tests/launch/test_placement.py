@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mpips.cli import main
 from mpips.config.job_file import Job, load
 from mpips.errors import LayoutError
-from mpips.launch.placement import deal, describe, place, warnings
+from mpips.launch.placement import describe, place, round_robin, warnings
 
 PROGRAM = """
 from dataclasses import dataclass
@@ -46,9 +46,9 @@ def job_of(job_file: Path, servers: int, workers: int = 1, spares: int = 0, repl
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 9))
 def test_ranks_are_dealt_in_turn_as_far_as_there_is_room(ranks: int, nodes: int, extra: int) -> None:
     names = [f"n{number}" for number in range(nodes)]
-    assert deal(ranks, names) == tuple(names[rank % nodes] for rank in range(ranks))
+    assert round_robin(ranks, names) == tuple(names[rank % nodes] for rank in range(ranks))
     room = [(ranks + number * extra) // nodes + 1 for number in range(nodes)]
-    dealt = deal(ranks, names, room)
+    dealt = round_robin(ranks, names, room)
     count = Counter(dealt)
     assert len(dealt) == ranks and all(count[name] <= most for name, most in zip(names, room, strict=True))
     full = [name for name, most in zip(names, room, strict=True) if count[name] == most]
@@ -58,13 +58,13 @@ def test_ranks_are_dealt_in_turn_as_far_as_there_is_room(ranks: int, nodes: int,
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(LayoutError, match="7 ranks do not fit on 2 nodes, which take 6"):
-        deal(7, ["a", "b"], [3, 3])
+        round_robin(7, ["a", "b"], [3, 3])
 
 
 @pytest.mark.parametrize("replicas", [0, 1, 2])
 def test_the_parts_add_up(job_file: Path, replicas: int) -> None:
     job = job_of(job_file, servers=5, workers=3, spares=2, replicas=replicas)
-    placed = place(job, deal(job.layout.size(), ["a", "b", "c"]))
+    placed = place(job, round_robin(job.layout.size(), ["a", "b", "c"]))
     assert sum(each.own for each in placed.holdings) == pytest.approx(1)
     assert sum(each.copies for each in placed.holdings) == pytest.approx(replicas)
     for each in placed.holdings:
@@ -75,7 +75,7 @@ def test_the_parts_add_up(job_file: Path, replicas: int) -> None:
 
 def test_the_tables_of_a_small_job_in_full(job_file: Path) -> None:
     job = job_of(job_file, servers=2, workers=2, spares=1)
-    assert describe(place(job, deal(6, ["a", "b"]))).splitlines() == [
+    assert describe(place(job, round_robin(6, ["a", "b"]))).splitlines() == [
         "node  ranks  roles",
         "a     0 2 4  scheduler 0, server 1, worker 1",
         "b     1 3 5  server 0, worker 0, spare 0",
@@ -103,7 +103,7 @@ def test_what_is_wrong_is_said(job_file: Path, servers: int, replicas: int, host
 
 def test_a_large_layout_stays_readable(job_file: Path) -> None:
     job = job_of(job_file, servers=16, workers=300)
-    text = describe(place(job, deal(317, [f"n{i}" for i in range(20)])))
+    text = describe(place(job, round_robin(317, [f"n{i}" for i in range(20)])))
     assert max(map(len, text.splitlines())) < 110
     assert "n0 " in text and " 15 workers" in text and "more" in text
 

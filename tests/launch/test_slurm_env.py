@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpips.launch.slurm_env import ask_end_time, end_time, facts, node_count, nodes, numbers, parts, without
+from mpips.launch.slurm_env import (
+    ask_end_time,
+    end_time,
+    facts,
+    node_count,
+    nodes,
+    numbers,
+    parts,
+    without_slurm,
+)
 
 NODES = {
     "n1": ["n1"],
@@ -183,4 +192,4 @@ def test_a_job_is_submitted_without_what_tells_of_the_one_around_it() -> None:
         "OMPI_COMM_WORLD_RANK": "3",
     }
     kept = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "a", "PATH": "/bin", "OMPI_MCA_btl": "tcp"}
-    assert without(around | kept) == kept
+    assert without_slurm(around | kept) == kept

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpips.planning.failures import FailingRun, lifetime, simulated, young_interval
+from mpips.planning.failures import FailingRun, lifetime, simulate_once, young_interval
 
 MORTAL = FailingRun(36_000.0, 100, 360_000.0, survives=False, recovery=60.0, checkpoint=20.0, every=400.0)
 
@@ -25,7 +25,7 @@ def daly(run: FailingRun) -> float:
 @pytest.mark.parametrize("mtbf", [90_000.0, 360_000.0])
 def test_the_mean_is_dalys(every: float, mtbf: float) -> None:
     run = MORTAL._replace(every=every, mtbf=mtbf)
-    ends = [simulated(run, np.random.default_rng([1, number])) for number in range(150)]
+    ends = [simulate_once(run, np.random.default_rng([1, number])) for number in range(150)]
     failures, seconds, _ = np.array(ends).T
     error = 4 * seconds.std() / math.sqrt(len(seconds))
     assert abs(seconds.mean() + run.checkpoint - daly(run)) < error  # that counts a checkpoint at the end too
@@ -42,7 +42,7 @@ def test_youngs_interval_is_nearly_the_best() -> None:
 def test_a_run_that_survives_pays_for_each_failure_once() -> None:
     run = FailingRun(36_000.0, 100, 360_000.0, survives=True, recovery=2.0)
     for number in range(50):
-        failures, end, _ = simulated(run, np.random.default_rng(number))
+        failures, end, _ = simulate_once(run, np.random.default_rng(number))
         assert end <= 36_000.0 + 2.0 * failures + 1e-6  # less where one falls into the recovery of another
     found = lifetime(run)
     assert found.failures == pytest.approx(10.0, rel=0.1)
@@ -66,14 +66,14 @@ def test_who_fails_faster_than_it_is_back_gets_nowhere() -> None:
 
 def test_a_short_run_may_take_much_longer_than_its_work() -> None:
     run = FailingRun(0.5, 1000, 3.6e4, survives=False, recovery=60.0, checkpoint=1.0, every=math.inf)
-    ends = [simulated(run, np.random.default_rng(number))[1] for number in range(400)]
+    ends = [simulate_once(run, np.random.default_rng(number))[1] for number in range(400)]
     assert 60.0 < max(ends) < 1000.0
     assert min(ends) == 0.5
 
 
 @pytest.mark.parametrize("mtbf", [1e-300, 1.0, 3600.0])
 def test_a_hopeless_run_is_given_up_soon(mtbf: float) -> None:
-    failures, end, events = simulated(
+    failures, end, events = simulate_once(
         FailingRun(1e9, 100_000, mtbf, False, 60.0, 1.0, 10.0), np.random.default_rng(0)
     )
     assert (end, events) == (math.inf, 200_000)
@@ -86,6 +86,6 @@ def test_a_run_never_ends_early_and_a_seed_says_all(
     seconds: float, nodes: int, mtbf: float, survives: bool, seed: int
 ) -> None:
     run = FailingRun(seconds, nodes, mtbf, survives, 1.0, 0.5, seconds / 7)
-    ends = [simulated(run, np.random.default_rng(seed)) for _ in range(2)]
+    ends = [simulate_once(run, np.random.default_rng(seed)) for _ in range(2)]
     assert ends[0] == ends[1]
     assert ends[0][1] >= seconds * (1 - 1e-9)

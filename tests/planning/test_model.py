@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from mpips.cli.launching import plan as command
 from mpips.cli.main import main
 from mpips.errors import InputError
-from mpips.planning.model import Costs, Machine, Measured, RankCounts, best, fitted, predict, straggling
+from mpips.planning.model import Costs, Machine, Measured, RankCounts, best, fit_costs, predict, straggling
 
 COSTS = Costs(
-    compute=0.05, message=20e-6, byte=1e-9, round=300e-6, rounds=16, spread=0.4, worker_bytes=2e6, server_bytes=1e6,
+    compute=0.05, message=20e-6, byte=1e-9, round=300e-6, rounds=16, decay=0.4, worker_bytes=2e6, server_bytes=1e6,
     base=100e6, held=400e6, load=2.0, error=0.0,
 )  # fmt: skip
 LAYOUTS = [
@@ -39,14 +39,14 @@ def made(costs: Costs, layout: RankCounts, cores: int = 2, noise: float = 1.0) -
 
 
 def test_costs_are_found_again() -> None:
-    found = fitted([made(COSTS, layout) for layout in LAYOUTS])
+    found = fit_costs([made(COSTS, layout) for layout in LAYOUTS])
     for name in Costs.__dataclass_fields__:
         assert getattr(found, name) == pytest.approx(getattr(COSTS, name), rel=1e-6, abs=1e-12), name
 
 
 @given(st.lists(st.floats(0.9, 1.1), min_size=len(LAYOUTS), max_size=len(LAYOUTS)))
 def test_noise_makes_no_cost_negative_and_no_prediction_wild(noise: list[float]) -> None:
-    found = fitted([made(COSTS, layout, noise=each) for layout, each in zip(LAYOUTS, noise, strict=True)])
+    found = fit_costs([made(COSTS, layout, noise=each) for layout, each in zip(LAYOUTS, noise, strict=True)])
     assert min(found.compute, found.message, found.byte, found.round) >= 0
     for layout in (RankCounts(2, 3), RankCounts(3, 1), RankCounts(1, 5)):
         said, real = predict(found, Machine(2), layout).seconds, predict(COSTS, Machine(2), layout).seconds
@@ -56,7 +56,7 @@ def test_noise_makes_no_cost_negative_and_no_prediction_wild(noise: list[float])
 def test_runs_that_tell_too_little_are_refused() -> None:
     for layouts in ([RankCounts(1, 1)] * 3, [RankCounts(1, 2), RankCounts(2, 2), RankCounts(3, 2)]):
         with pytest.raises(InputError, match="at least three layouts"):
-            fitted([made(COSTS, layout) for layout in layouts])
+            fit_costs([made(COSTS, layout) for layout in layouts])
 
 
 def test_what_is_shared_shrinks_and_what_is_said_to_all_grows() -> None:

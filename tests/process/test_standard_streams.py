@@ -160,9 +160,9 @@ def test_a_stream_shows_all_but_our_own_control_characters_as_escapes() -> None:
     reads, writes = os.pipe()
     with os.fdopen(writes, "wb") as pipe:
         text = io.TextIOWrapper(pipe, "ascii", "mpips", write_through=True)
-        stream = Stream(text, writes, clean=True, ends=False)
+        stream = Stream(text, writes, escape=True, raises=False)
         print("\x1b[1m", Control("\x1b[0m"), "é\x9b\udcff\r", file=stream, flush=True)
-        stream.clean = False
+        stream.escape = False
         print("\x1b[1m\udcff", file=stream, flush=True)
         stream.detach()
         text.detach()
@@ -174,7 +174,7 @@ def test_what_is_lost_is_remembered_and_no_error_twice() -> None:
     for ends in (False, True):
         with open("/dev/full", "wb") as file:
             text = io.TextIOWrapper(file)
-            stream = Stream(text, file.fileno(), clean=False, ends=ends)
+            stream = Stream(text, file.fileno(), escape=False, raises=ends)
             stream.write("x")
             with pytest.raises(OSError, match="No space") if ends else contextlib.nullcontext():
                 stream.flush()

@@ -30,20 +30,20 @@ def test_a_wish_ends_what_cannot_be_stopped_otherwise_and_is_kept_from_then_on(
     before, ended = signal.getsignal(kind), []
     with StopRequests(ended.append) as requests:
         os.kill(os.getpid(), kind)
-        assert (ended, requests.kinds) == ([kind], [])
-        requests.keep()
+        assert (ended, requests.received) == ([kind], [])
+        requests.record_only()
         os.kill(os.getpid(), kind)
         os.kill(os.getpid(), kind)
-        assert (ended, requests.kinds) == ([kind], [kind, kind])
+        assert (ended, requests.received) == ([kind], [kind, kind])
     assert signal.getsignal(kind) is before
 
 
 def test_what_nohup_ignores_is_no_wish(hup: None) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with StopRequests() as requests:
-        requests.keep()
+        requests.record_only()
         os.kill(os.getpid(), signal.SIGHUP)
-        assert requests.kinds == []
+        assert requests.received == []
 
 
 LAUNCHER = """
@@ -64,9 +64,9 @@ import sys
 from pathlib import Path
 from mpips.launch import processes
 from mpips.launch.mpi_launcher import Launch
-processes.ASK_AGAIN = 0.1
+processes.FIRST_INTERVAL = 0.1
 launch = Launch("openmpi", (sys.executable, *sys.argv[1:]), {})
-sys.exit(abs(processes.Children(launch, ready=Path(sys.argv[2], "ready").exists).run()))
+sys.exit(abs(processes.LauncherProcess(launch, ready=Path(sys.argv[2], "ready").exists).run()))
 """
 
 

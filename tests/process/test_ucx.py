@@ -54,10 +54,10 @@ def test_it_is_not_read(how: str, tmp_path: Path) -> None:
 
 def test_the_working_folder_is_left_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with ucx.away():
+    with ucx.without_ucx_conf():
         assert os.getcwd() == str(tmp_path)
     (tmp_path / "ucx.conf").touch()
-    with pytest.raises(ZeroDivisionError), ucx.away():
+    with pytest.raises(ZeroDivisionError), ucx.without_ucx_conf():
         assert os.getcwd() == "/"
         raise ZeroDivisionError
     assert os.getcwd() == str(tmp_path)

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from mpips.cluster.layout import Cause
 from mpips.provenance.first_failure import (
     Failure,
-    Peers,
-    Watch,
+    FirstExitWatch,
+    LocalRanks,
     first,
     is_gone,
-    launcher_said,
     oom_kills,
+    ranks_ended_by_signal,
     sentence,
 )
-from mpips.rundir.folder import Lines, RunFolder
+from mpips.rundir.folder import JsonLinesWriter, RunFolder
 
 DIED: dict[str, Any] = {"cause": Cause.DIED, "error": Cause.DIED.text}
 
@@ -66,7 +66,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def log(folder: RunFolder, rank: int, event: str, after: float, **facts: Any) -> None:
-    with Lines(folder.log(rank)) as lines:
+    with JsonLinesWriter(folder.log(rank)) as lines:
         lines.append({"wall": START + after, "rank": rank, "event": event, **facts})
 
 
@@ -129,28 +129,31 @@ def test_lines_that_are_torn_or_odd_are_passed_over(folder: RunFolder) -> None:
 
 
 def test_what_launchers_say() -> None:
-    assert launcher_said(PRTE) == {3: "ended by SIGKILL"}
-    assert launcher_said(SRUN) == {3: "ended by Killed"}
-    assert launcher_said(HYDRA, seen=[2]) == {2: "ended by SIGSEGV"}
-    assert launcher_said(HYDRA, seen=[2, 4]) == launcher_said(HYDRA) == {}, (
+    assert ranks_ended_by_signal(PRTE) == {3: "ended by SIGKILL"}
+    assert ranks_ended_by_signal(SRUN) == {3: "ended by Killed"}
+    assert ranks_ended_by_signal(HYDRA, first_ended=[2]) == {2: "ended by SIGSEGV"}
+    assert ranks_ended_by_signal(HYDRA, first_ended=[2, 4]) == ranks_ended_by_signal(HYDRA) == {}, (
         "it names any, and kills all at once"
     )
-    assert launcher_said("srun: error: n2: task 0: Out Of Memory\nsrun: error: n1: task 4: Killed") == {
+    assert ranks_ended_by_signal(
+        "srun: error: n2: task 0: Out Of Memory\nsrun: error: n1: task 4: Killed"
+    ) == {
         0: "ended by Out Of Memory",
         4: "ended by Killed",
     }
-    assert launcher_said("all is well") == {}
-    assert launcher_said("srun: error: n1: tasks 2,4-5: Segmentation fault") == {
+    assert ranks_ended_by_signal("all is well") == {}
+    assert ranks_ended_by_signal("srun: error: n1: tasks 2,4-5: Segmentation fault") == {
         2: "ended by Segmentation fault"
     }
     limit = "slurmstepd: error: *** STEP 6.0 ON n1 CANCELLED AT 2026-11-22T15:19:24 DUE TO TIME LIMIT ***"
-    assert launcher_said(limit + SRUN) == {}
+    assert ranks_ended_by_signal(limit + SRUN) == {}
 
 
 @given(st.text(max_size=60))
 def test_no_words_of_a_launcher_do_harm(text: str) -> None:
     assert all(
-        words.startswith("ended by ") for words in launcher_said(HYDRA + text + PRTE, seen=[0]).values()
+        words.startswith("ended by ")
+        for words in ranks_ended_by_signal(HYDRA + text + PRTE, first_ended=[0]).values()
     )
 
 
@@ -166,7 +169,7 @@ def test_a_sentence_leaves_out_what_is_known(folder: RunFolder) -> None:
 def test_peers_that_are_gone_are_missed_and_one_rank_of_a_host_says_so() -> None:
     with subprocess.Popen(["sleep", "60"]) as lives, subprocess.Popen(["sleep", "60"]) as dies:
         processes = [(os.getpid(), "a"), (lives.pid, "a"), (dies.pid, "a"), (1 << 22, "b")]
-        peers = Peers(0, processes)
+        peers = LocalRanks(0, processes)
         assert peers.missing() == []
         dies.kill()
         os.waitid(os.P_PID, dies.pid, os.WEXITED | os.WNOWAIT)
@@ -175,9 +178,9 @@ def test_peers_that_are_gone_are_missed_and_one_rank_of_a_host_says_so() -> None
         assert peers.missing() == [2] and not is_gone(lives.pid)
         lives.kill()
     assert peers.reports([1, 2])
-    assert not Peers(1, processes).reports([2])
-    assert Peers(1, processes).reports([0, 2])
-    assert Peers(3, processes).missing() == []
+    assert not LocalRanks(1, processes).reports([2])
+    assert LocalRanks(1, processes).reports([0, 2])
+    assert LocalRanks(3, processes).missing() == []
 
 
 def test_the_kernels_word_on_memory_is_heard(tmp_path: Path) -> None:
@@ -197,7 +200,7 @@ def test_who_ends_first_is_seen_from_outside(tmp_path: Path) -> None:
     with (
         subprocess.Popen(["sleep", "60"]) as one,
         subprocess.Popen(["sleep", "60"]) as two,
-        Watch(folder) as watch,
+        FirstExitWatch(folder) as watch,
     ):
         ranks = [
             {"rank": rank, "pid": p.pid, "host": os.uname().nodename} for rank, p in enumerate((one, two))
@@ -208,13 +211,13 @@ def test_who_ends_first_is_seen_from_outside(tmp_path: Path) -> None:
             time.sleep(0.01)
         two.send_signal(signal.SIGKILL)
         two.wait()
-        while not watch.seen and time.monotonic() < deadline:
+        while not watch.first_ended and time.monotonic() < deadline:
             time.sleep(0.01)
         one.kill()
-    assert watch.seen == (1,)
+    assert watch.first_ended == (1,)
 
 
 def test_a_watch_over_nothing_ends_when_it_is_told_to(tmp_path: Path) -> None:
-    with Watch(RunFolder(tmp_path)) as watch:
+    with FirstExitWatch(RunFolder(tmp_path)) as watch:
         pass
-    assert watch.seen == () and not watch.is_alive()
+    assert watch.first_ended == () and not watch.is_alive()

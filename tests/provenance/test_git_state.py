@@ -99,10 +99,10 @@ def test_who_does_not_answer_in_time_is_left(tree: Path, monkeypatch: pytest.Mon
     script.write_text(f'#!/bin/sh\ncase "$*" in *diff*) exec sleep 600;; esac\nexec {real} "$@"\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tree / 'slow'}:{os.environ['PATH']}")
-    asked = git_state.ask(tree)
+    asked = git_state.start_queries(tree)
     assert asked is not None
     pids = [child.process for child in asked._children.values()]
-    state = asked.answer(1.0)
+    state = asked.result(1.0)
     assert state is not None
     assert len(state["commit"]) == 40
     assert state["dirty"] is None

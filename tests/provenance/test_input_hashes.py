@@ -56,7 +56,7 @@ def test_the_jobs_files_are_found_by_role(tmp_path: Path) -> None:
 def test_the_job_says_how_much_is_hashed(
     file: Path, how: str, key: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(input_hashes, "WHOLE", 1000)
+    monkeypatch.setattr(input_hashes, "QUICK_LIMIT", 1000)
     known = Inputs(lambda: [("train", file)], how)
     known.start()
     (facts,) = known.finish(None)
@@ -110,7 +110,7 @@ def test_a_file_of_a_year_that_no_calendar_has_is_a_problem_and_no_more(
         raise ValueError("year 14645 is out of range")
 
     monkeypatch.setattr(input_hashes, "datetime", type("Odd", (), {"fromtimestamp": fail}))
-    assert input_hashes.seen(file) == {"problem": "year 14645 is out of range"}
+    assert input_hashes.stat_facts(file) == {"problem": "year 14645 is out of range"}
 
 
 def test_looking_for_inputs_ends_no_rank() -> None:

@@ -101,11 +101,11 @@ def test_the_users_tree_is_known_too(tmp_path: Path) -> None:
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *command], check=True, env=environ)
-    known = provenance.collect(job, asking=provenance.ask(job.base))
+    known = provenance.collect(job, queries=provenance.start_queries(job.base))
     assert known.repository is not None
     assert known.repository["path"] == str(tmp_path)
     assert known.repository["dirty"] is False
-    elsewhere = provenance.collect(job, asking=provenance.ask(tmp_path / "other"))
+    elsewhere = provenance.collect(job, queries=provenance.start_queries(tmp_path / "other"))
     assert elsewhere.repository == known.repository  # the job's base counts, wherever its file is
     assert provenance.collect(job, children=False).repository is None
 
@@ -119,7 +119,7 @@ def test_the_program_is_known_by_its_contents(tmp_path: Path) -> None:
 def test_servers_key_ranges_cover_all_keys() -> None:
     layout = Layout.of(6, LayoutSpec(servers=3, workers={"a": 1, "b": 1}))
     processes = [(100 + rank, f"n{rank // 2}") for rank in range(6)]
-    ranks = run_json.placed(layout, processes, first_view(layout))
+    ranks = run_json.rank_facts(layout, processes, first_view(layout))
     assert [each["role"] for each in ranks] == ["scheduler", *["server"] * 3, *["worker"] * 2]
     assert [each["host"] for each in ranks] == ["n0", "n0", "n1", "n1", "n2", "n2"]
     assert [each.get("group") for each in ranks[-2:]] == ["a", "b"]

@@ -16,7 +16,7 @@ from mpips.cluster.policy import LIVE
 from mpips.errors import JournalLost, NoWorkerLeft, RemoteError, ShardLost, WorkerLost
 from mpips.rank.leader import Leader, fault_times, would_fail_again
 from mpips.rank.rank_run import RankRun
-from mpips.rundir.folder import Lines, RunFolder, write_json
+from mpips.rundir.folder import JsonLinesWriter, RunFolder, write_json
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def leader(tmp_path: Path) -> Leader:
 
 
 def log(leader: Leader, rank: int, after: float, error: str) -> None:
-    with Lines(leader.folder.log(rank)) as lines:
+    with JsonLinesWriter(leader.folder.log(rank)) as lines:
         lines.append(
             {"wall": 1.9e9 + after, "rank": rank, "event": "failed", "error": error, "at": "mean.py:7"}
         )
@@ -80,7 +80,7 @@ def test_a_full_disk_on_any_rank_is_the_exit_code(leader: Leader) -> None:
 
 
 def test_a_run_that_is_done_again_suspects_its_record(leader: Leader) -> None:
-    leader.node.policy = SimpleNamespace(again=True)  # type: ignore[assignment]
+    leader.node.policy = SimpleNamespace(is_replay=True)  # type: ignore[assignment]
     result = leader._failure(RemoteError(2, "worker 0", "n1", "TypeError: no", "its trace"))
     assert "TypeError: no; the record may be damaged, or of another program" in result["error"]
     assert leader.error == ""
@@ -116,7 +116,7 @@ def test_what_the_program_returned_is_kept_whatever_fails_afterwards(leader: Lea
     }  # fmt: skip
     assert kept["nulls"] == {
         "metrics.inf[1]": "is inf",
-        "metrics.odd.it": "is a object, which JSON cannot say",
+        "metrics.odd.it": "is a object, which JSON cannot represent",
         "metrics.nan[0][1]": "is nan",
     }
     assert "metrics.odd.it is a object" in said[0]
@@ -144,7 +144,9 @@ def test_metrics_that_hold_themselves_have_an_end(leader: Leader) -> None:
     metrics: dict[str, Any] = {"sum": 1.0}
     metrics["self"] = metrics
     leader._keep(SimpleNamespace(say=str), metrics)  # type: ignore[arg-type]
-    assert leader._returned["metrics"]["sum"] == 1.0 and "has no end" in str(leader._returned["nulls"])
+    assert leader._returned["metrics"]["sum"] == 1.0 and "is nested too deeply" in str(
+        leader._returned["nulls"]
+    )
 
 
 def test_the_times_of_injected_faults_are_read_where_ranks_write_them(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from queueing import Queueing
 
-from mpips.bench.scaling._pulse import rates, recovered
+from mpips.bench.scaling._recovery_time import rates, recovered
 from mpips.cluster.hash_ring import Ring
 from mpips.rank.simulation import Stage, simulate
 from mpips.replay.history import read_history

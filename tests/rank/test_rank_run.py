@@ -100,13 +100,13 @@ def test_a_rank_that_is_not_stopped_says_why_it_ends(
     assert issubclass(UsageError, InputError)
 
 
-@pytest.mark.parametrize(("claim", "judged"), [("ab12", True), ("cd34", False), ("", False)])
+@pytest.mark.parametrize(("claim", "supervised"), [("ab12", True), ("cd34", False), ("", False)])
 def test_ranks_that_are_started_from_inside_a_run_have_exit_codes_of_their_own(
-    claim: str, judged: bool, monkeypatch: pytest.MonkeyPatch
+    claim: str, supervised: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They inherit the variable of the run around them, which has no part in them."""
-    monkeypatch.setenv("MPIPS_JUDGED", "ab12")
+    monkeypatch.setenv("MPIPS_SUPERVISED", "ab12")
     monkeypatch.setattr("sys.argv", ["mpips", "job.toml", *(["--claim", claim] if claim else [])])
-    assert ResultFile(None).reported_by_launcher is judged
-    monkeypatch.delenv("MPIPS_JUDGED")
+    assert ResultFile(None).reported_by_launcher is supervised
+    monkeypatch.delenv("MPIPS_SUPERVISED")
     assert not ResultFile(None).reported_by_launcher

@@ -28,10 +28,10 @@ def test_the_leader_is_told_of_changes_only() -> None:
 
     pass_by(3.0)
     assert worker.van.sent_messages == 0 and counts[0].total() == Counter()
-    worker.again["moved"] += 2
+    worker.resent["moved"] += 2
     pass_by(5.0)
     assert worker.van.sent_messages == 1 and counts[0].total() == {"moved": 2}
-    worker.again["lost"] += 1
-    leader.again["moved"] += 1
+    worker.resent["lost"] += 1
+    leader.resent["moved"] += 1
     pass_by(5.0)
     assert worker.van.sent_messages == 2 and counts[0].total() == {"moved": 3, "lost": 1}

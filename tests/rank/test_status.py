@@ -19,7 +19,7 @@ from mpips.transport.in_memory import Network
 
 def status_at(node: Node) -> Status:
     """Give the status at a leader of a run without waits and losses."""
-    none: Any = SimpleNamespace(awaited=[], lines=list, total=Counter)
+    none: Any = SimpleNamespace(waiting_for=[], lines=list, total=Counter)
     return Status(node, none, none, none)
 
 

@@ -216,7 +216,7 @@ ORDERS = ("join server", "join worker", "leave server", "leave worker")
 
 def follow(cluster: Cluster, order: str, pick: int, least: int) -> None:
     """Do what `mpips ctl` asks for, if `least` of each role stay, and wait until the shards have come to rest."""
-    if cluster.node.policy.again:  # nobody asks then
+    if cluster.node.policy.is_replay:  # nobody asks then
         return
     view, membership = cluster.node.view, cluster.membership
     with suppress(InputError):
@@ -338,7 +338,7 @@ def moving(moves: list[tuple[str | None, int]]) -> Callable[[Cluster], Any]:
 
         def call() -> None:
             task = cluster.workers.start("walk", {"first": next(rounds), "steps": 4})
-            if not cluster.node.policy.again:  # there nobody gives orders
+            if not cluster.node.policy.is_replay:  # there nobody gives orders
                 move(cluster, *moves[len(said)])
             cluster.node.wait(task)
             said.append([reply.meta for reply in task.result()])

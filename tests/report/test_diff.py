@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mpips.checkpoint.checkpoint import commit
-from mpips.checkpoint.saved import Saved, write_shard
+from mpips.checkpoint.writing import Saved, write_shard
 from mpips.cli import main
 from mpips.cli.runs.diff import Paint, report
 from mpips.ranges import ALL

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpips.checkpoint import checkpoint
-from mpips.checkpoint.saved import Saved, write_shard
+from mpips.checkpoint.writing import Saved, write_shard
 from mpips.errors import InputError
 from mpips.ranges import KeyRange
 from mpips.report import table_diff

@@ -13,7 +13,7 @@ import pytest
 
 from mpips.errors import ClosedError, InputError
 from mpips.rundir.claim import release
-from mpips.rundir.folder import Lines, RunFolder, write_json, write_text
+from mpips.rundir.folder import JsonLinesWriter, RunFolder, write_json, write_text
 
 
 def noon() -> datetime:
@@ -119,7 +119,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         path.symlink_to(tmp_path / "theirs")
         with pytest.raises(OSError, match="is a symbolic link"):
-            Lines(path)
+            JsonLinesWriter(path)
     folder.result.symlink_to(tmp_path / "theirs")
     write_json(folder.result, {"a": 1})
     assert (tmp_path / "theirs").read_text() == "kept" and not folder.result.is_symlink()
@@ -166,7 +166,7 @@ def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
 
 def test_a_line_is_in_the_file_at_once(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "x.jsonl"
-    with Lines(path) as lines:
+    with JsonLinesWriter(path) as lines:
         lines.append({"pass": 1, "objective": np.float64(2.5)})
         lines.append({"pass": 2, "text": "two\nlines"})
         assert [json.loads(line)["pass"] for line in path.read_text().splitlines()] == [1, 2]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mpips.rundir.folder import Lines
+from mpips.rundir.folder import JsonLinesWriter
 from mpips.rundir.log import FEW, KEPT, RankLog, note
 
 
@@ -133,16 +133,16 @@ def test_what_cannot_be_written_down_ends_nothing(
 def test_a_signal_may_log_while_a_line_is_written(
     log: RankLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, once = Lines.append, [True]
+    append, once = JsonLinesWriter.append, [True]
 
-    def interrupted(self: Lines, line: Any) -> None:
+    def interrupted(self: JsonLinesWriter, line: Any) -> None:
         if once:
             once.pop()
             note("asked")
         append(self, line)
 
     log.place(tmp_path / "log", 1)
-    monkeypatch.setattr(Lines, "append", interrupted)
+    monkeypatch.setattr(JsonLinesWriter, "append", interrupted)
     note("view")
     note("role")
     assert sorted(line["event"] for line in lines(tmp_path / "log")) == ["asked", "role", "view"]

@@ -26,7 +26,7 @@ from mpips.scheduler.pending_orders import PendingOrders
 
 def cluster() -> Any:
     said: list[str] = []
-    node = SimpleNamespace(policy=SimpleNamespace(again=True), tasks=SimpleNamespace(time=0))
+    node = SimpleNamespace(policy=SimpleNamespace(is_replay=True), tasks=SimpleNamespace(time=0))
     return SimpleNamespace(
         metrics={}, said=said, say=said.append, node=node, orders=PendingOrders(), decide=lambda make: make()
     )

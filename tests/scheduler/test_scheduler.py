@@ -140,7 +140,7 @@ def test_arguments_that_cannot_travel_are_raised_where_the_call_is_waited_for() 
         number = cluster.workers.start("note", {"text": object()})
         for _ in range(3):  # more than the window of 2 has room for
             for task in [cluster.workers.start("note", {"text": object()}) for _ in range(3)]:
-                with pytest.raises(UsageError, match=r"args\.text is a object, which JSON cannot say"):
+                with pytest.raises(UsageError, match=r"args\.text is a object, which JSON cannot represent"):
                     wait(task)
         with pytest.raises(UsageError, match=r"args\.text is a object"):
             wait(number)

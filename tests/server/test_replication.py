@@ -23,11 +23,11 @@ from mpips.cluster.view import (
     Chain,
     Loss,
     View,
-    drained,
     first_view,
     next_epoch,
     repaired,
-    whole,
+    with_learner_joined,
+    with_ring_order,
     with_server,
     without,
     without_server,
@@ -204,9 +204,9 @@ class Chainland:
         if self.view.roles[sender] is None:
             return
         if message.command is Command.COPY_COMPLETE:
-            self.change(lambda view: whole(view, 0, sender, message.time))
+            self.change(lambda view: with_learner_joined(view, 0, sender, message.time))
         else:
-            self.change(lambda view: drained(view, 0, message.time, self.replicas))
+            self.change(lambda view: with_ring_order(view, 0, message.time, self.replicas))
 
     def change(self, how: Callable[[View], View]) -> None:
         view = repaired(how(next_epoch(self.view)), self.replicas)

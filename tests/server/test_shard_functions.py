@@ -10,7 +10,7 @@ from server.test_shard import make
 
 from mpips.checkpoint.checkpoint import begin, commit
 from mpips.checkpoint.manifest import NOTE
-from mpips.checkpoint.saved import write_shard
+from mpips.checkpoint.writing import write_shard
 from mpips.errors import CheckpointError
 from mpips.ranges import KeyRange
 from mpips.server.checkpoint_copy import copied

@@ -17,7 +17,7 @@ from mpips import KEY128, KeyRange, Uniform, VectorSpec, keys, text_keys
 from mpips.checkpoint.checkpoint import begin, commit
 from mpips.checkpoint.inspection import verify
 from mpips.checkpoint.loading import load_range, vectors
-from mpips.checkpoint.saved import save, save_note, write_shard
+from mpips.checkpoint.writing import save, save_note, write_shard
 from mpips.cli.main import main
 from mpips.errors import CheckpointError, ProtocolError, UsageError
 from mpips.filters import named

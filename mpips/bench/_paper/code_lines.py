@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mpips.bench import _runs
-from mpips.bench._paper.experiment import Claim, Lab, Section, agreement, table
+from mpips.bench._paper.experiment import Claim, Section, Setup, agreement, table
 
 ITEM = "Table 3"
 SILENT = {
@@ -25,7 +25,7 @@ METHOD = (
 """The files of sparse_lr that are the block proximal method itself."""
 
 
-def measure(lab: Lab) -> dict[str, Any]:
+def measure(setup: Setup) -> dict[str, Any]:
     """Count the lines of the applications, and of the library."""
     jobs = {name: _runs.job_file("job.toml", name).parent for name in ("sparse_lr", "lda", "sketch")}
     own = Path(_runs.__file__).resolve().parent.parent
@@ -66,7 +66,7 @@ def count(source: str) -> int:
     return len(code)
 
 
-def tell(found: Mapping[str, Any]) -> Section:
+def compare(found: Mapping[str, Any]) -> Section:
     """Compare the counts with the paper's figures."""
     rows = [
         ("system A (L-BFGS)", "10,000", f"{found['lbfgs']:,}, on mpips"),
@@ -82,7 +82,7 @@ def tell(found: Mapping[str, Any]) -> Section:
         ("sketching", "", f"{found['sketch']:,}"),
         ("what carries them: `mpips/` without commands and benchmarks", "", f"{found['mpips']:,}"),
     ]
-    told = f"{found['method']:,}, its listing {found['listing']:,}"
-    claim = Claim("Table 3: lines of sparse LR", "300", told, agreement(found["method"], (0, 400)))
+    ours = f"{found['method']:,}, its listing {found['listing']:,}"
+    claim = Claim("Table 3: lines of sparse LR", "300", ours, agreement(found["method"], (0, 400)))
     facts = {"lbfgs": found["lbfgs"], "times": f"{found['method'] / 300:.1f}"}
     return Section([claim], table(("", "the paper", "here"), rows), facts)

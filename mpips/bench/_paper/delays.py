@@ -12,9 +12,9 @@ from mpips.bench._paper.experiment import (
     SLOWER,
     WORKERS,
     Claim,
-    Lab,
     Picture,
     Section,
+    Setup,
     agreement,
     table,
 )
@@ -27,18 +27,18 @@ PAPERS = 8
 """The best delay in the paper."""
 
 
-def measure(lab: Lab) -> dict[str, Any]:
+def measure(setup: Setup) -> dict[str, Any]:
     """Train with several delays, alternating; return the benchmark's report."""
-    report = lab.folder / "delay.json"
-    arguments = ["--slow", str(SLOW), "--chance", str(CHANCE), "--repeat", str(lab.repeat)]
+    report = setup.folder / "delay.json"
+    arguments = ["--slow", str(SLOW), "--chance", str(CHANCE), "--repeat", str(setup.repeat)]
     arguments += ["--workers", str(WORKERS), "--slower", str(SLOWER)]
-    delay.main([*arguments, "--json", str(report), *lab.switches])
+    delay.main([*arguments, "--json", str(report), *setup.arguments])
     found: dict[str, Any] = json.loads(report.read_text())
     kept = ("target", "optimum", "layout", "slow", "chance", "spell", "slower", "table")
-    return {"examples": lab.examples} | {key: found[key] for key in kept}
+    return {"examples": setup.examples} | {key: found[key] for key in kept}
 
 
-def tell(found: Mapping[str, Any]) -> Section:
+def compare(found: Mapping[str, Any]) -> Section:
     """Compare the report with the paper's figures."""
     rows = {row["tau"]: row for row in found["table"]}
     first, most = rows[0], rows[max(rows)]

@@ -19,7 +19,7 @@ SLOW, CHANCE = 4.0, 0.2
 """The additional slowdown of a straggler, and the share of its work for which each worker is one."""
 
 
-class Lab(NamedTuple):
+class Setup(NamedTuple):
     """How an experiment runs: the folder of its runs, the launcher, the number of rounds, and data."""
 
     folder: Path
@@ -38,8 +38,8 @@ class Lab(NamedTuple):
         return ", ".join(Path(file).name for file in self.train) or "the flights that come with mpips"
 
     @property
-    def switches(self) -> list[str]:
-        """The switches that give another benchmark the examples, their optimum and the launcher."""
+    def arguments(self) -> list[str]:
+        """The options that give another benchmark the examples, their optimum and the launcher."""
         files = [part for file in self.train for part in ("--train", file)]
         return [*files, "--optimum", repr(self.optimum), "--launcher", self.launcher]
 
@@ -73,13 +73,13 @@ class Section:
 
 
 class Experiment(Protocol):
-    """A module that measures and compares; `measure` gives JSON data, `tell` is a pure function."""
+    """A module that measures and compares; `measure` gives JSON data, `compare` is a pure function."""
 
     ITEM: str
     """The part of the paper, such as a figure."""
 
-    def measure(self, lab: Lab) -> dict[str, Any]: ...
-    def tell(self, found: Mapping[str, Any]) -> Section: ...
+    def measure(self, setup: Setup) -> dict[str, Any]: ...
+    def compare(self, found: Mapping[str, Any]) -> Section: ...
 
 
 def machines(workers: int, stragglers: bool = True) -> str:

@@ -37,7 +37,7 @@ def texts() -> dict[str, tuple[str, str]]:
 
 
 def written(sections: Mapping[str, Section], about: Mapping[str, Any], folder: str) -> str:
-    """Format the page; its plots are in `folder` beside it."""
+    """Format the page; its plots are in `folder`, next to it."""
     text = texts()
     title, introduction = text[""]
     parts = [f"# {title}", _filled(introduction), claims(sections)]

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from mpips.bench import _runs
-from mpips.bench._paper.experiment import Claim, Lab, Section, agreement, table
+from mpips.bench._paper.experiment import Claim, Section, Setup, agreement, table
 from mpips.bench.applications import sketch
 from mpips.rundir.progress import seconds, si
 
@@ -18,35 +18,37 @@ MACHINE, CORES = 1.1e9 / 15, 64
 """The paper's average inserts per second on one of its 15 machines, and the cores of that machine."""
 
 
-def measure(lab: Lab) -> dict[str, Any]:
+def measure(setup: Setup) -> dict[str, Any]:
     """Insert a Zipf stream; then again, and kill a server meanwhile."""
-    report = lab.folder / "sketch.json"
+    report = setup.folder / "sketch.json"
     arguments = [
         "--zipf",
         "1.1",
         "--repeat",
-        str(lab.repeat),
+        str(setup.repeat),
         "--launcher",
-        lab.launcher,
+        setup.launcher,
         "--json",
         str(report),
     ]
     sketch.main(arguments)
     (row,) = json.loads(report.read_text())["rows"]
     lost = []
-    for number in range(lab.repeat):
-        _runs.note(f"sketch, a server killed: run {number + 1} of {lab.repeat}")
+    for number in range(setup.repeat):
+        _runs.note(f"sketch, a server killed: run {number + 1} of {setup.repeat}")
         own = [
             "layout.servers=2", "layout.workers=2", "sketch.zipf=1.1", "sketch.items=20_000_000", "data.column=''",
             "sketch.batch=200_000",
             'faults.kill=[{role="server", index=1, at_step=40}]',
         ]  # fmt: skip
-        done = _runs.run(sketch.job_file(), lab.folder / f"killed-{number}", own, lab.launcher)
+        done = _runs.run(
+            _runs.job_file("job.toml", "sketch"), setup.folder / f"killed-{number}", own, setup.launcher
+        )
         lost += [each["seconds"] for each in done.result["recoveries"]]
     return {"row": row, "recoveries": lost, "cores": len(os.sched_getaffinity(0))}
 
 
-def tell(found: Mapping[str, Any]) -> Section:
+def compare(found: Mapping[str, Any]) -> Section:
     """Compare the measurements with the paper's figures."""
     row, cores = found["row"], found["cores"]
     recovery = median(found["recoveries"])
@@ -56,7 +58,7 @@ def tell(found: Mapping[str, Any]) -> Section:
     claims = [
         Claim("Table 5: inserts a second, a machine", f"{si(MACHINE)} (64 cores)", rate,
               agreement(row["rate"], (MACHINE, 1e12))),
-        Claim("Table 5: a failed node goes on after", "0.8 s", seconds(recovery), agreement(recovery, (0.0, 0.8))),
+        Claim("Table 5: recovery of a failed node", "0.8 s", seconds(recovery), agreement(recovery, (0.0, 0.8))),
     ]  # fmt: skip
     rows = [
         ("inserts a second, all", "1.1 B (15 machines, 960 cores)", rate),

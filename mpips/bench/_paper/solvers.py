@@ -19,9 +19,9 @@ from mpips.bench._paper.experiment import (
     SLOWER,
     WORKERS,
     Claim,
-    Lab,
     Picture,
     Section,
+    Setup,
     agreement,
     machines,
     table,
@@ -41,24 +41,27 @@ MOST = 150
 """Maximum number of iterations of L-BFGS."""
 
 
-def measure(lab: Lab) -> dict[str, Any]:
+def measure(setup: Setup) -> dict[str, Any]:
     """Run the three systems, alternating, to the same objective."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SYSTEMS}
-    data = [f"data.train={json.dumps([*lab.train])}", "data.test=[]", "data.crosses=[]"] if lab.train else []
-    job, target = load(_runs.job_file(), data), (1.0 + WITHIN) * lab.optimum
-    lbfgs = lab.folder / "lbfgs.toml"
+    data = (
+        [f"data.train={json.dumps([*setup.train])}", "data.test=[]", "data.crosses=[]"] if setup.train else []
+    )
+    job, target = load(_runs.job_file(), data), (1.0 + WITHIN) * setup.optimum
+    lbfgs = setup.folder / "lbfgs.toml"
     lbfgs.write_text('[job]\nprogram = "mpips.bench._paper.lbfgs"\n')
-    for number in range(lab.repeat):
+    for number in range(setup.repeat):
         for name in [*SYSTEMS][:: 1 if number % 2 == 0 else -1]:
             if name == "A" and number > 0:
-                continue  # once: it takes minutes
-            _runs.note(f"{SYSTEMS[name]}: round {number + 1} of {lab.repeat}")
+                # Once: it takes minutes.
+                continue
+            _runs.note(f"{SYSTEMS[name]}: round {number + 1} of {setup.repeat}")
             file = lbfgs if name == "A" else _runs.job_file()
             own = [*settings(name, job, target), *(data if name != "A" else [])]
             runs[name].append(
-                measured(_runs.run(file, lab.folder / f"{name}-{number}", own, lab.launcher), target)
+                measured(_runs.run(file, setup.folder / f"{name}-{number}", own, setup.launcher), target)
             )
-    return {"optimum": lab.optimum, "examples": lab.examples, "runs": runs}
+    return {"optimum": setup.optimum, "examples": setup.examples, "runs": runs}
 
 
 def settings(name: str, job: Job, target: float) -> list[str]:
@@ -92,7 +95,7 @@ def measured(run: _runs.FinishedRun, target: float) -> dict[str, Any]:
     }
 
 
-def tell(found: Mapping[str, Any]) -> Section:
+def compare(found: Mapping[str, Any]) -> Section:
     """Compare the measurements with the paper's figures."""
     middle = {name: median_run(runs) for name, runs in found["runs"].items()}
     times = {name: run["seconds"] or math.inf for name, run in middle.items()}

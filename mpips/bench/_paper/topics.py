@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpips.bench import _runs
-from mpips.bench._paper.experiment import SLOWER, Claim, Lab, Picture, Section, agreement, machines, table
+from mpips.bench._paper.experiment import SLOWER, Claim, Picture, Section, Setup, agreement, machines, table
 from mpips.report.charts import Series, lines
 from mpips.rundir.progress import seconds, share, si
 
@@ -18,32 +18,34 @@ WORKERS = (1, 2, 3, 6)
 TOPICS, SWEEPS, TAU = 100, 40, 1
 
 
-def measure(lab: Lab) -> dict[str, Any]:
+def measure(setup: Setup) -> dict[str, Any]:
     """Sample the same topics with increasing numbers of workers."""
     runs = []
     for workers in WORKERS:
         _runs.note(f"LDA: {workers} workers")
         own = [
             f"layout.workers={workers}", "layout.servers=1", f"lda.topics={TOPICS}", f"lda.sweeps={SWEEPS}",
-            f"consistency.tau={TAU}", machines(workers, stragglers=False), *corpus(lab),
+            f"consistency.tau={TAU}", machines(workers, stragglers=False), *corpus(setup),
         ]  # fmt: skip
-        done = _runs.run(_runs.job_file("job.toml", "lda"), lab.folder / f"lda-{workers}", own, lab.launcher)
+        done = _runs.run(
+            _runs.job_file("job.toml", "lda"), setup.folder / f"lda-{workers}", own, setup.launcher
+        )
         sweeps = _runs.events(done.folder, "sweep")
         course = [[each["seconds"], each["log_likelihood_per_token"]] for each in sweeps]
         runs.append({"workers": workers, "course": course, "waiting": done.result["waiting"]})
-    return {"tokens": done.result["metrics"]["tokens"], "corpus": name(lab), "runs": runs}
+    return {"tokens": done.result["metrics"]["tokens"], "corpus": name(setup), "runs": runs}
 
 
-def corpus(lab: Lab) -> list[str]:
+def corpus(setup: Setup) -> list[str]:
     """Return the settings of the documents: the project's own, or those of the command line."""
-    if not lab.corpus:
+    if not setup.corpus:
         return []
-    return [f"data.train={json.dumps([*lab.corpus])}", 'data.vocab=""']
+    return [f"data.train={json.dumps([*setup.corpus])}", 'data.vocab=""']
 
 
-def name(lab: Lab) -> str:
+def name(setup: Setup) -> str:
     """Name the documents."""
-    return ", ".join(Path(each).name for each in lab.corpus) or "reuters395.ldac.gz"
+    return ", ".join(Path(each).name for each in setup.corpus) or "reuters395.ldac.gz"
 
 
 def reached(course: list[list[float]], level: float) -> float:
@@ -51,7 +53,7 @@ def reached(course: list[list[float]], level: float) -> float:
     return next(at for at, value in course if value >= level)
 
 
-def tell(found: Mapping[str, Any]) -> Section:
+def compare(found: Mapping[str, Any]) -> Section:
     """Compare the measurements with the paper's figures."""
     runs = found["runs"]
     level = min(run["course"][-1][1] for run in runs)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mpips.bench._paper.experiment import Claim, Lab, Picture, Section, agreement, table
+from mpips.bench._paper.experiment import Claim, Picture, Section, Setup, agreement, table
 from mpips.bench.applications import filters
 from mpips.rundir.progress import bytes_si, share, si
 
@@ -14,18 +14,18 @@ ITEM = "Figures 11 and 12"
 CACHING, KKT, ALL = "key caching", "KKT, key caching", "+ zstd"
 
 
-def measure(lab: Lab) -> dict[str, Any]:
+def measure(setup: Setup) -> dict[str, Any]:
     """Train with every combination of filters; return the benchmark's report."""
-    report = lab.folder / "filters.json"
-    arguments = ["--keep", str(lab.folder / "filters"), "--json", str(report), *lab.switches]
+    report = setup.folder / "filters.json"
+    arguments = ["--keep", str(setup.folder / "filters"), "--json", str(report), *setup.arguments]
     filters.main([*arguments, "--repeat", "1"])
     found: dict[str, Any] = json.loads(report.read_text())
-    return {"examples": lab.examples} | {
+    return {"examples": setup.examples} | {
         key: found[key] for key in ("target", "optimum", "layout", "table", "filtered")
     }
 
 
-def tell(found: Mapping[str, Any]) -> Section:
+def compare(found: Mapping[str, Any]) -> Section:
     """Compare the report with the paper's figures."""
     rows = {row["name"]: row for row in found["table"]}
     caching, packed = rows[CACHING], rows[ALL]
@@ -33,7 +33,7 @@ def tell(found: Mapping[str, Any]) -> Section:
     last, mean = course[-1], sum(course) / len(course)
     claims = [
         _claim("Fig. 11: workers, key caching", "about 2 times less", caching["worker_fewer"], 1.5),
-        _claim("... KKT and compression besides", "over 6 times less", caching["worker"] / packed["worker"], 6.0),
+        _claim("... with KKT and compression", "over 6 times less", caching["worker"] / packed["worker"], 6.0),
         _claim("... all of them", "about 12 times less", packed["worker_fewer"], 9.0),
         _claim("Fig. 11: servers, KKT and compression", "over 20 times less", packed["server_fewer"], 20.0),
         _claim("... all, without filters counted with keys", "about 40 times less", packed["server_counted"], 30.0),

@@ -32,7 +32,7 @@ from mpips.rundir.folder import write_json
 
 OPTIMUM_TOLERANCE, OPTIMUM_ITERATIONS = 1e-6, 1_000_000
 LOOSEST, TIGHTEST = 1.0, 1e-7
-NARROWED = 3
+BISECTION_STEPS = 3
 """Steps of the bisection, in the logarithm, for the loosest tolerance that reaches the target."""
 
 Fit = Callable[..., dict[str, Any]]
@@ -91,7 +91,7 @@ def fits(data: Path, l1: float) -> Iterator[Fit]:
         process.stdout.close()
 
 
-def loosest(fit: Fit, objective: float) -> float:
+def loosest_tolerance(fit: Fit, objective: float) -> float:
     """Find approximately the loosest tolerance whose fit reaches `objective`, the fastest such fit.
 
     Raises:
@@ -105,12 +105,12 @@ def loosest(fit: Fit, objective: float) -> float:
                 f"liblinear reached {found:.7g} at best, not {objective:.7g}: is --optimum too low?"
             )
     if missed < math.inf:
-        for _ in range(NARROWED):
-            middle = math.sqrt(tolerance * missed)
-            if fit(middle)["objective"] <= objective:
-                tolerance = middle
+        for _ in range(BISECTION_STEPS):
+            midpoint = math.sqrt(tolerance * missed)
+            if fit(midpoint)["objective"] <= objective:
+                tolerance = midpoint
             else:
-                missed = middle
+                missed = midpoint
     return tolerance
 
 
@@ -118,14 +118,14 @@ def optimum(data: Path, l1: float, cache: Path | None = None) -> tuple[float, st
     """Return LIBLINEAR's optimum at tolerance 1e-6, from the cache if it was computed before, and its source."""
     cache = cache_file() if cache is None else cache
     name = f"{digest(data)} l1={l1!r}"
-    known = json.loads(cache.read_text()) if cache is not None and cache.is_file() else {}
-    if name in known:
-        return float(known[name]), f"liblinear, tolerance {OPTIMUM_TOLERANCE:g}, computed before"
+    cached = json.loads(cache.read_text()) if cache is not None and cache.is_file() else {}
+    if name in cached:
+        return float(cached[name]), f"liblinear, tolerance {OPTIMUM_TOLERANCE:g}, computed before"
     with fits(data, l1) as fit:
         found = fit(OPTIMUM_TOLERANCE, OPTIMUM_ITERATIONS)["objective"]
     if cache is not None:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_json(cache, {**known, name: found})
+        write_json(cache, {**cached, name: found})
     return float(found), f"liblinear, tolerance {OPTIMUM_TOLERANCE:g}"
 
 
@@ -174,11 +174,12 @@ def main() -> None:
         y = arrays["labels"]
         shape = (len(y), int(arrays["indices"].max(initial=0)) + 1)
         x = csr_matrix((arrays["values"], arrays["indices"], arrays["indptr"]), shape=shape)
-    warnings.simplefilter("ignore")  # A loose fit need not converge.
+    # A loose fit need not converge.
+    warnings.simplefilter("ignore")
     model(1.0, 0.1, 10).fit(csr_matrix(np.eye(2)), [-1.0, 1.0])
     for line in sys.stdin:
-        asked = json.loads(line)
-        fitted = model(l1, asked["tolerance"], asked["iterations"])
+        request = json.loads(line)
+        fitted = model(l1, request["tolerance"], request["iterations"])
         start = time.perf_counter()
         fitted.fit(x, y)
         elapsed = time.perf_counter() - start

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mpips.bench import _runs
-from mpips.bench._runs import FinishedRun, at_least, note, spread
-from mpips.bench.applications import _liblinear, sparse_lr
+from mpips.bench._runs import FinishedRun, at_least, note, summarize
+from mpips.bench.applications import sparse_lr
 from mpips.config.job_file import load
-from mpips.errors import InputError
 from mpips.report.charts import Bar, BarPart, bars, standalone
 from mpips.report.html import Html
 from mpips.rundir.progress import Column, bytes_si, seconds, share, significant
@@ -76,8 +75,8 @@ def share_of(text: str) -> float:
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the switches."""
-    parser = _runs.switches("delay", DESCRIPTION)
+    """Parse the options."""
+    parser = _runs.common_parser("delay", DESCRIPTION)
     parser.add_argument("--tau", type=taus, default=[0, 1, 2, 4, 8, 16], help="default 0,1,2,4,8,16")
     parser.add_argument(
         "--slow", type=at_least(1.0, float), default=3.0, help="slowdown of the straggler; default 3"
@@ -107,63 +106,56 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; return 1 if a run did not reach the target."""
-    asked = parsed(arguments)
-    if asked.plot is not None:
-        check_plot(asked.plot)
-    settings = [f"sparse_lr.l1={asked.l1!r}", *_runs.overrides(asked)]
+    options = parsed(arguments)
+    _runs.check_plot(options.plot)
+    settings = [f"sparse_lr.l1={options.l1!r}", *_runs.overrides(options)]
     job_file, conditions = _runs.job_file(), _runs.conditions()
     job = load(job_file, settings)
-    runs: dict[int, list[FinishedRun]] = {tau: [] for tau in asked.tau}
-    with _runs.folders(asked.keep) as folder:
-        data = folder / "data.npz"
-        known = asked.optimum is not None or (job.settings.l1 == 1.0 and not (asked.train or asked.set))
-        if not known:
-            _liblinear.check_installed()
-            _liblinear.write_data(job.data, job.base, data)
-        best, source = sparse_lr.known_optimum(asked.optimum, job, bool(asked.train or asked.set), data)
-        data.unlink(missing_ok=True)
-        for number in range(asked.repeat):
-            note(f"round {number + 1} of {asked.repeat}: tau = {', '.join(map(str, asked.tau))}")
-            for tau in asked.tau[:: 1 if number % 2 == 0 else -1]:
+    runs: dict[int, list[FinishedRun]] = {tau: [] for tau in options.tau}
+    with _runs.folders(options.keep) as folder:
+        best, source = sparse_lr.find_optimum(options, job, folder)
+        for number in range(options.repeat):
+            note(f"round {number + 1} of {options.repeat}: tau = {', '.join(map(str, options.tau))}")
+            for tau in options.tau[:: 1 if number % 2 == 0 else -1]:
                 at = folder / f"tau-{tau}-{number}"
                 runs[tau].append(
-                    _runs.run(job_file, at, [*settings, *straggling(asked, tau)], asked.launcher)
+                    _runs.run(job_file, at, [*settings, *straggling(options, tau)], options.launcher)
                 )
-    target = asked.target * best
+    target = options.target * best
     report = {
         "benchmark": "delay",
         "conditions": conditions,
-        "slow": asked.slow,
-        "chance": asked.chance,
-        "spell": asked.spell,
-        "slower": asked.slower,
+        "slow": options.slow,
+        "chance": options.chance,
+        "spell": options.spell,
+        "slower": options.slower,
         "l1": job.settings.l1,
         "optimum": best,
         "optimum_from": source,
         "target": target,
-        "layout": runs[asked.tau[0]][0].result["layout"],
-        "runs": [measured(tau, run, target) for tau in asked.tau for run in runs[tau]],
+        "layout": runs[options.tau[0]][0].result["layout"],
+        "runs": [measured(tau, run, target) for tau in options.tau for run in runs[tau]],
     }
-    report["table"] = [summary(tau, report["runs"]) for tau in asked.tau]
+    report["table"] = [summary(tau, report["runs"]) for tau in options.tau]
     print(text(report))
-    _runs.write_report(asked.json, report)
-    if asked.plot is not None:
-        plot(report, asked.plot)
+    _runs.write_report(options.json, report)
+    if options.plot is not None:
+        plot(report, options.plot)
     return 0 if all(each["seconds"] is not None for each in report["runs"]) else 1
 
 
-def straggling(asked: argparse.Namespace, tau: int) -> list[str]:
+def straggling(options: argparse.Namespace, tau: int) -> list[str]:
     """Return the settings that make workers slow, and end a run of one tau soon after the target."""
-    who = range(asked.workers if asked.chance < 1.0 else 1)
-    slow = _runs.slowed(who, asked.slow, asked.chance, asked.spell)
-    if asked.slower > 1.0:
-        slow += _runs.slowed(range(asked.workers), asked.slower)
+    who = range(options.workers if options.chance < 1.0 else 1)
+    slow = _runs.slowed(who, options.slow, options.chance, options.spell)
+    if options.slower > 1.0:
+        slow += _runs.slowed(range(options.workers), options.slower)
     delay = ['consistency.model="bounded"', f"consistency.tau={tau}"]
     return [
         _runs.straggling(slow),
         *delay,
-        f"sparse_lr.blocks={asked.blocks}",
-        f"sparse_lr.epsilon={(asked.target - 1.0) / 2.0!r}",
+        f"sparse_lr.blocks={options.blocks}",
+        f"sparse_lr.epsilon={(options.target - 1.0) / 2.0!r}",
     ]
 
 
@@ -187,11 +179,11 @@ def summary(tau: int, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the medians over the runs of one tau; no time if one of them did not reach the target."""
     mine = [each for each in runs if each["tau"] == tau]
     keys = ("waiting", "blocks", "train", "sent")
-    row = {"tau": tau} | {key: spread(each[key] for each in mine)["median"] for key in keys}
+    row = {"tau": tau} | {key: summarize(each[key] for each in mine)["median"] for key in keys}
     if any(each["seconds"] is None for each in mine):
         return row
-    times = spread(each["seconds"] for each in mine)
-    passes = spread(each["passes"] for each in mine)["median"]
+    times = summarize(each["seconds"] for each in mine)
+    passes = summarize(each["passes"] for each in mine)["median"]
     return row | {
         "seconds": times["median"],
         "range": f"{seconds(times['min'])} - {seconds(times['max'])}",
@@ -235,14 +227,10 @@ def straggler(report: dict[str, Any]) -> str:
     machines = f"each {report['slower']:g} times slower than a core, " if report["slower"] > 1.0 else ""
     if report["chance"] == 1.0:
         return f"{machines}worker 0 slowed down {report['slow']:g} times"
-    anew = f"for {seconds(report['spell'])} at a time" if report["spell"] else "drawn for each piece of it"
-    return f"{machines}each slowed down {report['slow']:g} times for {share(report['chance'])} of its work, {anew}"
-
-
-def check_plot(path: str) -> None:
-    """Raise InputError before any run if a plot cannot be written there."""
-    if Path(path).suffix.lower() != ".svg" or not Path(path).absolute().parent.is_dir():
-        raise InputError(f"--plot {path}: must be a .svg in a folder that exists")
+    how_often = (
+        f"for {seconds(report['spell'])} at a time" if report["spell"] else "drawn for each piece of it"
+    )
+    return f"{machines}each slowed down {report['slow']:g} times for {share(report['chance'])} of its work, {how_often}"
 
 
 def chart(rows: Sequence[Mapping[str, Any]]) -> Html:

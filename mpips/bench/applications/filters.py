@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpips.bench import _runs
-from mpips.bench._runs import FinishedRun, at_least, note, spread
-from mpips.bench.applications import _liblinear, delay, sparse_lr
+from mpips.bench._runs import FinishedRun, at_least, note, summarize
+from mpips.bench.applications import sparse_lr
 from mpips.bench.requests import coding
-from mpips.config.job_file import Job, load
+from mpips.config.job_file import load
 from mpips.filters import named
 from mpips.report.charts import Bar, BarPart, Series, bars, lines, tiled
 from mpips.report.html import Html
@@ -69,7 +69,7 @@ class Combination(NamedTuple):
     @property
     def settings(self) -> list[str]:
         """Return the settings of this combination."""
-        chain = toml(self.chain)
+        chain = chain_toml(self.chain)
         cache = [] if self.caching else ["ring.key_cache=0"]
         return [
             f"sparse_lr.kkt={'true' if self.kkt else 'false'}",
@@ -80,13 +80,13 @@ class Combination(NamedTuple):
 
 
 NONE = Combination("none", False, False)
-BARE = (
+WITHOUT_CHAINS = (
     NONE,
     Combination("key caching", False, True),
     Combination("KKT", True, False),
     Combination("KKT, key caching", True, True),
 )
-QUICK = BARE[0], BARE[1], BARE[3]
+QUICK = WITHOUT_CHAINS[0], WITHOUT_CHAINS[1], WITHOUT_CHAINS[3]
 CHAINS: tuple[tuple[Any, ...], ...] = (
     ("lz4",),
     ("zstd",),
@@ -96,7 +96,7 @@ CHAINS: tuple[tuple[Any, ...], ...] = (
 QUICK_CHAINS = CHAINS[1:2]
 
 
-def toml(chain: Sequence[Any]) -> str:
+def chain_toml(chain: Sequence[Any]) -> str:
     """Format a chain as in a job file."""
 
     def entry(each: Any) -> str:
@@ -113,33 +113,34 @@ def combinations(chains: Sequence[Sequence[Any]], quick: bool = False) -> list[C
     Raises:
         InputError: a chain needs a library that is not installed.
     """
-    more: dict[str, Combination] = {}  # Duplicates are run once.
+    # Duplicates are run once.
+    more: dict[str, Combination] = {}
     for chain in chains:
         named.check(list(chain))
-        more[toml(chain)] = Combination(f"+ {coding.written(chain)}", True, True, tuple(chain))
-    return [*(QUICK if quick else BARE), *more.values()]
+        more[chain_toml(chain)] = Combination(f"+ {coding.format_chain(chain)}", True, True, tuple(chain))
+    return [*(QUICK if quick else WITHOUT_CHAINS), *more.values()]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; return 1 if a run without rounding did not reach the target."""
-    asked = parsed(arguments)
-    chains = [*(QUICK_CHAINS if asked.quick else CHAINS), *map(coding.chain, asked.filter)]
-    combos = combinations(chains, asked.quick)
-    figure = figure_path(asked)
-    common = [f"sparse_lr.l1={asked.l1!r}", *_runs.overrides(asked)]
+    options = parsed(arguments)
+    chains = [*(QUICK_CHAINS if options.quick else CHAINS), *map(coding.chain, options.filter)]
+    all_combinations = combinations(chains, options.quick)
+    figure = figure_path(options)
+    common = [f"sparse_lr.l1={options.l1!r}", *_runs.overrides(options)]
     job_file, conditions = _runs.job_file(), _runs.conditions()
     job = load(job_file, common)
     runs: list[dict[str, Any]] = []
-    with _runs.folders(asked.keep) as folder:
-        best, source = optimum(asked, job, folder)
-        target = asked.target * best
-        common += until(asked, target)
-        for number in range(asked.repeat):
-            for turn, combo in enumerate(combos):
-                note(f"round {number + 1} of {asked.repeat}: {combo.name}")
-                at = folder / f"{turn}-{number}"
-                run = _runs.run(job_file, at, [*common, *combo.settings], asked.launcher)
-                runs.append(measured(combo, run, best, target))
+    with _runs.folders(options.keep) as folder:
+        best, source = sparse_lr.find_optimum(options, job, folder)
+        target = options.target * best
+        common += stop_settings(options, target)
+        for number in range(options.repeat):
+            for index, combination in enumerate(all_combinations):
+                note(f"round {number + 1} of {options.repeat}: {combination.name}")
+                at = folder / f"{index}-{number}"
+                run = _runs.run(job_file, at, [*common, *combination.settings], options.launcher)
+                runs.append(measured(combination, run, best, target))
                 layout = run.result["layout"]
     report = {
         "benchmark": "filters",
@@ -149,14 +150,14 @@ def main(arguments: Sequence[str]) -> int:
         "optimum": best,
         "optimum_from": source,
         "target": target,
-        "settle": asked.settle,
+        "settle": options.settle,
         "runs": runs,
         "table": table(runs),
         "filtered": filtered(runs),
     }
     written = text(report)
     print(written)
-    _runs.write_report(asked.json, report)
+    _runs.write_report(options.json, report)
     if figure is not None:
         draw(report, figure)
         figure.with_suffix(".txt").write_text(written + "\n")
@@ -165,8 +166,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the switches."""
-    parser = _runs.switches("filters", DESCRIPTION, repeat=1)
+    """Parse the options."""
+    parser = _runs.common_parser("filters", DESCRIPTION, repeat=1)
     parser.add_argument("--l1", type=at_least(1e-12, float), default=1.0, help="default 1")
     parser.add_argument(
         "--target", type=_runs.above_one, default=1.001, help="relative to the optimum; default 1.001"
@@ -181,56 +182,45 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def figure_path(asked: argparse.Namespace) -> Path | None:
+def figure_path(options: argparse.Namespace) -> Path | None:
     """Return the path of the figure: of --plot, else next to the JSON file, else in the kept folder.
 
     Raises:
         InputError: it was requested, and cannot be drawn there.
     """
-    if asked.plot is not None:
-        delay.check_plot(asked.plot)
-        return Path(asked.plot)
+    if options.plot is not None:
+        _runs.check_plot(options.plot)
+        return Path(options.plot)
     path = None
-    if asked.json is not None:
-        path = Path(asked.json).with_suffix(".svg")
-    elif asked.keep is not None:
-        path = Path(asked.keep) / "filters.svg"
+    if options.json is not None:
+        path = Path(options.json).with_suffix(".svg")
+    elif options.keep is not None:
+        path = Path(options.keep) / "filters.svg"
     return path
 
 
-def optimum(asked: argparse.Namespace, job: Job, folder: Path) -> tuple[float, str]:
-    """Return the optimum, and its source; it is computed if it is not known."""
-    own = bool(asked.train or asked.set)
-    data = folder / "data.npz"
-    if asked.optimum is None and (own or job.settings.l1 != 1.0):
-        _liblinear.check_installed()
-        _liblinear.write_data(job.data, job.base, data)
-    found = sparse_lr.known_optimum(asked.optimum, job, own, data)
-    data.unlink(missing_ok=True)
-    return found
-
-
-def until(asked: argparse.Namespace, target: float) -> list[str]:
+def stop_settings(options: argparse.Namespace, target: float) -> list[str]:
     """Return the setting that ends a run: at the target or, with `--settle`, at convergence."""
-    epsilon = min(2e-4, (asked.target - 1.0) / 5.0)
-    return [f"sparse_lr.epsilon={epsilon!r}"] + ([] if asked.settle else [f"sparse_lr.target={target!r}"])
+    epsilon = min(2e-4, (options.target - 1.0) / 5.0)
+    return [f"sparse_lr.epsilon={epsilon!r}"] + ([] if options.settle else [f"sparse_lr.target={target!r}"])
 
 
-def measured(combo: Combination, run: FinishedRun, best: float, target: float) -> dict[str, Any]:
+def measured(combination: Combination, run: FinishedRun, best: float, target: float) -> dict[str, Any]:
     """Return the measurements of a run; None if it did not reach the target."""
     reached = run.reached(target)
-    traffic = trained(run)
+    traffic = training_traffic(run)
     mine = [
-        traffic["per_filter"].get(each if isinstance(each, str) else each["name"]) for each in combo.chain
+        traffic["per_filter"].get(each if isinstance(each, str) else each["name"])
+        for each in combination.chain
     ]
     parts = [part for by in mine if by is not None for part in by.values()]
     saved = sum(part["raw"] - part["wire"] for part in parts)
     spent = sum(part["seconds"] for part in parts)
     return {
-        "name": combo.name,
-        "kkt": combo.kkt,
-        "caching": combo.caching,
-        "chain": list(combo.chain),
+        "name": combination.name,
+        "kkt": combination.kkt,
+        "caching": combination.caching,
+        "chain": list(combination.chain),
         "seconds": reached["seconds"] if reached else None,
         "passes": run.result["metrics"]["passes"],
         "objective": run.result["metrics"]["objective"],
@@ -245,7 +235,7 @@ def measured(combo: Combination, run: FinishedRun, best: float, target: float) -
     }
 
 
-def trained(run: FinishedRun) -> dict[str, Any]:
+def training_traffic(run: FinishedRun) -> dict[str, Any]:
     """Return the traffic of a run's training, without that of its evaluation."""
     traffic: dict[str, Any] = _runs.events(run.folder, "trained")[0]["traffic"]
     return traffic
@@ -260,10 +250,10 @@ def table(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"name": name}
         for key in keys:
             values = [each[key] for each in mine]
-            row[key] = None if None in values else spread(values)["median"]
+            row[key] = None if None in values else summarize(values)["median"]
         if mine[0]["kkt"]:
             row["filtered"] = mean(mine[0]["filtered"])
-        row["counted"] = spread(each["traffic"]["server_raw"] for each in mine)["median"]
+        row["counted"] = summarize(each["traffic"]["server_raw"] for each in mine)["median"]
         base = (rows or [row])[0]
         if rows:
             row["worker_fewer"] = base["worker"] / row["worker"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpips.bench import _runs
-from mpips.bench._runs import FinishedRun, at_least, note, spread
+from mpips.bench._runs import FinishedRun, at_least, note, summarize
 from mpips.bench.applications.memory import count_lines, write_lines
 from mpips.config.job_file import Job, load
 from mpips.data import Examples, format_of, minibatches, read, resolve
@@ -43,7 +43,7 @@ STAGES = (
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
-    parser = _runs.switches("ftrl", DESCRIPTION)
+    parser = _runs.common_parser("ftrl", DESCRIPTION)
     parser.add_argument("--passes", type=at_least(1), help="passes over the data; default 10, with --train 1")
     parser.add_argument(
         "--crosses", action="store_true", help="--train has the columns of the project's own data"
@@ -55,21 +55,21 @@ def main(arguments: Sequence[str]) -> int:
         metavar="N",
         help="lines for the stages; default 250000",
     )
-    asked = parser.parse_args(arguments)
-    settings = _runs.overrides(asked)
-    if asked.crosses:
+    options = parser.parse_args(arguments)
+    settings = _runs.overrides(options)
+    if options.crosses:
         settings.remove("data.crosses=[]")
-    passes = asked.passes or (1 if asked.train else 10)
+    passes = options.passes or (1 if options.train else 10)
     settings += [f"sparse_lr.passes={passes}"]
     job_file, conditions = _runs.job_file("ftrl.toml"), _runs.conditions()
     job = load(job_file, settings)
     runs: list[FinishedRun] = []
-    with _runs.folders(asked.keep) as folder:
+    with _runs.folders(options.keep) as folder:
         note("each stage alone")
-        stages = measure_stages(job, asked.workers, asked.sample, folder / "sample")
-        for number in range(asked.repeat):
-            note(f"round {number + 1} of {asked.repeat}")
-            runs.append(_runs.run(job_file, folder / f"run-{number}", settings, asked.launcher))
+        stages = measure_stages(job, options.workers, options.sample, folder / "sample")
+        for number in range(options.repeat):
+            note(f"round {number + 1} of {options.repeat}")
+            runs.append(_runs.run(job_file, folder / f"run-{number}", settings, options.launcher))
     report = {
         "benchmark": "ftrl",
         "conditions": conditions,
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     }
     report["ceilings"] = ceilings(report)
     print(text(report))
-    _runs.write_report(asked.json, report)
+    _runs.write_report(options.json, report)
     return 0
 
 
@@ -110,23 +110,25 @@ def measure_stages(job: Job, workers: int, sample: int, file: Path) -> dict[str,
     spec = resolve(job.data, str(job.base))
     divided = len(spec.train) < workers
     lines = min(sample, count_lines(spec))
-    took: dict[str, float] = {"unpack": timed(lambda: skim(spec.train, lines))}
+    timings: dict[str, float] = {"unpack": timed(lambda: decompress_lines(spec.train, lines))}
     file = file.with_suffix(".tsv" if format_of(spec.train[0], spec) == "tsv" else ".svm")
     write_lines(spec, lines, file)
     alone = replace(spec, train=[str(file)], test=[])
     for batch in read([str(file)], alone):
-        learn(job, [batch.rows(0, min(100, len(batch)))])  # loads the kernels
+        # Loads the kernels.
+        learn(job, [batch.rows(0, min(100, len(batch)))])
         break
     parts = workers if divided else 1
-    took["parse"] = timed(lambda: sum(len(batch) for batch in read([str(file)], alone, 0, parts)))
-    if not divided:  # Each worker unpacks and parses only its own files.
-        took["unpack"] /= workers
-        took["parse"] /= workers
+    timings["parse"] = timed(lambda: sum(len(batch) for batch in read([str(file)], alone, 0, parts)))
+    # Each worker decompresses and parses only its own files.
+    if not divided:
+        timings["unpack"] /= workers
+        timings["parse"] /= workers
     batches = list(minibatches(read([str(file)], alone), job.settings.batch))
     file.unlink()
-    took |= learn(job, batches)
+    timings |= learn(job, batches)
     examples = sum(len(batch) for batch in batches)
-    return {stage: value / examples * 1e6 for stage, value in took.items()}
+    return {stage: value / examples * 1e6 for stage, value in timings.items()}
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -136,7 +138,7 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def skim(files: Sequence[str], lines: int) -> None:
+def decompress_lines(files: Sequence[str], lines: int) -> None:
     """Unpack about so many lines, and discard them."""
     for path in files:
         for block in line_blocks(path):
@@ -152,20 +154,20 @@ def learn(job: Job, batches: Sequence[Examples]) -> dict[str, float]:
 
     numbers = {name: getattr(job.settings, name) for name in ("alpha", "beta", "l1", "l2")}
     segment = Segment(VectorSpec("w", update="ftrl", settings=numbers))
-    took = dict.fromkeys(("unique", "pull", "gradient", "push"), 0.0)
+    timings = dict.fromkeys(("unique", "pull", "gradient", "push"), 0.0)
     for batch in batches:
         clock = stopwatch()
         keys, positions = distinct(batch.keys)
-        took["unique"] += next(clock)
+        timings["unique"] += next(clock)
         weights = np.ascontiguousarray(segment.pull(keys).reshape(-1))
-        took["pull"] += next(clock)
+        timings["pull"] += next(clock)
         gradient = np.empty(len(keys))
         values = np.empty(0, np.float32) if batch.values is None else batch.values
         kernels.batch_gradient(batch.indptr, positions, values, batch.labels, weights, gradient)
-        took["gradient"] += next(clock)
+        timings["gradient"] += next(clock)
         segment.push(keys, gradient.reshape(-1, 1))
-        took["push"] += next(clock)
-    return took
+        timings["push"] += next(clock)
+    return timings
 
 
 def stopwatch() -> Iterator[float]:
@@ -205,8 +207,8 @@ def text(report: dict[str, Any]) -> str:
     """Format the report as text."""
     stages, layout, runs = report["stages"], report["layout"], report["runs"]
     servers, workers, cores = layout["servers"], layout["workers"], report["conditions"]["cores"]
-    rate = spread(run["examples_per_second"] for run in runs)
-    wait = spread(run["waiting"] for run in runs)["median"]
+    rate = summarize(run["examples_per_second"] for run in runs)
+    wait = summarize(run["waiting"] for run in runs)["median"]
     work = {
         "unpack (every worker)": workers * stages["unpack"],
         "parse (every worker, its part)": workers * stages["parse"],
@@ -231,7 +233,7 @@ def text(report: dict[str, Any]) -> str:
         f"servers {servers}, workers {workers}; {model}; mini-batches of {report['batch']:,}",
         "",
         f"{si(rate['median'])} examples/s (min {si(rate['min'])}, max {si(rate['max'])}): "
-        f"{si(runs[0]['examples'])} examples in {seconds(spread(run['seconds'] for run in runs)['median'])}, "
+        f"{si(runs[0]['examples'])} examples in {seconds(summarize(run['seconds'] for run in runs)['median'])}, "
         f"{runs[0]['passes']} passes; workers waiting {share(wait)}",
         *([f"test AUC {auc:.4f}, log-loss {runs[0]['logloss']:.4f}"] if auc is not None else []),
         "",

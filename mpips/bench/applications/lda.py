@@ -53,7 +53,7 @@ FIRST, LAST = 20, 25
 """The sweeps between which rates are measured."""
 
 
-class Peer(NamedTuple):
+class TomotopyResult(NamedTuple):
     """The result of tomotopy."""
 
     seconds: float
@@ -63,7 +63,7 @@ class Peer(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; return 1 if mpips did not reach the likelihood."""
-    parser = _runs.switches("lda", DESCRIPTION, repeat=1)
+    parser = _runs.common_parser("lda", DESCRIPTION, repeat=1)
     numbers = _runs.listed(_runs.count)
     parser.add_argument("--topics", type=numbers, default=[20], metavar="K,...", help="default 20")
     parser.add_argument(
@@ -72,39 +72,39 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--rates", type=numbers, metavar="K,...", help="measure only rates, for these numbers of topics"
     )
-    asked = parser.parse_args(arguments)
-    if asked.test:
+    options = parser.parse_args(arguments)
+    if options.test:
         raise InputError("--test: this benchmark does not evaluate on test data")
-    settings = [*_overrides(asked), f"lda.alpha={ALPHA}", f"lda.beta={BETA}"]
+    settings = [*_overrides(options), f"lda.alpha={ALPHA}", f"lda.beta={BETA}"]
     job_file = _runs.job_file("job.toml", "lda")
     conditions, rows = _runs.conditions(), []
-    with _runs.folders(asked.keep) as folder:
-        if asked.rates:
-            for topics in asked.rates:
+    with _runs.folders(options.keep) as folder:
+        if options.rates:
+            for topics in options.rates:
                 note(f"{topics:,} topics: {LAST} sweeps")
-                done = _run(job_file, folder / f"rate-{topics}", settings, topics, LAST, asked.launcher)
+                done = _run(job_file, folder / f"rate-{topics}", settings, topics, LAST, options.launcher)
                 rows.append({"topics": topics} | rate(done))
         else:
             check_installed()
-            for number in range(asked.repeat):
-                for topics in asked.topics:
-                    note(f"{topics:,} topics: tomotopy, {asked.sweeps} sweeps")
-                    peer = tomotopy(_files(asked), topics, asked.sweeps)
-                    note(f"{topics:,} topics: mpips, at most {4 * asked.sweeps} sweeps")
+            for number in range(options.repeat):
+                for topics in options.topics:
+                    note(f"{topics:,} topics: tomotopy, {options.sweeps} sweeps")
+                    theirs = tomotopy(_files(options), topics, options.sweeps)
+                    note(f"{topics:,} topics: mpips, at most {4 * options.sweeps} sweeps")
                     done = _run(
                         job_file,
                         folder / f"{topics}-{number}",
                         settings,
                         topics,
-                        4 * asked.sweeps,
-                        asked.launcher,
+                        4 * options.sweeps,
+                        options.launcher,
                     )
-                    rows.append({"topics": topics} | beside(done, peer, asked.sweeps))
+                    rows.append({"topics": topics} | compare_with_tomotopy(done, theirs, options.sweeps))
     report = {"benchmark": "lda", "conditions": conditions, "alpha": ALPHA, "beta": BETA, "rows": rows}
     print(_runs.described(conditions))
-    print(f"servers {asked.servers}, workers {asked.workers}; alpha {ALPHA}, beta {BETA}\n")
-    print(_runs.table(RATES if asked.rates else COLUMNS, rows))
-    _runs.write_report(asked.json, report)
+    print(f"servers {options.servers}, workers {options.workers}; alpha {ALPHA}, beta {BETA}\n")
+    print(_runs.table(RATES if options.rates else COLUMNS, rows))
+    _runs.write_report(options.json, report)
     return 0 if all(row["ratio"] is not None for row in rows if "ratio" in row) else 1
 
 
@@ -114,17 +114,17 @@ def check_installed() -> None:
         raise InputError("the comparison needs tomotopy: pip install tomotopy (or use --rates)")
 
 
-def _files(asked: Any) -> list[Path]:
-    if asked.train:
-        return [Path(name) for name in _runs.absolute(asked.train)]
+def _files(options: Any) -> list[Path]:
+    if options.train:
+        return [Path(name) for name in _runs.absolute(options.train)]
     return [_runs.job_file("job.toml", "lda").parent / "data" / "reuters395.ldac.gz"]
 
 
-def _overrides(asked: Any) -> list[str]:
-    data = [f"data.train={json.dumps([str(file) for file in _files(asked)])}"]
-    if asked.train:
+def _overrides(options: Any) -> list[str]:
+    data = [f"data.train={json.dumps([str(file) for file in _files(options)])}"]
+    if options.train:
         data.append('data.vocab=""')
-    return [*data, f"layout.servers={asked.servers}", f"layout.workers={asked.workers}", *asked.set]
+    return [*data, f"layout.servers={options.servers}", f"layout.workers={options.workers}", *options.set]
 
 
 def _run(
@@ -147,30 +147,32 @@ def rate(sweeps: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def beside(sweeps: Sequence[dict[str, Any]], peer: Peer, count: int) -> dict[str, Any]:
+def compare_with_tomotopy(
+    sweeps: Sequence[dict[str, Any]], theirs: TomotopyResult, count: int
+) -> dict[str, Any]:
     """Return the time at which the job reached the likelihood of tomotopy."""
     reached = next(
-        (line for line in sweeps if line.get("log_likelihood", -math.inf) >= peer.likelihood), None
+        (line for line in sweeps if line.get("log_likelihood", -math.inf) >= theirs.likelihood), None
     )
     return {
-        "theirs": peer.seconds,
-        "their_rate": count * peer.tokens / peer.seconds,
-        "per_token": peer.likelihood / peer.tokens,
+        "theirs": theirs.seconds,
+        "their_rate": count * theirs.tokens / theirs.seconds,
+        "per_token": theirs.likelihood / theirs.tokens,
         "ours": math.nan if reached is None else reached["seconds"],
         "sweeps": None if reached is None else reached["sweep"],
         "our_rate": sweeps[-1]["tokens"] * len(sweeps) / sweeps[-1]["seconds"],
-        "ratio": math.nan if reached is None else reached["seconds"] / peer.seconds,
+        "ratio": math.nan if reached is None else reached["seconds"] / theirs.seconds,
     }
 
 
-def tomotopy(files: Sequence[Path], topics: int, sweeps: int) -> Peer:
+def tomotopy(files: Sequence[Path], topics: int, sweeps: int) -> TomotopyResult:
     """Sample by tomotopy on one thread; return its seconds, and the joint log-likelihood by the job's formula."""
-    import tomotopy as peer  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    import tomotopy as library  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
     from mpips.jobs.lda.corpus import Block, open_corpus
     from mpips.jobs.lda.evaluate import doc_likelihood, topic_norm, word_likelihood
 
-    model = peer.LDAModel(k=topics, alpha=ALPHA, eta=BETA, seed=1)
+    model = library.LDAModel(k=topics, alpha=ALPHA, eta=BETA, seed=1)
     model.optim_interval = 0
     with TemporaryDirectory() as scratch, open_corpus(files, None, 0, 1, Path(scratch)) as corpus:
         for b in range(corpus.blocks):
@@ -194,4 +196,4 @@ def tomotopy(files: Sequence[Path], topics: int, sweeps: int) -> Peer:
         + word_likelihood(rows, BETA)
         + topic_norm(rows.sum(0).astype(np.int64), BETA, vocabulary)
     )
-    return Peer(elapsed, likelihood, tokens)
+    return TomotopyResult(elapsed, likelihood, tokens)

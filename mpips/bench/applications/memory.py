@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mpips.bench import _runs
-from mpips.bench._runs import note, spread
+from mpips.bench._runs import note, summarize
 from mpips.config.job_file import load
 from mpips.data import DataSpec, format_of, load_columns, read, resolve
-from mpips.data.spec import listed
+from mpips.data.spec import as_list
 from mpips.data.stream import line_blocks
 from mpips.errors import InputError
 from mpips.rundir.progress import Column, bytes_si, seconds, si, significant
@@ -60,24 +59,24 @@ def parts(text: str) -> list[float]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
-    parser = _runs.switches("memory", DESCRIPTION, repeat=1)
+    parser = _runs.common_parser("memory", DESCRIPTION, repeat=1)
     parser.add_argument(
         "--parts", type=parts, default=[0.125, 0.25, 0.5, 1.0], help="default 0.125,0.25,0.5,1"
     )
     parser.add_argument(
         "--passes", type=_runs.at_least(1), default=5, help="passes that are timed; default 5"
     )
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     if not Path("/proc/self/status").is_file():
         raise InputError("this system does not report the memory of processes (no /proc/self/status)")
-    settings = [*_runs.overrides(asked), f"sparse_lr.passes={asked.passes}", "data.test=[]"]
+    settings = [*_runs.overrides(options), f"sparse_lr.passes={options.passes}", "data.test=[]"]
     conditions, job = _runs.conditions(), load(_runs.job_file(), settings)
     spec = resolve(job.data, str(job.base))
     rows: list[dict[str, Any]] = []
-    with _runs.folders(asked.keep) as folder:
+    with _runs.folders(options.keep) as folder:
         lines = count_lines(spec)
-        sizes = [max(EMPTY, round(lines * part)) for part in asked.parts]
-        for part, size in zip([0.0, *asked.parts], [EMPTY, *sizes], strict=True):
+        sizes = [max(EMPTY, round(lines * part)) for part in options.parts]
+        for part, size in zip([0.0, *options.parts], [EMPTY, *sizes], strict=True):
             note(f"{size:,} of {lines:,} lines")
             file = folder / f"first-{size}.{'tsv' if format_of(spec.train[0], spec) == 'tsv' else 'svm'}"
             write_lines(spec, size, file)
@@ -86,11 +85,11 @@ def main(arguments: Sequence[str]) -> int:
                 one_run(
                     folder / f"part-{size}-{number}",
                     [*settings, f"data.train={json.dumps([str(file)])}"],
-                    asked,
+                    options,
                 )
-                for number in range(asked.repeat)
+                for number in range(options.repeat)
             ]
-            rows.append(summary(part, own, asked.workers, sample))
+            rows.append(summary(part, own, options.workers, sample))
             file.unlink()
     empty, rows = rows[0], rows[1:]
     for row in rows:
@@ -99,13 +98,13 @@ def main(arguments: Sequence[str]) -> int:
     report = {
         "benchmark": "memory",
         "conditions": conditions,
-        "workers": asked.workers,
-        "servers": asked.servers,
+        "workers": options.workers,
+        "servers": options.servers,
         "empty": empty,
         "rows": rows,
     }
     print(text(report))
-    _runs.write_report(asked.json, report)
+    _runs.write_report(options.json, report)
     return 0
 
 
@@ -125,7 +124,7 @@ def write_lines(spec: DataSpec, count: int, target: Path) -> None:
     """Write the first lines of the training files, and the first file's column names."""
     written, count = 0, count + 1
     with target.open("wb") as file:
-        for block in (block for path in listed(spec.train) for block in line_blocks(path)):
+        for block in (block for path in as_list(spec.train) for block in line_blocks(path)):
             lines = list(islice(bytes(block).splitlines(keepends=True), count - written))
             file.writelines(lines)
             written += len(lines)
@@ -133,21 +132,19 @@ def write_lines(spec: DataSpec, count: int, target: Path) -> None:
                 return
 
 
-def one_run(folder: Path, settings: Sequence[str], asked: argparse.Namespace) -> dict[str, Any]:
+def one_run(folder: Path, settings: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """Run the job, and sample its workers' memory meanwhile."""
     peaks: dict[int, int] = {}
     workers: list[int] = []
 
     def watch(at: Path) -> None:
         if not workers:
-            with suppress(OSError, ValueError, KeyError):
-                ranks = json.loads((at / "run.json").read_text())["ranks"]
-                workers.extend(each["pid"] for each in ranks if each["role"].startswith("worker"))
+            workers.extend(each["pid"] for each in _runs.ranks_of(at) if each["role"].startswith("worker"))
         for pid in workers:
             peaks[pid] = max(peaks.get(pid, 0), peak_memory(pid))
 
-    run = _runs.run(_runs.job_file(), folder, settings, asked.launcher, watch)
-    if len(peaks) < asked.workers or not all(peaks.values()):
+    run = _runs.run(_runs.job_file(), folder, settings, options.launcher, watch)
+    if len(peaks) < options.workers or not all(peaks.values()):
         raise InputError("the workers' memory cannot be read: run all ranks on this machine")
     return {
         "peak": max(peaks.values()),
@@ -167,9 +164,9 @@ def peak_memory(pid: int) -> int:
 
 def summary(part: float, spec: DataSpec, workers: int, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the medians over the runs of one part, and the largest size of a worker's data."""
-    columns = [load_columns(read(listed(spec.train), spec, index, workers)) for index in range(workers)]
+    columns = [load_columns(read(as_list(spec.train), spec, index, workers)) for index in range(workers)]
     nonzeros = sum(len(each.rows) for each in columns)
-    row = {key: spread(each[key] for each in runs)["median"] for key in ("peak", "load", "pass_seconds")}
+    row = {key: summarize(each[key] for each in runs)["median"] for key in ("peak", "load", "pass_seconds")}
     return row | {
         "part": part,
         "examples": sum(len(each.labels) for each in columns),

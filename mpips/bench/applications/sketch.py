@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.bench import _runs
-from mpips.bench._runs import note, spread
+from mpips.bench._runs import note, summarize
 from mpips.config.job_file import load
 from mpips.data import DataSpec, resolve
 from mpips.data.stream import line_blocks
 from mpips.errors import InputError
 from mpips.jit.kernel import kernel
-from mpips.jobs.sketch import job as sketch_job
 from mpips.jobs.sketch import results, scan, source
 from mpips.jobs.sketch.deltas import Deltas
 from mpips.jobs.sketch.servers import shape_for
@@ -65,7 +64,7 @@ COLUMNS = (
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
-    parser = _runs.switches("sketch", DESCRIPTION)
+    parser = _runs.common_parser("sketch", DESCRIPTION)
     positive = _runs.at_least(0.01, float)
     parser.add_argument(
         "--zipf", type=_runs.listed(positive), default=[1.1, 1.3], help="exponents; default 1.1,1.3"
@@ -74,58 +73,57 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--keys", type=_runs.count, default=10**8, help="number of distinct keys; default 1e8"
     )
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     conditions = _runs.conditions()
-    with _runs.folders(asked.keep) as folder:
-        if asked.train:
-            rows = [real(asked, folder)]
+    with _runs.folders(options.keep) as folder:
+        if options.train:
+            rows = [measure_files(options, folder)]
         else:
-            rows = [generated(asked, exponent, folder) for exponent in asked.zipf]
+            rows = [measure_zipf(options, exponent, folder) for exponent in options.zipf]
     report = {
         "benchmark": "sketch",
         "conditions": conditions,
-        "servers": asked.servers,
-        "workers": asked.workers,
+        "servers": options.servers,
+        "workers": options.workers,
         "rows": rows,
     }
-    print(f"{_runs.described(conditions)}\nservers {asked.servers}, workers {asked.workers}\n")
+    print(f"{_runs.described(conditions)}\nservers {options.servers}, workers {options.workers}\n")
     print(_runs.table(COLUMNS, rows))
-    _runs.write_report(asked.json, report)
+    _runs.write_report(options.json, report)
     return 0
 
 
-def overrides(asked: argparse.Namespace) -> list[str]:
+def overrides(options: argparse.Namespace) -> list[str]:
     """Return the settings of every run; the user's come last."""
     shape = [f"sketch.depth={DEPTH}", f"sketch.width={WIDTH}", f"sketch.top={TOP}", "sketch.exact=1024"]
-    return [f"layout.servers={asked.servers}", f"layout.workers={asked.workers}", *shape, *asked.set]
-
-
-def job_file() -> Path:
-    """Find the job file of the sketch."""
-    return Path(sketch_job.__file__).resolve().parent / "job.toml"
+    return [f"layout.servers={options.servers}", f"layout.workers={options.workers}", *shape, *options.set]
 
 
 def runs(
-    asked: argparse.Namespace, settings: Sequence[str], folder: Path, name: str
+    options: argparse.Namespace, settings: Sequence[str], folder: Path, name: str
 ) -> list[_runs.FinishedRun]:
     """Run a job --repeat times."""
     done = []
-    for number in range(asked.repeat):
-        note(f"{name}: run {number + 1} of {asked.repeat}")
-        done.append(_runs.run(job_file(), folder / f"{name}-{number}", settings, asked.launcher))
+    for number in range(options.repeat):
+        note(f"{name}: run {number + 1} of {options.repeat}")
+        done.append(
+            _runs.run(
+                _runs.job_file("job.toml", "sketch"), folder / f"{name}-{number}", settings, options.launcher
+            )
+        )
     return done
 
 
 def measured(done: Sequence[_runs.FinishedRun]) -> dict[str, Any]:
     """Return the speed of some runs."""
     metrics = [run.result["metrics"] for run in done]
-    rate = spread(each["inserts_per_second"] for each in metrics)
+    rate = summarize(each["inserts_per_second"] for each in metrics)
     return {
         "items": metrics[0]["inserts"],
         "rate": rate["median"],
         "min": rate["min"],
         "max": rate["max"],
-        "queries": spread(each["queries_per_second"] for each in metrics)["median"],
+        "queries": summarize(each["queries_per_second"] for each in metrics)["median"],
         "distinct": metrics[0]["distinct"],
         "rates": [each["inserts_per_second"] for each in metrics],
     }
@@ -134,47 +132,46 @@ def measured(done: Sequence[_runs.FinishedRun]) -> dict[str, Any]:
 # --- A generated stream ----------------------------------------------------------------------------------------------
 
 
-def generated(asked: argparse.Namespace, exponent: float, folder: Path) -> dict[str, Any]:
+def measure_zipf(options: argparse.Namespace, exponent: float, folder: Path) -> dict[str, Any]:
     """Measure a Zipf stream, and compare the last run's sketch with exact counts."""
-    stream = [f"sketch.zipf={exponent}", f"sketch.items={asked.items}", f"sketch.keys={asked.keys}"]
-    settings = [*stream, "sketch.hold=true", "data.column=''", *overrides(asked)]
-    job = load(job_file(), settings)
+    stream = [f"sketch.zipf={exponent}", f"sketch.items={options.items}", f"sketch.keys={options.keys}"]
+    settings = [*stream, "sketch.hold=true", "data.column=''", *overrides(options)]
+    job = load(_runs.job_file("job.toml", "sketch"), settings)
     zipf = source.zipf_of(job.settings, job.seed)
     if zipf is None or not job.settings.hold:
         raise InputError("--set must not change sketch.zipf and sketch.hold")
-    parts = job.data.parts or asked.workers
-    done = runs(asked, settings, folder, f"zipf-{exponent:g}")
+    parts = job.data.parts or options.workers
+    done = runs(options, settings, folder, f"zipf-{exponent:g}")
     note(f"zipf {exponent:g}: counting exactly")
     row = {
         "stream": f"Zipf {exponent:g}",
         "zipf": exponent,
-        "core": one_core(zipf, job.settings.conservative),
+        "core": single_core_rate(zipf, job.settings.conservative),
     }
-    return (
-        row | measured(done) | against(results.load(done[-1].folder), tallied(zipf, parts), done[-1].folder)
-    )
+    last = done[-1].folder
+    return row | measured(done) | compare_with_exact(results.load(last), exact_counts(zipf, parts), last)
 
 
 @kernel("void(u8[::1], i4[::1])")
-def tally(numbers: NDArray[np.uint64], counts: NDArray[np.int32]) -> None:
+def count_numbers(numbers: NDArray[np.uint64], counts: NDArray[np.int32]) -> None:
     """Count numbers."""
     for number in numbers:
         counts[number] += 1
 
 
-def tallied(zipf: Zipf, parts: int) -> NDArray[np.int32]:
+def exact_counts(zipf: Zipf, parts: int) -> NDArray[np.int32]:
     """Count the numbers of a stream exactly: i4[keys + 1]."""
     counts = np.zeros(zipf.keys + 1, np.int32)
     for part in range(parts):
         number = 0
         while zipf.size(part, parts, number) > 0:
             for numbers in zipf.numbers(part, parts, number):
-                tally(numbers, counts)
+                count_numbers(numbers, counts)
             number += 1
     return counts
 
 
-def against(sketch: results.Sketch, counts: NDArray[np.int32], folder: Path) -> dict[str, Any]:
+def compare_with_exact(sketch: results.Sketch, counts: NDArray[np.int32], folder: Path) -> dict[str, Any]:
     """Compare the estimate of every number in the stream with its count."""
     total, keys, over, beyond, below = int(counts.sum(dtype=np.int64)), 0, 0, 0, 0
     allowed = results.bound(sketch.width, total)
@@ -209,7 +206,7 @@ def listed(folder: Path) -> list[tuple[str, int]]:
     return [(name, int(count)) for name, _, count in parts]
 
 
-def one_core(zipf: Zipf, conservative: bool) -> float:
+def single_core_rate(zipf: Zipf, conservative: bool) -> float:
     """Measure a worker's processing of batches in this process: items per second."""
     one = zipf._replace(items=min(zipf.items, zipf.batch))
     chunks = [chunk.keys for batch in one.batches(0, 1, 0) for chunk in batch]
@@ -226,13 +223,13 @@ def one_core(zipf: Zipf, conservative: bool) -> float:
 # --- A stream of the user's own --------------------------------------------------------------------------------------
 
 
-def real(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure_files(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure the user's own stream, and compare its top 100, and every key, with exact counts."""
-    files = json.dumps(_runs.absolute(asked.train))
-    settings = [f"data.train={files}", "data.column=''", *overrides(asked)]
-    job = load(job_file(), settings)
-    done = runs(asked, settings, folder, "train")
-    counts = exactly(resolve(job.data, str(job.base)))
+    files = json.dumps(_runs.absolute(options.train))
+    settings = [f"data.train={files}", "data.column=''", *overrides(options)]
+    job = load(_runs.job_file("job.toml", "sketch"), settings)
+    done = runs(options, settings, folder, "train")
+    counts = count_keys(resolve(job.data, str(job.base)))
     words, true = list(counts), np.array(list(counts.values()))
     sketch = results.load(done[-1].folder)
     about = results.errors(sketch, source.hashes(words, True), true, int(true.sum()))
@@ -241,7 +238,7 @@ def real(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ]
     least = min((count for _, count in counts.most_common(TOP)), default=0)
     return {
-        "stream": Path(asked.train[0]).name.partition(".")[0],
+        "stream": Path(options.train[0]).name.partition(".")[0],
         **measured(done),
         "core": None,
         "keys": len(words),
@@ -255,7 +252,7 @@ def real(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def exactly(spec: DataSpec) -> Counter[str]:
+def count_keys(spec: DataSpec) -> Counter[str]:
     """Count the keys of text files in plain Python."""
     counts: Counter[str] = Counter()
     for path in spec.train:

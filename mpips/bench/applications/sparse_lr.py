@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mpips.bench import _runs
-from mpips.bench._runs import FinishedRun, at_least, note, spread
+from mpips.bench._runs import FinishedRun, at_least, note, summarize
 from mpips.bench.applications import _liblinear
 from mpips.config.job_file import Job, load
 from mpips.rundir.progress import Column, bytes_si, seconds, share, significant
@@ -41,34 +42,34 @@ COLUMNS = (
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; return 1 if mpips did not reach the target."""
-    parser = _runs.switches("sparse_lr", DESCRIPTION)
+    parser = _runs.common_parser("sparse_lr", DESCRIPTION)
     parser.add_argument("--l1", type=at_least(1e-12, float), default=1.0, help="default 1")
     parser.add_argument(
         "--target", type=_runs.above_one, default=1.001, help="relative to the optimum; default 1.001"
     )
     parser.add_argument("--optimum", type=at_least(0.0, float), metavar="F", help="the optimum, if known")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     _liblinear.check_installed()
-    settings = [f"sparse_lr.l1={asked.l1!r}", *_runs.overrides(asked)]
+    settings = [f"sparse_lr.l1={options.l1!r}", *_runs.overrides(options)]
     job_file = _runs.job_file()
     job = load(job_file, settings)
     conditions = _runs.conditions()
-    with _runs.folders(asked.keep) as folder:
+    with _runs.folders(options.keep) as folder:
         data = folder / "data.npz"
         note("reading the data for liblinear")
         size = _liblinear.write_data(job.data, job.base, data)
-        best, source = known_optimum(asked.optimum, job, bool(asked.train or asked.set), data)
-        target = asked.target * best
+        best, source = known_optimum(options.optimum, job, bool(options.train or options.set), data)
+        target = options.target * best
         note("searching the loosest tolerance of liblinear that reaches the target")
         with _liblinear.fits(data, job.settings.l1) as fit:
-            tolerance = _liblinear.loosest(fit, target)
+            tolerance = _liblinear.loosest_tolerance(fit, target)
         runs: list[FinishedRun] = []
         fitted: list[dict[str, Any]] = []
-        for number in range(asked.repeat):
-            note(f"round {number + 1} of {asked.repeat}")
+        for number in range(options.repeat):
+            note(f"round {number + 1} of {options.repeat}")
             for turn in range(2):
                 if (turn + number) % 2 == 0:
-                    runs.append(_runs.run(job_file, folder / f"run-{number}", settings, asked.launcher))
+                    runs.append(_runs.run(job_file, folder / f"run-{number}", settings, options.launcher))
                 else:
                     with _liblinear.fits(data, job.settings.l1) as fit:
                         fitted.append(fit(tolerance))
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         "mpips": [measured(run, target) for run in runs],
     }
     print(text(report))
-    _runs.write_report(asked.json, report)
+    _runs.write_report(options.json, report)
     return 0 if all(each["seconds"] is not None for each in report["mpips"]) else 1
 
 
@@ -98,6 +99,18 @@ def known_optimum(given: float | None, job: Job, own_data: bool, data: Path) -> 
         return FLIGHTS_OPTIMUM, "liblinear, tolerance 1e-06, known for this data"
     note("computing the optimum by liblinear; this may take minutes, once")
     return _liblinear.optimum(data, job.settings.l1)
+
+
+def find_optimum(options: argparse.Namespace, job: Job, folder: Path) -> tuple[float, str]:
+    """Return the optimum, and its source; it is computed in a folder unless it is known."""
+    own_data = bool(options.train or options.set)
+    data = folder / "data.npz"
+    if options.optimum is None and (own_data or job.settings.l1 != 1.0):
+        _liblinear.check_installed()
+        _liblinear.write_data(job.data, job.base, data)
+    found = known_optimum(options.optimum, job, own_data, data)
+    data.unlink(missing_ok=True)
+    return found
 
 
 def measured(run: FinishedRun, target: float) -> dict[str, Any]:
@@ -125,7 +138,7 @@ def text(report: dict[str, Any]) -> str:
 
     def add(what: str, values: list[Any], show: Any) -> None:
         values = [value for value in values if value is not None]
-        rows.append({"what": what} | ({k: show(v) for k, v in spread(values).items()} if values else {}))
+        rows.append({"what": what} | ({k: show(v) for k, v in summarize(values).items()} if values else {}))
 
     def of(key: str) -> list[Any]:
         return [each[key] for each in runs]
@@ -155,6 +168,6 @@ def text(report: dict[str, Any]) -> str:
     if len(times) < len(runs):
         lines.append(f"mpips did not reach the target in {len(runs) - len(times)} of {len(runs)} runs")
     else:
-        ratio = spread(times)["median"] / spread(fit["seconds"] for fit in fits)["median"]
+        ratio = summarize(times)["median"] / summarize(fit["seconds"] for fit in fits)["median"]
         lines.append(f"mpips takes {ratio:.2f} times liblinear's time to the target (medians)")
     return "\n".join(lines)

@@ -37,28 +37,29 @@ class Event(NamedTuple):
     role: str
     ranks: int
     """Number of ranks at once, if so many may be lost."""
-    lasting: float | None
+    duration: float | None
     """Duration of a stop (s); None: it does not end."""
     order_seed: float
     """The seed of the choice of ranks."""
 
 
 class FaultInjector:
-    """Message faults with counts, and events, which are reported by `say`; see the module."""
+    """Message faults with counts, and events, which are reported by `report`; see the module."""
 
     def __init__(
-        self, events: Sequence[Event], delays: Delays, stage: Stage, say: Callable[[str], object]
+        self, events: Sequence[Event], delays: Delays, stage: Stage, report: Callable[[str], object]
     ) -> None:
         self._events = sorted(events, key=lambda event: event.after)
-        self._delays, self._stage, self._say = delays, stage, say
+        self._delays, self._stage, self._say = delays, stage, report
         self.loses = getattr(delays, "loses", False)
         self.done: Counter[str] = Counter()
         self.network: Counter[str] = Counter()
         self.worker_hit = False
-        self._over = False
-        self._leaving: set[int] = set()  # Servers that were ordered to leave.
+        self._program_ended = False
+        # Servers that were ordered to leave.
+        self._leaving: set[int] = set()
 
-    def ending(self, schedule: Callable[[Cluster], Any]) -> Callable[[Cluster], Any]:
+    def until_end(self, schedule: Callable[[Cluster], Any]) -> Callable[[Cluster], Any]:
         """Return the program; no events happen after its end."""
 
         def run(cluster: Cluster) -> Any:
@@ -66,7 +67,9 @@ class FaultInjector:
                 return schedule(cluster)
             finally:
                 # A killed leader unwinds too; its successor continues.
-                self._over = bool(self._stage.network and self._stage.network.runs(cluster.node.rank))
+                self._program_ended = bool(
+                    self._stage.network and self._stage.network.runs(cluster.node.rank)
+                )
 
         return run
 
@@ -74,8 +77,8 @@ class FaultInjector:
         """Draw the faults of a message, and do the events that are due."""
         network = self._stage.network
         assert network is not None
-        if self._events and not self._over and network.posted % EVERY == 0:
-            self._look(network)
+        if self._events and not self._program_ended and network.posted % EVERY == 0:
+            self._check_events(network)
         copies = self._delays(source, dest, message)
         if message.kind is not Kind.CONTROL:
             self.network["drop"] += not copies
@@ -83,13 +86,13 @@ class FaultInjector:
         self.network["delay"] += any(delay > 0 for delay in copies)
         return copies
 
-    def _look(self, network: Network) -> None:
+    def _check_events(self, network: Network) -> None:
         for event in [each for each in self._events if each.after <= network.posted]:
-            if self._happens(event, network):
+            if self._try_event(event, network):
                 self._events.remove(event)
 
-    def _happens(self, event: Event, network: Network) -> bool:
-        """Do an event; tell whether it happened, or is impossible for ever."""
+    def _try_event(self, event: Event, network: Network) -> bool:
+        """Do an event; return whether it happened, or is impossible."""
         view = self._view(network)
         if view is None:
             return False
@@ -102,7 +105,7 @@ class FaultInjector:
         random.Random(event.order_seed).shuffle(candidates)
         victims: list[int] = []
         for rank in candidates:
-            if len(victims) < event.ranks and self._may(network, view, {*victims, rank}):
+            if len(victims) < event.ranks and self._is_allowed(network, view, {*victims, rank}):
                 victims.append(rank)
         for rank in victims:
             self.worker_hit |= view.roles[rank] is Role.WORKER
@@ -110,12 +113,14 @@ class FaultInjector:
                 network.kill(rank)
             else:
                 network.stop(rank)
-                if event.lasting is not None:
-                    network.plan(Fault("resume", rank, at=network.time + event.lasting))
+                if event.duration is not None:
+                    network.plan(Fault("resume", rank, at=network.time + event.duration))
             kind = (
-                event.what if event.lasting is None or event.act == "kill" else f"{event.what}, then continue"
+                event.what
+                if event.duration is None or event.act == "kill"
+                else f"{event.what}, then continue"
             )
-            self._note(kind, network, f"rank {rank}")
+            self._record_event(kind, network, f"rank {rank}")
         return bool(victims)
 
     def _orders(self, event: Event, view: View) -> bool:
@@ -131,7 +136,7 @@ class FaultInjector:
         except InputError:
             return True
         if text:
-            self._note(event.what, network, text)
+            self._record_event(event.what, network, text)
         return True
 
     def _order(self, event: Event, view: View, cluster: Cluster) -> str:
@@ -141,7 +146,8 @@ class FaultInjector:
         if (event.act, event.role) == ("leave", "server"):
             staying = [rank for rank in view.ring.servers if rank not in self._leaving]
             if len(staying) <= membership.replicas + 1:
-                return ""  # It would remove one copy, and a fault meanwhile the last one.
+                # It would remove one copy, and a fault meanwhile the last one.
+                return ""
             rank = random.Random(event.order_seed).choice(staying)
             self._leaving.add(rank)
             membership.leave_server(rank)
@@ -156,7 +162,7 @@ class FaultInjector:
         cluster.orders.leaving.add(rank)
         return f"rank {rank}"
 
-    def _note(self, kind: str, network: Network, text: str) -> None:
+    def _record_event(self, kind: str, network: Network, text: str) -> None:
         self.done[kind] += 1
         self._say(f"{network.time:.4f} s, message {network.posted}: {kind}: {text}")
 
@@ -167,26 +173,26 @@ class FaultInjector:
         views = [node.view for rank, node in self._stage.nodes.items() if network.runs(rank)]
         return max(views, key=lambda view: view.epoch, default=None)
 
-    def _may(self, network: Network, view: View, victims: set[int]) -> bool:
+    def _is_allowed(self, network: Network, view: View, victims: set[int]) -> bool:
         left = {rank for rank in view.alive if network.runs(rank)} - victims
         leaving = self._stage.cluster.orders.leaving if self._stage.cluster is not None else set()
         if not (set(view.workers) - leaving) & left:
             return False
         nodes = [self._stage.nodes[rank] for rank in left if rank in self._stage.nodes]
-        if not all(_holds(node, left) for node in nodes if node.role is not Role.WORKER):
+        if not all(_all_shards_held(node, left) for node in nodes if node.role is not Role.WORKER):
             return False
-        if not all(left.intersection(to_be) for to_be in self._to_hold(view)):
+        if not all(left.intersection(to_be) for to_be in self._future_members(view)):
             return False
         successors = [rank for rank in view.succession() if rank in left]
-        return bool(successors) and self._knows(view, successors[0])
+        return bool(successors) and self._can_continue(view, successors[0])
 
-    def _to_hold(self, view: View) -> Iterator[tuple[int, ...]]:
+    def _future_members(self, view: View) -> Iterator[tuple[int, ...]]:
         """Return the members of each shard's chain after all changes in progress."""
         replicas = self._stage.memberships[view.leader].replicas
         for shard in range(len(view.chains)):
             yield view.ring.holders(shard, replicas)
 
-    def _knows(self, view: View, successor: int) -> bool:
+    def _can_continue(self, view: View, successor: int) -> bool:
         """Return whether a rank could continue the program: it has the decisions, and the replies that no other has."""
         mine = self._stage.journals[successor]
         leaders = [
@@ -195,7 +201,7 @@ class FaultInjector:
         return all(_covers(mine, journal) for journal in leaders)
 
 
-def _holds(node: Node, left: set[int]) -> bool:
+def _all_shards_held(node: Node, left: set[int]) -> bool:
     """Return whether every shard has a member among the remaining ranks, by a rank's view."""
     return all(not left.isdisjoint(chain.members) for chain in node.view.chains)
 

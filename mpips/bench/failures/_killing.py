@@ -33,13 +33,13 @@ LONGEST = 300.0
 """Seconds after which a run that has not ended counts as hung."""
 PATIENCE = 2.0
 """Time limit for a checkpoint to begin, for which an aimed kill waits, s."""
-WRITES = 0.02
+LONGEST_DELAY = 0.02
 """Maximum time from the detection of a checkpoint being written to the kill aimed at it, s."""
 POLL = 0.0005
 GONE = 5.0
 """Time limit for killed processes to end, s."""
 SHARED = re.compile(r"(/dev/shm/\S+)")
-NOTED = '"event": "checkpoint"'
+REPORTED_EVENT = '"event": "checkpoint"'
 WARNING = "no checkpoint was written"
 
 
@@ -149,13 +149,13 @@ class Campaign:
         trial = Trial(begun, resumed, aimed)
         at = self._folder / f"trial-{n}"
         delay = rng.uniform(0.0, self._lasts)
-        lag = rng.uniform(0.0, WRITES)
+        lag = rng.uniform(0.0, LONGEST_DELAY)
         while not self._killed(trial, at / f"killed-{trial.early}", delay, lag):
             trial.early, delay = trial.early + 1, delay / 2
         last = at / f"killed-{trial.early}"
         checkpoints = last / "checkpoints"
         trial.writing = any(not (path / MANIFEST).exists() for path in folders(checkpoints))
-        trial.noted = last_noted(last / "metrics.jsonl")
+        trial.noted = last_reported(last / "metrics.jsonl")
         found = latest(checkpoints)
         if found is not None:
             trial.latest, trial.bytes = step_of(found), size_of(found)
@@ -175,7 +175,7 @@ class Campaign:
         return trial
 
     def _killed(self, trial: Trial, at: Path, delay: float, lag: float) -> bool:
-        """Run until the kill, `lag` after a checkpoint begins if it is aimed; tell whether the run had not ended."""
+        """Run until the kill, `lag` after a checkpoint begins if it is aimed; return whether the run had not ended."""
         process = self._start(at, trial.begun, at / "checkpoints", resume=False)
         pids: list[int] = []
         try:
@@ -237,7 +237,8 @@ class Campaign:
             self._starter, job.layout.size(), mpi_launcher.rank_command(self._job, arguments), survive=survive
         )
         at.mkdir(parents=True)
-        scratch = at / "tmp"  # The launcher's files, which nothing else removes.
+        # The launcher's files, which nothing else removes.
+        scratch = at / "tmp"
         scratch.mkdir()
         with (at / "output.txt").open("wb") as out:
             return subprocess.Popen(
@@ -254,19 +255,23 @@ class Campaign:
 
     def full_disk(self) -> dict[str, Any]:
         """Run with space for only one checkpoint: the run must continue, report it, and keep the checkpoint."""
-        size, mounted = max(each["checkpoint_bytes"] for each in self.undisturbed), self._folder / "full"
+        size, mount_point = max(each["checkpoint_bytes"] for each in self.undisturbed), self._folder / "full"
         found: dict[str, Any] = {"skipped": "", "failed": "", "size": size * 8 // 5, "checkpoint": size}
-        mounted.mkdir()
-        why = mount(mounted, found["size"])
+        mount_point.mkdir()
+        why = mount(mount_point, found["size"])
         if why:
             return found | {"skipped": why}
         try:
-            ended = self._finish(self._folder / "full-disk", (1, 2), mounted / "checkpoints", resume=False)
-            sound = [path for path in complete(mounted / "checkpoints") if not verify(path)]
-            torn = [path for path in folders(mounted / "checkpoints") if not (path / MANIFEST).exists()]
+            ended = self._finish(
+                self._folder / "full-disk", (1, 2), mount_point / "checkpoints", resume=False
+            )
+            sound = [path for path in complete(mount_point / "checkpoints") if not verify(path)]
+            incomplete = [
+                path for path in folders(mount_point / "checkpoints") if not (path / MANIFEST).exists()
+            ]
         finally:
-            subprocess.run(["umount", str(mounted)], check=False)
-        found |= {"given_up": ended.output.count(WARNING), "sound": len(sound), "torn": len(torn)}
+            subprocess.run(["umount", str(mount_point)], check=False)
+        found |= {"given_up": ended.output.count(WARNING), "sound": len(sound), "torn": len(incomplete)}
         found["warning"] = next((line for line in ended.output.splitlines() if WARNING in line), "")
         result = ended.result or {}
         if result.get("status") != "completed":
@@ -286,7 +291,7 @@ class Campaign:
 
 
 def wait_for(condition: Callable[[], bool], patience: float, pause: float = POLL) -> bool:
-    """Wait until a condition holds; tell whether it does within the time limit (s)."""
+    """Wait until a condition holds; return whether it does within the time limit (s)."""
     deadline = time.monotonic() + patience
     while not condition():
         if time.monotonic() > deadline:
@@ -297,9 +302,7 @@ def wait_for(condition: Callable[[], bool], patience: float, pause: float = POLL
 
 def pids_of(run: Path) -> list[int]:
     """Return the process ids of a run's ranks; empty while they are not known."""
-    with suppress(OSError, ValueError, KeyError):
-        return [int(each["pid"]) for each in json.loads((run / "run.json").read_text())["ranks"]]
-    return []
+    return [int(each["pid"]) for each in _runs.ranks_of(run)]
 
 
 def kill(pids: Iterable[int], launcher: subprocess.Popen[bytes]) -> None:
@@ -338,12 +341,12 @@ def is_writing(checkpoints: Path) -> bool:
     return False
 
 
-def last_noted(metrics: Path) -> int:
+def last_reported(metrics: Path) -> int:
     """Return the step of the last checkpoint that a run reported as complete, -1 if there is none."""
     steps = [-1]
     with suppress(OSError):
         for line in metrics.read_text().splitlines():
-            if NOTED in line:
+            if REPORTED_EVENT in line:
                 with suppress(ValueError):
                     steps.append(int(json.loads(line)["step"]))
     return max(steps)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 EXTENT = 1 << 16
-SPREAD = 40503
+MULTIPLIER = 40503
 """Odd, so that n -> n * SPREAD % EXTENT is a permutation, which distributes keys over all shards."""
 HOT = 12
 """The keys of the numbers 1 to HOT are pushed by all workers."""
@@ -18,7 +18,7 @@ SINGLES, ROUNDS = "singles", "rounds"
 
 def key(number: int) -> int:
     """Return the key of a number."""
-    return number * SPREAD % EXTENT
+    return number * MULTIPLIER % EXTENT
 
 
 HOT_KEYS = frozenset(key(number) for number in range(1, HOT + 1))
@@ -47,7 +47,7 @@ class Ledger:
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
 
-    def judge(self, counts: dict[str, dict[int, int]]) -> None:
+    def compare(self, counts: dict[str, dict[int, int]]) -> None:
         """Compare with the values on the servers at the end."""
         singles, rounds = dict(counts[SINGLES]), dict(counts[ROUNDS])
         for number, acked in enumerate(self.pushes):
@@ -60,7 +60,8 @@ class Ledger:
                 )
         self._hot(SINGLES, singles, sum(self.pushes), len(self.pushes))
         done = sum(self.rounds[number] for number in self.completed)
-        for hot in range(1, HOT + 1):  # Every round updates all of them.
+        # Every round updates all of them.
+        for hot in range(1, HOT + 1):
             self._hot(
                 f"{ROUNDS}, key {key(hot)}", {0: rounds.pop(key(hot), 0)}, done, sum(self.rounds.values())
             )

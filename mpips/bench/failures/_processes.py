@@ -25,17 +25,18 @@ from numpy.typing import NDArray
 
 from mpips.bench import _runs
 from mpips.bench.failures import _pushing
+from mpips.process.host import is_gone
 from mpips.rundir import order_files
-from mpips.rundir.folder import Lines, RunFolder
+from mpips.rundir.folder import JsonLinesWriter, RunFolder
 
 SERVERS, WORKERS, SPARES, REPLICAS = 4, 2, 4, 1
 PER_LAUNCH = 7
 """Number of faults of one launch."""
 PAUSE = (0.2, 0.7)
 """Seconds between the recovery from one fault and the next fault."""
-WAKES = 1.0
+STOP_TIME = 1.0
 """Seconds after which a stopped rank is continued."""
-PATIENCE, LONG = 0.4, 3.0
+PATIENCE, LONG_PATIENCE = 0.4, 3.0
 """Seconds of silence after which a rank counts as hung: in launches whose ranks are stopped, and in the others."""
 ROLES = ("server", "server", "server", "scheduler", "worker")
 LOSSY = ("faults.drop={probability=0.01}", "faults.duplicate={probability=0.01, seconds=0.01}")
@@ -103,46 +104,46 @@ def inject(count: int, seed: int, number: int, folder: Path, launcher: str = "au
     job = folder.parent / "pushing.toml"
     job.parent.mkdir(parents=True, exist_ok=True)
     job.write_text('[job]\nprogram = "mpips.bench.failures._pushing"\n')
-    patience = PATIENCE if launched.stops else LONG
+    patience = PATIENCE if launched.stops else LONG_PATIENCE
     settings = [
         f"layout.servers={SERVERS}", f"layout.workers={WORKERS}", f"layout.spares={SPARES}",
         f"ring.replicas={REPLICAS}", "ring.virtual_servers=1", f"heartbeat.patience={patience}",
         f"_pushing.seconds={10.0 + 6.0 * count}", *(LOSSY if launched.lossy else ()),
     ]  # fmt: skip
-    attack = _Attack(folder, launched, count, rng)
+    schedule = _FaultSchedule(folder, launched, count, rng)
     try:
-        run = _runs.run(job, folder, settings, launcher, watch=attack)
+        run = _runs.run(job, folder, settings, launcher, watch=schedule)
     except _runs.RunFailed as failed:
         launched.error = failed.text
         return launched
     finally:
-        attack.wake_all()
+        schedule.continue_all()
     metrics = run.result["metrics"]
     launched.updates, launched.lost, launched.doubled = (
         metrics["updates"],
         metrics["lost"],
         metrics["doubled"],
     )
-    launched.survivors = len(attack.pids) - len(run.result["recoveries"])
-    launched.left_behind = sum(is_running(attack.pids[each.rank]) for each in launched.injected)
+    launched.survivors = len(schedule.pids) - len(run.result["recoveries"])
+    launched.left_behind = sum(not is_gone(schedule.pids[each.rank]) for each in launched.injected)
     measure(launched.injected, run.result["recoveries"], np.load(folder / _pushing.ANSWERS))
     return launched
 
 
-class _Attack:
+class _FaultSchedule:
     """Injects faults into the ranks of a run while it is watched."""
 
     def __init__(self, folder: Path, launched: Launched, count: int, rng: random.Random) -> None:
         self._folder, self._launched, self._left, self._rng = folder, launched, count, rng
         self.pids: dict[int, int] = {}
         self._next = 0.0
-        self._wake: list[tuple[float, int]] = []
+        self._to_continue: list[tuple[float, int]] = []
 
     def __call__(self, folder: Path) -> None:
         """Do the next action if it is due."""
         now = time.time()
-        for at, pid in [each for each in self._wake if each[0] <= now]:
-            self._wake.remove((at, pid))
+        for at, pid in [each for each in self._to_continue if each[0] <= now]:
+            self._to_continue.remove((at, pid))
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         if now < self._next or (folder / "result.json").exists():
@@ -151,29 +152,27 @@ class _Attack:
             (folder / _pushing.ENOUGH).touch()
             return
         if not self.pids:
-            with suppress(OSError, ValueError, KeyError):
-                ranks = json.loads((folder / "run.json").read_text())["ranks"]
-                self.pids = {each["rank"]: each["pid"] for each in ranks}
+            self.pids = {each["rank"]: each["pid"] for each in _runs.ranks_of(folder)}
             return
-        if not _begun(folder):
+        if not _runs.has_event(folder, "begun"):
             return
         ok, text = order_files.ask(folder, "status", patience=2.0)
-        if ok and "copied" not in text and self._noticed(text, now):
+        if ok and "copied" not in text and self._last_fault_over(text, now):
             self._inject(text)
         else:
             self._next = now + 0.05
 
-    def _noticed(self, status: str, now: float) -> bool:
+    def _last_fault_over(self, status: str, now: float) -> bool:
         """Return whether the last fault is over: the rank is excluded, or was continued in time."""
         if not self._launched.injected:
             return True
         last = self._launched.injected[-1]
         lost = any(line.strip().startswith(f"lost: rank {last.rank} ") for line in status.splitlines())
-        return lost or (last.act == "stop" and now > last.at + 2 * WAKES)
+        return lost or (last.act == "stop" and now > last.at + 2 * STOP_TIME)
 
-    def wake_all(self) -> None:
+    def continue_all(self) -> None:
         """Continue all stopped processes."""
-        for _, pid in self._wake:
+        for _, pid in self._to_continue:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
@@ -187,13 +186,13 @@ class _Attack:
         kind = signal.SIGSTOP if act == "stop" else signal.SIGKILL
         at = time.time()
         os.kill(pid, kind)
-        with Lines(RunFolder(self._folder).fault_times) as lines:
+        with JsonLinesWriter(RunFolder(self._folder).fault_times) as lines:
             lines.append({"rank": rank, "signal": kind.name, "wall": at})
         if act == "stop":
-            self._wake.append((at + WAKES, pid))
+            self._to_continue.append((at + STOP_TIME, pid))
         self._launched.injected.append(Injected(self._launched.number, role, act, rank, at))
         self._left -= 1
-        self._next = at + self._rng.uniform(*PAUSE) + (WAKES if act == "stop" else 0.5)
+        self._next = at + self._rng.uniform(*PAUSE) + (STOP_TIME if act == "stop" else 0.5)
 
 
 def choose(status: str, rng: random.Random) -> tuple[str, int] | None:
@@ -243,21 +242,6 @@ def measure(
             each.recovery = float(later[0]) - each.at if len(later) else None
         if each.recovery is not None and each.detection is not None:
             each.takeover = each.recovery - each.detection
-
-
-def _begun(folder: Path) -> bool:
-    try:
-        return '"begun"' in (folder / "metrics.jsonl").read_text()
-    except OSError:
-        return False
-
-
-def is_running(pid: int) -> bool:
-    """Return whether a process exists and is not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 # --- training --------------------------------------------------------------------------------------------
@@ -322,13 +306,13 @@ def _killer(role: str, after: float) -> Callable[[Path], None]:
     def watch(folder: Path) -> None:
         if role == "nobody" or (due and due[0] < 0):
             return
-        with suppress(OSError, ValueError, StopIteration):
-            if not due and '"pass"' in (folder / "metrics.jsonl").read_text():
-                due.append(time.time() + after)
-            if due and time.time() >= due[0]:
-                ranks = json.loads((folder / "run.json").read_text())["ranks"]
-                due[0] = -1.0
-                os.kill(next(each["pid"] for each in ranks if each["role"] == role), signal.SIGKILL)
+        if not due and _runs.has_event(folder, "pass"):
+            due.append(time.time() + after)
+        if due and time.time() >= due[0]:
+            due[0] = -1.0
+            pid = next(each["pid"] for each in _runs.ranks_of(folder) if each["role"] == role)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     return watch
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.bench._runs import process_messages
 from mpips.errors import WorkerLost
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
@@ -111,8 +112,7 @@ class Worker:
             self._keys = np.array([ranges[each].begin + self.node.rank for each in self.shards], np.uint64)
             self._pushed = np.zeros(len(self.shards), np.int64)
             self.node.on_tick.append(self._tick)
-        until = self.node.van.now() + seconds
-        self.node.wait_until(lambda: self.node.van.now() >= until)
+        process_messages(self.node, seconds)
 
     def _tick(self) -> None:
         if not self._ends:

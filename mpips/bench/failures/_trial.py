@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.bench._runs import process_messages
 from mpips.bench.failures._fault_injector import Event, FaultInjector
 from mpips.bench.failures._ledger import (
     EXTENT,
@@ -47,7 +48,7 @@ PATIENCE, DETECTION = 0.12, 0.01
 """Seconds of fake time until a stopped rank, and a killed one, is detected."""
 
 
-class Wrong(AssertionError):
+class WrongResult(AssertionError):
     """The parameters, or values that a rank received, differ from what was pushed."""
 
 
@@ -113,7 +114,7 @@ def plan(seed: int) -> Plan:
         seed, servers, workers, spares, rng.randint(1, 2), rng.randint(0, min(2, servers - 1)), rng.randint(1, 2),
         rng.choice((0.0005, 0.003)) if slow else 0.0,
         rng.uniform(0, 0.05) if lossy else 0.0, rng.uniform(0, 0.1) if lossy else 0.0,
-        0.0 if any(each.lasting for each in events) else rng.choice((0.0, 0.5, 1.0)),
+        0.0 if any(each.duration for each in events) else rng.choice((0.0, 0.5, 1.0)),
         (Step("work", 2), *steps), events,
     )  # fmt: skip
 
@@ -122,11 +123,11 @@ def _events(rng: random.Random) -> Iterable[Event]:
     for _ in range(rng.choice((1, 1, 2, 2, 3))):
         role = rng.choice(("server", "server", "server", "scheduler", "worker", "worker", "spare"))
         act = rng.choice(("kill", "kill", "kill", "stop"))
-        lasting = None
+        duration = None
         if act == "stop":
-            lasting = rng.choice((None, PATIENCE / 3, 2 * PATIENCE, 2 * PATIENCE))
+            duration = rng.choice((None, PATIENCE / 3, 2 * PATIENCE, 2 * PATIENCE))
         count = rng.choice((1, 1, 1, 2))
-        yield Event(f"{act} {role}", rng.randrange(20, 700), act, role, count, lasting, rng.random())
+        yield Event(f"{act} {role}", rng.randrange(20, 700), act, role, count, duration, rng.random())
     for _ in range(rng.choice((0, 0, 1, 1, 2))):
         act, role = rng.choice(("join", "leave")), rng.choice(("server", "worker"))
         yield Event(f"{act} {role}", rng.randrange(20, 600), act, role, 1, None, rng.random())
@@ -148,25 +149,25 @@ class Client:
         """Push these rounds, with random requests between them; return the known minimum values of the hot keys."""
         rng = random.Random(f"{self.seed}/{attempt}/{self.node.rank}")
         self._floor = np.maximum(self._floor, np.array(floor, np.int64))
-        together: list[Task] = []
-        alone: list[Task] = []
+        aggregated: list[Task] = []
+        singles: list[Task] = []
         try:
             for number in rounds:
-                together.append(self._round(number, workers, rng.random() < 0.6))
+                aggregated.append(self._round(number, workers, rng.random() < 0.6))
                 for _ in range(rng.randrange(4)):
-                    alone.append(rng.choice((self._push, self._push, self._push_pull, self._pull))(rng))
+                    singles.append(rng.choice((self._push, self._push, self._push_pull, self._pull))(rng))
                 if rng.random() < 0.3:
-                    self.node.wait(rng.choice(together + alone))
-            self.node.wait_all(together)
+                    self.node.wait(rng.choice(aggregated + singles))
+            self.node.wait_all(aggregated)
         except WorkerLost:
-            self.node.wait_all(alone)
+            self.node.wait_all(singles)
             raise
-        self.node.wait_all(alone)
+        self.node.wait_all(singles)
         if self._wrong:
-            raise Wrong("; ".join(self._wrong[:3]))
+            raise WrongResult("; ".join(self._wrong[:3]))
         return {"floor": self._floor.tolist()}
 
-    def _round(self, number: int, workers: int, wants: bool) -> Task:
+    def _round(self, number: int, workers: int, pulls: bool) -> Task:
         vector = self.context.vectors[ROUNDS]
         keys = np.array(sorted({*HOT_KEYS, *round_keys(number)}), np.uint64)
         ones = np.ones(len(keys), np.int64)
@@ -175,10 +176,10 @@ class Client:
         def done(task: Task) -> None:
             if task.error is not None:
                 return
-            if wants and (task.result()[mine] != workers).any():
+            if pulls and (task.result()[mine] != workers).any():
                 self._wrong.append(f"round {number} answered {task.result()[mine].tolist()}, not {workers}")
 
-        push = vector.push_pull if wants else vector.push
+        push = vector.push_pull if pulls else vector.push
         return push(keys, ones, round=number).then(done)
 
     def _keys(self, rng: random.Random) -> tuple[int, int, NDArray[np.uint64]]:
@@ -221,7 +222,7 @@ class Client:
         number, last = self._last or (-1, None)
         after = [last] if last is not None and rng.random() < 0.5 else []
         own = sorted(push_keys(number)) if last is not None else []
-        sure = last is not None and last.error is None and (bool(after) or last.done)
+        certain = last is not None and last.error is None and (bool(after) or last.done)
         keys = np.array(sorted({*HOT_KEYS, *own}), np.uint64)
         places = {int(k): at for at, k in enumerate(keys)}
         floor = self._floor.copy()
@@ -232,7 +233,7 @@ class Client:
             for hot in range(HOT):
                 self._check_hot(hot, int(task.result()[places[key(hot + 1)]]), int(floor[hot]))
             found = [int(task.result()[places[each]]) for each in own]
-            if any(n > 1 or (sure and n != 1) for n in found):
+            if any(n > 1 or (certain and n != 1) for n in found):
                 self._wrong.append(f"a pull after push {number} reads {found}")
 
         return self.context.vectors[SINGLES].pull(keys, after=after).then(done)
@@ -243,7 +244,7 @@ class Client:
         self._floor[hot] = max(self._floor[hot], value)
 
 
-class Course:
+class TrialProgram:
     """The scheduler's part of a trial on one rank; a successor runs it again from its start."""
 
     def __init__(self, plan: Plan, ledger: Ledger, cluster: Cluster) -> None:
@@ -261,10 +262,10 @@ class Course:
             elif step.kind == "bump":
                 self._bump()
             else:
-                self._rest(step.amount)
+                process_messages(self.cluster.node, step.amount)
         counted = self.cluster.servers.call("faults_bumps", vector=self.cluster.vectors[SINGLES])
         if any(each["bumps"] != self._bumps for each in counted):
-            raise Wrong(f"server calls: {self._bumps} were made, {counted} were counted")
+            raise WrongResult(f"server calls: {self._bumps} were made, {counted} were counted")
         return {name: _read(self.cluster, name) for name in (ROUNDS, SINGLES)}
 
     def _retry(self, do: Callable[[], None]) -> None:
@@ -277,11 +278,6 @@ class Course:
                 return do()
             except WorkerLost:
                 self._lost = True
-
-    def _rest(self, seconds: float) -> None:
-        van = self.cluster.node.van
-        until = van.now() + seconds
-        self.cluster.node.wait_until(lambda: van.now() >= until)
 
     def _create(self, name: str) -> None:
         if name not in self.cluster.vectors:
@@ -304,7 +300,7 @@ class Course:
         self._bumps += 1
         for answer in self.cluster.servers.call("faults_bump", vector=self.cluster.vectors[SINGLES]):
             if answer["bumps"] != self._bumps:
-                raise Wrong(f"server call {self._bumps} was answered as number {answer['bumps']}")
+                raise WrongResult(f"server call {self._bumps} was answered as number {answer['bumps']}")
 
 
 def _read(cluster: Cluster, name: str) -> dict[int, int]:
@@ -337,28 +333,28 @@ class Outcome:
         return not self.error
 
 
-def run(seed: int, say: Callable[[str], object] = lambda line: None) -> Outcome:
-    """Run one trial; `say` receives the events of the cluster."""
-    drawn, ledger, stage = plan(seed), Ledger(), Stage()
-    delays = random_delays(seed, delay=drawn.delay, drop=drawn.drop, duplicate=drawn.duplicate)
-    injector = FaultInjector(drawn.events, delays, stage, say)
-    outcome = Outcome(seed, ranks=drawn.servers + drawn.workers + drawn.spares + drawn.schedulers)
+def run(seed: int, report: Callable[[str], object] = lambda line: None) -> Outcome:
+    """Run one trial; `report` receives the events of the cluster."""
+    trial, ledger, stage = plan(seed), Ledger(), Stage()
+    delays = random_delays(seed, delay=trial.delay, drop=trial.drop, duplicate=trial.duplicate)
+    injector = FaultInjector(trial.events, delays, stage, report)
+    outcome = Outcome(seed, ranks=trial.servers + trial.workers + trial.spares + trial.schedulers)
     try:
         counts = simulate(
-            injector.ending(lambda cluster: Course(drawn, ledger, cluster).run()),
+            injector.until_end(lambda cluster: TrialProgram(trial, ledger, cluster).run()),
             lambda context: Client(context, seed, ledger),
-            servers=drawn.servers, workers=drawn.workers, spares=drawn.spares, schedulers=drawn.schedulers,
-            replicas=drawn.replicas, virtual_servers=drawn.virtual_servers, seed=seed, delays=injector,
+            servers=trial.servers, workers=trial.workers, spares=trial.spares, schedulers=trial.schedulers,
+            replicas=trial.replicas, virtual_servers=trial.virtual_servers, seed=seed, delays=injector,
             horizon=HORIZON, patience=PATIENCE, detection=DETECTION, tick=TICK,
-            arrives=random_arrivals(seed, drawn.loss), stage=stage,
+            arrives=random_arrivals(seed, trial.loss), stage=stage,
         )  # fmt: skip
         if counts is None:
-            raise Wrong("no rank finished the program")
-        ledger.judge(counts)
+            raise WrongResult("no rank finished the program")
+        ledger.compare(counts)
         if not injector.worker_hit and not all(ledger.pushes):
-            raise Wrong(f"{ledger.pushes.count(False)} pushes of living workers were never answered")
+            raise WrongResult(f"{ledger.pushes.count(False)} pushes of living workers were never answered")
         if ledger.lost or ledger.doubled:
-            raise Wrong("; ".join([*ledger.lost[:2], *ledger.doubled[:2]]))
+            raise WrongResult("; ".join([*ledger.lost[:2], *ledger.doubled[:2]]))
     except Exception as error:
         outcome.error = f"{type(error).__name__}: {' '.join(str(error).split())}"
     outcome.faults = injector.done + Counter(

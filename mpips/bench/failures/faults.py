@@ -51,25 +51,25 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the campaign; return 1 if an update was lost or applied twice, or a run did not end."""
-    asked = parser().parse_args(argv)
-    if asked.only is not None:
-        return repeat(asked.only)
-    if asked.processes and not mpi_launcher.find_starter(asked.launcher).mpi.ulfm:
+    options = parser().parse_args(argv)
+    if options.only is not None:
+        return repeat(options.only)
+    if options.processes and not mpi_launcher.find_starter(options.launcher).mpi.ulfm:
         raise InputError(
-            f"--processes {asked.processes}: this MPI ends all ranks when one dies; Open MPI 5 with ULFM is required"
+            f"--processes {options.processes}: this MPI ends all ranks when one dies; Open MPI 5 with ULFM is required"
         )
     conditions = _runs.conditions()
     print(_runs.described(conditions))
-    report: dict[str, Any] = {"benchmark": "faults", "conditions": conditions, "seed": asked.seed}
+    report: dict[str, Any] = {"benchmark": "faults", "conditions": conditions, "seed": options.seed}
     good = True
-    if asked.trials:
-        report["twin"] = on_twin(asked.trials, asked.seed)
+    if options.trials:
+        report["twin"] = on_twin(options.trials, options.seed)
         good &= not report["twin"]["failed"]
-    if asked.processes:
-        with _runs.folders(asked.keep) as folder:
-            report["processes"] = on_processes(asked.processes, asked.seed, folder, asked.launcher)
+    if options.processes:
+        with _runs.folders(options.keep) as folder:
+            report["processes"] = on_processes(options.processes, options.seed, folder, options.launcher)
         good &= report["processes"]["good"]
-    _runs.write_report(asked.json, report)
+    _runs.write_report(options.json, report)
     return 0 if good else 1
 
 

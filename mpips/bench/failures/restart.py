@@ -54,26 +54,27 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the campaign; return 1 if a checkpoint was unsound, or a run did not reach the same result."""
-    asked = parser().parse_args(arguments)
-    rng = random.Random(f"restart/{asked.seed}")
+    options = parser().parse_args(arguments)
+    rng = random.Random(f"restart/{options.seed}")
     conditions = _runs.conditions()
-    with _runs.folders(asked.keep) as folder:
-        settings = job_settings(asked, folder)
-        load(_runs.job_file(), settings)  # Wrong switches are reported before any run.
-        campaign = Campaign(_runs.job_file(), folder, settings, asked.launcher)
+    with _runs.folders(options.keep) as folder:
+        settings = job_settings(options, folder)
+        # Wrong options are reported before any run.
+        load(_runs.job_file(), settings)
+        campaign = Campaign(_runs.job_file(), folder, settings, options.launcher)
         campaign.measure(range(1, MOST_WORKERS + 1))
         trials = []
-        for n in range(asked.trials):
+        for n in range(options.trials):
             trials.append(campaign.trial(n, *layouts(rng), rng, aimed=n % 2 == 1))
-            judge(trials[-1], campaign.objectives, campaign.hashes)
-            _runs.note(f"trial {n + 1} of {asked.trials}: {line_of(trials[-1])}")
+            compare_trial(trials[-1], campaign.objectives, campaign.hashes)
+            _runs.note(f"trial {n + 1} of {options.trials}: {trial_line(trials[-1])}")
         full = campaign.full_disk()
     report = {
         "benchmark": "restart",
         "conditions": conditions,
-        "seed": asked.seed,
+        "seed": options.seed,
         "mpi": campaign.mpi,
-        "data": asked.train or f"the first {EXAMPLES:,} examples of the project's own data, l1 = 3",
+        "data": options.train or f"the first {EXAMPLES:,} examples of the project's own data, l1 = 3",
         "settings": settings,
         "undisturbed": campaign.undisturbed,
         "tolerance": TOLERANCE,
@@ -82,20 +83,20 @@ def main(arguments: Sequence[str]) -> int:
         "summary": summary(trials),
     }
     print(text(report))
-    _runs.write_report(asked.json, report)
+    _runs.write_report(options.json, report)
     return 1 if report["summary"]["failures"] or full["failed"] else 0
 
 
-def job_settings(asked: argparse.Namespace, folder: Path) -> list[str]:
+def job_settings(options: argparse.Namespace, folder: Path) -> list[str]:
     """Return the overrides of the job file: small data, a checkpoint per pass, the same bits for any servers."""
-    if asked.train:
-        data = [f"data.train={json.dumps(_runs.absolute(asked.train))}", "data.crosses=[]"]
+    if options.train:
+        data = [f"data.train={json.dumps(_runs.absolute(options.train))}", "data.crosses=[]"]
     else:
         part = folder / "examples.tsv"
         _killing.first_examples(_runs.job_file(), part, EXAMPLES)
         data = [f"data.train={json.dumps(str(part))}", "sparse_lr.l1=3.0"]
     steps = ["consistency.tau=0", "checkpoint.every=1", "sparse_lr.epsilon=1e-4"]
-    return [*data, "data.test=[]", *steps, *asked.set]
+    return [*data, "data.test=[]", *steps, *options.set]
 
 
 def layouts(rng: random.Random) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -105,7 +106,7 @@ def layouts(rng: random.Random) -> tuple[tuple[int, int], tuple[int, int]]:
     return begun, resumed
 
 
-def judge(trial: Trial, objectives: Mapping[int, float], hashes: Mapping[int, str]) -> None:
+def compare_trial(trial: Trial, objectives: Mapping[int, float], hashes: Mapping[int, str]) -> None:
     """Judge a trial by the runs without failures with the same number of workers; `trial` is completed."""
     if trial.noted > trial.latest:
         trial.failures.append(
@@ -125,7 +126,7 @@ def judge(trial: Trial, objectives: Mapping[int, float], hashes: Mapping[int, st
             trial.failures.append("the parameters differ from those of the run without failures")
 
 
-def line_of(trial: Trial) -> str:
+def trial_line(trial: Trial) -> str:
     """Format the outcome of a trial in one line."""
     (servers, workers), (more_servers, more_workers) = trial.begun, trial.resumed
     when = f"killed after {trial.after:.2f} s" + (", during a checkpoint" if trial.writing else "")

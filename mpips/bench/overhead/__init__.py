@@ -1,1 +1,1 @@
-"""The cost of a run besides its requests: idle ranks, tracing and recording."""
+"""The cost of a run apart from its requests: idle ranks, tracing and recording."""

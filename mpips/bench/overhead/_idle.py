@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mpips.bench._runs import process_messages
 from mpips.cluster.node import Node
 from mpips.errors import InputError
 from mpips.process.host import host_name
@@ -67,9 +68,9 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 def watch(cluster: Cluster, seconds: float) -> dict[str, Any]:
     """Idle for the given time; return the processor time of each rank meanwhile (s), by rank."""
     ranks = ranks_of(cluster)
-    rest(cluster.node, SETTLE)
+    process_messages(cluster.node, SETTLE)
     begin, before = perf_counter_ns(), [processor_seconds(each["pid"]) for each in ranks]
-    rest(cluster.node, seconds)
+    process_messages(cluster.node, seconds)
     after, end = [processor_seconds(each["pid"]) for each in ranks], perf_counter_ns()
     return {
         "seconds": (end - begin) * 1e-9,
@@ -155,17 +156,11 @@ def timed(node: Node, pause: float, count: int, trip: Callable[[], Any]) -> list
     took = []
     for _ in range(count):
         if pause:
-            rest(node, pause)
+            process_messages(node, pause)
         begin = perf_counter_ns()
         trip()
         took.append(perf_counter_ns() - begin)
     return took
-
-
-def rest(node: Node, seconds: float) -> None:
-    """Process messages only, for the given time."""
-    until = node.van.now() + seconds
-    node.wait_until(lambda: node.van.now() >= until)
 
 
 # --- The worker ----------------------------------------------------------------------------------------

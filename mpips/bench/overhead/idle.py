@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mpips.bench import _runs
-from mpips.bench._runs import note, spread
+from mpips.bench._runs import note, summarize
 from mpips.bench.overhead import _idle
 from mpips.errors import InputError
 from mpips.process.argument_parser import MPI_LAUNCHERS
@@ -20,34 +19,34 @@ from mpips.rundir.progress import Column, share
 DESCRIPTION = """\
 Measure waiting ranks in two parts:
 
-  rest   all ranks are idle for some seconds: the share of a core that each rank uses, with all its threads;
-         then, after a pause, a worker pushes one key (push), and the scheduler calls a worker (call): the round-trip
-         times, and the time until the worker received the call (heard), each minus the median of those without a
-         pause: the additional latency of an idle rank
-  crowd  the same work by few ranks, and by more ranks than cores, alternating: sparse_lr on the project's own data,
-         and requests of adjacent keys, the same total number; the ratio of their times
+  rest            all ranks are idle for some seconds: the share of a core that each rank uses, with all its threads;
+                  then, after a pause, a worker pushes one key (push), and the scheduler calls a worker (call): the
+                  round-trip times, and the time until the worker received the call (heard), each minus the median of
+                  those without a pause: the additional latency of an idle rank
+  oversubscribed  the same work by few ranks, and by more ranks than cores, alternating: sparse_lr on the project's own
+                  data, and requests of adjacent keys, the same total number; the ratio of their times
 
   mpips bench idle                              both parts: 2 servers and 4 workers; 1 + 2 against 3 + 4
   mpips bench idle --part rest --seconds 20 --servers 1 --workers 1
   mpips bench idle --part rest --pauses 0.002,0.02,0.2
-  mpips bench idle --part crowd --few 1+1 --many 4+11 --repeat 5
+  mpips bench idle --part oversubscribed --few 1+1 --many 4+11 --repeat 5
 
 Every layout also has a scheduler. Processor time is read from /proc, so all ranks must be on this host.
 """
 
-SHARE, LATE, CROWDED = 0.03, 1e-3, 1.5
+SHARE, LATE, OVERSUBSCRIBED = 0.03, 1e-3, 1.5
 """Targets: share of a core of an idle rank, its wake-up latency (s, p99), time of many ranks relative to few."""
-PARTS = ("rest", "crowd")
+PARTS = ("rest", "oversubscribed")
 ALONE = ("ring.replicas=0",)
-"""Settings of the part `crowd`: without copies, which a single server would not have."""
+"""Settings of the part `oversubscribed`: without copies, which a single server would not have."""
 
-RESTING = (
+IDLE_COLUMNS = (
     Column("role", "at rest", 10, lambda text: str(text).ljust(10)),
     Column("ranks", "ranks", 5),
     Column("median", "median of a core", 16, share),
     Column("max", "max", 7, share),
 )
-WAKING = (
+WAKE_COLUMNS = (
     Column("what", "trip", 10, lambda text: str(text).ljust(10)),
     Column("pause", "after ms", 8, lambda value: f"{1e3 * value:g}"),
     Column("count", "number", 6),
@@ -56,7 +55,7 @@ WAKING = (
     Column("late_p50", "later by p50", 12, lambda value: f"{1e6 * value:.1f}"),
     Column("late_p99", "later by p99", 12, lambda value: f"{1e6 * value:.1f}"),
 )
-CROWD = (
+OVERSUBSCRIBED_COLUMNS = (
     Column("work", "same work", 10, lambda text: str(text).ljust(10)),
     Column("few", "few s", 8, lambda value: f"{value:.3f}"),
     Column("many", "many s", 8, lambda value: f"{value:.3f}"),
@@ -109,13 +108,13 @@ def parser() -> argparse.ArgumentParser:
         type=least(1),
         default=40_000,
         metavar="N",
-        help="requests of the part crowd; default 40,000",
+        help="requests of the part oversubscribed; default 40,000",
     )
     parser.add_argument(
         "--batch", type=batch, default=100, metavar="B", help="keys of a request; default 100"
     )
     parser.add_argument(
-        "--repeat", type=least(1), default=3, metavar="N", help="rounds of the part crowd; default 3"
+        "--repeat", type=least(1), default=3, metavar="N", help="rounds of the part oversubscribed; default 3"
     )
     return parser
 
@@ -144,44 +143,43 @@ def layout(text: str) -> tuple[int, int]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; return 1 if a target was missed."""
-    asked = parser().parse_args(arguments)
-    if sum(asked.many) <= sum(asked.few):
+    options = parser().parse_args(arguments)
+    if sum(options.many) <= sum(options.few):
         raise InputError(
-            f"--many {asked.many[0]}+{asked.many[1]}: must be more ranks than "
-            f"--few {asked.few[0]}+{asked.few[1]}"
+            f"--many {options.many[0]}+{options.many[1]}: must be more ranks than "
+            f"--few {options.few[0]}+{options.few[1]}"
         )
-    report: dict[str, Any] = {"benchmark": "idle", "conditions": _runs.conditions(), "settings": asked.set}
-    report["targets"] = {"share": SHARE, "late": LATE, "oversubscribed": CROWDED}
-    with _runs.folders(asked.keep) as folder:
+    report: dict[str, Any] = {"benchmark": "idle", "conditions": _runs.conditions(), "settings": options.set}
+    report["targets"] = {"share": SHARE, "late": LATE, "oversubscribed": OVERSUBSCRIBED}
+    with _runs.folders(options.keep) as folder:
         job = folder / "idle.toml"
         job.write_text('[job]\nprogram = "mpips.bench.overhead._idle"\n')
-        if asked.part in (None, "rest"):
-            report |= at_rest(asked, job, folder)
-        if asked.part in (None, "crowd"):
-            report |= in_a_crowd(asked, job, folder)
+        if options.part in (None, "rest"):
+            report |= measure_idle(options, job, folder)
+        if options.part in (None, "oversubscribed"):
+            report |= measure_oversubscribed(options, job, folder)
     print(text(report))
-    _runs.write_report(asked.json, report)
+    _runs.write_report(options.json, report)
     return 0 if all(checks(report).values()) else 1
 
 
 # --- rest ------------------------------------------------------------------------------------------------
 
 
-def at_rest(asked: argparse.Namespace, job: Path, folder: Path) -> dict[str, Any]:
+def measure_idle(options: argparse.Namespace, job: Path, folder: Path) -> dict[str, Any]:
     """Run the part `rest`; return the rows of its two tables."""
     note("at rest")
     settings = [
-        f"layout.servers={asked.servers}", f"layout.workers={asked.workers}", "_idle.part=rest",
-        f"_idle.seconds={asked.seconds!r}", f"_idle.pauses={asked.pauses!r}", f"_idle.wakes={asked.wakes!r}",
-        *asked.set,
+        f"layout.servers={options.servers}", f"layout.workers={options.workers}", "_idle.part=rest",
+        f"_idle.seconds={options.seconds!r}", f"_idle.pauses={options.pauses!r}", f"_idle.wakes={options.wakes!r}",
+        *options.set,
     ]  # fmt: skip
-    run = _runs.run(job, folder / "rest", settings, asked.launcher)
-    ranks = json.loads((run.folder / "run.json").read_text())["ranks"]
+    run = _runs.run(job, folder / "rest", settings, options.launcher)
     metrics = run.result["metrics"]
     return {
         "layout": run.result["layout"],
         "seconds": metrics["rest"]["seconds"],
-        "rest": shares(ranks, metrics["rest"]),
+        "rest": shares(_runs.ranks_of(run.folder), metrics["rest"]),
         "wake": lateness(metrics["trips"]),
     }
 
@@ -192,7 +190,7 @@ def shares(ranks: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> l
     for each in ranks:
         took = measured["processor"][str(each["rank"])]
         by_role.setdefault(each["role"], []).append(took / measured["seconds"])
-    return [{"role": role, "ranks": len(found), **spread(found)} for role, found in by_role.items()]
+    return [{"role": role, "ranks": len(found), **summarize(found)} for role, found in by_role.items()]
 
 
 def lateness(trips: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -210,23 +208,23 @@ def lateness(trips: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["what"], row["pause"]))
 
 
-# --- crowd -----------------------------------------------------------------------------------------------
+# --- oversubscribed --------------------------------------------------------------------------------------
 
 
-def in_a_crowd(asked: argparse.Namespace, job: Path, folder: Path) -> dict[str, Any]:
-    """Run the part `crowd`; return the rows of its table, and the times."""
-    requests = [f"_idle.requests={asked.requests}", f"_idle.batch={asked.batch}", "_idle.part=ask"]
+def measure_oversubscribed(options: argparse.Namespace, job: Path, folder: Path) -> dict[str, Any]:
+    """Run the part `oversubscribed`; return the rows of its table, and the times."""
+    requests = [f"_idle.requests={options.requests}", f"_idle.batch={options.batch}", "_idle.part=ask"]
     works: dict[str, tuple[Path, list[str]]] = {
         "sparse_lr": (_runs.job_file(), []),
         "requests": (job, requests),
     }
-    layouts = {"few": asked.few, "many": asked.many}
+    layouts = {"few": options.few, "many": options.many}
     times: dict[str, dict[str, list[float]]] = {work: {"few": [], "many": []} for work in works}
     processor: dict[str, list[float]] = {"few": [], "many": []}
-    for number in range(asked.repeat):
+    for number in range(options.repeat):
         for work, (file, settings) in works.items():
             note(
-                f"{work} by {asked.few} and {asked.many} servers and workers, {number + 1} of {asked.repeat}"
+                f"{work} by {options.few} and {options.many} servers and workers, {number + 1} of {options.repeat}"
             )
             for size in ("few", "many") if number % 2 == 0 else ("many", "few"):
                 servers, workers = layouts[size]
@@ -235,29 +233,29 @@ def in_a_crowd(asked: argparse.Namespace, job: Path, folder: Path) -> dict[str, 
                     f"layout.workers={workers}",
                     *ALONE,
                     *settings,
-                    *asked.set,
+                    *options.set,
                 ]
-                run = _runs.run(file, folder / f"{work}-{size}-{number}", sized, asked.launcher)
+                run = _runs.run(file, folder / f"{work}-{size}-{number}", sized, options.launcher)
                 times[work][size].append(run.result["seconds"]["train"])
                 taken = run.result["metrics"].get("processor")
                 processor[size] += [] if taken is None else [taken]
     return {
         "layouts": {size: {"servers": s, "workers": w} for size, (s, w) in layouts.items()},
-        "requests": asked.requests,
-        "batch": asked.batch,
+        "requests": options.requests,
+        "batch": options.batch,
         "times": times,
         "processor": processor,
-        "crowd": [oversubscribed(work, **both) for work, both in times.items()],
+        "oversubscribed": [compare_times(work, **both) for work, both in times.items()],
     }
 
 
-def oversubscribed(work: str, few: Sequence[float], many: Sequence[float]) -> dict[str, Any]:
+def compare_times(work: str, few: Sequence[float], many: Sequence[float]) -> dict[str, Any]:
     """Compare the times of many ranks with those of few: medians, and the ratio of each round."""
-    ratios = spread(b / a for a, b in zip(few, many, strict=True))
+    ratios = summarize(b / a for a, b in zip(few, many, strict=True))
     return {
         "work": work,
-        "few": spread(few)["median"],
-        "many": spread(many)["median"],
+        "few": summarize(few)["median"],
+        "many": summarize(many)["median"],
         "ratio": ratios["median"],
         "min": ratios["min"],
         "max": ratios["max"],
@@ -274,8 +272,10 @@ def checks(report: Mapping[str, Any]) -> dict[str, bool]:
         found["each idle rank < 3 % of a core"] = all(row["max"] < SHARE for row in report["rest"])
         late = [row["late_p99"] for row in report["wake"] if row["what"] == "heard" and row["pause"]]
         found["additional latency < 1 ms (p99)"] = max(late) < LATE
-    if "crowd" in report:
-        found["many <= 1.5 times few"] = all(row["ratio"] <= CROWDED for row in report["crowd"])
+    if "oversubscribed" in report:
+        found["many <= 1.5 times few"] = all(
+            row["ratio"] <= OVERSUBSCRIBED for row in report["oversubscribed"]
+        )
     return found
 
 
@@ -288,18 +288,18 @@ def text(report: Mapping[str, Any]) -> str:
             f"servers {size['servers']}, workers {size['workers']}, and a scheduler; idle for "
             f"{report['seconds']:.1f} s",
             "",
-            _runs.table(RESTING, report["rest"]),
+            _runs.table(IDLE_COLUMNS, report["rest"]),
             "",
-            _runs.table(WAKING, report["wake"]),
+            _runs.table(WAKE_COLUMNS, report["wake"]),
             "",
         ]
-    if "crowd" in report:
+    if "oversubscribed" in report:
         few, many = (report["layouts"][size] for size in ("few", "many"))
         lines += [
             f"few: {few['servers']} + {few['workers']} servers and workers; many: {many['servers']} + "
             f"{many['workers']}; {report['requests']:,} requests of {report['batch']} keys",
             "",
-            _runs.table(CROWD, report["crowd"]),
+            _runs.table(OVERSUBSCRIBED_COLUMNS, report["oversubscribed"]),
             "",
         ]
     lines.append("; ".join(f"{name}: {'yes' if held else 'NO'}" for name, held in checks(report).items()))

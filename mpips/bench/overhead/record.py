@@ -52,7 +52,7 @@ COLUMNS = (
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
-    parser = _runs.switches("record", DESCRIPTION, repeat=5)
+    parser = _runs.common_parser("record", DESCRIPTION, repeat=5)
     parser.add_argument("--jobs", type=_runs.listed(_runs.one_of(JOBS)), default=list(JOBS), metavar="NAMES",
                         help=f"of {', '.join(JOBS)}; default all")  # fmt: skip
     parser.add_argument("--again", type=at_least(0), default=0, metavar="N",
@@ -61,33 +61,33 @@ def main(arguments: Sequence[str]) -> int:
         "--python", default=sys.executable, metavar="PATH", help="the Python that reproduces them"
     )
     next(each for each in parser._actions if each.dest == "repeat").type = at_least(0)
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     report: dict[str, Any] = {"benchmark": "record", "conditions": _runs.conditions(), "target": TARGET}
-    with _runs.folders(asked.keep) as folder:
-        if asked.repeat:
-            report["table"] = costs(asked, folder)
-        if asked.again:
-            report["again"] = [again(asked, folder, number) for number in range(asked.again)]
+    with _runs.folders(options.keep) as folder:
+        if options.repeat:
+            report["table"] = costs(options, folder)
+        if options.again:
+            report["again"] = [again(options, folder, number) for number in range(options.again)]
     print(text(report))
-    _runs.write_report(asked.json, report)
+    _runs.write_report(options.json, report)
     return 0 if all(each["same"] for each in report.get("again", [])) else 1
 
 
-def costs(asked: Any, folder: Path) -> list[dict[str, Any]]:
+def costs(options: Any, folder: Path) -> list[dict[str, Any]]:
     """Measure each job without and with a record."""
     rows = []
-    for name in asked.jobs:
+    for name in options.jobs:
         times: dict[str, list[float]] = {"off": [], "on": []}
         size, seconds = 0, 0.0
         program, file, settings = JOBS[name]
-        for number in range(asked.repeat):
-            note(f"{name}: round {number + 1} of {asked.repeat}")
+        for number in range(options.repeat):
+            note(f"{name}: round {number + 1} of {options.repeat}")
             for how in ("off", "on")[:: 1 if number % 2 == 0 else -1]:
                 switch = f"record.on={'true' if how == 'on' else 'false'}"
-                layout = [f"layout.servers={asked.servers}", f"layout.workers={asked.workers}"]
-                own = [*settings, *layout, *asked.set, switch]
+                layout = [f"layout.servers={options.servers}", f"layout.workers={options.workers}"]
+                own = [*settings, *layout, *options.set, switch]
                 done = _runs.run(
-                    _runs.job_file(file, program), folder / f"{name}-{how}-{number}", own, asked.launcher
+                    _runs.job_file(file, program), folder / f"{name}-{how}-{number}", own, options.launcher
                 )
                 times[how].append(float(done.result["seconds"]["train"]))
                 if how == "on":
@@ -115,17 +115,20 @@ def trial(number: int) -> tuple[str, list[str]]:
     return name, sets
 
 
-def again(asked: Any, folder: Path, number: int) -> dict[str, Any]:
-    """Record a run, and reproduce it; tell whether it gave the same bits."""
+def again(options: Any, folder: Path, number: int) -> dict[str, Any]:
+    """Record a run, and reproduce it; return whether it gave the same bits."""
     name, sets = trial(number)
     program, file, settings = JOBS[name]
-    note(f"run {number + 1} of {asked.again}: {name} {' '.join(sets)}")
+    note(f"run {number + 1} of {options.again}: {name} {' '.join(sets)}")
     place = folder / f"first-{number}"
     first = _runs.run(
-        _runs.job_file(file, program), place, [*settings, *sets, *asked.set, "record.on=true"], asked.launcher
+        _runs.job_file(file, program),
+        place,
+        [*settings, *sets, *options.set, "record.on=true"],
+        options.launcher,
     )
     command = [
-        *interpreter.python(asked.python),
+        *interpreter.python(options.python),
         "-m",
         "mpips.cli",
         "reproduce",

@@ -46,50 +46,51 @@ COLUMNS = (
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
-    parser = _runs.switches("trace", DESCRIPTION, repeat=5)
+    parser = _runs.common_parser("trace", DESCRIPTION, repeat=5)
     parser.add_argument(
         "--requests", type=at_least(1), default=1000, metavar="N", help="requests of a block; default 1000"
     )
     parser.add_argument(
         "--blocks", type=at_least(1), default=40, metavar="N", help="blocks of a loop; default 40"
     )
-    asked = parser.parse_args(arguments)
-    own = _runs.overrides(asked)
-    load(_runs.job_file(), own)  # Wrong switches are reported before any run.
+    options = parser.parse_args(arguments)
+    own = _runs.overrides(options)
+    # Wrong options are reported before any run.
+    load(_runs.job_file(), own)
     conditions = _runs.conditions()
     times: dict[str, dict[str, list[float]]] = {}
     written: dict[str, list[float]] = {}
-    with _runs.folders(asked.keep) as folder:
+    with _runs.folders(options.keep) as folder:
         job = folder / "loops.toml"
         job.write_text('[job]\nprogram = "mpips.bench.overhead._tracing"\n')
         loops = [
-            "layout.servers=1", "layout.workers=1", f"_tracing.blocks={asked.blocks}",
-            f"_tracing.requests={asked.requests}", *asked.set,
+            "layout.servers=1", "layout.workers=1", f"_tracing.blocks={options.blocks}",
+            f"_tracing.requests={options.requests}", *options.set,
         ]  # fmt: skip
-        for number in range(asked.repeat):
-            note(f"round {number + 1} of {asked.repeat}")
+        for number in range(options.repeat):
+            note(f"round {number + 1} of {options.repeat}")
             for how in ("off", "on")[:: 1 if number % 2 == 0 else -1]:
                 switch = f"trace.on={'true' if how == 'on' else 'false'}"
                 run = _runs.run(
-                    _runs.job_file(), folder / f"train-{how}-{number}", [*own, switch], asked.launcher
+                    _runs.job_file(), folder / f"train-{how}-{number}", [*own, switch], options.launcher
                 )
                 _add(times, TRAINING, how, float(run.result["seconds"]["train"]))
                 _measure(written, TRAINING, run)
-                run = _runs.run(job, folder / f"loops-{how}-{number}", [*loops, switch], asked.launcher)
+                run = _runs.run(job, folder / f"loops-{how}-{number}", [*loops, switch], options.launcher)
                 for loop, seconds in json.loads((run.folder / _tracing.CELLS).read_text()).items():
                     _add(times, loop, how, float(np.quantile(seconds, 0.25)))
                     _measure(written, loop, run)
     report = {
         "benchmark": "trace",
         "conditions": conditions,
-        "repeat": asked.repeat,
-        "settings": asked.set,
+        "repeat": options.repeat,
+        "settings": options.set,
         "target": TARGET,
         "seconds": times,
         "table": table(times, written),
     }
     print(text(report))
-    _runs.write_report(asked.json, report)
+    _runs.write_report(options.json, report)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A benchmark that is linked with ps-lite, started as ps-lite's tests/local.sh does; `pushpull` says what it prints."""
+"""A benchmark that is linked with ps-lite, started as by ps-lite's tests/local.sh; see `pushpull` for its output."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def measured(path: Path, servers: int, workers: int, arguments: Sequence[int]) -
     shared |= {"DMLC_PS_ROOT_URI": "127.0.0.1", "DMLC_PS_ROOT_PORT": str(_free_port())}
     command = [str(path), *map(str, arguments)]
     with ExitStack() as stack:
-        said = [stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in roles]
+        output = [stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in roles]
         started = list[subprocess.Popen[bytes]]()
         stack.callback(_end, started)
-        for role, file in zip(roles, said, strict=True):
+        for role, file in zip(roles, output, strict=True):
             environment = os.environ | shared | {"DMLC_ROLE": role}
             started.append(
                 subprocess.Popen(
@@ -62,12 +62,12 @@ def measured(path: Path, servers: int, workers: int, arguments: Sequence[int]) -
             if time.monotonic() > deadline:
                 raise RunFailed(f"{path.name}: no end after {PATIENCE:.0f} s")
             time.sleep(POLL)
-        for role, each, file in zip(roles, started, said, strict=True):
+        for role, each, file in zip(roles, started, output, strict=True):
             if each.poll():
                 lines = _text(file).strip().splitlines() or ["no output"]
                 raise RunFailed(f"{path.name}: a {role} ended with exit code {each.returncode}: {lines[-1]}")
         return _requests(
-            path, [_text(file) for role, file in zip(roles, said, strict=True) if role == "worker"]
+            path, [_text(file) for role, file in zip(roles, output, strict=True) if role == "worker"]
         )
 
 

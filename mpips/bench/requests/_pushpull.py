@@ -98,7 +98,8 @@ def random_keys(rng: np.random.Generator, number: int) -> NDArray[np.uint64]:
         more = rng.integers(0, 2**64 - 1, number - len(keys), np.uint64, endpoint=True)
         keys = np.concatenate([keys, more])
         keys.sort()
-        twice = keys[1:] == keys[:-1]  # np.unique hashes, which takes a hundred times as long.
+        # np.unique hashes, which takes a hundred times as long.
+        twice = keys[1:] == keys[:-1]
         if twice.any():
             keys = np.delete(keys, np.flatnonzero(twice))
     return keys
@@ -140,8 +141,8 @@ def measured(
     """Measure a cell."""
     workers, times = cluster.workers, repeats(mode, keys * settings.width, settings.effort)
     how = {"mode": mode, "op": op, "keys": keys, "repeats": times + 1, "width": settings.width}
-    told = workers.call("prepare", how | {"scattered": settings.scattered, "arrays": settings.arrays})
-    cuts: list[list[int]] = [each["cuts"] for each in told]
+    prepared = workers.call("prepare", how | {"scattered": settings.scattered, "arrays": settings.arrays})
+    cuts: list[list[int]] = [each["cuts"] for each in prepared]
     found: dict[str, list[float]] = {"ours": [], "bare": []}
     kinds = {
         "ours": partial(requested, cluster),

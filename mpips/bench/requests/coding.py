@@ -78,18 +78,18 @@ def main(arguments: Sequence[str]) -> int:
         "--repeat", type=_runs.at_least(1), default=9, metavar="N", help="rounds of each; default 9"
     )
     _runs.add_json(parser)
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     chains = CHAINS
-    if asked.filter is not None:
-        chains = tuple((name, chain(asked.filter)) for name in MESSAGES)
+    if options.filter is not None:
+        chains = tuple((name, chain(options.filter)) for name in MESSAGES)
     conditions, found = _runs.conditions(), []
-    for count in asked.rows:
+    for count in options.rows:
         for name, entries in chains:
-            note(f"{name}, {count:,} rows: {written(entries)}")
-            found.append(measured(name, count, entries, asked.repeat))
+            note(f"{name}, {count:,} rows: {format_chain(entries)}")
+            found.append(measured(name, count, entries, options.repeat))
     report = {"benchmark": "coding", "conditions": conditions, "rows": found}
     print(_runs.described(conditions), "", _runs.table(COLUMNS, found), sep="\n")
-    _runs.write_report(asked.json, report)
+    _runs.write_report(options.json, report)
     return 0
 
 
@@ -103,7 +103,7 @@ def chain(text: str) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
-def written(entries: Sequence[Any]) -> str:
+def format_chain(entries: Sequence[Any]) -> str:
     """Format a chain briefly."""
     names = []
     for entry in entries:
@@ -168,7 +168,7 @@ def measured(name: str, rows: int, entries: Sequence[Any], repeat: int) -> dict[
     return {
         "message": name,
         "rows": rows,
-        "chain": written(entries),
+        "chain": format_chain(entries),
         "size": wire / raw,
         "encode": encode,
         "decode": decode,

@@ -36,7 +36,7 @@ Keys = NDArray[np.uint64]
 LISTS = (1_000, 100_000, 1_000_000)
 LOOKUPS = 3_000_000
 """Maximum number of keys that are looked up in a large index in small lists."""
-PAUSED = 1_000
+PAUSE_LIST = 1_000
 """Keys of the lists whose longest insertion is `pause`."""
 
 COLUMNS = (
@@ -60,30 +60,30 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--keys",
         action="append",
-        type=_runs.at_least(1, whole),
+        type=_runs.at_least(1, parse_integer),
         metavar="N",
         help="keys of the index; repeatable",
     )
     parser.add_argument("--seed", type=_runs.at_least(0), default=1, metavar="N", help="default 1")
     _runs.add_json(parser)
-    asked = parser.parse_args(arguments)
-    sizes = asked.keys or [100_000, 1_000_000, 10_000_000]
+    options = parser.parse_args(arguments)
+    sizes = options.keys or [100_000, 1_000_000, 10_000_000]
     if max(sizes) > MAX_KEYS:
         raise InputError(f"--keys {max(sizes)}: one index holds at most {MAX_KEYS:,} keys")
     conditions, rows = _runs.conditions(), []
     for size in sizes:
-        keys = drawn(size, np.random.default_rng(asked.seed))
+        keys = draw_keys(size, np.random.default_rng(options.seed))
         note(f"{len(keys):,} keys")
         longest = pause(keys)
         for length in sorted({min(length, size) for length in (*LISTS, size)}):
-            rows.append(measured(keys, length, asked.seed) | {"pause": longest})
-    report = {"benchmark": "index", "conditions": conditions, "seed": asked.seed, "rows": rows}
+            rows.append(measured(keys, length, options.seed) | {"pause": longest})
+    report = {"benchmark": "index", "conditions": conditions, "seed": options.seed, "rows": rows}
     print(text(report))
-    _runs.write_report(asked.json, report)
+    _runs.write_report(options.json, report)
     return 0
 
 
-def whole(text: str) -> int:
+def parse_integer(text: str) -> int:
     """Parse an integer, as in 1000 or 1e7."""
     value = float(text.replace("_", ""))
     if value != value // 1:
@@ -91,7 +91,7 @@ def whole(text: str) -> int:
     return int(value)
 
 
-def drawn(count: int, rng: np.random.Generator) -> Keys:
+def draw_keys(count: int, rng: np.random.Generator) -> Keys:
     """Draw different keys, in random order."""
     keys: Keys = np.unique(rng.integers(0, 2**64, count, dtype=np.uint64))
     while len(keys) < count:
@@ -106,40 +106,40 @@ def lists(keys: Keys, length: int) -> list[Keys]:
 
 def measured(keys: Keys, length: int, seed: int) -> dict[str, Any]:
     """Measure an index of these keys in lists of a given length."""
-    brought = lists(keys, length)
+    inserted = lists(keys, length)
     shuffled = np.random.default_rng(seed + 1).permutation(keys)
-    wanted = brought if length == len(keys) else lists(shuffled[:LOOKUPS], length)
+    looked_up = inserted if length == len(keys) else lists(shuffled[:LOOKUPS], length)
     growing = KeyIndex()
-    row = {"keys": len(keys), "list": length, "grow": rate(growing.insert, brought)}
+    row = {"keys": len(keys), "list": length, "grow": rate(growing.insert, inserted)}
     size = growing.nbytes / len(keys) + np.dtype(np.float32).itemsize
     del growing
     index = KeyIndex(len(keys))
-    row["insert"] = rate(index.insert, brought)
-    row["find"] = best(index.find, wanted)
-    row["again"] = best(index.find, brought)
-    row["memcpy"] = best(np.copy, wanted)
+    row["insert"] = rate(index.insert, inserted)
+    row["find"] = best(index.find, looked_up)
+    row["again"] = best(index.find, inserted)
+    row["memcpy"] = best(np.copy, looked_up)
     ordered = np.sort(keys)
-    row["searchsorted"] = best(ordered.searchsorted, wanted)
+    row["searchsorted"] = best(ordered.searchsorted, looked_up)
     return row | {"ratio": row["find"] / row["searchsorted"], "bytes": size}
 
 
-def rate(function: Callable[[Keys], Any], brought: Sequence[Keys]) -> float:
+def rate(function: Callable[[Keys], Any], inserted: Sequence[Keys]) -> float:
     """Return million keys a second of a function of lists."""
     begin = perf_counter()
-    for each in brought:
+    for each in inserted:
         function(each)
-    return sum(len(each) for each in brought) / (perf_counter() - begin) / 1e6
+    return sum(len(each) for each in inserted) / (perf_counter() - begin) / 1e6
 
 
-def best(function: Callable[[Keys], Any], brought: Sequence[Keys]) -> float:
+def best(function: Callable[[Keys], Any], inserted: Sequence[Keys]) -> float:
     """Return the best rate of three."""
-    return max(rate(function, brought) for _ in range(3))
+    return max(rate(function, inserted) for _ in range(3))
 
 
 def pause(keys: Keys) -> float:
     """Return the seconds of the longest single insertion while an index grows by short lists."""
     index, longest = KeyIndex(), 0.0
-    for each in lists(keys, PAUSED):
+    for each in lists(keys, PAUSE_LIST):
         begin = perf_counter()
         index.insert(each)
         longest = max(longest, perf_counter() - begin)
@@ -152,7 +152,7 @@ def text(report: dict[str, Any]) -> str:
         [
             _runs.described(report["conditions"]),
             "million keys per second; bytes with a float32 value; "
-            f"pause: the longest insertion of {PAUSED:,} new keys while the index grows",
+            f"pause: the longest insertion of {PAUSE_LIST:,} new keys while the index grows",
             "",
             _runs.table(COLUMNS, report["rows"]),
         ]

@@ -61,32 +61,33 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
-    asked = parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     settings = [
         "layout.servers=1", "layout.workers=1", "ring.virtual_servers=1", "ring.replicas=0", "heartbeat.patience=30",
-        f"_overlap.keys={asked.keys}", f"_overlap.repeats={asked.repeat}", f"_overlap.longer={asked.longer!r}",
-        f"_overlap.pieces={asked.pieces}", *asked.set,
+        f"_overlap.keys={options.keys}", f"_overlap.repeats={options.repeat}", f"_overlap.longer={options.longer!r}",
+        f"_overlap.pieces={options.pieces}", *options.set,
     ]  # fmt: skip
     conditions = _runs.conditions()
-    with _runs.folders(asked.keep) as folder:
+    with _runs.folders(options.keep) as folder:
         job = folder / "overlap.toml"
         job.write_text('[job]\nprogram = "mpips.bench.requests._overlap"\n')
-        load(job, settings)  # Wrong switches are reported before any run.
-        run = _runs.run(job, folder / "run", settings, asked.launcher)
+        # Wrong options are reported before any run.
+        load(job, settings)
+        run = _runs.run(job, folder / "run", settings, options.launcher)
         cells = json.loads((run.folder / _overlap.CELLS).read_text())
     report = {
         "benchmark": "overlap",
         "conditions": conditions,
         "layout": run.result["layout"],
-        "keys": asked.keys,
-        "repeat": asked.repeat,
-        "pieces": asked.pieces,
-        "settings": asked.set,
+        "keys": options.keys,
+        "repeat": options.repeat,
+        "pieces": options.pieces,
+        "settings": options.set,
         "target": COST,
-        "table": [row for cell in cells for row in table(cell, asked.pieces)],
+        "table": [row for cell in cells for row in table(cell, options.pieces)],
     }
     print(text(report))
-    _runs.write_report(asked.json, report)
+    _runs.write_report(options.json, report)
     return 0
 
 

@@ -74,7 +74,7 @@ class Target(NamedTuple):
 
     name: str
     least: float
-    asked: Callable[[Mapping[str, Any]], bool]
+    options: Callable[[Mapping[str, Any]], bool]
 
 
 def _many(mode: str) -> Callable[[Mapping[str, Any]], bool]:
@@ -140,7 +140,7 @@ class Size(NamedTuple):
         return f"{self.servers}+{self.workers}"
 
 
-# --- Switches ------------------------------------------------------------------------------------------
+# --- Options ------------------------------------------------------------------------------------------
 
 
 def layout(text: str) -> Size:
@@ -216,83 +216,84 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def effort(asked: argparse.Namespace) -> float:
+def effort(options: argparse.Namespace) -> float:
     """Give the repetitions, as a multiple of the usual number."""
-    return 0.02 if asked.quick else 1.0
+    return 0.02 if options.quick else 1.0
 
 
-def settings_of(asked: argparse.Namespace, each: Size) -> list[str]:
+def settings_of(options: argparse.Namespace, each: Size) -> list[str]:
     """Give the settings of a run."""
     cores = len(os.sched_getaffinity(0))
-    oversubscribed = asked.launcher != "srun" and sum(each) > cores
+    oversubscribed = options.launcher != "srun" and sum(each) > cores
     own = {
-        "keys": asked.keys,
-        "modes": asked.modes,
-        "ops": asked.ops,
-        "update": asked.update,
-        "width": asked.width,
-        "effort": effort(asked),
-        "arrays": asked.arrays,
-        "scattered": asked.scattered,
+        "keys": options.keys,
+        "modes": options.modes,
+        "ops": options.ops,
+        "update": options.update,
+        "width": options.width,
+        "effort": effort(options),
+        "arrays": options.arrays,
+        "scattered": options.scattered,
         "oversubscribed": oversubscribed,
     }
     return [
         f"layout.servers={each.servers}", f"layout.workers={each.workers}",
         # The limit keeps servers from their heartbeats.
         "heartbeat.patience=30",
-        *([] if asked.replicas is None else [f"ring.replicas={asked.replicas}"]),
+        *([] if options.replicas is None else [f"ring.replicas={options.replicas}"]),
         *(f"_pushpull.{name}={json.dumps(value)}" for name, value in own.items()),
-        *asked.set,
+        *options.set,
     ]  # fmt: skip
 
 
-def check_modes(asked: argparse.Namespace) -> None:
+def check_modes(options: argparse.Namespace) -> None:
     """Check that there is something to measure.
 
     Raises:
         InputError: no mode has one of the operations.
     """
-    if not any(op in MODES[mode] for mode in asked.modes for op in asked.ops):
-        known = "; ".join(f"{mode}: {', '.join(MODES[mode])}" for mode in asked.modes)
-        raise InputError(f"--ops {','.join(asked.ops)}: none of the modes has it; they have {known}")
+    if not any(op in MODES[mode] for mode in options.modes for op in options.ops):
+        known = "; ".join(f"{mode}: {', '.join(MODES[mode])}" for mode in options.modes)
+        raise InputError(f"--ops {','.join(options.ops)}: none of the modes has it; they have {known}")
 
 
-def check_room(asked: argparse.Namespace, free: int | None, cores: int) -> None:
+def check_memory(options: argparse.Namespace, free: int | None, cores: int) -> None:
     """Check that the runs fit this machine: `free` bytes of memory, None if unknown; not for a batch system's nodes.
 
     Raises:
         InputError: they do not; the text is one line with a solution.
     """
-    if asked.launcher == "srun":
+    if options.launcher == "srun":
         return
-    for each in asked.layouts:
+    for each in options.layouts:
         ranks = 1 + sum(each)
         if ranks > MOST_RANKS * cores:
             raise InputError(
                 f"--layouts {each}: {ranks} ranks on {cores} cores; at most {MOST_RANKS} per core: use fewer servers "
                 "or workers, or --launcher srun in an allocation"
             )
-        wanted = room(each, asked)
+        wanted = needed_memory(each, options)
         if free is not None and wanted > free:
             raise InputError(
-                f"--keys {max(asked.keys)}: layout {each} needs about {bytes_si(wanted)} of memory, "
+                f"--keys {max(options.keys)}: layout {each} needs about {bytes_si(wanted)} of memory, "
                 f"{bytes_si(free)} are free: fewer keys, or fewer workers"
             )
 
 
-def room(each: Size, asked: argparse.Namespace) -> float:
+def needed_memory(each: Size, options: argparse.Namespace) -> float:
     """Estimate the memory of a run on all ranks, in bytes."""
-    held = 0  # On servers, for each worker: vectors are kept.
-    row: int = VALUE * asked.width * (1 + _bare.UPDATES[asked.update].arrays)
-    for number in asked.keys:
-        lists = ("sparse" in asked.modes) + ("cached" in asked.modes)
-        if "sparse" in asked.modes and "push" in asked.ops:
-            lists += _pushpull.repeats("sparse", number * asked.width, effort(asked)) + 1
-        held += number * ((28 + row) * lists + row * len({"dense", "rounds"}.intersection(asked.modes)))
-    copies = min(1 if asked.replicas is None else asked.replicas, each.servers - 1)
+    # On servers, for each worker: vectors are kept.
+    vectors = 0
+    row: int = VALUE * options.width * (1 + _bare.UPDATES[options.update].arrays)
+    for number in options.keys:
+        lists = ("sparse" in options.modes) + ("cached" in options.modes)
+        if "sparse" in options.modes and "push" in options.ops:
+            lists += _pushpull.repeats("sparse", number * options.width, effort(options)) + 1
+        vectors += number * ((28 + row) * lists + row * len({"dense", "rounds"}.intersection(options.modes)))
+    copies = min(1 if options.replicas is None else options.replicas, each.servers - 1)
     # Of the workers, and of the servers during receives.
-    blocks: int = 10 * (KEY + VALUE * asked.width) * max(asked.keys)
-    return each.workers * (held * (1 + copies) + blocks) + 80e6 * (1 + sum(each))
+    blocks: int = 10 * (KEY + VALUE * options.width) * max(options.keys)
+    return each.workers * (vectors * (1 + copies) + blocks) + 80e6 * (1 + sum(each))
 
 
 def free_memory() -> int | None:
@@ -308,31 +309,32 @@ def free_memory() -> int | None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
-    asked = parser().parse_args(arguments)
-    asked.keys = asked.keys or list(SWEEP if asked.sweep else QUICK if asked.quick else KEYS)
-    check_modes(asked)
-    check_room(asked, free_memory(), len(os.sched_getaffinity(0)))
-    other = None if asked.ps_lite is None else _ps_lite.program(asked.ps_lite)
+    options = parser().parse_args(arguments)
+    options.keys = options.keys or list(SWEEP if options.sweep else QUICK if options.quick else KEYS)
+    check_modes(options)
+    check_memory(options, free_memory(), len(os.sched_getaffinity(0)))
+    ps_lite = None if options.ps_lite is None else _ps_lite.program(options.ps_lite)
     conditions = _runs.conditions()
     rows: list[dict[str, Any]] = []
-    with _runs.folders(asked.keep) as folder:
+    with _runs.folders(options.keep) as folder:
         job = folder / "pushpull.toml"
         job.write_text('[job]\nprogram = "mpips.bench.requests._pushpull"\n')
-        for each in asked.layouts:
-            load(job, settings_of(asked, each))  # Wrong switches are reported before any run.
-        for each in asked.layouts:
+        for each in options.layouts:
+            # Wrong options are reported before any run.
+            load(job, settings_of(options, each))
+        for each in options.layouts:
             runs = []
-            for number in range(asked.repeat):
-                _runs.note(f"{each}, run {number + 1} of {asked.repeat}")
+            for number in range(options.repeat):
+                _runs.note(f"{each}, run {number + 1} of {options.repeat}")
                 at = folder / f"{each.servers}-{each.workers}-{number}"
-                run = _runs.run(job, at, settings_of(asked, each), asked.launcher)
+                run = _runs.run(job, at, settings_of(options, each), options.launcher)
                 runs.append(json.loads((run.folder / _pushpull.CELLS).read_text()))
-            mine = table(str(each), runs, asked.update, asked.width)
+            mine = table(str(each), runs, options.update, options.width)
             rows += mine
-            if other is not None:
-                rows += beside(mine, asked, each, other)
-    print(text(conditions, rows, asked.sweep))
-    _runs.write_report(asked.json, cast(Any, rows))
+            if ps_lite is not None:
+                rows += ps_lite_rows(mine, options, each, ps_lite)
+    print(text(conditions, rows, options.sweep))
+    _runs.write_report(options.json, cast(Any, rows))
     return 0
 
 
@@ -350,7 +352,7 @@ def table(
 
 
 def summary(times: Sequence[float], limit: float | None) -> dict[str, Any]:
-    """Summarize the durations of requests beside the limit, if it is known."""
+    """Summarize the durations of requests, and compare them with the limit if it is known."""
     median = float(np.median(times))
     return {
         "median_s": median,
@@ -360,17 +362,17 @@ def summary(times: Sequence[float], limit: float | None) -> dict[str, Any]:
     }
 
 
-def beside(
-    rows: Sequence[Mapping[str, Any]], asked: argparse.Namespace, each: Size, program: Path
+def ps_lite_rows(
+    rows: Sequence[Mapping[str, Any]], options: argparse.Namespace, each: Size, program: Path
 ) -> list[dict[str, Any]]:
     """Measure ps-lite's benchmark; its limit is that of `sparse` in `rows`, if there is one."""
     found = []
     limits = {(row["keys"], row["op"]): row["limit_s"] for row in rows if row["mode"] == "sparse"}
-    for keys in asked.keys:
+    for keys in options.keys:
         _runs.note(f"{each}, {PS_LITE}, {keys:,} keys")
-        times = _pushpull.repeats("cached", keys * asked.width, effort(asked))
-        about = {"layout": str(each), "mode": PS_LITE, "keys": keys, "copies": 0, "width": asked.width}
-        for op, seconds in _ps_lite.measured(program, *each, (keys, asked.width, times)).items():
+        times = _pushpull.repeats("cached", keys * options.width, effort(options))
+        about = {"layout": str(each), "mode": PS_LITE, "keys": keys, "copies": 0, "width": options.width}
+        for op, seconds in _ps_lite.measured(program, *each, (keys, options.width, times)).items():
             found.append({**about, "op": op, **summary(seconds, limits.get((keys, op)))})
     return found
 
@@ -410,16 +412,16 @@ def fits(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def verdict(target: Target, rows: Sequence[Mapping[str, Any]]) -> str | None:
+def check_target(target: Target, rows: Sequence[Mapping[str, Any]]) -> str | None:
     """Describe in one line whether a target is met, and its smallest ratio; None if it applies to no row."""
-    mine = [row for row in rows if target.asked(row)]
+    mine = [row for row in rows if target.options(row)]
     if not mine:
         return None
     least = min(mine, key=lambda row: row["ratio"])
     met = sum(row["ratio"] >= target.least for row in mine)
-    held = "yes" if met == len(mine) else "NO"
+    vectors = "yes" if met == len(mine) else "NO"
     where = f"{least['layout']} {least['mode']} {least['op']} {least['keys']:,}"
-    return f"{target.name}: {held}, {met} of {len(mine)}; minimum {least['ratio']:.2f} ({where})"
+    return f"{target.name}: {vectors}, {met} of {len(mine)}; minimum {least['ratio']:.2f} ({where})"
 
 
 def text(conditions: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], sweep: bool = False) -> str:
@@ -427,5 +429,5 @@ def text(conditions: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], sweep
     lines = [_runs.described(conditions), "", _runs.table(COLUMNS, [rates(row) for row in rows]), ""]
     if sweep:
         lines += ["fit of the cost of a request and of a key:", _runs.table(FIT_COLUMNS, fits(rows)), ""]
-    lines += [said for target in TARGETS if (said := verdict(target, rows)) is not None]
+    lines += [line for target in TARGETS if (line := check_target(target, rows)) is not None]
     return "\n".join(lines)

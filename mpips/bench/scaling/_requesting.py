@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.bench._runs import process_messages
 from mpips.cluster.hash_ring import moved
 from mpips.cluster.view import NOBODY, View
 from mpips.errors import MpipsError
@@ -59,27 +60,27 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
         change(cluster, settings, cluster.membership.join_server, joins=True),
         change(cluster, settings, lambda: leave(cluster, first), joins=False),
     ]
-    rest(cluster, settings.pause)
+    process_messages(cluster.node, settings.pause)
     end = cluster.decide(cluster.node.van.wall)
     cluster.workers.call("end")
-    told = cluster.node.wait(work)
-    np.save(cluster.folder.path / NOTES, np.concatenate([reply.values for reply in told]))
-    failed = sum(reply.meta["failed"] for reply in told)
-    stale = sum(reply.meta["stale"] for reply in told)
-    errors = [error for reply in told for error in reply.meta["errors"]]
-    return {"changes": changes, "end": end, "failed": failed, "stale": stale, "errors": errors} | judge(
+    replies = cluster.node.wait(work)
+    np.save(cluster.folder.path / NOTES, np.concatenate([reply.values for reply in replies]))
+    failed = sum(reply.meta["failed"] for reply in replies)
+    stale = sum(reply.meta["stale"] for reply in replies)
+    errors = [error for reply in replies for error in reply.meta["errors"]]
+    return {"changes": changes, "end": end, "failed": failed, "stale": stale, "errors": errors} | compare(
         cluster.export(vector), [rows[:, 0] for _, rows in cluster.workers.gather("counts")]
     )
 
 
 def change(cluster: Cluster, settings: Settings, order: Callable[[], int], *, joins: bool) -> dict[str, Any]:
     """Order a server to join or leave, wait until all shards are at their owners; return the cost."""
-    rest(cluster, settings.pause)
+    process_messages(cluster.node, settings.pause)
     node = cluster.node
     before, accounts = cluster.decide(lambda: list(node.view.ring.slots)), hosts(cluster)
     begin = cluster.decide(node.van.wall)
     rank = cluster.decide(order)
-    node.wait_until(lambda: (rank in node.view.ring.servers) is joins and in_place(cluster))
+    node.wait_until(lambda: (rank in node.view.ring.servers) is joins and is_rebalanced(cluster))
     end = cluster.decide(node.van.wall)
     later = hosts(cluster)
     old = type(node.view.ring)(tuple(before), node.view.ring.virtual_servers)
@@ -113,12 +114,12 @@ def hosts(cluster: Cluster) -> dict[int, dict[str, Any]]:
     return dict(zip(group.addresses, group.call("account"), strict=True))
 
 
-def in_place(cluster: Cluster) -> bool:
+def is_rebalanced(cluster: Cluster) -> bool:
     """Return whether every shard is held by its owners in the ring, and no transfer is in progress."""
-    return settled(cluster.node.view, cluster.membership.replicas)
+    return is_settled(cluster.node.view, cluster.membership.replicas)
 
 
-def settled(view: View, replicas: int) -> bool:
+def is_settled(view: View, replicas: int) -> bool:
     """Return whether all chains of a view are as in its ring."""
     return all(
         chain.learner == NOBODY and not chain.closing and chain.members == view.ring.holders(shard, replicas)
@@ -126,14 +127,7 @@ def settled(view: View, replicas: int) -> bool:
     )
 
 
-def rest(cluster: Cluster, seconds: float) -> None:
-    """Continue with requests for the given time."""
-    node = cluster.node
-    until = node.van.now() + seconds
-    node.wait_until(lambda: node.van.now() >= until)
-
-
-def judge(exported: Any, counts: list[NDArray[Any]]) -> dict[str, int]:
+def compare(exported: Any, counts: list[NDArray[Any]]) -> dict[str, int]:
     """Compare the servers' sums with the workers' pushes: updates, and those that were lost or applied twice."""
     wanted = np.sum(counts, axis=0)
     found = np.zeros_like(wanted)
@@ -155,7 +149,7 @@ class Worker:
 
     def __init__(self, context: Context) -> None:
         self.context, self.node = context, context.node
-        self._ends = False
+        self._ending = False
         self._counts: NDArray[np.int64] = np.zeros(0, np.int64)
         self._notes: list[tuple[int, int, float, int]] = []
         self._errors: list[str] = []
@@ -177,7 +171,7 @@ class Worker:
         rng = np.random.default_rng(self.context.index)
         ones = np.ones(batch, vector.spec.dtype)
         stale = 0
-        while not self._ends:
+        while not self._ending:
             keys = np.unique(rng.integers(0, vector.spec.extent, batch, dtype=np.uint64))
             if self._ask(PUSH, partial(vector.push, keys, ones[: len(keys)])) is not None:
                 self._counts[keys] += 1
@@ -203,7 +197,7 @@ class Worker:
     @at_once
     def end(self) -> None:
         """End after the current request."""
-        self._ends = True
+        self._ending = True
 
     def counts(self) -> Answer:
         """Return the number of pushes of each key by this worker, i8[keys, 1]."""

@@ -69,17 +69,17 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; return 1 if a request failed, an update was lost or applied twice, or too many keys moved."""
-    asked = parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     settings = [
-        f"layout.servers={asked.servers}", f"layout.workers={asked.workers}", "layout.spares=1",
-        f"_requesting.keys={asked.keys}", f"_requesting.dtype={asked.dtype}", f"_requesting.batch={asked.batch}",
-        f"_requesting.pause={asked.pause!r}", *asked.set,
+        f"layout.servers={options.servers}", f"layout.workers={options.workers}", "layout.spares=1",
+        f"_requesting.keys={options.keys}", f"_requesting.dtype={options.dtype}", f"_requesting.batch={options.batch}",
+        f"_requesting.pause={options.pause!r}", *options.set,
     ]  # fmt: skip
     conditions = _runs.conditions()
-    with _runs.folders(asked.keep) as folder:
+    with _runs.folders(options.keep) as folder:
         job = folder / "requesting.toml"
         job.write_text('[job]\nprogram = "mpips.bench.scaling._requesting"\n')
-        run = _runs.run(job, folder / "run", settings, asked.launcher)
+        run = _runs.run(job, folder / "run", settings, options.launcher)
         notes = np.load(run.folder / _requesting.NOTES)
     metrics = run.result["metrics"]
     join, departure = metrics["changes"]
@@ -87,20 +87,20 @@ def main(arguments: Sequence[str]) -> int:
         "benchmark": "elastic",
         "conditions": conditions,
         "layout": run.result["layout"],
-        "keys": asked.keys,
-        "dtype": asked.dtype,
-        "batch": asked.batch,
-        "settings": asked.set,
+        "keys": options.keys,
+        "dtype": options.dtype,
+        "batch": options.batch,
+        "settings": options.set,
         **{name: metrics[name] for name in ("failed", "stale", "errors", "updates", "lost", "doubled")},
         "issued": len(notes) + metrics["failed"],
         "requests": phases(notes, join, departure, metrics["end"]),
-        "join": cost(join, asked.keys),
-        "departure": cost(departure, asked.keys),
+        "join": cost(join, options.keys),
+        "departure": cost(departure, options.keys),
         "targets": {"p99_joining": LATENCY, "moved": MOVED, "imbalance": IMBALANCE},
         "traffic": run.result["traffic"],
     }
     print(text(report))
-    _runs.write_report(asked.json, report)
+    _runs.write_report(options.json, report)
     return 0 if good(report) else 1
 
 

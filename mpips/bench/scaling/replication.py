@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpips.bench import _runs
-from mpips.bench._runs import FinishedRun, at_least, note, spread
+from mpips.bench._runs import FinishedRun, at_least, note, summarize
 from mpips.config.job_file import load
 from mpips.process.argument_parser import Parser
 from mpips.rundir.progress import Column, bytes_si, seconds, significant
@@ -48,7 +48,7 @@ COLUMNS = (
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    shared = _runs.switches("replication", DESCRIPTION)
+    shared = _runs.common_parser("replication", DESCRIPTION)
     parser = Parser(
         prog=shared.prog,
         usage=shared.usage,
@@ -56,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         parents=[shared],
-        conflict_handler="resolve",  # Defaults other than those of the common switches.
+        # The defaults differ from those of the common options.
+        conflict_handler="resolve",
     )
     parser.add_argument(
         "--servers", type=at_least(2), default=2, metavar="S", help="servers, at least 2; default 2"
@@ -77,52 +78,53 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; return 1 if the parameters are not the same for every k."""
-    asked = parser().parse_args(arguments)
-    own = [*_runs.overrides(asked), 'consistency.model="sequential"', "consistency.tau=0"]
-    load(_runs.job_file(), own)  # Wrong switches are reported before any run.
+    options = parser().parse_args(arguments)
+    own = [*_runs.overrides(options), 'consistency.model="sequential"', "consistency.tau=0"]
+    # Wrong options are reported before any run.
+    load(_runs.job_file(), own)
     conditions = _runs.conditions()
-    copies = [0, 1, 2] if asked.servers > 2 else [0, 1]
+    copies = [0, 1, 2] if options.servers > 2 else [0, 1]
     runs: list[dict[str, Any]] = []
-    with _runs.folders(asked.keep) as folder:
-        for number in range(asked.repeat):
-            note(f"round {number + 1} of {asked.repeat}: sparse_lr, k = {', '.join(map(str, copies))}")
+    with _runs.folders(options.keep) as folder:
+        for number in range(options.repeat):
+            note(f"round {number + 1} of {options.repeat}: sparse_lr, k = {', '.join(map(str, copies))}")
             for k in copies[:: 1 if number % 2 == 0 else -1]:
                 at = folder / f"sparse_lr-{k}-{number}"
-                run = _runs.run(_runs.job_file(), at, [*own, f"ring.replicas={k}"], asked.launcher)
+                run = _runs.run(_runs.job_file(), at, [*own, f"ring.replicas={k}"], options.launcher)
                 runs.append(measured("sparse_lr", k, run))
-        if asked.rounds:
+        if options.rounds:
             note("plain pushes")
-            runs += plain_pushes(asked, copies, folder)
-    rows = table(runs, asked.workers)
+            runs += plain_pushes(options, copies, folder)
+    rows = table(runs, options.workers)
     report = {
         "benchmark": "replication",
         "conditions": conditions,
-        "layout": {"servers": asked.servers, "workers": asked.workers},
-        "data": asked.train or "the project's own data",
-        "settings": asked.set,
-        "repeat": asked.repeat,
-        "pushes": {"rounds": asked.rounds, "keys": asked.keys},
+        "layout": {"servers": options.servers, "workers": options.workers},
+        "data": options.train or "the project's own data",
+        "settings": options.set,
+        "repeat": options.repeat,
+        "pushes": {"rounds": options.rounds, "keys": options.keys},
         "runs": runs,
         "table": rows,
         "targets": {"replicas": 1, "bytes": BYTES, "time": TIME},
     }
     print(text(report))
-    _runs.write_report(asked.json, report)
+    _runs.write_report(options.json, report)
     return 0 if all(row["same"] == "yes" for row in rows) else 1
 
 
-def plain_pushes(asked: argparse.Namespace, copies: Sequence[int], folder: Path) -> list[dict[str, Any]]:
+def plain_pushes(options: argparse.Namespace, copies: Sequence[int], folder: Path) -> list[dict[str, Any]]:
     """Run workers that only push, with and without aggregation, for every number of copies."""
     job = folder / "rounds.toml"
     job.write_text('[job]\nprogram = "mpips.bench.scaling._rounds"\n')
-    layout = [f"layout.servers={asked.servers}", f"layout.workers={asked.workers}"]
-    size = [f"_rounds.rounds={asked.rounds}", f"_rounds.keys={asked.keys}"]
+    layout = [f"layout.servers={options.servers}", f"layout.workers={options.workers}"]
+    size = [f"_rounds.rounds={options.rounds}", f"_rounds.keys={options.keys}"]
     found = []
     for program, summed in (("summed", "true"), ("single", "false")):
         for k in copies:
             settings = [*layout, *size, f"_rounds.summed={summed}", f"ring.replicas={k}"]
             found.append(
-                measured(program, k, _runs.run(job, folder / f"{program}-{k}", settings, asked.launcher))
+                measured(program, k, _runs.run(job, folder / f"{program}-{k}", settings, options.launcher))
             )
     return found
 
@@ -153,9 +155,9 @@ def table(runs: Sequence[Mapping[str, Any]], workers: int) -> list[dict[str, Any
         first: dict[str, Any] = {}
         for k in sorted({run["replicas"] for run in of_program}):
             mine = [run for run in of_program if run["replicas"] == k]
-            times = spread(run["train"] for run in mine)
+            times = summarize(run["train"] for run in mine)
             row = {"program": program, "replicas": k, "train": times["median"], "times": times}
-            row["sent"] = spread(run["sent"] for run in mine)["median"]
+            row["sent"] = summarize(run["sent"] for run in mine)["median"]
             row["range"] = f"{seconds(times['min'])} - {seconds(times['max'])}"
             same = len(hashes | {run["parameters_sha256"] for run in mine}) == 1
             row["same"] = "yes" if same else "NO"
@@ -163,7 +165,8 @@ def table(runs: Sequence[Mapping[str, Any]], workers: int) -> list[dict[str, Any
             row["bytes_ratio"] = row["sent"] / first["sent"]
             row["time_ratio"] = row["train"] / max(first["train"], 1e-9)
             row["added"] = row["bytes_ratio"] - 1.0
-            if program != "sparse_lr":  # Its pulls are part of the traffic too.
+            # Pulls are part of the traffic of sparse_lr.
+            if program != "sparse_lr":
                 row["expected"] = k / workers if program == "summed" else float(k)
             rows.append(row)
     return rows

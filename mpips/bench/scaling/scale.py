@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 from mpips.bench import _runs
 from mpips.bench._runs import FinishedRun, at_least, listed, note, one_of
 from mpips.bench.failures import _killing
-from mpips.bench.scaling import _wide
+from mpips.bench.scaling import _simulated_ranks
 from mpips.bench.scaling._growth import fitted
 from mpips.config.job_file import load
-from mpips.errors import InputError
 from mpips.launch import mpi_launcher
 from mpips.report import charts
 from mpips.rundir.progress import Column, bytes_si, seconds, significant
@@ -142,49 +141,52 @@ class Work(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; return 1 if a message was sent twice in a run without deaths, or the bits differ."""
-    asked = parser().parse_args(arguments)
-    check_plot(asked.plot)
-    dies = not asked.no_deaths and bool(asked.ranks) and mpi_launcher.find_starter(asked.launcher).mpi.ulfm
+    options = parser().parse_args(arguments)
+    _runs.check_plot(options.plot)
+    dies = (
+        not options.no_deaths and bool(options.ranks) and mpi_launcher.find_starter(options.launcher).mpi.ulfm
+    )
     conditions = _runs.conditions()
     rows: list[dict[str, Any]] = []
-    with _runs.folders(asked.keep) as folder:
-        works = list(programs(asked, folder)) if asked.ranks else []
+    with _runs.folders(options.keep) as folder:
+        works = list(programs(options, folder)) if options.ranks else []
         for work in works:
-            load(work.job, work.settings)  # Wrong switches are reported before any run.
-        for ranks in asked.ranks:
+            # Wrong options are reported before any run.
+            load(work.job, work.settings)
+        for ranks in options.ranks:
             for work in works:
-                for row in real(asked, work, ranks, folder, dies):
+                for row in run_sizes(options, work, ranks, folder, dies):
                     rows.append(row)
                     # Large sizes take long: earlier measurements are written even if these fail.
-                    _runs.write_report(asked.json, {"benchmark": "scale", "rows": rows})
-    for workers in asked.twin:
-        for replicas in asked.replicas:
+                    _runs.write_report(options.json, {"benchmark": "scale", "rows": rows})
+    for workers in options.twin:
+        for replicas in options.replicas:
             note(f"on the twin: {workers} workers, k = {replicas}")
-            rows.append(_wide.measured(workers, replicas))
+            rows.append(_simulated_ranks.measured(workers, replicas))
     report = {
         "benchmark": "scale",
         "conditions": conditions | {"load_after": _runs.conditions()["load"]},
-        "passes": asked.passes,
-        "keys": asked.keys,
-        "settings": asked.set,
+        "passes": options.passes,
+        "keys": options.keys,
+        "settings": options.set,
         "rows": rows,
         "fits": fits(rows),
         "problems": problems(rows),
     }
     print(text(report))
-    _runs.write_report(asked.json, report)
-    if asked.plot is not None:
-        Path(asked.plot).write_text(drawn(rows), encoding="utf-8")
+    _runs.write_report(options.json, report)
+    if options.plot is not None:
+        Path(options.plot).write_text(draw_plot(rows), encoding="utf-8")
     return 1 if report["problems"] else 0
 
 
 # --- real ranks ------------------------------------------------------------------------------------------
 
 
-def programs(asked: argparse.Namespace, folder: Path) -> Iterator[Work]:
+def programs(options: argparse.Namespace, folder: Path) -> Iterator[Work]:
     """Return the programs, for each data set; `folder` is for files of this benchmark."""
-    if asked.train:
-        sets = {Path(file).name.partition(".")[0]: _runs.absolute([file]) for file in asked.train}
+    if options.train:
+        sets = {Path(file).name.partition(".")[0]: _runs.absolute([file]) for file in options.train}
         crosses = ["data.crosses=[]"]
     else:
         own = folder / "flights.tsv"
@@ -192,29 +194,29 @@ def programs(asked: argparse.Namespace, folder: Path) -> Iterator[Work]:
         sets, crosses = {"flights": [str(own)]}, []
     shared = [
         "data.test=[]", *crosses, 'consistency.model="sequential"', "consistency.tau=0",
-        f"sparse_lr.passes={asked.passes}", "sparse_lr.epsilon=1e-300",
+        f"sparse_lr.passes={options.passes}", "sparse_lr.epsilon=1e-300",
     ]  # fmt: skip
     for program, job in (("darlin", "job.toml"), ("ftrl", "ftrl.toml")):
-        if program in asked.programs:
+        if program in options.programs:
             for name, data in sets.items():
                 own_data = [f"data.train={json.dumps(data)}", *shared]
                 yield Work(
-                    f"{program} {name}", _runs.job_file(job), [*own_data, *asked.set], 3 * asked.passes
+                    f"{program} {name}", _runs.job_file(job), [*own_data, *options.set], 3 * options.passes
                 )
-    if "rounds" in asked.programs:
+    if "rounds" in options.programs:
         file = folder / "rounds.toml"
         file.write_text('[job]\nprogram = "mpips.bench.scaling._rounds"\n')
-        size = [f"_rounds.rounds={asked.passes}", f"_rounds.keys={asked.keys}", "_rounds.pulled=true"]
-        size += [each for each in asked.set if not each.startswith("sparse_lr.")]
-        yield Work("rounds", file, size, max(1, asked.passes // 2))
+        size = [f"_rounds.rounds={options.passes}", f"_rounds.keys={options.keys}", "_rounds.pulled=true"]
+        size += [each for each in options.set if not each.startswith("sparse_lr.")]
+        yield Work("rounds", file, size, max(1, options.passes // 2))
 
 
-def real(
-    asked: argparse.Namespace, work: Work, ranks: int, folder: Path, dies: bool
+def run_sizes(
+    options: argparse.Namespace, work: Work, ranks: int, folder: Path, dies: bool
 ) -> Iterator[dict[str, Any]]:
     """Run a program with a number of ranks, for every number of copies; with copies also with a death."""
     servers = max(1, round(ranks / 4))
-    for replicas in asked.replicas:
+    for replicas in options.replicas:
         if replicas >= servers:
             note(f"{work.name}: {ranks} ranks have {servers} servers, too few for k = {replicas}")
             continue
@@ -226,7 +228,7 @@ def real(
                 settings.append(f'faults.kill=[{{role = "server", index = 0, at_step = {work.killed}}}]')
             watch = Watch()
             at = folder / f"{work.name.replace(' ', '-')}-{ranks}-{replicas}{'-killed' * killed}"
-            run = _runs.run(work.job, at, settings, asked.launcher, watch)
+            run = _runs.run(work.job, at, settings, options.launcher, watch)
             yield measured(work.name, replicas, killed, run, watch)
 
 
@@ -275,7 +277,7 @@ def measured(program: str, replicas: int, killed: bool, run: FinishedRun, watch:
     if killed:
         first: Mapping[str, Any] = next(iter(result["recoveries"]), {})
         return row | {"noticed": first.get("noticed_after"), "survived": first.get("seconds")}
-    return row | watch.times(run.folder) | spent(result["ranks"], passes) | {
+    return row | watch.times(run.folder) | usage_by_role(result["ranks"], passes) | {
         "pass_seconds": result["seconds"]["train"] / passes,
         "sent": run.sent / passes,
     }  # fmt: skip
@@ -286,7 +288,7 @@ def count_passes(metrics: Mapping[str, Any]) -> int:
     return int(metrics.get("passes") or metrics["rounds"])
 
 
-def spent(ranks: Sequence[Mapping[str, Any]], passes: int) -> dict[str, float]:
+def usage_by_role(ranks: Sequence[Mapping[str, Any]], passes: int) -> dict[str, float]:
     """Return the means of each role's ranks for a pass, and the mean memory of all ranks."""
     found: dict[str, float] = {}
     for role in ROLES:
@@ -329,12 +331,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         of = ("program", "ranks", "replicas")
         twins = [each for each in rows if all(each[key] == row[key] for key in of)]
         killed: Mapping[str, Any] = next((each for each in twins if each.get("killed")), {})
-        told = {key: killed.get(key) for key in ("noticed", "survived")}
+        outcome = {key: killed.get(key) for key in ("noticed", "survived")}
         again = sum(row["sent_again"].values())
         first = next(each for each in rows if all(each[key] == row[key] for key in of[:2]))
         same = {each.get("parameters_sha256") for each in (*twins, first)}
         compared = "-" if None in same else "yes" if len(same) == 1 else "NO"
-        lines.append({**row, **told, "again": again or "none", "same": compared})
+        lines.append({**row, **outcome, "again": again or "none", "same": compared})
     return lines
 
 
@@ -379,13 +381,7 @@ def text(report: Mapping[str, Any]) -> str:
     )
 
 
-def check_plot(path: str | None) -> None:
-    """Raise InputError before any run if the plot cannot be written."""
-    if path is not None and (Path(path).suffix != ".svg" or not Path(path).absolute().parent.is_dir()):
-        raise InputError(f"--plot {path}: must be an .svg in a folder that exists")
-
-
-def drawn(rows: Sequence[Mapping[str, Any]]) -> str:
+def draw_plot(rows: Sequence[Mapping[str, Any]]) -> str:
     """Draw costs of the first program with most copies, relative to those with the fewest ranks, as SVG."""
     lines = table(rows)
     first = max(lines, key=lambda line: (line["program"] == lines[0]["program"], line["replicas"]))

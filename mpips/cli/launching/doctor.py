@@ -40,14 +40,14 @@ def command(arguments: argparse.Namespace) -> int:
 
     from mpips.process.printable import json_text
 
-    alone(os.environ)
+    check_single_copy(os.environ)
     findings = examine(arguments.launcher)
     findings["advice"] = advice(findings)
     print(json_text(findings) if arguments.json else describe(findings))
     return 0 if findings["ping"].get("size") == 2 or _fitting(findings) else 1
 
 
-def alone(environ: Mapping[str, str]) -> None:
+def check_single_copy(environ: Mapping[str, str]) -> None:
     """Raise InputError if srun started several copies of this command: each would examine the same machine."""
     from mpips.errors import InputError
     from mpips.exit_codes import ExitCode
@@ -75,12 +75,12 @@ def examine(launcher: str) -> dict[str, Any]:
 
     from mpips.errors import InputError
     from mpips.launch import launcher_probe, mpi_launcher, slurm_env
-    from mpips.provenance.provenance import versions
+    from mpips.provenance.provenance import hdf5_version, versions
 
     findings: dict[str, Any] = {
         "python": platform.python_version(),
         "packages": versions(),
-        "hdf5": _hdf5(),
+        "hdf5": hdf5_version(),
         "cores": len(os.sched_getaffinity(0)),
         "kernel_cache": kernel_cache(),
         "mpi": {},
@@ -105,18 +105,12 @@ def examine(launcher: str) -> dict[str, Any]:
     except InputError as error:
         findings["ping"] = {"error": str(error)}
     if "slurm" in findings:
-        works, trials = findings["ping"].get("size") == 2, findings["slurm"].get("trials", [])
-        by_mpirun = works and findings["launcher"]["kind"] != "srun"
+        succeeds, trials = findings["ping"].get("size") == 2, findings["slurm"].get("trials", [])
+        by_mpirun = succeeds and findings["launcher"]["kind"] != "srun"
         findings["use"] = launcher_probe.lines_to_use(
             mpi.kind, by_mpirun, trials, bool(findings["ping"].get("ulfm"))
         )
     return findings
-
-
-def _hdf5() -> str:
-    import h5py
-
-    return str(h5py.version.hdf5_version)
 
 
 def kernel_cache() -> dict[str, Any]:
@@ -197,11 +191,11 @@ def _srun_advice(findings: Mapping[str, Any]) -> list[str]:
 
 def live_recovery(findings: Mapping[str, Any]) -> str:
     """Describe whether a run can continue here when a rank dies, as tested by killing one."""
-    mpi, works = findings["mpi"], findings["ping"].get("ulfm")
-    if works is None:
+    mpi, succeeds = findings["mpi"], findings["ping"].get("ulfm")
+    if succeeds is None:
         return "-"
     name = f"{mpi['vendor']} {mpi['version']}"
-    if works:
+    if succeeds:
         return f"yes ({name}, ULFM)"
     if findings["launcher"].get("kind") == "srun":
         name = f"{name} under srun"
@@ -249,9 +243,9 @@ def _allocation_lines(findings: Mapping[str, Any]) -> list[str]:
     if findings["launcher"].get("kind") in ("openmpi", "mpich"):
         size = ping.get("size")
         where = f"on {ping['hosts']} nodes" if ping.get("hosts", 1) > 1 else "on one node"
-        works = f"one world of 2 ranks {where}" if size == 2 else "worlds of one rank each"
+        world = f"one world of 2 ranks {where}" if size == 2 else "worlds of one rank each"
         name = findings["launcher"]["path"].rpartition("/")[2]
-        lines.append(f"  {name:<24} {works if size else 'no: ' + ping.get('error', '')[-160:]}")
+        lines.append(f"  {name:<24} {world if size else 'no: ' + ping.get('error', '')[-160:]}")
     for trial in slurm.get("trials", ()):
         lines.append(f"  {trial['launcher']:<24} {trial['said'][:120]}")
     if slurm.get("plugins"):

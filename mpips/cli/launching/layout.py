@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mpips.cli import own_program
-from mpips.process.argument_parser import add_command
+from mpips.process.argument_parser import add_command, add_set
 
 DESCRIPTION = """\
 Show the ranks and roles of each node, the share of the keys that each server holds, and where its copies are: for a
@@ -28,10 +28,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument("--nodes", type=int, metavar="N", help="the number of nodes")
     parser.add_argument("--ntasks-per-node", type=int, metavar="T", help="ranks on a node, at most")
     parser.add_argument("--hosts", metavar="A,B,...", help="the host of each rank")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
-        help="override a key of the job file; repeatable",
-    )  # fmt: skip
+    add_set(parser)
     own_program.add(parser)
     parser.add_argument("--json", action="store_true", help="print the layout as JSON")
 
@@ -56,7 +53,7 @@ def command(arguments: argparse.Namespace) -> int:
         job = load(run / "job.toml", programs=trusted_loader(arguments.program))
     else:
         job = load(arguments.job, arguments.set)
-        hosts = chosen(arguments, job.layout.size())
+        hosts = hosts_of_ranks(arguments, job.layout.size())
     placed = placement.place(job, hosts)
     if arguments.json:
         print(json_text(placement.summary(job, placed)))
@@ -76,13 +73,13 @@ def command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def chosen(arguments: argparse.Namespace, ranks: int) -> tuple[str, ...]:
+def hosts_of_ranks(arguments: argparse.Namespace, ranks: int) -> tuple[str, ...]:
     """Return each rank's host, from the arguments, the allocation or this machine; LayoutError if ranks do not fit."""
     import os
 
     from mpips.errors import LayoutError
     from mpips.launch import slurm_env
-    from mpips.launch.placement import deal
+    from mpips.launch.placement import round_robin
     from mpips.process.host import host_name
 
     if arguments.hosts is not None:
@@ -103,4 +100,4 @@ def chosen(arguments: argparse.Namespace, ranks: int) -> tuple[str, ...]:
         nodes = allocation.get("nodes") or [host_name()]
     else:
         nodes = [f"node{number}" for number in range(1, arguments.nodes + 1)]
-    return deal(ranks, nodes, [room] * len(nodes) if room else None)
+    return round_robin(ranks, nodes, [room] * len(nodes) if room else None)

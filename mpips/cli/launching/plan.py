@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpips.process.argument_parser import add_command
+from mpips.process.argument_parser import add_command, add_set
 from mpips.process.printable import one_line
 
 if TYPE_CHECKING:
@@ -84,9 +84,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     number, real = positive(int), positive(float)
     parser.add_argument("job", metavar="JOB.toml", help="the job file")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="override a key; repeatable"
-    )
+    add_set(parser)
     parser.add_argument(
         "--nodes", type=number, default=1, metavar="N", help="nodes of the machine; default 1"
     )
@@ -127,12 +125,12 @@ def command(arguments: argparse.Namespace) -> int:
     """Estimate the costs, and predict."""
     from mpips.bench import _runs
     from mpips.cluster.layout import MOST
-    from mpips.config.overrides import override_of, with_switches
+    from mpips.config.overrides import override_of, with_options
     from mpips.errors import InputError
-    from mpips.planning.model import fitted
+    from mpips.planning.model import fit_costs
     from mpips.report.run_data import read
 
-    with_switches(arguments.set, {"layout.servers": ("--servers", arguments.servers)})
+    with_options(arguments.set, {"layout.servers": ("--servers", arguments.servers)})
     for what, count in (
         ("--nodes times --cores", arguments.nodes * arguments.cores),
         ("--servers", arguments.servers or 0),
@@ -149,18 +147,18 @@ def command(arguments: argparse.Namespace) -> int:
         if arguments.runs:
             runs = [read(Path(run)) for run in arguments.runs]
         else:
-            runs = [_short(arguments, folder, layout) for layout in CALIBRATE]
+            runs = [_short_run(arguments, folder, layout) for layout in CALIBRATE]
         for each in filter(None, (run.warning for run in runs)):
             print(f"mpips: {one_line(each)}", file=sys.stderr)
-        costs = fitted([measured(run) for run in runs])
-        print(described(costs))
+        costs = fit_costs([measured(run) for run in runs])
+        print(describe_costs(costs))
         if arguments.validate:
             return validate(arguments, costs, folder)
     print(plan(arguments, costs))
     return 0
 
 
-def _short(arguments: argparse.Namespace, folder: Path, layout: tuple[int, int]) -> Run:
+def _short_run(arguments: argparse.Namespace, folder: Path, layout: tuple[int, int]) -> Run:
     """Run a few steps of the job here."""
     from mpips.bench import _runs
     from mpips.config.job_file import load
@@ -184,7 +182,7 @@ def _short(arguments: argparse.Namespace, folder: Path, layout: tuple[int, int])
 def measured(run: Run) -> Measured:
     """Read the measurements of a finished run. InputError if it does not have them."""
     from mpips.errors import InputError
-    from mpips.files.json_shape import is_number
+    from mpips.files.json_schema import is_number
     from mpips.planning.model import Measured, RankCounts
     from mpips.report.run_data import STEPS as NAMES
     from mpips.report.run_data import check
@@ -219,7 +217,7 @@ def measured(run: Run) -> Measured:
 
 def _needed() -> dict[str, Any]:
     """Return the form of the data that a plan reads, by file."""
-    from mpips.files.json_shape import NUMBER, Each
+    from mpips.files.json_schema import NUMBER, Each
 
     return {
         "job.toml": {"consistency": {"tau?": int}, "ring": {"replicas": int}},
@@ -232,14 +230,14 @@ def _needed() -> dict[str, Any]:
     }
 
 
-def described(costs: Costs) -> str:
+def describe_costs(costs: Costs) -> str:
     """Describe the estimated costs."""
     from mpips.rundir.progress import bytes_si, si
 
     return (
         f"a step: {si(costs.compute, 's')} of one core; {costs.message * 1e6:.3g} us a message, "
         f"{costs.byte * 1e9:.3g} ns a byte, {costs.round * 1e6:.3g} us a round ({costs.rounds:.3g} rounds)\n"
-        f"workers send {bytes_si(costs.worker_bytes)} x W^{1 - costs.spread:.2f} in a step; the fit reproduces these "
+        f"workers send {bytes_si(costs.worker_bytes)} x W^{1 - costs.decay:.2f} in a step; the fit reproduces these "
         f"runs within {100 * costs.error:.0f} %"
     )
 
@@ -266,12 +264,14 @@ def plan(arguments: argparse.Namespace, costs: Costs) -> str:
         rounds=min(max(SIMULATED // chosen.layout.workers, 20), 400),
     )  # fmt: skip
     whole = arguments.steps * chosen.seconds * slow.longer
-    hours = arguments.mtbf * 3600
-    survivor = FailingRun(whole, machine.nodes, hours, survives=True, recovery=RECOVERY + chosen.reread)
+    mtbf_seconds = arguments.mtbf * 3600
+    survived = FailingRun(
+        whole, machine.nodes, mtbf_seconds, survives=True, recovery=RECOVERY + chosen.reread
+    )
     writing = 1 + chosen.server_memory / DISK
-    mortal = FailingRun(whole, machine.nodes, hours, False, REQUEUED + chosen.reread, writing)
-    mortal = mortal._replace(every=young_interval(mortal))
-    lives, dies = lifetime(survivor), lifetime(mortal)
+    restarted = FailingRun(whole, machine.nodes, mtbf_seconds, False, REQUEUED + chosen.reread, writing)
+    restarted = restarted._replace(every=young_interval(restarted))
+    surviving, restarting = lifetime(survived), lifetime(restarted)
     lines = [
         f"{machine.nodes} nodes of {machine.cores} cores: {ranks} ranks, the best splits first",
         table(_columns(), [_row(each) for each in found[:SHOWN]]),
@@ -279,15 +279,15 @@ def plan(arguments: argparse.Namespace, costs: Costs) -> str:
         f"with workers whose speed varies by {share(arguments.straggle)}: {slow.longer:.2f} times as long, "
         f"{share(slow.waiting)} of a worker's time waiting",
         f"{arguments.steps} steps: {seconds(whole)} without failures of nodes",
-        f"if the run survives failures: {_lived(lives)}",
-        f"if it restarts from a checkpoint, one every {seconds(mortal.every)}: {_lived(dies)}",
+        f"if the run survives failures: {_describe_lifetime(surviving)}",
+        f"if it restarts from a checkpoint, one every {seconds(restarted.every)}: {_describe_lifetime(restarting)}",
         f"a lost server's keys are served after 30ms, and have all copies again after {seconds(chosen.recovery)}; "
         f"a lost worker's data is read again in {seconds(chosen.reread)}",
     ]
     return "\n".join(lines)
 
 
-def _lived(found: Lifetime) -> str:
+def _describe_lifetime(found: Lifetime) -> str:
     """Describe the effect of failures on a run."""
     from mpips.rundir.progress import seconds
 
@@ -340,13 +340,13 @@ def validate(arguments: argparse.Namespace, costs: Costs, folder: Path) -> int:
 
     rows, worst = [], 0.0
     for servers, workers in VALIDATE:
-        real = measured(_short(arguments, folder, (servers, workers)))
+        real = measured(_short_run(arguments, folder, (servers, workers)))
         planned = predict(costs, Machine(real.cores), RankCounts(servers, workers, 0, real.layout.tau))
         sent, planned_bytes = real.worker_bytes + real.server_bytes, planned.worker_sent + planned.server_sent
-        off, off_bytes = planned.seconds / real.seconds - 1, planned_bytes / sent - 1
-        worst = max(worst, abs(off), abs(off_bytes))
+        error, bytes_error = planned.seconds / real.seconds - 1, planned_bytes / sent - 1
+        worst = max(worst, abs(error), abs(bytes_error))
         rows.append({"servers": servers, "workers": workers, "planned": planned.seconds, "real": real.seconds,
-                     "off": off, "planned_bytes": planned_bytes, "sent": sent, "off_bytes": off_bytes})  # fmt: skip
+                     "off": error, "planned_bytes": planned_bytes, "sent": sent, "off_bytes": bytes_error})  # fmt: skip
     signed = "{:+.0%}".format
     columns = (
         Column("servers", "servers", 7),

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from mpips.cli import output_file
-from mpips.process.argument_parser import add_command, not_empty
+from mpips.process.argument_parser import add_command, add_layout, not_empty
 
 if TYPE_CHECKING:
     from mpips.cluster.layout import LayoutSpec
@@ -52,7 +52,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 class SiteKeys(argparse.Action):
-    """The switch that lists the keys of a site file."""
+    """The option that lists the keys of a site file."""
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
         """Print the keys and exit."""
@@ -80,16 +80,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     places.add_argument("--launcher", choices=("mpirun", "srun"), help="instead of the site's")
     places.add_argument("--site", metavar="FILE", help="the site file")
     layout = parser.add_argument_group("ranks and keys of the job, as for mpips run")
-    for role, words in (
-        ("servers", "ranks that hold parameters"),
-        ("workers", "ranks that compute"),
-        ("spares", "ranks that wait to replace a dead one"),
-        ("schedulers", "ranks that schedule"),
-        ("replicas", "copies of each server's keys"),
-    ):
-        layout.add_argument(f"--{role}", type=int, metavar="N", help=words)
-    layout.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE",
-                        help="override a key of the job file; repeatable")  # fmt: skip
+    add_layout(layout)
     layout.add_argument(
         "--run-dir", type=not_empty, metavar="DIR", help="the run's folder instead of runs/NAME-JOBID"
     )
@@ -137,7 +128,7 @@ def command(arguments: argparse.Namespace) -> int:
         print(text, end="")
         return 0
     output_file.check(arguments.output, [arguments.job])
-    with output_file.named(arguments.output), replacing(arguments.output, "w") as file:
+    with output_file.naming_errors(arguments.output), replacing(arguments.output, "w") as file:
         file.write(text)
     return 0
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpips.process.argument_parser import add_command, add_launcher, not_empty
+from mpips.process.argument_parser import add_command, add_launcher, add_layout, not_empty
 
 if TYPE_CHECKING:
     from mpips.process.stop_signals import StopRequests
@@ -38,24 +38,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     """Add the command to the command line."""
     parser = add_command(subparsers, "run", "run a job here, or inside an allocation", DESCRIPTION, command)
     parser.add_argument("job", metavar="JOB.toml", help="the job file")
-    parser.add_argument(
-        "--servers", type=int, metavar="S", help="ranks that hold parameters (layout.servers)"
-    )
-    parser.add_argument("--workers", type=int, metavar="W", help="ranks that compute (layout.workers)")
-    parser.add_argument(
-        "--spares", type=int, metavar="P", help="ranks that wait to replace a dead one (layout.spares)"
-    )
-    parser.add_argument("--schedulers", type=int, metavar="N", help="ranks that schedule (layout.schedulers)")
-    parser.add_argument(
-        "--replicas", type=int, metavar="K", help="copies of each server's keys (ring.replicas)"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="TABLE.KEY=VALUE",
-        help="override a key of the job file; repeatable",
-    )
+    add_layout(parser)
     parser.add_argument(
         "--run-dir", type=not_empty, metavar="DIR", help="the run's folder; default runs/NAME-UTC"
     )
@@ -79,14 +62,14 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
-    """Collect the overrides of the job file: `--set` and the switches. JobError if they contradict each other."""
-    from mpips.config.overrides import with_switches
+    """Collect the overrides of the job file: `--set` and the options. JobError if they contradict each other."""
+    from mpips.config.overrides import with_options
 
     keys = {f"layout.{role}": role for role in ("servers", "workers", "spares", "schedulers")}
     keys["ring.replicas"] = "replicas"
-    switches = {key: (f"--{name}", getattr(arguments, name)) for key, name in keys.items()}
-    switches["record.on"] = "--reproduce", getattr(arguments, "reproduce", False) or None
-    return with_switches(arguments.set, switches)
+    options = {key: (f"--{name}", getattr(arguments, name)) for key, name in keys.items()}
+    options["record.on"] = "--reproduce", getattr(arguments, "reproduce", False) or None
+    return with_options(arguments.set, options)
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -107,7 +90,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     from mpips.files.safe_open import read_bytes
     from mpips.jit.warm_up import Mark
     from mpips.launch import mpi_launcher, oversubscription
-    from mpips.launch.processes import Children
+    from mpips.launch.processes import LauncherProcess
     from mpips.launch.slurm_env import node_count
     from mpips.process.printable import one_line
     from mpips.provenance import first_failure
@@ -138,7 +121,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     if named and Path(named).is_dir():
         check_outputs_are_own(RunFolder(named), load_program(job.program, job.base).outputs)
     # From here on there is a run folder, which records the outcome of the run.
-    requests.keep()
+    requests.record_only()
     folder = RunFolder.claim(named, arguments.resume is not None) if named else RunFolder.create(job.name)
     ranks = mpi_launcher.rank_command(arguments.job, [*passed, *folder.claim_arguments()])
     planned = mpi_launcher.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi)
@@ -148,8 +131,8 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
         print(f"mpips: {warning}", file=sys.stderr, flush=True)
     progress = mpi_launcher.progress_environment(sys.stdout)
     # The final message is printed by this process, not by the ranks.
-    judged = folder.claim_environment()
-    ready = mpi_launcher.Launch(planned.kind, planned.line, {**planned.added, **progress, **judged})
+    supervised = folder.claim_environment()
+    launch = mpi_launcher.Launch(planned.kind, planned.line, {**planned.added, **progress, **supervised})
 
     def provenance() -> bytes | None:
         with suppress(OSError):
@@ -162,12 +145,12 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
         """Return whether the ranks have started: a run.json may be that of the previous run."""
         return provenance() not in (None, stale)
 
-    children = Children(ready, folder.read_result, requests, has_begun)
-    with first_failure.Watch(folder) as watch:
-        ended = children.run()
+    process = LauncherProcess(launch, folder.read_result, requests, has_begun)
+    with first_failure.FirstExitWatch(folder) as watch:
+        ended = process.run()
     begun = has_begun()
     result = folder.read_result()
-    first = first_failure.first(folder, children.said, watch.seen) if begun else None
+    first = first_failure.first(folder, process.last_output, watch.first_ended) if begun else None
     facts = (result or {}).get("first_failure") if first is None else first.facts(folder)
     if first is not None and result is None:
         result = {"status": "failed", "exit_code": mpi_launcher.code_of(ended), "error": first.text}
@@ -178,7 +161,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
         and result.get("first_failure", {}).get("cause") == Cause.DIED
     ):
         result = {**result, "error": str(result["error"]).replace(Cause.DIED.text, first.error)}
-    code, line = mpi_launcher.verdict(result, ended, folder.path, facts, children.said)
+    code, line = mpi_launcher.verdict(result, ended, folder.path, facts, process.last_output)
     failed = code not in (ExitCode.COMPLETED, ExitCode.BAD_INPUT, ExitCode.STOPPED)
     if failed:
         from mpips.rank.prepare import advice
@@ -186,7 +169,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
         how = advice(job, folder)
         line += "" if how in line else how
     if failed or result is None:
-        why = mpi_launcher.no_result(ended, children.said)
+        why = mpi_launcher.no_result(ended, process.last_output)
         result = result or {"status": "failed", "exit_code": code, "error": why}
         result = {**result, **({} if facts is None else {"first_failure": facts})}
         with suppress(OSError):

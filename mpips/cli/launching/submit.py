@@ -73,24 +73,26 @@ def submit(text: str) -> str:
     import re
 
     from mpips.errors import InputError
-    from mpips.launch.slurm_env import without
-    from mpips.process.child_answer import ask
+    from mpips.launch.slurm_env import without_slurm
+    from mpips.process import subprocess_output
 
     try:
-        answer = ask(["sbatch", "--parsable"], 120.0, environ=without(os.environ), given=text)
+        answer = subprocess_output.run(
+            ["sbatch", "--parsable"], 120.0, environ=without_slurm(os.environ), stdin_text=text
+        )
     except FileNotFoundError:
         raise InputError("there is no sbatch on the PATH: is this a login node of a Slurm cluster?") from None
     except OSError as error:
         raise InputError(f"sbatch cannot be started: {error.strerror}") from None
     if answer.code is None:
         raise InputError("sbatch did not answer within 120 s: does `squeue` answer?")
-    message = " ".join(re.sub(r"(?m)^sbatch: (error: )?", "", answer.complaint).split())
+    message = " ".join(re.sub(r"(?m)^sbatch: (error: )?", "", answer.stderr).split())
     # A site's own messages may come before.
-    found = re.search(r"(?m)^(\d+)(?:;\S*)?\s*\Z", answer.output)
+    found = re.search(r"(?m)^(\d+)(?:;\S*)?\s*\Z", answer.stdout)
     if answer.code:
         raise InputError(f"sbatch refused the job: {message or f'exit code {answer.code}'}")
     if found is None:
         raise InputError(
-            f"sbatch accepted the job, but printed no number: {' '.join(answer.output.split())!r}; see squeue --me"
+            f"sbatch accepted the job, but printed no number: {' '.join(answer.stdout.split())!r}; see squeue --me"
         )
     return found[1]

@@ -46,8 +46,8 @@ def command(arguments: argparse.Namespace) -> int:
         spec = typed.build(
             DataSpec, {key.strip(): override_value(value) for key, _, value in settings}, ("data",)
         )
-    except typed.Misfit as misfit:
-        raise JobError(f"--set {typed.dotted(misfit.path[1:])}: {misfit}") from misfit
+    except typed.InvalidValue as error:
+        raise JobError(f"--set {typed.dotted(error.path[1:])}: {error}") from error
     tally = convert(arguments.source, arguments.target, spec, arguments.force)
     print(f"{arguments.target}: {tally.examples} examples")
     for line, _, _ in tally.remarks():

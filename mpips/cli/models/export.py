@@ -51,7 +51,10 @@ def command(arguments: argparse.Namespace) -> int:
             f"{source}: choose a vector by --vector NAME; it has: {', '.join(names) or 'none'}"
         )
     rows = load_range(source, arguments.vector or names[0], [ALL])
-    with output_file.named(target), replacing(target, "wb" if target.suffix == ".npz" else "w") as file:
+    with (
+        output_file.naming_errors(target),
+        replacing(target, "wb" if target.suffix == ".npz" else "w") as file,
+    ):
         _write(file, target.suffix, rows)
     print(f"{target}: {len(rows.keys):,} keys")
     return 0

@@ -42,14 +42,14 @@ def command(arguments: argparse.Namespace) -> int:
     run = named_run(arguments.run)
     if arguments.out:
         output_file.check(arguments.out, [run, *arguments.files])
-    ask = _asked(run, arguments.program)
+    infer = _infer_function(run, arguments.program)
     out = Path(arguments.out) if arguments.out else None
-    with output_file.named(out):
-        ask(run, [Path(file) for file in arguments.files], out)
+    with output_file.naming_errors(out):
+        infer(run, [Path(file) for file in arguments.files], out)
     return 0
 
 
-def _asked(run: Path, named: str | None) -> Callable[[Path, Sequence[Path], Path | None], Any]:
+def _infer_function(run: Path, named: str | None) -> Callable[[Path, Sequence[Path], Path | None], Any]:
     """Find the `infer` of the program that made a run or a model file."""
     from mpips.config.job_file import load
     from mpips.config.program import trusted_loader

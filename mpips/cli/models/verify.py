@@ -46,13 +46,13 @@ def command(arguments: argparse.Namespace) -> int:
         named = Path(given) if Path(given).exists() else named_run(given)
         run = RunFolder(named)
         if run.run.exists():
-            damaged += _shown(given if given != "latest" else named, *_run(run))
+            damaged += _print_outcome(given if given != "latest" else named, *_run(run))
             continue
         check_present(named)
         for path in folders(named) or [named]:
             problems = verify(path)
             entries = [] if problems else read_manifest(path)["files"]
-            damaged += _shown(path, problems, [entry["bytes"] for entry in entries])
+            damaged += _print_outcome(path, problems, [entry["bytes"] for entry in entries])
     return 1 if damaged else 0
 
 
@@ -62,14 +62,14 @@ def _run(run: RunFolder) -> tuple[list[str], list[int]]:
     from mpips.provenance.run_json import altered_outputs, listed_outputs
 
     facts = run.read_run() or {}
-    listed = listed_outputs(run)
-    if not listed:
+    outputs = listed_outputs(run)
+    if not outputs:
         how = facts.get("exit", {}).get("status") or "has not ended, or was killed"
         raise InputError(f"{run.path}: its run.json has no hashes of outputs (the run: {how})")
     missing = [
-        f"{run.path / each['name']}: is missing" for each in listed if not _is_there(run, each["name"])
+        f"{run.path / each['name']}: is missing" for each in outputs if not _is_there(run, each["name"])
     ]
-    return [*altered_outputs(run), *missing], [each.get("bytes", 0) for each in listed]
+    return [*altered_outputs(run), *missing], [each.get("bytes", 0) for each in outputs]
 
 
 def _is_there(run: RunFolder, name: str) -> bool:
@@ -78,7 +78,7 @@ def _is_there(run: RunFolder, name: str) -> bool:
     return os.path.lexists(run.path / name)
 
 
-def _shown(path: str | Path, problems: list[str], sizes: list[int]) -> bool:
+def _print_outcome(path: str | Path, problems: list[str], sizes: list[int]) -> bool:
     """Print what was found; return whether there are problems."""
     from mpips.process.printable import one_line
 

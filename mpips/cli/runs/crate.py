@@ -61,7 +61,7 @@ def command(arguments: argparse.Namespace) -> int:
         raise InputError("--orcid and --affiliation need --agent")
     run = named_run(arguments.run)
     target = Path(arguments.out or f"{run.absolute().name}.crate.zip")
-    with output_file.named(target):
+    with output_file.naming_errors(target):
         count = export(
             run,
             target,

@@ -74,19 +74,19 @@ def command(arguments: argparse.Namespace) -> int:
 class Paint:
     """Colours text on a terminal."""
 
-    def __init__(self, on: bool) -> None:
-        self.on = on
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
 
     def __call__(self, text: str, *codes: str) -> str:
         """Colour a text."""
-        if not self.on or not codes:
+        if not self.enabled or not codes:
             return text
         return Control(f"\033[{';'.join(codes)}m{printable(text)}\033[0m")
 
-    def beside(self, *parts: str) -> str:
+    def join(self, *parts: str) -> str:
         """Join texts, some of which may be coloured."""
         shown = (part if isinstance(part, Control) else printable(part) for part in parts)
-        return Control("".join(shown)) if self.on else "".join(parts)
+        return Control("".join(shown)) if self.enabled else "".join(parts)
 
 
 # --- JSON ---------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
 def report(found: Comparison, paint: Paint, limit: int = LIMIT, cell: int = CELL) -> list[str]:
     """Return the lines of the comparison."""
     lines = [
-        paint.beside(paint(name, BOLD), f"  {each.path}  {each.status}, {_when(each)}")
+        paint.join(paint(name, BOLD), f"  {each.path}  {each.status}, {_when(each)}")
         for name, each in (("A", found.a), ("B", found.b))
     ]
     lines += ["", paint("provenance", BOLD), *_provenance(found, paint, limit, cell)]
@@ -145,7 +145,7 @@ def report(found: Comparison, paint: Paint, limit: int = LIMIT, cell: int = CELL
     verdict = {True: ("the same bits", GREEN), False: ("DIFFERENT", RED), None: ("unknown", RED)}
     text, colour = verdict[parameters.same]
     by = f" by {parameters.compared}" if parameters.compared != "nothing" else ""
-    lines += ["", paint.beside(paint("parameters", BOLD), ": ", paint(text, colour), by)]
+    lines += ["", paint.join(paint("parameters", BOLD), ": ", paint(text, colour), by)]
     lines += _parameters(parameters, paint)
     return lines
 

@@ -54,7 +54,7 @@ def command(arguments: argparse.Namespace) -> int:
     output_file.check(out)
     if arguments.out is None and os.path.lexists(out) and not is_page(out):
         raise InputError(f"{out}: is no report of mpips, and would be replaced; name the page by --out FILE")
-    with output_file.named(out):
+    with output_file.naming_errors(out):
         write_text(out, page(runs))
     print(out)
     return 0

@@ -63,7 +63,7 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.config.job_file import load
     from mpips.config.program import trusted_loader
     from mpips.launch import mpi_launcher
-    from mpips.launch.processes import Children
+    from mpips.launch.processes import LauncherProcess
     from mpips.replay.history import read_history
     from mpips.rundir.claim import release
     from mpips.rundir.folder import RunFolder, write_text
@@ -71,7 +71,7 @@ def command(arguments: argparse.Namespace) -> int:
 
     recorded = RunFolder(named_run(arguments.run))
     if arguments.python and os.path.abspath(arguments.python) != os.path.abspath(sys.executable):
-        elsewhere(arguments, recorded)
+        run_with_other_python(arguments, recorded)
     result = result_of(recorded)
     job = load(recorded.job, programs=trusted_loader(arguments.program))
     about = started_from(recorded, job)
@@ -104,14 +104,14 @@ def command(arguments: argparse.Namespace) -> int:
         starter, job.layout.size(), mpi_launcher.rank_command(folder.replay / "job.toml", passed)
     )
     added = {**planned.added, **mpi_launcher.progress_environment(sys.stdout), **folder.claim_environment()}
-    ended = Children(mpi_launcher.Launch(planned.kind, planned.line, added), folder.read_result).run()
+    ended = LauncherProcess(mpi_launcher.Launch(planned.kind, planned.line, added), folder.read_result).run()
     release(folder.path)
-    code, line = judged(recorded, result, folder, ended)
+    code, line = compare_results(recorded, result, folder, ended)
     print(line, file=sys.stderr, flush=True)
     return code
 
 
-def elsewhere(arguments: argparse.Namespace, recorded: RunFolder) -> None:
+def run_with_other_python(arguments: argparse.Namespace, recorded: RunFolder) -> None:
     """Replace this process by the same command under another Python. InputError if there is none."""
     from mpips.errors import InputError
     from mpips.process import interpreter
@@ -161,13 +161,13 @@ def started_from(recorded: RunFolder, job: Job) -> dict[str, Any]:
         raise RecordError(
             f"{recorded.record / ABOUT}: does not name the files the run started from"
         ) from None
-    now = inputs(job)
+    present = inputs(job)
     for path, size in about["inputs"].items():
-        if now.get(path) != size:
+        if present.get(path) != size:
             raise RecordError(
-                f"{path}: had {size} bytes when the run was recorded, and has {now.get(path, 'none')}"
+                f"{path}: had {size} bytes when the run was recorded, and has {present.get(path, 'none')}"
             )
-    for path in sorted(now.keys() - about["inputs"].keys()):
+    for path in sorted(present.keys() - about["inputs"].keys()):
         raise RecordError(f"{path}: did not exist when the run was recorded, and would be read now")
     if about["resume"] and not Path(about["resume"]).is_dir():
         raise RecordError(f"{about['resume']}: the checkpoint that the run continued from is missing")
@@ -177,47 +177,47 @@ def started_from(recorded: RunFolder, job: Job) -> dict[str, Any]:
 def same_inputs(recorded: RunFolder, sizes: Mapping[str, int]) -> str:
     """Hash the inputs as the recorded run did (`provenance`); describe the check. InputError if one differs."""
     from mpips.errors import RecordError
-    from mpips.provenance.input_hashes import HASHES, altered, hashed
+    from mpips.provenance.input_hashes import HASHES, first_altered, hash_kind
     from mpips.provenance.run_json import read_run
 
     inputs = (read_run(recorded) or {}).get("inputs")
     listed = [each for each in inputs if isinstance(each, Mapping)] if isinstance(inputs, list) else []
-    other = altered(listed)
-    if other is not None:
+    changed = first_altered(listed)
+    if changed is not None:
         raise RecordError(
-            f"{other.path}: had {other.kind} {other.expected} when the run was recorded, and has {other.found}"
+            f"{changed.path}: had {changed.kind} {changed.expected} when the run was recorded, and has {changed.found}"
         )
-    kinds = {str(facts["path"]): hashed(facts) for facts in listed}
+    kinds = {str(facts["path"]): hash_kind(facts) for facts in listed}
     known = [(kind, sum(kinds.get(path) == kind for path in sizes)) for kind in HASHES]
     known.append(("size only", len(sizes) - sum(count for _, count in known)))
     counts = ", ".join(f"{count} by {kind}" for kind, count in known if count)
     return f"the inputs are the recorded ones: {counts}" if sizes else "the run read no files"
 
 
-def judged(
-    before: RunFolder, recorded: Mapping[str, Any], now: RunFolder, launcher_code: int
+def compare_results(
+    recorded_run: RunFolder, recorded: Mapping[str, Any], repeated: RunFolder, launcher_code: int
 ) -> tuple[int, str]:
-    """Compare a run's `recorded` result with that of the run `now`; return the exit code and the final line."""
+    """Compare a run's `recorded` result with that of the run `repeated`; return the exit code and the final line."""
     from mpips.launch import mpi_launcher
 
-    result = now.read_result()
+    result = repeated.read_result()
     if result is None or result.get("status") == "failed":
-        _, line = mpi_launcher.verdict(result, launcher_code, now.path)
+        _, line = mpi_launcher.verdict(result, launcher_code, repeated.path)
         return 1, line
-    was, is_now = recorded["parameters_sha256"], result.get("parameters_sha256")
-    if was == is_now:
-        return 0, f"mpips: the same bits: parameters_sha256 is {is_now}; run folder: {now.path}"
-    text = f"mpips: other bits: parameters_sha256 was {was}, and is {is_now}; {difference(before, now)}"
-    return 1, f"{text}; run folder: {now.path}"
+    was, found = recorded["parameters_sha256"], result.get("parameters_sha256")
+    if was == found:
+        return 0, f"mpips: the same bits: parameters_sha256 is {found}; run folder: {repeated.path}"
+    text = f"mpips: other bits: parameters_sha256 was {was}, and is {found}; {difference(recorded_run, repeated)}"
+    return 1, f"{text}; run folder: {repeated.path}"
 
 
-def difference(before: RunFolder, now: RunFolder) -> str:
+def difference(recorded_run: RunFolder, repeated: RunFolder) -> str:
     """Describe the first difference between the parameters of two runs, as far as they are on disk."""
     from mpips.errors import InputError
     from mpips.report.diff import parameters, side
 
     try:
-        found = parameters(side(before.path), side(now.path))
+        found = parameters(side(recorded_run.path), side(repeated.path))
     except InputError as error:
         return f"they cannot be compared: {error}"
     if not found.tables:
@@ -225,16 +225,16 @@ def difference(before: RunFolder, now: RunFolder) -> str:
     differing = [table for table in found.tables if not table.same]
     if not differing:
         return f"{found.compared} is the same in both, so they differ in parameters that it does not contain"
-    return f"{found.compared}: {described(min(differing, key=lambda table: table.first is None))}"
+    return f"{found.compared}: {describe_difference(min(differing, key=lambda table: table.first is None))}"
 
 
-def described(table: Difference) -> str:
+def describe_difference(table: Difference) -> str:
     """Describe the difference of a table in one line."""
     note = f"; {table.note}" if table.note else ""
     if table.first is None:
         return f"{table.name}{note}"
-    was, is_now = (", ".join(map(repr, row)) for row in table.first)
+    was, found = (", ".join(map(repr, row)) for row in table.first)
     return (
-        f"{table.name} differ first at key {table.first_key}: {was} and {is_now}; "
+        f"{table.name} differ first at key {table.first_key}: {was} and {found}; "
         f"|difference| max {table.maximum:.6g}, mean {table.mean:.6g} over {table.differing:,} keys{note}"
     )

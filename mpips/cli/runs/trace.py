@@ -100,12 +100,12 @@ def text(found: dict[str, Any], everyone: bool = True) -> str:
 
     ranks = found["ranks"]
     columns = [
-        Column("who", "rank", max(6, *(len(_who(rank)) for rank in ranks))),
+        Column("who", "rank", max(6, *(len(_rank_name(rank)) for rank in ranks))),
         Column("seconds", "time", 7, seconds),
         *(Column(key, title, max(7, len(title)), share) for key, title in _COLUMNS),
     ]
     shown = ranks if everyone or len(ranks) <= SHOWN else []
-    rows = [_row(_who(rank), [rank]) for rank in shown]
+    rows = [_row(_rank_name(rank), [rank]) for rank in shown]
     for role in ("scheduler", "server", "worker", "spare"):
         alike = [rank for rank in ranks if rank["role"] == role]
         if len(alike) > 1:
@@ -117,7 +117,7 @@ def text(found: dict[str, Any], everyone: bool = True) -> str:
     if waits:
         lines += ["", "longest waits:"]
         names = {rank["rank"]: f"{rank['role']} {rank['index']}" for rank in ranks}
-        lines += [printable(_wait(wait, names, found["seconds"]), keep="") for wait in waits]
+        lines += [printable(_wait_line(wait, names, found["seconds"]), keep="") for wait in waits]
     unseen = sum(rank["unseen"] for rank in ranks)
     if unseen > 0:
         lines.append(
@@ -135,7 +135,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def _who(rank: dict[str, Any]) -> str:
+def _rank_name(rank: dict[str, Any]) -> str:
     return f"{rank['rank']} {rank['role']} {rank['index']}"
 
 
@@ -151,7 +151,7 @@ def _row(who: str, ranks: list[dict[str, Any]]) -> dict[str, Any]:
     return {"who": who, "seconds": total / len(ranks), **cells}
 
 
-def _wait(wait: dict[str, Any], names: dict[int, str], total: float) -> str:
+def _wait_line(wait: dict[str, Any], names: dict[int, str], total: float) -> str:
     from mpips.rundir.progress import seconds, share
 
     last = "" if wait["from"] is None else f", last answer from {names.get(wait['from'], wait['from'])}"

@@ -59,8 +59,8 @@ def test_every_combination_is_a_job_that_loads() -> None:
 
 def test_a_chain_is_written_as_it_is_read() -> None:
     chain = ["zeros", {"name": "zstd", "level": 3, "shuffle": False}]
-    assert override_value(filters.toml(chain)) == chain
-    own = filters.combinations([("zstd",), chain, ("zstd",)])[len(filters.BARE) :]
+    assert override_value(filters.chain_toml(chain)) == chain
+    own = filters.combinations([("zstd",), chain, ("zstd",)])[len(filters.WITHOUT_CHAINS) :]
     assert [each.chain for each in own] == [("zstd",), tuple(chain)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mpips.bench.applications import lda
-from mpips.bench.applications.lda import Peer, beside, rate
+from mpips.bench.applications.lda import TomotopyResult, compare_with_tomotopy, rate
 from mpips.errors import InputError
 
 
@@ -27,11 +27,11 @@ def sweeps(count: int) -> list[dict[str, Any]]:
 
 
 def test_the_first_sweep_that_is_as_good_counts() -> None:
-    found = beside(sweeps(20), Peer(4.0, -905.0, 1000), 8)
+    found = compare_with_tomotopy(sweeps(20), TomotopyResult(4.0, -905.0, 1000), 8)
     assert (found["sweeps"], found["ours"], found["ratio"]) == (10, 5.0, 1.25)
     assert (found["theirs"], found["their_rate"], found["our_rate"]) == (4.0, 2000.0, 2000.0)
     assert found["per_token"] == pytest.approx(-0.905)
-    never = beside(sweeps(5), Peer(4.0, -905.0, 1000), 8)
+    never = compare_with_tomotopy(sweeps(5), TomotopyResult(4.0, -905.0, 1000), 8)
     assert never["sweeps"] is None and math.isnan(never["ratio"])
 
 

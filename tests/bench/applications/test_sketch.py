@@ -17,7 +17,7 @@ from mpips.jobs.sketch.source import Zipf
 
 def test_a_stream_is_counted_exactly_in_all_its_parts() -> None:
     zipf = Zipf(1.2, 5003, 200, 1, 600)
-    counts = bench.tallied(zipf, 3)
+    counts = bench.exact_counts(zipf, 3)
     truth = Counter[int]()
     for part in range(3):
         for number in range(3):
@@ -39,25 +39,25 @@ def test_errors_are_found(tmp_path: Path) -> None:
             np.empty((4, 1), np.uint32), np.empty(1, np.int64),
         )  # fmt: skip
     (tmp_path / "top.tsv").write_text("".join(f"{key}\t0\n" for key in keys[1:21].tolist()))
-    right = bench.against(sketch, counts, tmp_path)
+    right = bench.compare_with_exact(sketch, counts, tmp_path)
     assert (right["keys"], right["over"], right["below"], right["beyond"]) == (30, 0, 0, 0.0)
     assert right["correct_total"] and right["top"] == 20
     more = counts.copy()
     more[7] += 1
-    wrong = bench.against(sketch, more, tmp_path)
+    wrong = bench.compare_with_exact(sketch, more, tmp_path)
     assert wrong["below"] == 1 and not wrong["correct_total"]
     less = counts.copy()
     less[3] -= 20
-    wrong = bench.against(sketch, less, tmp_path)
+    wrong = bench.compare_with_exact(sketch, less, tmp_path)
     assert wrong["over"] == 20 and wrong["beyond"] == 1 / 30 and wrong["below"] == 0
 
 
 def test_files_are_counted_exactly(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("n\tword\r\n3\tx\r\n\r\n4\ty\r\n5\tx\r\n9\t\r\n")
     spec = DataSpec(train=[str(tmp_path / "a.tsv")], column="word", weight="n")
-    assert bench.exactly(spec) == {"x": 8, "y": 4}
+    assert bench.count_keys(spec) == {"x": 8, "y": 4}
     (tmp_path / "b.txt").write_text("x\n\ny z\nx")
-    assert bench.exactly(DataSpec(train=[str(tmp_path / "b.txt")])) == {"x": 2, "y z": 1}
+    assert bench.count_keys(DataSpec(train=[str(tmp_path / "b.txt")])) == {"x": 2, "y z": 1}
 
 
 @pytest.mark.ranks

@@ -29,10 +29,10 @@ def ledger() -> tuple[Ledger, dict[str, dict[int, int]]]:
 
 def test_what_was_acknowledged_is_there_and_what_was_not_may_be() -> None:
     noted, counts = ledger()
-    noted.judge(counts)
+    noted.compare(counts)
     assert not noted.lost and not noted.doubled
     counts[SINGLES] |= dict.fromkeys(push_keys(1), 1)
-    noted.judge(counts)
+    noted.compare(counts)
     assert not noted.lost and not noted.doubled
 
 
@@ -58,7 +58,7 @@ def test_a_lost_and_a_doubled_update_are_found(
 ) -> None:
     noted, counts = ledger()
     counts[vector][which] = count
-    noted.judge(counts)
+    noted.compare(counts)
     assert (len(noted.lost), len(noted.doubled)) == (lost, doubled)
 
 

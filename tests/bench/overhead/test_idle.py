@@ -1,4 +1,4 @@
-"""The benchmark of ranks at rest, and of crowds: it counts and judges right."""
+"""The benchmark of idle ranks and of oversubscription: its counts and checks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def a_report(**changed: Any) -> dict[str, Any]:
         "rest": idle.shares(RANKS, measured), "wake": idle.lateness(trips),
         "layouts": {"few": {"servers": 1, "workers": 2}, "many": {"servers": 3, "workers": 4}},
         "requests": 10, "batch": 5,
-        "crowd": [idle.oversubscribed("sparse_lr", [1.0, 2.0, 1.0], [1.4, 2.0, 3.0])],
+        "oversubscribed": [idle.compare_times("sparse_lr", [1.0, 2.0, 1.0], [1.4, 2.0, 3.0])],
     }  # fmt: skip
     return report | changed
 
@@ -58,8 +58,8 @@ def test_lateness_is_beyond_trips_that_follow_at_once() -> None:
     assert "late_p99" not in rows["heard", 0.0]
 
 
-def test_a_crowd_is_judged_by_the_rounds_ratios() -> None:
-    row = idle.oversubscribed("requests", [1.0, 2.0, 1.0], [1.4, 2.0, 3.0])
+def test_oversubscription_is_judged_by_the_ratios_of_rounds() -> None:
+    row = idle.compare_times("requests", [1.0, 2.0, 1.0], [1.4, 2.0, 3.0])
     assert (row["ratio"], row["min"], row["max"], row["few"], row["many"]) == (1.4, 1.0, 3.0, 1.0, 2.0)
 
 
@@ -72,7 +72,12 @@ def test_a_crowd_is_judged_by_the_rounds_ratios() -> None:
             "< 3 % of a core",
         ),
         (
-            {"crowd": [idle.oversubscribed("a", [1.0], [1.0]), idle.oversubscribed("b", [1.0], [1.6])]},
+            {
+                "oversubscribed": [
+                    idle.compare_times("a", [1.0], [1.0]),
+                    idle.compare_times("b", [1.0], [1.6]),
+                ]
+            },
             "many <= 1.5 times few",
         ),
     ],
@@ -85,10 +90,10 @@ def test_the_report_is_honest(changed: dict[str, Any], missed: str) -> None:
 
 
 def test_only_what_was_measured_is_judged() -> None:
-    crowd = {key: value for key, value in a_report().items() if key not in ("rest", "wake")}
-    assert list(idle.checks(crowd)) == ["many <= 1.5 times few"]
-    assert "nothing happened" not in idle.text(crowd)
-    rest = {key: value for key, value in a_report().items() if key != "crowd"}
+    many = {key: value for key, value in a_report().items() if key not in ("rest", "wake")}
+    assert list(idle.checks(many)) == ["many <= 1.5 times few"]
+    assert "nothing happened" not in idle.text(many)
+    rest = {key: value for key, value in a_report().items() if key != "oversubscribed"}
     assert len(idle.checks(rest)) == 2 and "few:" not in idle.text(rest)
 
 
@@ -138,7 +143,7 @@ def test_round_trips_are_enough_and_not_too_many() -> None:
         (["--few", "3"], "--few: must be servers+workers, as in 1+2, got '3'"),
         (["--many", "0+4"], "--many: must be servers+workers, as in 1+2, got '0+4'"),
         (["--many", "1+2"], "--many 1+2: must be more ranks than --few 1+2"),
-        (["--batch", "600000", "--part", "crowd"], "--batch: must be at most 524288, got 600000"),
+        (["--batch", "600000", "--part", "oversubscribed"], "--batch: must be at most 524288, got 600000"),
     ],
 )
 def test_wrong_arguments_are_exit_code_2(

@@ -18,7 +18,7 @@ def test_every_chain_is_measured_and_lossless_ones_save_what_they_must(
     assert coding.main(["--rows", "3000", "--repeat", "1", "--json", str(file)]) == 0
     rows = json.loads(file.read_text())["rows"]
     assert [(row["message"], row["chain"]) for row in rows] == [
-        (name, coding.written(chain)) for name, chain in coding.CHAINS
+        (name, coding.format_chain(chain)) for name, chain in coding.CHAINS
     ]
     size = {(row["message"], row["chain"]): row["size"] for row in rows}
     assert 0.3 + 1 / 32 < size["steps", "zeros"] < 0.36, "30 % of float32, and a bit for each"

@@ -25,9 +25,9 @@ def test_a_small_run_reports_every_size(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_keys_are_different_and_lists_sorted() -> None:
-    keys = index.drawn(5000, np.random.default_rng(3))
+    keys = index.draw_keys(5000, np.random.default_rng(3))
     assert len(np.unique(keys)) == 5000
-    assert keys.tolist() == index.drawn(5000, np.random.default_rng(3)).tolist()
+    assert keys.tolist() == index.draw_keys(5000, np.random.default_rng(3)).tolist()
     cut = index.lists(keys, 999)
     assert [len(each) for each in cut] == [999] * 5 + [5]
     assert all((each[1:] > each[:-1]).all() for each in cut)

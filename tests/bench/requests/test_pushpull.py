@@ -94,15 +94,17 @@ def test_targets_are_judged_by_the_worst_row() -> None:
         a_row(0.9), a_row(0.79, op="pull"), a_row(0.1, keys=1000), a_row(0.41, keys=1),
         a_row(0.6, mode="cached"), a_row(0.4, mode="sparse"), a_row(0.39, mode="sparse", layout="2+2", keys=10**6),
     ]  # fmt: skip
-    assert str(pushpull.verdict(dense, rows)).endswith(": NO, 1 of 2; minimum 0.79 (1+1 dense pull 100,000)")
-    assert str(pushpull.verdict(cached, rows)).endswith(
+    assert str(pushpull.check_target(dense, rows)).endswith(
+        ": NO, 1 of 2; minimum 0.79 (1+1 dense pull 100,000)"
+    )
+    assert str(pushpull.check_target(cached, rows)).endswith(
         ": yes, 1 of 1; minimum 0.60 (1+1 cached push 100,000)"
     )
-    assert str(pushpull.verdict(sparse, rows)).endswith(
+    assert str(pushpull.check_target(sparse, rows)).endswith(
         ": NO, 1 of 2; minimum 0.39 (2+2 sparse push 1,000,000)"
     )
-    assert str(pushpull.verdict(one, rows)).endswith(": yes, 1 of 1; minimum 0.41 (1+1 dense push 1)")
-    assert pushpull.verdict(cached, rows[:3]) is None
+    assert str(pushpull.check_target(one, rows)).endswith(": yes, 1 of 1; minimum 0.41 (1+1 dense push 1)")
+    assert pushpull.check_target(cached, rows[:3]) is None
 
 
 def test_the_report_shows_every_row_and_the_fit() -> None:
@@ -220,7 +222,7 @@ def test_a_benchmark_with_ps_lite_is_started_by_roles_and_read(tmp_path: Path) -
     asked = pushpull.parser().parse_args(["--keys", "1000", "--width", "4", "--modes", "cached"])
     limit = a_row(0.5, mode="sparse", keys=1000, op="pull")
     other = a_program(tmp_path, "echo push 1; echo pull 1; test $3 = 40")
-    push, pull = pushpull.beside(
+    push, pull = pushpull.ps_lite_rows(
         [limit], a_request(quick=True, width=4, keys=[1000]), Size(1, 1), Path(other)
     )
     assert (push["limit_s"], push["ratio"], pull["limit_s"]) == (None, None, limit["limit_s"])
@@ -297,19 +299,21 @@ def a_request(**changed: Any) -> argparse.Namespace:
 
 
 def test_what_does_not_fit_is_said_before_it_is_tried() -> None:
-    pushpull.check_room(a_request(), None, 2)
-    pushpull.check_room(a_request(), 64 * 10**9, 2)
-    pushpull.check_room(a_request(launcher="srun"), 1, 1)
+    pushpull.check_memory(a_request(), None, 2)
+    pushpull.check_memory(a_request(), 64 * 10**9, 2)
+    pushpull.check_memory(a_request(launcher="srun"), 1, 1)
     with pytest.raises(
         InputError, match=r"--keys 10000000: layout 2\+2 needs about .*B of memory, 1\.00GB are free"
     ):
-        pushpull.check_room(a_request(), 10**9, 2)
-    pushpull.check_room(a_request(quick=True, keys=[1000]), 10**9, 2)
+        pushpull.check_memory(a_request(), 10**9, 2)
+    pushpull.check_memory(a_request(quick=True, keys=[1000]), 10**9, 2)
     with pytest.raises(InputError, match=r"--layouts 8\+9: 18 ranks on 2 cores; at most 8 per core"):
-        pushpull.check_room(a_request(layouts=[Size(8, 9)]), None, 2)
-    less = pushpull.room(Size(2, 2), a_request(modes=["dense"], replicas=0))
+        pushpull.check_memory(a_request(layouts=[Size(8, 9)]), None, 2)
+    less = pushpull.needed_memory(Size(2, 2), a_request(modes=["dense"], replicas=0))
     for more in ({"modes": ["dense", "sparse"]}, {"replicas": 1}, {"width": 2}, {"update": "ftrl"}):
-        assert less < pushpull.room(Size(2, 2), a_request(**{"modes": ["dense"], "replicas": 0} | more))
+        assert less < pushpull.needed_memory(
+            Size(2, 2), a_request(**{"modes": ["dense"], "replicas": 0} | more)
+        )
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,15 @@ from mpips.bench.failures._killing import Trial
 from mpips.bench.scaling import _requesting, elastic, replication
 from mpips.cli import main
 from mpips.cluster.layout import Layout, LayoutSpec, Role
-from mpips.cluster.view import View, drained, first_view, next_epoch, repaired, whole, with_server
+from mpips.cluster.view import (
+    View,
+    first_view,
+    next_epoch,
+    repaired,
+    with_learner_joined,
+    with_ring_order,
+    with_server,
+)
 from mpips.config.job_file import load
 
 CONDITIONS = {"cpu": "a machine", "cores": 2, "load": 0.01, "python": "3", "at": "now"}
@@ -94,29 +102,29 @@ def test_sums_on_the_servers_are_compared_key_by_key() -> None:
         (np.array([0, 1], np.uint64), np.array([[1.0], [5.0]])),
         (np.array([3], np.uint64), np.array([[1.0]])),
     ]
-    assert _requesting.judge(exported, counts) == {"updates": 6, "lost": 1, "doubled": 2}
+    assert _requesting.compare(exported, counts) == {"updates": 6, "lost": 1, "doubled": 2}
     exact = [(np.array([0, 1, 3], np.uint64), np.array([[1.0], [3.0], [2.0]]))]
-    assert _requesting.judge(exact, counts) == {"updates": 6, "lost": 0, "doubled": 0}
+    assert _requesting.compare(exact, counts) == {"updates": 6, "lost": 0, "doubled": 0}
 
 
 def test_a_join_is_over_when_all_shards_are_where_the_ring_wants_them() -> None:
     view = first_view(Layout.of(5, LayoutSpec(servers=2, workers=1, spares=1)))
-    assert _requesting.settled(view, 0)
+    assert _requesting.is_settled(view, 0)
     (spare,) = view.of(Role.SPARE)
     view, steps = repaired(with_server(next_epoch(view), spare), 0), 0
-    while not _requesting.settled(view, 0):
+    while not _requesting.is_settled(view, 0):
         view, steps = a_step(view), steps + 1
     assert steps > 1 and view.primary_of(spare)
 
 
 def a_step(view: View) -> View:
-    """Let the first learner become whole, or the first closing chain stand still, and mend."""
+    """Let the first learner join its chain, or the first closing chain be reordered, and repair."""
     view = next_epoch(view)
     for shard, chain in enumerate(view.chains):
         if chain.learner >= 0:
-            return repaired(whole(view, shard, chain.learner, chain.since), 0)
+            return repaired(with_learner_joined(view, shard, chain.learner, chain.since), 0)
         if chain.closing:
-            return repaired(drained(view, shard, chain.since, 0), 0)
+            return repaired(with_ring_order(view, shard, chain.since, 0), 0)
     return repaired(view, 0)
 
 
@@ -181,9 +189,9 @@ def a_trial(**changed: Any) -> Trial:
 )
 def test_a_restart_is_judged(changed: dict[str, Any], failure: str) -> None:
     trial = a_trial(**changed)
-    restart.judge(trial, {2: 100.0}, {2: "a"})
+    restart.compare_trial(trial, {2: 100.0}, {2: "a"})
     assert len(trial.failures) == bool(failure)
-    assert failure in "; ".join(trial.failures) and failure in restart.line_of(trial)
+    assert failure in "; ".join(trial.failures) and failure in restart.trial_line(trial)
     assert restart.summary([trial])["failures"] == bool(failure)
 
 
@@ -195,12 +203,12 @@ def test_layouts_differ_and_are_repeatable() -> None:
 
 def test_what_a_killed_run_left_is_read(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
-    assert _killing.last_noted(metrics) == -1
+    assert _killing.last_reported(metrics) == -1
     metrics.write_text(
         '{"event": "checkpoint", "step": 2}\n{"event": "pass", "pass": 9}\n'
         '{"event": "checkpoint", "step": 3}\n{"event": "checkpoint", "st'
     )
-    assert _killing.last_noted(metrics) == 3
+    assert _killing.last_reported(metrics) == 3
     (tmp_path / "step-000001").mkdir()
     assert _killing.is_writing(tmp_path)
     (tmp_path / "step-000001" / "manifest.json").write_text("{}")

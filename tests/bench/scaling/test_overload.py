@@ -16,7 +16,7 @@ from mpips.bench.scaling import overload
 def test_a_disturbance_is_felt_between_two_calms() -> None:
     steady = np.arange(100.005, 112.0, 0.01)
     done = [at for at in steady if not 104.0 <= at < 107.5]
-    row = overload.felt("slow", (104.0, 107.0), done)
+    row = overload.effect("slow", (104.0, 107.0), done)
     assert row["before"] == pytest.approx(100.0) and row["after"] == pytest.approx(100.0)
     assert row["meanwhile"] == 0.0 and row["back"] == 0.5
 
@@ -24,14 +24,14 @@ def test_a_disturbance_is_felt_between_two_calms() -> None:
 def a_report(**changed: Any) -> dict[str, Any]:
     row = {"what": "slow", "lasted": 5.0, "before": 100.0, "meanwhile": 2.0, "after": 101.0, "back": 0.25}
     pulse = {"replicas": 1, "pushes": 9, "lost": 0, "losses": 0, "sent_again": {}, "rows": [row]}
-    crowd = {
+    costs = {
         "program": "rounds", "ranks": 32, "time_ratio": 1.2, "bytes_ratio": 2.1, "again": "none", "same": True,
     }  # fmt: skip
     pulse |= {key: value for key, value in changed.items() if key in pulse}
-    crowd |= {key: value for key, value in changed.items() if key in crowd}
+    costs |= {key: value for key, value in changed.items() if key in costs}
     facts = {"cpu": "a machine", "cores": 2, "load": 0.1}
     row |= {key: value for key, value in changed.items() if key in row}
-    return {"conditions": facts, "layout": [2, 4], "pulses": [pulse], "crowd": [crowd]}
+    return {"conditions": facts, "layout": [2, 4], "pulses": [pulse], "oversubscribed": [costs]}
 
 
 def test_a_good_run_has_no_problems() -> None:
@@ -62,7 +62,7 @@ def test_what_must_not_be_is_told(changed: dict[str, Any], told: str) -> None:
 def test_a_slowed_process_goes_on_afterwards() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        begin, end = overload.slowed([process.pid], 0.2, 0.002, 0.05)
+        begin, end = overload.run_slowed([process.pid], 0.2, 0.002, 0.05)
         assert begin < end <= time.time()
         process.communicate(b"\n", timeout=30)
         assert process.returncode == 0

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpips.bench.scaling import _wide, scale
+from mpips.bench.scaling import _simulated_ranks, scale
 from mpips.bench.scaling._growth import fitted
 from mpips.cli import main
 
@@ -78,7 +78,7 @@ def test_the_report_is_drawn_and_written() -> None:
     report = {"conditions": facts, "passes": 3, "rows": rows, "fits": scale.fits(rows), "problems": []}
     said = scale.text(report)
     assert "+1.00         as N" in said and "no message was sent twice" in said
-    assert scale.drawn(rows).count("<polyline") == len(scale.DRAWN)
+    assert scale.draw_plot(rows).count("<polyline") == len(scale.DRAWN)
 
 
 def test_costs_are_means_of_a_rank_and_pass() -> None:
@@ -86,7 +86,7 @@ def test_costs_are_means_of_a_rank_and_pass() -> None:
         {"role": role, "messages": n, "sent": 10 * n, "cpu": 0.1 * n, "pss": 5, "private": n}
         for role, n in (("scheduler", 8), ("server", 4), ("worker", 2), ("worker", 6))
     ]
-    found = scale.spent(ranks, 2)
+    found = scale.usage_by_role(ranks, 2)
     assert (found["messages_scheduler"], found["messages_worker"], found["bytes_server"]) == (4, 2, 20)
     assert found["private"] == 5 and found["cpu_worker"] == pytest.approx(0.2)
 
@@ -99,11 +99,11 @@ def test_only_the_schedulers_messages_grow_on_the_twin() -> None:
     """
     bound = 0.0
     for replicas in (0, 1):
-        small, large = (_wide.measured(workers, replicas) for workers in (64, 128))
+        small, large = (_simulated_ranks.measured(workers, replicas) for workers in (64, 128))
         for row in (small, large):
             assert row["sent_again"] == {}
             assert row["messages_scheduler"] <= (2 + replicas) * row["workers"]
-            assert row["messages_worker"] <= 2 + 4 * _wide.ROUNDS
+            assert row["messages_worker"] <= 2 + 4 * _simulated_ranks.ROUNDS
         bound = bound or 1.05 * small["messages_server"]
         assert large["messages_server"] <= bound * (1 + 2 * replicas)
 

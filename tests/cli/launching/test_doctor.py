@@ -13,7 +13,15 @@ import pytest
 from mpips.cli import main
 from mpips.cli.launching import doctor
 from mpips.launch import mpi_launcher
-from mpips.launch.launcher_probe import MARK, judge, lines_to_use, plugins, start, try_all, worth_trying
+from mpips.launch.launcher_probe import (
+    REPORT_PREFIX,
+    lines_to_use,
+    outcome,
+    plugins,
+    start,
+    try_all,
+    worth_trying,
+)
 
 LIST = {
     "22.05": "MPI plugin types are...\n\tpmix\n\tnone\n\tpmi2\nspecific pmix plugin versions available: pmix_v4\n",
@@ -22,7 +30,7 @@ LIST = {
 
 
 def world(size: int, hosts: int = 1, **more: Any) -> str:
-    return MARK + json.dumps({"size": size, "hosts": hosts, **more}) + "\n"
+    return REPORT_PREFIX + json.dumps({"size": size, "hosts": hosts, **more}) + "\n"
 
 
 def script(path: Path, text: str) -> str:
@@ -46,22 +54,22 @@ def srun(tmp_path: Path) -> str:
 
 
 def test_what_ranks_say_is_counted() -> None:
-    fits = judge("mpirun", f"noise\n0: {world(2)}", 0)
+    fits = outcome("mpirun", f"noise\n0: {world(2)}", 0)
     assert (fits.fits, fits.said) == (True, "one world of 2 ranks on one node")
-    assert judge("x", world(2, 2), 0).said.endswith("on 2 nodes")
-    apart = judge("srun", world(1) + world(1), 0)
+    assert outcome("x", world(2, 2), 0).said.endswith("on 2 nodes")
+    apart = outcome("srun", world(1) + world(1), 0)
     assert (apart.fits, apart.said) == (False, "2 worlds of one rank each")
     assert (
-        judge("srun", "", 1, "** srun: error: no **\n** srun: error: no **").said
+        outcome("srun", "", 1, "** srun: error: no **\n** srun: error: no **").said
         == "exit code 1: srun: error: no"
     )
-    assert judge("srun", "", None).said == "no end in time"
-    assert judge("srun", MARK + "{", 0).said == "exit code 0: no output"
+    assert outcome("srun", "", None).said == "no end in time"
+    assert outcome("srun", REPORT_PREFIX + "{", 0).said == "exit code 0: no output"
 
 
 def test_one_that_hangs_is_given_up(tmp_path: Path) -> None:
     hangs = script(tmp_path / "hangs", "trap '' TERM; echo here; exec sleep 60")
-    trial = start("hangs", [hangs], os.environ, patience=0.2)
+    trial = start("hangs", [hangs], os.environ, timeout=0.2)
     assert (trial.fits, trial.said) == (False, "no end in time")
     assert "cannot be started" in start("none", [str(tmp_path / "none")], os.environ).said
 
@@ -185,8 +193,8 @@ def test_where_nothing_fits_it_says_so(
 def test_what_is_no_report_of_ranks_is_not_taken_for_one(
     allocation: Callable[[str], None], srun: str, capsys: pytest.CaptureFixture[str], said: str
 ) -> None:
-    allocation(f"echo '{MARK}{said}'")
-    script(Path(srun), f"echo '{MARK}{said}'")
+    allocation(f"echo '{REPORT_PREFIX}{said}'")
+    script(Path(srun), f"echo '{REPORT_PREFIX}{said}'")
     assert main(["doctor"]) == 1
     assert "exit code 0: no output" in capsys.readouterr().out
 
@@ -202,5 +210,5 @@ def test_several_copies_of_it_are_refused(
     with pytest.raises(SystemExit):
         main(["doctor"])
     assert capsys.readouterr().err == ""
-    doctor.alone({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"})
-    doctor.alone({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": 5000 * "9"})
+    doctor.check_single_copy({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"})
+    doctor.check_single_copy({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": 5000 * "9"})

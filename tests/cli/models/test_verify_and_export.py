@@ -10,7 +10,7 @@ import pytest
 
 from mpips.checkpoint.checkpoint import begin, commit
 from mpips.checkpoint.loading import load_range
-from mpips.checkpoint.saved import write_shard
+from mpips.checkpoint.writing import write_shard
 from mpips.cli.models import export, verify
 from mpips.errors import CheckpointError, InputError
 from mpips.ranges import ALL, KeyRange

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mpips.cli.main import main
-from mpips.cli.runs.reproduce import judged, same_inputs
+from mpips.cli.runs.reproduce import compare_results, same_inputs
 from mpips.provenance import input_hashes
 from mpips.provenance.input_hashes import Inputs
 from mpips.rundir.folder import RunFolder, write_json
@@ -36,7 +36,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def recorded(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """Make the folder of a recorded run, as far as it says what the run started from."""
-    monkeypatch.setattr(input_hashes, "WHOLE", 2**20)
+    monkeypatch.setattr(input_hashes, "QUICK_LIMIT", 2**20)
     return record(tmp_path / "run", data, "quick")
 
 
@@ -65,7 +65,7 @@ def refused(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def kinds(folder: RunFolder) -> list[str]:
-    return [input_hashes.hashed(each) for each in json.loads(folder.run.read_text())["inputs"]]
+    return [input_hashes.hash_kind(each) for each in json.loads(folder.run.read_text())["inputs"]]
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_hash_is_nothing_to_go_by_if_the_file_changed_in_the_run(data: Path, r
 
 def test_a_file_that_cannot_be_read_any_more_is_none(data: Path) -> None:
     facts = {"path": str(data / "gone"), "sha256": "00"}
-    assert input_hashes.altered([{"path": str(data)}, facts]) == (
+    assert input_hashes.first_altered([{"path": str(data)}, facts]) == (
         facts["path"], "sha256", "00", "cannot be read: No such file or directory",
     )  # fmt: skip
 
@@ -154,7 +154,7 @@ def ended(at: Path, sha: str, **arrays: Any) -> RunFolder:
 def verdict(before: RunFolder, now: RunFolder) -> tuple[int, str]:
     recorded = before.read_result()
     assert recorded is not None
-    return judged(before, recorded, now, 0)
+    return compare_results(before, recorded, now, 0)
 
 
 def test_the_same_bits_are_said_to_be(tmp_path: Path) -> None:

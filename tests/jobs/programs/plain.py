@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpips import Cluster, Context, KeyRange, Task, VectorSpec, at_once, call
-from mpips.bench.scaling._requesting import settled
+from mpips.bench.scaling._requesting import is_settled
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,13 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
         cluster.servers.call("plain.kill", {"rank": 1}, vector=ranges)
     else:
         came = members.join_server()
-        node.wait_until(lambda: came in node.view.ring.servers and settled(node.view, members.replicas))
+        node.wait_until(lambda: came in node.view.ring.servers and is_settled(node.view, members.replicas))
         rest(0.2)
         went = node.view.ring.servers[0]
         members.leave_server(went)
-        node.wait_until(lambda: went not in node.view.ring.servers and settled(node.view, members.replicas))
+        node.wait_until(
+            lambda: went not in node.view.ring.servers and is_settled(node.view, members.replicas)
+        )
     rest(0.3)
     cluster.workers.call("end")
     told = [reply.meta for reply in node.wait(work)]

@@ -6,21 +6,21 @@ import time
 
 import pytest
 
-from mpips.process.child_answer import MOST, Answer, ask
+from mpips.process.subprocess_output import LARGEST_OUTPUT, Output, run
 
 
-def shell(text: str, patience: float = 10.0, given: str = "") -> Answer:
-    return ask(["sh", "-c", text], patience, given=given)
+def shell(text: str, timeout: float = 10.0, stdin_text: str = "") -> Output:
+    return run(["sh", "-c", text], timeout, stdin_text=stdin_text)
 
 
-def test_what_it_writes_and_how_it_ends_is_the_answer() -> None:
+def test_what_it_writes_and_how_it_ends_is_returned() -> None:
     assert shell("echo out; echo err >&2; exit 3") == (3, "out\n", "err\n")
-    assert shell("cat", given="line\n" * 100_000).output == "line\n" * 100_000
+    assert shell("cat", stdin_text="line\n" * 100_000).stdout == "line\n" * 100_000
     assert shell("cat") == (0, "", "")
-    assert shell(r"printf '\377'").output == "\ufffd"
+    assert shell(r"printf '\377'").stdout == "\ufffd"
     assert shell("kill -9 $$").code == -9
     with pytest.raises(FileNotFoundError):
-        ask(["/nonexistent/program"], 1.0)
+        run(["/nonexistent/program"], 1.0)
 
 
 @pytest.mark.parametrize(
@@ -45,4 +45,4 @@ def test_a_child_that_holds_the_pipe_is_not_waited_for() -> None:
 
 def test_output_has_a_bound() -> None:
     answer = shell("yes")
-    assert answer.code is None and len(answer.output) == MOST
+    assert answer.code is None and len(answer.stdout) == LARGEST_OUTPUT

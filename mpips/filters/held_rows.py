@@ -15,10 +15,10 @@ from mpips.keys import KeyArray
 
 Rows = NDArray[Any]
 
-NOTHING, HOLD, SEND = 0, 1, 2
-"""The verdict on a row."""
+DROP, HOLD, SEND = 0, 1, 2
+"""The class of a row: its sum is zero, small, or large."""
 
-GIVEN = "Array(u8, 1, 'C', True), Array({t}, 2, 'C', True)"
+KEYS_AND_ROWS = "Array(u8, 1, 'C', True), Array({t}, 2, 'C', True)"
 """Keys and rows in a kernel's signature, of type {t}; they may be read-only."""
 
 
@@ -27,12 +27,12 @@ def applies(vectors: Sequence[str], about: About) -> bool:
     return not vectors or about.vector in vectors
 
 
-def are_rows(content: Content) -> bool:
+def has_rows(content: Content) -> bool:
     """Return whether there are rows of numbers, not encoded as bytes by an earlier filter."""
     return content.values.dtype != np.uint8 and len(content.values) > 0
 
 
-def plain(array: NDArray[Any]) -> NDArray[Any]:
+def as_contiguous(array: NDArray[Any]) -> NDArray[Any]:
     """Return an array of any shape and dtype aligned and in C order, as kernels need it; copied only if necessary."""
     return np.require(array, requirements=["C", "A"])
 
@@ -40,11 +40,11 @@ def plain(array: NDArray[Any]) -> NDArray[Any]:
 def keys_of(content: Content, about: About) -> KeyArray:
     """List the keys of a content's rows, also where they are all keys of a range."""
     if content.keys is not None:
-        return plain(content.keys)
+        return as_contiguous(content.keys)
     return np.arange(len(content.values), dtype=np.uint64) + np.uint64(about.range.begin)
 
 
-def as_it_came(content: Content) -> Content:
+def decode_unchanged(content: Content) -> Content:
     """Decode the content of a filter that drops rows: it is unchanged.
 
     Raises:
@@ -59,15 +59,15 @@ _TYPES = ("f4", "f8", "i4", "i8")
 
 
 @kernel(
-    *(f"UniTuple(i8, 3)({GIVEN}, {GIVEN}, f8, u1[::1])".format(t=t) for t in _TYPES),
+    *(f"UniTuple(i8, 3)({KEYS_AND_ROWS}, {KEYS_AND_ROWS}, f8, u1[::1])".format(t=t) for t in _TYPES),
 )
-def judge(
+def classify(
     keys: NDArray[np.uint64],
     rows: Rows,
     held_keys: NDArray[np.uint64],
     held_rows: Rows,
     threshold: float,
-    verdicts: NDArray[np.uint8],
+    classes: NDArray[np.uint8],
 ) -> tuple[int, int, int]:
     """Classify the sums of rows and held rows; return how many are to send, to hold, and have both.
 
@@ -82,7 +82,7 @@ def judge(
         while j < len(held_keys) and held_keys[j] < keys[i]:
             j += 1
         same = j < len(held_keys) and held_keys[j] == keys[i]
-        # read in any case, to avoid an unpredictable branch
+        # Read in any case, to avoid an unpredictable branch.
         near = min(j, last)
         large = some = False
         for c in range(rows.shape[1]):
@@ -90,7 +90,7 @@ def judge(
             size = abs(float(total if same else rows[i, c]))
             large |= not size <= threshold
             some |= size != 0
-        verdicts[i] = SEND if large else (HOLD if some else NOTHING)
+        classes[i] = SEND if large else (HOLD if some else DROP)
         send += large
         hold += some and not large
         both += same
@@ -100,7 +100,9 @@ def judge(
 
 @kernel(
     *(
-        f"UniTuple(i8, 2)({GIVEN}, {GIVEN}, u1[::1], i8, i8, u8[::1], {{t}}[:, ::1])".format(t=t)
+        f"UniTuple(i8, 2)({KEYS_AND_ROWS}, {KEYS_AND_ROWS}, u1[::1], i8, i8, u8[::1], {{t}}[:, ::1])".format(
+            t=t
+        )
         for t in _TYPES
     ),
 )
@@ -109,7 +111,7 @@ def merge(
     rows: Rows,
     held_keys: NDArray[np.uint64],
     held_rows: Rows,
-    verdicts: NDArray[np.uint8],
+    classes: NDArray[np.uint8],
     sent: int,
     others: int,
     out_keys: NDArray[np.uint64],
@@ -139,12 +141,12 @@ def merge(
             break
         same = j < len(held_keys) and held_keys[j] == keys[i]
         near = min(j, last)
-        at = first if verdicts[i] == SEND else (second if verdicts[i] == HOLD else dump)
+        at = first if classes[i] == SEND else (second if classes[i] == HOLD else dump)
         out_keys[at] = keys[i]
         for c in range(rows.shape[1]):
             total = rows[i, c] + held_rows[near, c]
             out_rows[at, c] = total if same else rows[i, c]
-        first += verdicts[i] == SEND
-        second += verdicts[i] == HOLD
+        first += classes[i] == SEND
+        second += classes[i] == HOLD
         j += same
     return first, max(first, second)

@@ -1,6 +1,6 @@
-"""Runs another program for its answer: within a time limit, and with a bounded output.
+"""Runs another program and captures its output, within a time limit and with a bounded size.
 
-`subprocess.run` waits without end for a child's child that holds a pipe, and keeps output of any length.
+`subprocess.run` waits without limit for a grandchild that holds a pipe, and keeps output of any length.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-MOST = 1 << 22
+LARGEST_OUTPUT = 1 << 22
 """Bytes of stdout, and of stderr, that are kept; a program that writes more is ended."""
 _AFTER_END = 0.5
 """Seconds to wait for more output of a program that has ended: its children may hold the pipes."""
@@ -23,74 +23,74 @@ _AFTER_TERM = 5.0
 """Seconds that a program has to end after SIGTERM: srun then ends its step, and mpirun its ranks."""
 
 
-class Answer(NamedTuple):
+class Output(NamedTuple):
     """What a program wrote, as text, and its exit code; None if it did not end in time, or wrote too much."""
 
     code: int | None
-    output: str
-    complaint: str
+    stdout: str
+    stderr: str
 
 
-def ask(
-    line: Sequence[str | os.PathLike[str]],
-    patience: float,
+def run(
+    command: Sequence[str | os.PathLike[str]],
+    timeout: float,
     *,
     environ: Mapping[str, str] | None = None,
     cwd: str | None = None,
-    given: str = "",
-) -> Answer:
-    """Run a program, and return its answer.
+    stdin_text: str = "",
+) -> Output:
+    """Run a program; return its output and exit code.
 
     Args:
-        line: its command line.
-        patience: seconds until it is ended, with all processes of its process group.
+        command: its command line.
+        timeout: seconds until it is ended, with all processes of its process group.
         environ: its environment; default: this process's.
         cwd: its working folder; default: this process's.
-        given: its stdin.
+        stdin_text: its stdin.
 
     Raises:
         OSError: it cannot be started.
     """
-    with tempfile.TemporaryFile() if given else open(os.devnull, "w+b") as stdin:
-        stdin.write(given.encode(errors="surrogateescape"))
+    with tempfile.TemporaryFile() if stdin_text else open(os.devnull, "w+b") as stdin:
+        stdin.write(stdin_text.encode(errors="surrogateescape"))
         stdin.seek(0)
         process = subprocess.Popen(
-            line, env=environ, cwd=cwd, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command, env=environ, cwd=cwd, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             process_group=0,
         )  # fmt: skip
     with process:
-        kept = (bytearray(), bytearray())
+        captured = (bytearray(), bytearray())
         ended = False
         try:
-            ended = _read(process, kept, time.monotonic() + patience)
+            ended = _read(process, captured, time.monotonic() + timeout)
             if not ended:
                 process.terminate()
-                _read(process, kept, time.monotonic() + _AFTER_TERM)
+                _read(process, captured, time.monotonic() + _AFTER_TERM)
         finally:
             if not ended:
                 with suppress(OSError):
                     os.killpg(process.pid, signal.SIGKILL)
-    output, complaint = (bytes(each[:MOST]).decode(errors="replace") for each in kept)
-    return Answer(process.returncode if ended else None, output, complaint)
+    stdout, stderr = (bytes(each[:LARGEST_OUTPUT]).decode(errors="replace") for each in captured)
+    return Output(process.returncode if ended else None, stdout, stderr)
 
 
-def _read(process: subprocess.Popen[bytes], kept: tuple[bytearray, bytearray], deadline: float) -> bool:
+def _read(process: subprocess.Popen[bytes], captured: tuple[bytearray, bytearray], deadline: float) -> bool:
     """Read a program's output until its end; return whether it has ended before the deadline."""
     with selectors.DefaultSelector() as pipes:
-        for pipe, sink in zip((process.stdout, process.stderr), kept, strict=True):
+        for pipe, buffer in zip((process.stdout, process.stderr), captured, strict=True):
             assert pipe is not None
-            pipes.register(pipe, selectors.EVENT_READ, sink)
-        last = deadline
-        while pipes.get_map() and time.monotonic() < last:
+            pipes.register(pipe, selectors.EVENT_READ, buffer)
+        limit = deadline
+        while pipes.get_map() and time.monotonic() < limit:
             for key, _ in pipes.select(0.05):
                 data = os.read(key.fd, 1 << 16)
                 key.data.extend(data)
                 if not data:
                     pipes.unregister(key.fileobj)
-                elif len(key.data) > MOST:
+                elif len(key.data) > LARGEST_OUTPUT:
                     return False
-            if last == deadline and process.poll() is not None:
-                last = min(deadline, time.monotonic() + _AFTER_END)
+            if limit == deadline and process.poll() is not None:
+                limit = min(deadline, time.monotonic() + _AFTER_END)
     try:
         process.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:

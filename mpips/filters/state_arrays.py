@@ -1,6 +1,6 @@
 """Saves the states of filters as arrays of a checkpoint, and restores them, also with other numbers of ranks.
 
-Arrays are named `filter.VECTOR.SHARD.FILTER.NAME`. A state with "keys" is split anew by the current shards, and the
+Arrays are named `filter.VECTOR.SHARD.FILTER.NAME`. A state with "keys" is split by the current shards, and the
 states of several workers are summed key by key. A state without keys goes to the shards with the nearest numbers.
 """
 
@@ -31,7 +31,7 @@ def to_arrays(chain: Chain) -> Arrays:
     }
 
 
-def take_back(chain: Chain, saved: Sequence[Arrays], cuts: Callable[[str], NDArray[np.uint64]]) -> None:
+def restore_states(chain: Chain, saved: Sequence[Arrays], cuts: Callable[[str], NDArray[np.uint64]]) -> None:
     """Set the states of a chain to those of one or several workers; `cuts` gives u64[shards], their first keys.
 
     Raises:
@@ -40,12 +40,12 @@ def take_back(chain: Chain, saved: Sequence[Arrays], cuts: Callable[[str], NDArr
     places = {step.name: position for position, step in enumerate(chain.steps)}
     found: dict[tuple[str, str], dict[int, list[State]]] = {}
     for arrays in saved:
-        mine: dict[tuple[str, str, int], State] = {}
+        own: dict[tuple[str, str, int], State] = {}
         for path, array in arrays.items():
             vector, shard, filter_name, name = path.removeprefix(PREFIX).split(".")
-            held = from_pairs(array) if name == "keys" else array
-            mine.setdefault((vector, filter_name, int(shard)), {})[name] = held
-        for (vector, filter_name, at), state in mine.items():
+            saved_array = from_pairs(array) if name == "keys" else array
+            own.setdefault((vector, filter_name, int(shard)), {})[name] = saved_array
+        for (vector, filter_name, at), state in own.items():
             found.setdefault((vector, filter_name), {}).setdefault(at, []).append(state)
     for (vector, filter_name), by_shard in found.items():
         if filter_name not in places:
@@ -56,16 +56,16 @@ def take_back(chain: Chain, saved: Sequence[Arrays], cuts: Callable[[str], NDArr
                 )
             continue
         begins = cuts(vector)
-        for at, state in enumerate(_cut_anew(by_shard, begins)):
+        for at, state in enumerate(_reshard(by_shard, begins)):
             if state:
                 states = chain.states.setdefault((~at, vector), [{} for _ in chain.steps])
                 states[places[filter_name]] = state
 
 
-def _cut_anew(by_shard: dict[int, list[State]], begins: NDArray[np.uint64]) -> list[State]:
+def _reshard(by_shard: dict[int, list[State]], begins: NDArray[np.uint64]) -> list[State]:
     """Return the state of each shard."""
-    everywhere = [state for states in by_shard.values() for state in states]
-    keyed = [state for state in everywhere if "keys" in state]
+    all_states = [state for states in by_shard.values() for state in states]
+    keyed = [state for state in all_states if "keys" in state]
     made: list[State] = []
     for shard in range(len(begins)):
         nearest = min(by_shard, key=lambda each: (abs(each - shard), each))
@@ -79,8 +79,8 @@ def _cut_anew(by_shard: dict[int, list[State]], begins: NDArray[np.uint64]) -> l
             rows = np.zeros((len(keys), *parts.shape[1:]), parts.dtype)
             np.add.at(rows, places.reshape(-1), parts)
             for shard in np.unique(owners).tolist():
-                mine = owners == shard
-                made[shard] |= {"keys": keys[mine], name: np.ascontiguousarray(rows[mine])}
+                own = owners == shard
+                made[shard] |= {"keys": keys[own], name: np.ascontiguousarray(rows[own])}
     return made
 
 

@@ -1,4 +1,4 @@
-"""Unpacking: whole, or an error that names the file; bounded in memory, whatever a file unpacks to."""
+"""Decompression: complete, or an error that names the file; bounded in memory for any content."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mpips.data import DataSpec, expand, note, read
+from mpips.data import DataSpec, expand, read, unusual_files
 from mpips.data import stream as stream_module
 from mpips.data.stream import chunks, line_blocks
 from mpips.errors import DataError, JobError
@@ -121,7 +121,7 @@ def test_a_file_that_is_deleted_or_replaced_while_it_is_read_is_read_on(tmp_path
         (b"\xff\xfe1\x00", "is UTF-16 text; convert it, as by iconv -f UTF-16"),
         (b"\xff\xfe\x00\x001\x00\x00\x00", "is UTF-32 text"),
         (b"\xfe\xff\x001", "is UTF-16 text"),
-        (gzip.compress(gzip.compress(CONTENT)), "is packed twice, inside as gz"),
+        (gzip.compress(gzip.compress(CONTENT)), "is compressed twice, inside as gz"),
         (b"PK\x03\x04\x14\x00\x00", "is a zip archive; unpack it first"),
         (gzip.compress(b"PAR1\x15\x04"), "is a Parquet file"),
         (b"\x89HDF\r\n\x1a\n\x00", "is an HDF5 file where text was expected"),
@@ -139,7 +139,7 @@ def test_what_is_no_text_is_called_by_its_name(tmp_path: Path, content: bytes, s
 def test_files_that_are_named_twice_are_said(tmp_path: Path) -> None:
     for name in ("a.svm", "b.svm"):
         (tmp_path / name).write_bytes(CONTENT)
-    said = note(DataSpec(train=["a.svm", "*.svm"]), str(tmp_path))
+    said = unusual_files(DataSpec(train=["a.svm", "*.svm"]), str(tmp_path))
     assert said == f"1 files are named, and read, more than once, the first: {tmp_path}/a.svm"
 
 
@@ -150,9 +150,9 @@ def test_files_that_hold_nothing_are_told_apart(tmp_path: Path) -> None:
     ):  # fmt: skip
         (tmp_path / name).write_bytes(content)
     assert [Path(each).name for each in expand("*", str(tmp_path))] == ["a", "e", "g.xz", "h"]
-    said = note(DataSpec(train="*", test="b"), str(tmp_path))
+    said = unusual_files(DataSpec(train="*", test="b"), str(tmp_path))
     assert said == f"left out 4 empty files, the first: {tmp_path}/b"
-    assert note(DataSpec(train="a"), str(tmp_path)) == ""
+    assert unusual_files(DataSpec(train="a"), str(tmp_path)) == ""
     assert len(expand(["b", "d"], str(tmp_path))) == 2  # so that the reader refuses them
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.checkpoint.manifest import NOTE, Entry, entry_of
-from mpips.checkpoint.shard_file import concatenated, created, located, write_array
+from mpips.checkpoint.shard_file import concatenate, create_file, row_ranges, write_array
 from mpips.errors import CheckpointError
 from mpips.keys import ascend, numbers, order, pairs
 from mpips.ranges import KeyRange, coalesce
@@ -20,7 +20,7 @@ from mpips.storage.updates import Setting, VectorSpec
 
 
 class Saved(NamedTuple):
-    """One server's part of a vector, copied so that it can be written while training goes on."""
+    """One server's part of a vector, copied so that it can be written while training continues."""
 
     spec: VectorSpec
     settings: dict[str, Setting]
@@ -33,9 +33,9 @@ def save(segment: Segment) -> Saved:
     return Saved(segment.spec, dict(segment.settings), list(segment.ranges), segment.export_state())
 
 
-def save_note(segment: Segment, note: str, noted: tuple[NDArray[np.int32], NDArray[Any]]) -> Saved:
+def save_note(segment: Segment, note: str, slots_and_rows: tuple[NDArray[np.int32], NDArray[Any]]) -> Saved:
     """Copy a note of a segment (`Segment.notes`), rows of some slots, as a vector with the keys of these slots."""
-    slots, rows = noted
+    slots, rows = slots_and_rows
     keys = segment.keys_of(slots)
     places, of = order(keys), segment.spec
     spec = VectorSpec(
@@ -44,7 +44,7 @@ def save_note(segment: Segment, note: str, noted: tuple[NDArray[np.int32], NDArr
     return Saved(spec, {}, list(segment.ranges), Rows(keys[places], rows[places], {}))
 
 
-def joined(parts: Sequence[Saved]) -> Saved:
+def merge(parts: Sequence[Saved]) -> Saved:
     """Merge parts of one vector, whose ranges are disjoint, into one with its rows in key order.
 
     Specification and settings are those of the first. Raises CheckpointError when a key is in two parts.
@@ -52,7 +52,7 @@ def joined(parts: Sequence[Saved]) -> Saved:
     first = parts[0]
     if len(parts) == 1:
         return first
-    keys, values, state = concatenated([part.rows for part in parts])
+    keys, values, state = concatenate([part.rows for part in parts])
     if not ascend(keys):
         places = order(keys)
         keys, values = keys[places], values[places]
@@ -75,7 +75,7 @@ def write_shard(
     """
     vectors: dict[str, Any] = {}
     path = Path(folder) / f"server-{server:04d}.h5"
-    with created(path, meta) as file:
+    with create_file(path, meta) as file:
         for name, segment in segments.items():
             saved = save(segment) if isinstance(segment, Segment) else segment
             keys, values, state = saved.rows
@@ -93,7 +93,7 @@ def write_shard(
             vectors[name] = {
                 "spec": spec,
                 "rows": len(keys),
-                "ranges": located(saved.ranges, keys),
+                "ranges": row_ranges(saved.ranges, keys),
             }
     return entry_of(path, "server", server) | {"vectors": vectors}
 
@@ -103,7 +103,7 @@ def write_worker(
 ) -> Entry:
     """Write a worker's arrays (numbers, of any shape), durably; return its entry for `commit`."""
     path = Path(folder) / f"worker-{worker:04d}.h5"
-    with created(path, meta) as file:
+    with create_file(path, meta) as file:
         group = file.create_group("arrays")
         for name, array in arrays.items():
             write_array(group, name, np.asarray(array))

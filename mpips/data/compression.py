@@ -2,8 +2,8 @@
 
 The compression is detected by the first bytes; a name with another compression's ending is an error. A compressed file
 of some kB may expand to terabytes, or require a window of gigabytes: bytes are decompressed on demand, and a window
-above `WINDOW` is refused. Concatenated streams are one file, as for their own tools; zero bytes between and after
-them are padding.
+above `LARGEST_WINDOW` is refused. Concatenated streams are one file, as for their own tools; zero bytes between and
+after them are padding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import lzma
 import os
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import IO, Any, BinaryIO, Protocol
 
@@ -25,7 +25,7 @@ from mpips.files.safe_open import open_regular
 
 MAGIC = {"gz": b"\x1f\x8b", "xz": b"\xfd7zXZ\x00", "zst": b"\x28\xb5\x2f\xfd", "bz2": b"BZh"}
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-WINDOW = 1 << 28
+LARGEST_WINDOW = 1 << 28
 """Bytes that decompression may need: twice those of `zstd --long` and four times those of `xz -9`."""
 _PIECE = 1 << 16
 _SKIPPABLE = b"\x2a\x4d\x18"
@@ -45,7 +45,7 @@ def open_data(path: str) -> BinaryIO:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def empty(path: str) -> DataError:
+def empty_file_error(path: str) -> DataError:
     """Make the error for a file that is empty, perhaps only after decompression."""
     return DataError(f"{path}: is empty; a data file holds at least one example")
 
@@ -63,18 +63,18 @@ def _head(path: str, file: BinaryIO) -> bytes:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     if not head:
-        raise empty(path)
+        raise empty_file_error(path)
     return head
 
 
-def unpacked_name(path: str) -> str:
+def name_without_compression(path: str) -> str:
     """Return the path without the ending that names its compression."""
     root, ending = os.path.splitext(path)
     return root if ending[1:].lower() in MAGIC else path
 
 
-def packing(path: str, file: BinaryIO) -> str:
-    """Return how an open file is compressed: "gz", "xz", "zst", "bz2" or "" for plain."""
+def compression_of(path: str, file: BinaryIO) -> str:
+    """Return the compression of an open file: "gz", "xz", "zst", "bz2" or "" for plain."""
     head = _head(path, file)
     found = next((name for name, start in MAGIC.items() if head.startswith(start)), "")
     if _is_skippable(head):
@@ -82,14 +82,14 @@ def packing(path: str, file: BinaryIO) -> str:
     if found == "bz2" and head[4:6] not in (b"1A", b"\x17r"):
         # A text that starts with these letters.
         found = ""
-    promised = os.path.splitext(path)[1][1:].lower()
-    if promised in MAGIC and found != promised:
-        is_found = found or "not compressed, or damaged"
-        raise DataError(f"{path}: is named .{promised} but is {is_found}; check the file")
+    named = os.path.splitext(path)[1][1:].lower()
+    if named in MAGIC and found != named:
+        detected = found or "not compressed, or damaged"
+        raise DataError(f"{path}: is named .{named} but is {detected}; check the file")
     return found
 
 
-def zstd(path: str) -> Any:
+def zstd_module(path: str) -> Any:
     """Return a module for Zstandard: Python's own (3.14) or the `zstandard` package."""
     for name in ("compression.zstd", "zstandard"):
         try:
@@ -102,8 +102,8 @@ def zstd(path: str) -> Any:
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 
-class Unpacker(Protocol):
-    """One stream of a packed file, as the decompressors of `bz2` and `lzma` are."""
+class Decompressor(Protocol):
+    """One stream of a compressed file, as the decompressors of `bz2` and `lzma` are."""
 
     @property
     def eof(self) -> bool:
@@ -154,37 +154,36 @@ class _ZstandardFrame:
 
     def __init__(self, library: Any) -> None:
         self._error = library.ZstdError
-        self._frame = library.ZstdDecompressor(max_window_size=WINDOW).decompressobj()
-        self._packed, self._at = b"", 0
-        self._held = memoryview(b"")
-        self._walk = self._parts()
-        self._wanted: int | None = next(self._walk)
+        self._frame = library.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj()
+        self._input, self._at = b"", 0
+        self._output = memoryview(b"")
+        self._parser = self._parts()
+        self._wanted: int | None = next(self._parser)
 
     @property
     def eof(self) -> bool:
-        return self._wanted is None and not self._held
+        return self._wanted is None and not self._output
 
     @property
     def needs_input(self) -> bool:
-        return not self._held and self._wanted is not None and self._at + self._wanted > len(self._packed)
+        return not self._output and self._wanted is not None and self._at + self._wanted > len(self._input)
 
     @property
     def unused_data(self) -> bytes:
-        return self._packed[self._at :]
+        return self._input[self._at :]
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
         if data:
-            self._packed, self._at = self._packed[self._at :] + data, 0
-        while not self._held and self._wanted is not None and self._at + self._wanted <= len(self._packed):
-            part = self._packed[self._at : self._at + self._wanted]
+            self._input, self._at = self._input[self._at :] + data, 0
+        while not self._output and self._wanted is not None and self._at + self._wanted <= len(self._input):
+            part = self._input[self._at : self._at + self._wanted]
             self._at += self._wanted
-            self._wanted = next(self._sent(part), None)
-        out, self._held = bytes(self._held[:max_length]), self._held[max_length:]
+            try:
+                self._wanted = self._parser.send(part)
+            except StopIteration:
+                self._wanted = None
+        out, self._output = bytes(self._output[:max_length]), self._output[max_length:]
         return out
-
-    def _sent(self, part: bytes) -> Iterator[int]:
-        with suppress(StopIteration):
-            yield self._walk.send(part)
 
     def _parts(self) -> Generator[int, bytes, None]:
         """Request the frame's parts by their sizes, and pass them to the package."""
@@ -199,7 +198,7 @@ class _ZstandardFrame:
         about = yield 1
         whole, dictionary, size = about[0] >> 5 & 1, about[0] & 3, about[0] >> 6
         rest = yield (1 - whole) + (0, 1, 2, 4)[dictionary] + (whole, 2, 4, 8)[size]
-        self._pass(start + about + rest)
+        self._decompress_part(start + about + rest)
         last = 0
         while not last:
             head = yield 3
@@ -207,28 +206,28 @@ class _ZstandardFrame:
             last, repeats, size = number & 1, number >> 1 & 3 == 1, number >> 3
             if size > _ZSTD_BLOCK:
                 raise self._error("a block exceeds the maximum size")
-            self._pass(head + (yield 1 if repeats else size))
+            self._decompress_part(head + (yield 1 if repeats else size))
         if about[0] & 4:
-            self._pass((yield 4))
+            self._decompress_part((yield 4))
 
-    def _pass(self, part: bytes) -> None:
-        self._held = memoryview(self._frame.decompress(part))
+    def _decompress_part(self, part: bytes) -> None:
+        self._output = memoryview(self._frame.decompress(part))
 
 
 def _is_skippable(head: bytes) -> bool:
     return head[1:4] == _SKIPPABLE and head[0] >> 4 == 5
 
 
-class Unpacked(io.RawIOBase):
+class Decompressed(io.RawIOBase):
     """The decompressed bytes of an open file; closing it leaves the file open.
 
     Raises EOFError for a truncated file, and the errors of the decompressors.
     """
 
-    def __init__(self, file: BinaryIO, make: Callable[[], Unpacker]) -> None:
+    def __init__(self, file: BinaryIO, make: Callable[[], Decompressor]) -> None:
         self._file, self._make = file, make
-        self._stream: Unpacker | None = make()
-        self._packed = b""
+        self._stream: Decompressor | None = make()
+        self._input = b""
 
     def readable(self) -> bool:
         """Tell that this can be read."""
@@ -236,34 +235,34 @@ class Unpacked(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Fill some of `buffer`; return how many bytes, 0 at the end of the last stream."""
-        while self._stream is not None or self._another():
+        while self._stream is not None or self._start_next_stream():
             stream, data = self._stream, b""
             assert stream is not None
             if stream.needs_input:
-                data, self._packed = self._packed or self._file.read(_PIECE), b""
+                data, self._input = self._input or self._file.read(_PIECE), b""
                 if not data:
                     raise EOFError
             out = stream.decompress(data, len(buffer))
             if stream.eof:
-                self._packed, self._stream = stream.unused_data, None
+                self._input, self._stream = stream.unused_data, None
             if out:
                 buffer[: len(out)] = out
                 return len(out)
         return 0
 
-    def _another(self) -> bool:
+    def _start_next_stream(self) -> bool:
         """Start the next stream, if there is one."""
-        while not (packed := self._packed.lstrip(b"\0")):
-            self._packed = self._file.read(_PIECE)
-            if not self._packed:
+        while not (input_ := self._input.lstrip(b"\0")):
+            self._input = self._file.read(_PIECE)
+            if not self._input:
                 return False
-        self._packed, self._stream = packed, self._make()
+        self._input, self._stream = input_, self._make()
         return True
 
 
-def unpacked(path: str, file: BinaryIO, kind: str) -> IO[bytes]:
-    """Return the decompressed bytes of an open file of the compression `kind`, see `packing`."""
-    make: Callable[[], Unpacker]
+def decompressed(path: str, file: BinaryIO, kind: str) -> IO[bytes]:
+    """Return the decompressed bytes of an open file of the compression `kind`, see `compression_of`."""
+    make: Callable[[], Decompressor]
     if kind == "":
         return file
     if kind == "gz":
@@ -271,43 +270,43 @@ def unpacked(path: str, file: BinaryIO, kind: str) -> IO[bytes]:
     elif kind == "bz2":
         make = bz2.BZ2Decompressor
     elif kind == "xz":
-        make = partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, WINDOW)
+        make = partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, LARGEST_WINDOW)
     else:
-        library = zstd(path)
+        library = zstd_module(path)
         if library.__name__ == "zstandard":
             make = partial(_ZstandardFrame, library)
         else:
-            most = {library.DecompressionParameter.window_log_max: WINDOW.bit_length() - 1}
+            most = {library.DecompressionParameter.window_log_max: LARGEST_WINDOW.bit_length() - 1}
             make = partial(library.ZstdDecompressor, options=most)
-    return io.BufferedReader(Unpacked(file, make), _PIECE)
+    return io.BufferedReader(Decompressed(file, make), _PIECE)
 
 
 @contextmanager
-def explained(path: str, kind: str) -> Iterator[None]:
+def naming_errors(path: str, kind: str) -> Iterator[None]:
     """Convert errors of reading a compressed file to a `DataError` that names it."""
     try:
         yield
     except EOFError:
         raise DataError(f"{path}: is truncated: its {kind} data ends too early; copy it again") from None
     except (OSError, zlib.error, lzma.LZMAError, MemoryError) as error:
-        raise DataError(f"{path}: cannot be unpacked or read: {_why(error)}") from None
+        raise DataError(f"{path}: cannot be decompressed or read: {_reason(error)}") from None
     except Exception as error:
         if type(error).__name__ != "ZstdError":
             raise
-        raise DataError(f"{path}: is truncated or damaged: {_why(error)}") from None
+        raise DataError(f"{path}: is truncated or damaged: {_reason(error)}") from None
 
 
-def _why(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error) or "there is not enough memory"
     if "memory" in text.lower() and not isinstance(error, MemoryError):
-        text += f" (more than {WINDOW >> 20} MiB; compress it with less, as by xz -9 or zstd -19)"
+        text += f" (more than {LARGEST_WINDOW >> 20} MiB; compress it with less, as by xz -9 or zstd -19)"
     return text
 
 
 # --- Writing ---------------------------------------------------------------------------------------------------------
 
 
-def packing_into(path: str, file: IO[bytes], kind: str) -> IO[bytes]:
+def compressing_into(path: str, file: IO[bytes], kind: str) -> IO[bytes]:
     """Return a file that compresses its bytes into an open one; closing it ends the stream, not the other."""
     if kind == "gz":
         return gzip.GzipFile("", "wb", 6, file)  # type: ignore[return-value]
@@ -315,7 +314,7 @@ def packing_into(path: str, file: IO[bytes], kind: str) -> IO[bytes]:
         return lzma.LZMAFile(file, "wb")
     if kind == "bz2":
         return bz2.BZ2File(file, "wb")
-    library = zstd(path)
+    library = zstd_module(path)
     if library.__name__ == "zstandard":
         return library.ZstdCompressor().stream_writer(file, closefd=False)  # type: ignore[no-any-return]
     return library.ZstdFile(file, "wb")  # type: ignore[no-any-return]
