@@ -32,6 +32,8 @@ from mpips.transport.mpi.kernels import (
     LATE_BODY,
     LATE_ROW,
     NOTHING,
+    PART,
+    PART_AT,
     RECEIVED,
     SENT,
     SERVED,
@@ -39,6 +41,7 @@ from mpips.transport.mpi.kernels import (
     SLEEPERS,
     TAKEN,
     WANTED,
+    WANTED_BLOCK,
     WANTED_ROOM,
 )
 
@@ -55,6 +58,7 @@ def _int(address: int, kind: Any = ctypes.c_int64) -> Any:
 class KernelVan(TwinVan):
     """See the module."""
 
+    compiled = True
     handled = 0
     """Messages that kernels have handled, of all vans."""
     late = 0.0
@@ -202,7 +206,7 @@ class KernelVan(TwinVan):
             self._lib, cells, self._statuses, self._frame, 1, self.rank, self.epoch,
             table.parts, table.rows_of, table.callers, table.cache.table, table.slots, table.frames, table.buffers,
             table.receive_buffer, self._flags, table.sleepers, self._pids, table.push_log,
-            chain.links, chain.changes, chain.sends, chain.frames, chain.answers, chain.held,
+            chain.links, chain.changes, chain.sends, chain.frames, chain.answers, chain.held, table.rounds.memory,
         )  # fmt: skip
         if self._error is not None:
             raise self._error
@@ -212,7 +216,8 @@ class KernelVan(TwinVan):
         cells[SENT] = cells[RECEIVED] = 0
         if len(table.push_log):
             table.tell()
-        for cell, provide in ((WANTED, table.provide), (WANTED_ROOM, chain.provide)):
+        wanted = (WANTED, table.provide), (WANTED_ROOM, chain.provide), (WANTED_BLOCK, table.rounds.provide)
+        for cell, provide in wanted:
             if cells[cell]:
                 provide(int(cells[cell]))
                 cells[cell] = 0
@@ -222,8 +227,12 @@ class KernelVan(TwinVan):
         assert not self._receives
         if found in (NOTHING, LATE_BODY):
             return None
-        assert found in (TAKEN, BIG, LANDED)
+        assert found in (TAKEN, BIG, LANDED, PART)
         self.received_bytes += len(self._raw)
+        if found == PART:
+            message = table.rounds.take(int(cells[PART_AT]))
+            assert to_bytes(message) == bytes(self._raw)
+            return message
         if found != LANDED:
             return from_bytes(self._raw)
         message, *_ = decode(bytearray(self._frame[: int(cells[SIZE])].data))
@@ -237,9 +246,9 @@ class KernelVan(TwinVan):
     def _give_up(self, table: FastPathTable) -> None:
         """Keep a message whose keys and values are received until they are there, as `MPIVan` does."""
         message, key_bytes, _ = decode(bytearray(self._frame[: int(self._cells[SIZE])].data))
-        row, place = int(self._cells[LATE_ROW]) - 1, int(self._cells[LATE_AT])
-        raw = table.abandon_receive_buffer() if row < 0 else table.unacknowledged.give_up(row)
-        KernelVan.given_up += row >= 0
+        row, place = int(self._cells[LATE_ROW]), int(self._cells[LATE_AT])
+        raw = table.give_up(row)
+        KernelVan.given_up += row != 0
         there = raw[place - raw.ctypes.data :]
         if message.keys is not None:
             message.keys = there[:key_bytes].view(np.uint64)

@@ -56,7 +56,7 @@ from mpips.errors import InputError
 from mpips.files.json_values import json_data, keep
 from mpips.files.safe_open import open_own, open_regular
 from mpips.rundir.folder import write_json
-from mpips.transport.message import NO_ROUND, Command, Kind, Message
+from mpips.transport.message import NO_ROUND, Kind, Message
 
 if TYPE_CHECKING:
     from mpips.cluster.node import Node
@@ -218,10 +218,10 @@ class Recorder:
     def _serves(self, table: FastPathTable) -> None:
         table.follow(self._pushed)
 
-    def _pushed(self, shard: int, origin: int, time: int) -> None:
-        """Record a push that the server's fast path has applied."""
+    def _pushed(self, shard: int, command: int, callers: list[tuple[int, int]]) -> None:
+        """Record a push, or a round of pushes, that the server's fast path has applied."""
         order = self._orders[shard]
-        order.change(order.count + 1, int(Command.PUSH), [(origin, time)])
+        order.change(order.count + 1, command, callers)
 
     # --- the events of a rank ----------------------------------------------------------------------
 

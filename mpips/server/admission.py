@@ -98,6 +98,7 @@ class Admission:
             # Held requests are not in the deduplication table yet.
             return
         self._fast_path.catch_up(link)
+        self._executor.take_parts(link)
         origin, number = probe.origin, link.number
         missing = []
         for time, ahead in probe.after:

@@ -61,6 +61,13 @@ class Executor:
         while ready:
             ready.extend(self._execute(link, ready.popleft()))
 
+    def take_parts(self, link: Link) -> None:
+        """Take over the parts of rounds that wait on the fast path."""
+        shard = link.shard
+        if shard is not None and (parts := self._fast_path.take_parts(shard)):
+            self._fast_path.catch_up(link)
+            self.execute(link, [each for part in parts for each in shard.inbox.admit(part)])
+
     def _execute(self, link: Link, request: Message) -> list[Message]:
         """Execute a request, or let it wait for others of its round; return the requests that waited for it."""
         shard = link.shard
@@ -192,6 +199,25 @@ class Executor:
         self._node.step(self._steps)
 
     def _aggregate(self, link: Link, shard: Shard, hosted: Hosted, request: Message) -> list[Message]:
+        """Take a part of a round. Python has the parts of a round as soon as it has one."""
+        round_, namespace = (request.round, request.range.begin), request.namespace
+        if hosted.has(round_):
+            others: list[Message] = []
+        else:
+            others = self._fast_path.take_parts(shard, namespace, round_)
+            self._fast_path.mark(shard, namespace, round_)
+        ready = [each for other in others for each in shard.inbox.admit(other)]
+        try:
+            ready += self._add_part(link, shard, hosted, request)
+        except Exception as error:
+            ready += self._refuse(link, shard, request, error)
+        # The rows may have moved.
+        self._fast_path.expose(link, namespace)
+        if not hosted.has(round_):
+            self._fast_path.mark(shard, namespace, round_, -1)
+        return ready
+
+    def _add_part(self, link: Link, shard: Shard, hosted: Hosted, request: Message) -> list[Message]:
         segment, sender = hosted.segment, request.origin
         round_ = (request.round, request.range.begin)
         if round_ in hosted.broken:
@@ -233,7 +259,8 @@ class Executor:
         wants = any(request.command is Command.PUSH_PULL for request in requests)
 
         follows = link.next >= 0
-        ahead = self._ahead and follows and not link.full
+        # What kernels sum is as fast without.
+        ahead = self._ahead and follows and not link.full and not self._fast_path.sums(link, first.namespace)
         # An update may overwrite its argument.
         sums = summed.rows.copy() if follows else summed.rows
         kept = shard.sum_up(first, callers, summed.slots, summed.rows, wants)

@@ -7,14 +7,24 @@ acknowledged yet (`catch_up`).
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 
 from mpips.cluster.node import Node
 from mpips.cluster.view import NOBODY
 from mpips.server.replication import Link
-from mpips.server.shard import Shard, callers_of
-from mpips.tasks.request_dedup import RequestDedup
-from mpips.transport.fastpath_table import COPIES, NO_PUSH, REQUESTS, VERSION, FastPathTable
+from mpips.server.shard import AGGREGATE, Round, RoundAnswer, Shard, callers_of
+from mpips.tasks.request_dedup import Kept, RequestDedup
+from mpips.transport.fastpath_table import (
+    AGGREGATES,
+    COPIES,
+    NO_PUSH,
+    OPEN,
+    PUSH,
+    REQUESTS,
+    VERSION,
+    FastPathTable,
+)
 from mpips.transport.key_cache import KeyCache, Known
 from mpips.transport.message import NO_SIGNATURE, Command, Kind, Message
 from mpips.transport.unacknowledged import FOLLOWING, KEEPS, LATEST, PRECEDING
@@ -26,8 +36,13 @@ class FastPath:
     def __init__(self, node: Node, lists: KeyCache) -> None:
         self._node, self._lists = node, lists
         self.table = FastPathTable(len(node.view.chains), len(node.layout.places), lists)
+        self.set_workers()
         for serves in node.observers.serves:
             serves(self.table)
+
+    def set_workers(self) -> None:
+        """Set the workers of the present view: rounds are the sums of their pushes."""
+        self.table.rounds.set_workers(self._node.view.workers, self._node.keeps)
 
     def open(self, link: Link) -> None:
         """Let the fast path serve a shard of which this server is the primary, or the last member."""
@@ -97,7 +112,7 @@ class FastPath:
     def catch_up(self, link: Link, through: int = LATEST) -> None:
         """Record the requests that the fast path has executed, and take over its changes up to number `through`."""
         if link.shard is not None:
-            self._record(link.shard)
+            self.record(link.shard)
         if taken := self.table.take_over(link.number, through):
             answer = self._node.answer
             changes = [each.change for each in taken if each.change is not None]
@@ -106,7 +121,11 @@ class FastPath:
                     self.resolve(link.shard, change)
             link.take_over(
                 changes,
-                [(each.number, partial(answer, each.answer.origin, each.answer)) for each in taken],
+                [
+                    (each.number, partial(answer, reply.origin, reply))
+                    for each in taken
+                    for reply in each.answers
+                ],
             )
 
     def knows(self, change: Message) -> bool:
@@ -131,18 +150,76 @@ class FastPath:
         """Send lists of keys to the next member of a shard's chain again: it has dropped one."""
         self._lists.untell(number)
 
-    def _record(self, shard: Shard) -> None:
+    def record(self, shard: Shard) -> None:
+        """Record the requests that the fast path has executed at a shard: their answers, changes and clocks."""
         if not self.table.has_news(shard.number):
             return
+        answers = dict(self._kept(shard))
         for done in self.table.finished(shard.number):
             for time, pushed in done.times:
-                reply = None
+                reply: Kept | None = None
                 if pushed and time >= done.acked and shard.inbox.keep:
-                    reply = Message(
+                    reply = answers.get((done.origin, time)) or Message(
                         Kind.REPLY, Command.PUSH, origin=done.origin, shard=shard.number, time=time
                     )
                 shard.inbox.finish(done.origin, time, reply, done.acked)
+        for namespace, reached, round_ in self.table.rounds.reached(shard.number):
+            shard.hosted(namespace).segment.advance(reached, AGGREGATE, round_)
         shard.changes += self.table.changes(shard.number)
+
+    def _kept(self, shard: Shard) -> Iterator[tuple[tuple[int, int], Kept]]:
+        """Yield the answers with rows to the pushes of rounds, by the requests' origin and time."""
+        for kept in self.table.rounds.kept(shard.number):
+            if isinstance(kept, Message):
+                yield (kept.origin, kept.time), kept
+                continue
+            segment = shard.hosted(kept.namespace).segment
+            rows = kept.rows.view(segment.values.dtype).reshape(-1, segment.spec.width)
+            answer = RoundAnswer(segment, kept.slots, rows)
+            for caller in kept.callers:
+                yield caller, answer
+
+    # Rounds.
+
+    def sums(self, link: Link, namespace: int) -> bool:
+        """Return whether the fast path sums the rounds of a vector, as long as nothing is missing for it."""
+        part = self.table.parts[link.number, namespace]
+        serves = self._node.van.compiled and self._node.plain
+        return serves and bool(part[OPEN] == REQUESTS and part[AGGREGATES] and part[PUSH] != NO_PUSH)
+
+    def mark(self, shard: Shard, namespace: int, round_: Round, by: int = 1) -> None:
+        """Record that Python has parts of one more, or one less, round."""
+        self.table.rounds.mark(shard.number, namespace, *round_, by)
+
+    def mark_all(self, links: Iterable[Link]) -> None:
+        """Record which rounds Python has parts of, after it has dropped some."""
+        self.table.rounds.marks[:] = 0
+        for shard in (link.shard for link in links if link.shard is not None):
+            for namespace, hosted in shard.vectors.items():
+                for round_ in (*hosted.waiting, *hosted.broken):
+                    self.mark(shard, namespace, round_)
+
+    def waiting(self, shard: Shard) -> Iterator[tuple[int, Round, Collection[int]]]:
+        """Yield the incomplete rounds of a shard: vector, round, and the workers whose parts have arrived."""
+        yield from self.table.rounds.waiting(shard.number)
+        for namespace, hosted in shard.vectors.items():
+            for round_, there in hosted.waiting.items():
+                yield namespace, round_, there
+
+    def take_parts(self, shard: Shard, namespace: int = -1, round_: Round = (0, 0)) -> list[Message]:
+        """Take over the waiting parts of a round, or of all rounds of a shard."""
+        rounds = self.table.rounds
+        parts = (
+            rounds.take_all(shard.number)
+            if namespace < 0
+            else rounds.take_round(shard.number, namespace, *round_)
+        )
+        for part in parts:
+            if part.keys is None and part.signature != NO_SIGNATURE:
+                known = self._lists.find(shard.number, part.namespace, part.signature)
+                assert known is not None
+                part.slots = known.slots
+        return parts
 
     def count(self, shard: Shard) -> None:
         """Set the number of changes on the fast path, and in the record, if the run is recorded."""

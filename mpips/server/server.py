@@ -138,6 +138,8 @@ class Server:
         self._acknowledgements.ask(message.origin, message.after)
 
     def _send_rounds(self, message: Message) -> None:
+        for shard in self.shards:
+            self.fast_path.record(shard)
         self.node.control(message.sender, Command.ROUNDS, applied_rounds(self.shards))
 
     def _acknowledge(self, origin: int, pushes: tuple[Push, ...]) -> None:
@@ -149,13 +151,13 @@ class Server:
         """Describe the incomplete rounds and the workers whose pushes are missing."""
         found: dict[Hashable, str] = {}
         for shard in self.shards:
-            for namespace, hosted in shard.vectors.items():
-                for round_, there in hosted.waiting.items():
-                    missing = [rank for rank in hosted.aggregator.workers if rank not in there]
-                    names = ", ".join(f"rank {rank} ({self.node.layout.places[rank]})" for rank in missing)
-                    found[shard.number, namespace, round_] = (
-                        f"round {round_[0]} of vector {hosted.segment.spec.name}: no push from {names}"
-                    )
+            for namespace, round_, there in self.fast_path.waiting(shard):
+                aggregator = shard.vectors[namespace].aggregator
+                missing = [rank for rank in aggregator.workers if rank not in there]
+                names = ", ".join(f"rank {rank} ({self.node.layout.places[rank]})" for rank in missing)
+                found[shard.number, namespace, round_] = (
+                    f"round {round_[0]} of vector {aggregator.segment.spec.name}: no push from {names}"
+                )
         return found
 
     # --- calls ---------------------------------------------------------------------------------
@@ -190,6 +192,7 @@ class Server:
         link = self.chains.links.get(number)
         if link is None or link.shard is None or link.learning:
             raise WorkerLost(f"rank {self.node.rank} no longer holds shard {number}")
+        self.fast_path.record(link.shard)
         return link.shard
 
     # --- views and time ------------------------------------------------------------------------
@@ -199,7 +202,13 @@ class Server:
         while self.chains.apply_queued():
             pass
         for link in self.chains:
+            if view.workers_since == before.workers_since:
+                self.executor.take_parts(link)
+            elif link.shard is not None:
+                # Their senders have dropped them.
+                self.fast_path.take_parts(link.shard)
             self.fast_path.close(link)
+        self.fast_path.set_workers()
         for number in self.chains.rewire(view):
             self.lists.forget(number)
         for link in self.chains:
@@ -211,6 +220,7 @@ class Server:
         self.admission.reopen()
         own = {link.number for link in self.chains.primary_links()}
         self._acknowledgements.retain(own, lambda origin: view.roles[view.caller(origin)] is not None)
+        self.fast_path.mark_all(self.chains)
         for link in self.chains:
             self.fast_path.open(link)
         self.chains.report()

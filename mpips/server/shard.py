@@ -81,8 +81,9 @@ class Hosted:
     def simple(self) -> Simple | None:
         """Return how the fast path may serve these rows; None if a push or pull is not simple enough."""
         segment = self.segment
-        if (segment.moves, segment.index_addresses, segment.settings) != self._place:
-            self._place = segment.moves, segment.index_addresses, dict(segment.settings)
+        place = segment.moves, segment.index_addresses, id(self.aggregator), len(self.aggregator.stamps)
+        if (*place, segment.settings) != self._place:
+            self._place = *place, dict(segment.settings)
             self._simple = self._described()
         return self._simple
 
@@ -90,7 +91,7 @@ class Hosted:
         segment = self.segment
         spec, update = segment.spec, segment.update
         push = PUSHES.get(update.name, NO_PUSH) if segment.push_row == value_row(spec) else NO_PUSH
-        if spec.aggregate or update.read is not None or len(segment.ranges) != 1:
+        if update.read is not None or len(segment.ranges) != 1:
             return None
         values, owned = segment.values, segment.ranges[0]
         # Of uint64 keys, the int64 with the same bits.
@@ -104,10 +105,15 @@ class Hosted:
             state = (*places, 0, 0, 0)[:3]
             self._numbers = np.array([segment.settings[name] for name in update.defaults or ()], np.float64)
             settings = self._numbers.ctypes.data
+        stamps = self.aggregator.stamps
         return Simple(
             values.ctypes.data, code, spec.width, begin, last, rows, push, True, segment.capacity,
-            segment.index_addresses, state, settings,
+            segment.index_addresses, state, settings, spec.aggregate, (stamps.ctypes.data, len(stamps)),
         )  # fmt: skip
+
+    def has(self, round_: Round) -> bool:
+        """Return whether parts of a round are here, or its error."""
+        return round_ in self.waiting or round_ in self.broken
 
     def abandon(self, workers: Sequence[int]) -> list[Message]:
         """Drop incomplete rounds, and continue with these workers; return the dropped requests."""

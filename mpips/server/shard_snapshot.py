@@ -131,6 +131,7 @@ def unpack(packed: NDArray[np.int64], shard: Shard) -> None:
         where = slice(int(listed[0]), int(listed[1])) if run else listed
         answers.append(RoundAnswer(shard.vectors[number].segment, where, None if rows < 0 else array(rows)))
     for origin, (acked, finished, kept) in text["callers"].items():
+        shard.inbox.acknowledge(int(origin), acked)
         for time in finished:
             found = kept.get(str(time))
             reply: Kept | None = None
@@ -138,7 +139,7 @@ def unpack(packed: NDArray[np.int64], shard: Shard) -> None:
                 reply = (
                     answers[found[1]] if len(found) == 2 else from_bytes(bytearray(array(found[0]).tobytes()))
                 )
-            shard.inbox.finish(int(origin), time, reply, acked)
+            shard.inbox.finish(int(origin), time, reply)
     shard.changes = text["changes"]
 
 

@@ -13,10 +13,12 @@ from mpips.jit.kernel import kernel
 from mpips.storage.segment import Array, Segment, Slots, one_by_one
 
 _TYPES = ("f4", "f8", "i4", "i8")
+MOST_UNIONS = 1 << 30
+"""The number of a union from which on stamps begin anew."""
 
 
 @kernel(*(f"i8(i8[::1], i8, i8, i4[::1], {t}[:,::1], i4[::1], {t}[:,::1], i4[::1])" for t in _TYPES))
-def _sum_into(
+def sum_into(
     stamps: NDArray[np.int64],
     number: int,
     count: int,
@@ -87,8 +89,8 @@ class Aggregator:
         self.segment = segment
         self.workers = tuple(workers)
         self._pending: dict[Hashable, dict[int, tuple[Slots, Array]]] = {}
-        self._stamps = np.full(0, -1, np.int64)
-        self._number = 0
+        self.stamps = np.zeros(0, np.int64)
+        """The number of the last union, then the stamp of each slot (see `sum_into`); kernels use it, too."""
 
     def pending(self) -> dict[Hashable, list[int]]:
         """Return, for every incomplete round, the workers whose pushes have arrived."""
@@ -126,13 +128,12 @@ class Aggregator:
         if len(widths) > 1:
             raise ProtocolError(f"vector {segment.spec.name!r}: rows of widths {sorted(widths)} in one round")
         sums = np.empty((total, widths.pop()), segment.push_row.dtype)
-        self._next_number()
-        count = 0
+        stamps, count = self._next_stamps(), 0
         everyone: dict[int, NDArray[np.int32] | slice] = {}
         for worker, (part, rows) in zip(self.workers, parts, strict=True):
             slots = one_by_one(part)
             places = np.empty(len(slots), np.int32)
-            count = _sum_into(self._stamps, self._number, count, slots, rows, touched, sums, places)
+            count = sum_into(stamps[1:], stamps[0], count, slots, rows, touched, sums, places)
             everyone[worker] = places
         return Summed(touched[:count], sums[:count], everyone)
 
@@ -143,14 +144,12 @@ class Aggregator:
             sums += rows
         return Summed(run, sums, dict.fromkeys(self.workers, slice(None)))
 
-    def _next_number(self) -> None:
-        missing = self.segment.capacity - len(self._stamps)
-        if missing > 0:
-            self._stamps = np.concatenate([self._stamps, np.full(missing, -1, np.int64)])
-        self._number += 1
-        if self._number == 2**31:
-            self._stamps.fill(-1)
-            self._number = 0
+    def _next_stamps(self) -> NDArray[np.int64]:
+        """Return the stamps, with the number of a new union."""
+        if len(self.stamps) <= self.segment.capacity or self.stamps[0] >= MOST_UNIONS:
+            self.stamps = np.zeros(1 + self.segment.capacity, np.int64)
+        self.stamps[0] += 1
+        return self.stamps
 
 
 def _common_run(parts: list[Slots]) -> slice | None:

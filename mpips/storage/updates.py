@@ -160,6 +160,8 @@ class Call(NamedTuple):
     reads: bool = False
 
 
+BUILT_IN = frozenset(("add", "assign", "sgd", "adagrad", "ftrl", "adam"))
+"""The names of the built-in updates: pushed rows, and answers, are like the values."""
 _updates: dict[str, Update] = {}
 _calls: dict[str, Call] = {}
 A = TypeVar("A", bound=Callable[..., Any])

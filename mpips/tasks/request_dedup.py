@@ -132,6 +132,10 @@ class RequestDedup:
                     del caller.kept[time]
         return caller
 
+    def acknowledge(self, origin: int, acked: int) -> None:
+        """Record that a caller has all replies below a time."""
+        self._caller(origin, acked)
+
     @staticmethod
     def _may_start(caller: _Caller, request: Message) -> bool:
         return all(

@@ -20,17 +20,19 @@ from numpy.typing import NDArray
 from mpips.transport.header import HEADER_BYTES
 from mpips.transport.key_cache import KeyCache
 from mpips.transport.message import INLINE, Message, bodies, decode
+from mpips.transport.rounds import Rounds
 from mpips.transport.unacknowledged import Taken, Unacknowledged
 
 OPEN, VALUES, DTYPE, WIDTH, BEGIN, LAST, ROWS, PUSH, PULL, CAPACITY = range(10)
 HEAD, KNOWN, KNOWN_ROOM, ARENA, ARENA_ROOM, TOP, TOP_ROOM = range(10, 17)
-STATE, SETTINGS, CHANGES, NEWS, VERSION = 17, 20, 21, 22, 23
+STATE, SETTINGS, AGGREGATES, STAMPS, STAMPS_ROOM, CHANGES, NEWS, VERSION = 17, *range(20, 27)
 """Columns of `parts`, by shard and namespace: what may be served (CLOSED, REQUESTS or COPIES); address, wire type and
 width of its rows; first and last key of the shard; number of rows (0: sparse); action of a push; whether it may be
 pulled; rows that fit; the address of the counts of its key index (0: none), and address and length of each of its
-arrays; addresses of up to three state columns, and of the settings, of its update; pushes since the last `changes`;
-and, for namespace 0, whether any request was finished at the shard since the last `finished`, and the number of all
-changes of the shard."""
+arrays; addresses of up to three state columns, and of the settings, of its update; whether its pushes are summed over
+all workers, and address and length of the stamps for that (`mpips.storage.aggregate`); changes since the last
+`changes`; and, for namespace 0, whether any request was finished at the shard since the last `finished`, and the number
+of all changes of the shard."""
 CLOSED, REQUESTS, COPIES = range(3)
 """Values of OPEN: nothing is served; requests of callers; changes of the shard's primary."""
 NO_PUSH, ADD, ASSIGN, SGD, ADAGRAD, FTRL, ADAM = range(7)
@@ -46,6 +48,10 @@ MOST_AT_ONCE = 256
 """Requests that one call of the fast path answers at most."""
 MOST_BYTES = 1 << 28
 """Bytes of the receive buffer, and of all send buffers together; larger requests are handled in Python."""
+
+
+Noted = Callable[[int, int, list[tuple[int, int]]], None]
+"""Takes the shard of a change, the command of its first caller, and (origin, time) of all."""
 
 
 class Finished(NamedTuple):
@@ -73,6 +79,8 @@ class Simple(NamedTuple):
     key_index: tuple[int, ...] = (0,) * (STATE - HEAD)
     state: tuple[int, ...] = (0,) * (SETTINGS - STATE)
     settings: int = 0
+    aggregates: bool = False
+    stamps: tuple[int, int] = (0, 0)
 
     def columns(self) -> Iterator[int]:
         """Yield the columns from the second on."""
@@ -95,14 +103,16 @@ class FastPathTable:
         self.buffers = np.zeros((BUFFERS, 5), np.int64)
         self.receive_buffer = np.empty(0, np.uint8)
         self.sleepers = np.zeros(max(MOST_AT_ONCE, ranks), np.int32)
-        self.push_log = np.zeros((0, 3), np.int64)
-        """If the run is recorded: the number of pushes, then (shard, origin, time) of each in order."""
-        self._noted: Callable[[int, int, int], None] = lambda shard, origin, time: None
+        self.push_log = np.zeros((0, 5), np.int64)
+        """If the run is recorded: the number of pushes, then each in order: shard, origin, time, command, and how many
+        are one change (0: it belongs to that of the push before)."""
+        self._noted: Noted = lambda shard, command, callers: None
         self.served: Callable[[int], None] | None = None
         """Callback: the number of requests that a call of the fast path has answered."""
         self._kept: list[Any] = [None] * BUFFERS
-        self.unacknowledged = Unacknowledged(shards)
-        cache.in_use = self.unacknowledged.lists
+        self.rounds = Rounds(ranks)
+        self.unacknowledged = Unacknowledged(shards, self.rounds)
+        cache.in_use = lambda: self.unacknowledged.lists() | self.rounds.lists()
 
     # What may be served.
 
@@ -184,16 +194,20 @@ class FastPathTable:
 
     # What is recorded.
 
-    def follow(self, noted: Callable[[int, int, int], None]) -> None:
-        """Call `noted(shard, origin, time)` for each push, in order."""
-        self.push_log, self._noted = np.zeros((1 + MOST_AT_ONCE, 3), np.int64), noted
+    def follow(self, noted: Noted) -> None:
+        """Call `noted` for each change by pushes, in order."""
+        self.push_log, self._noted = np.zeros((1 + MOST_AT_ONCE + self.rounds.most, 5), np.int64), noted
 
     def tell(self) -> None:
         """Report the pushes since the last call."""
         count = int(self.push_log[0, 0])
         self.push_log[0, 0] = 0
-        for shard, origin, time in self.push_log[1 : 1 + count].tolist():
-            self._noted(shard, origin, time)
+        pushes = self.push_log[1 : 1 + count].tolist()
+        for at, (shard, _, _, command, callers) in enumerate(pushes):
+            if callers:
+                self._noted(
+                    shard, command, [(origin, time) for _, origin, time, *_ in pushes[at : at + callers]]
+                )
 
     # Buffers for large values.
 
@@ -215,8 +229,12 @@ class FastPathTable:
                 return True
         return False
 
-    def abandon_receive_buffer(self) -> NDArray[np.uint8]:
-        """Abandon the receive buffer, into which values may still be received."""
+    def give_up(self, row: int) -> NDArray[np.uint8]:
+        """Abandon memory into which keys or values may still be received: `LATE_ROW` of the kernels' cells."""
+        if row > 0:
+            return self.unacknowledged.give_up(row - 1)
+        if row < 0:
+            return self.rounds.give_up(-1 - row)
         receive_buffer, self.receive_buffer = self.receive_buffer, np.empty(0, np.uint8)
         return receive_buffer
 

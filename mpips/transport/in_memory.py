@@ -319,6 +319,7 @@ class TwinVan:
     """One rank's van on a `Network`; see `mpips.transport.van.Van`."""
 
     survives = True
+    compiled = False
 
     def __init__(self, network: Network, rank: int) -> None:
         self.rank, self.size = rank, network.size

@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 from mpips.transport.header import HEADER, HEADER_BYTES
 from mpips.transport.key_cache import Name
 from mpips.transport.message import INLINE, Message, bodies, decode
+from mpips.transport.rounds import Rounds
 
 FOLLOWING, PRECEDING, LAST, IN_PYTHON, KEEPS = range(5)
 """Columns of `links`, by shard: at a primary 1 + the rank of the next member, at the last member 1 + that of the
 previous one (0: none, or Python handles the chain's messages); the number of the last change that is not acknowledged
 (0: none); whether Python has such a change; whether the next member keeps lists of keys, which are sent to it once."""
-SHARD, NUMBER, SIZE, KEY_BYTES, VALUE_BYTES, ROOM, ROOM_BYTES, CALLER = range(8)
+SHARD, NUMBER, SIZE, KEY_BYTES, VALUE_BYTES, ROOM, ROOM_BYTES, CALLER, IN_ROUND = range(9)
 """Columns of `changes`: 1 + the shard (0: acknowledged); number of the change; bytes of its frame, and of the keys and
-values that follow it; address and size of the memory for these; rank that gets the answer."""
+values that follow it; address and size of the memory for these; rank that gets the answer; 1 + the row of the round
+whose answers wait instead (`mpips.transport.rounds`; 0: none)."""
 CHANGES_OUT = 256
 """Rows of `changes`."""
 LARGE = 128
@@ -47,21 +49,23 @@ LATEST = 1 << 62
 
 
 class Taken(NamedTuple):
-    """A change that Python takes over: its message (None: an answer that only reads), its number, and the answer."""
+    """A change that Python takes over: its message (None: an answer that only reads), its number, and the answers."""
 
     change: Message | None
     number: int
-    answer: Message
+    answers: list[Message]
 
 
 class Unacknowledged:
     """The unacknowledged changes of a server's shards on the fast path; see the module."""
 
-    def __init__(self, shards: int) -> None:
+    def __init__(self, shards: int, rounds: Rounds) -> None:
+        self._rounds = rounds
         self.links = np.zeros((shards, KEEPS + 1), np.int64)
-        self.changes = np.zeros((CHANGES_OUT, CALLER + 1), np.int64)
+        self.changes = np.zeros((CHANGES_OUT, IN_ROUND + 1), np.int64)
         self.sends = np.zeros((SENDS * CHANGES_OUT, 3), np.int64)
-        self.frames = np.zeros((CHANGES_OUT, HEADER_BYTES + CALLERS_BYTES + INLINE), np.uint8)
+        callers = CALLERS_BYTES * max(1, rounds.most)
+        self.frames = np.zeros((CHANGES_OUT, HEADER_BYTES + callers + INLINE), np.uint8)
         self.answers = np.zeros((CHANGES_OUT, HEADER_BYTES), np.uint8)
         self.held = np.zeros((1 + MOST_HELD, DEST + 1), np.int64)
         """How many answers to pulls wait, then each of them, in order."""
@@ -107,9 +111,14 @@ class Unacknowledged:
                 assert room is not None
                 body[:] = room[at : at + len(body)].data
                 at += len(body)
-            answer, *_ = decode(bytearray(self.answers[row].data))
+            in_round = int(rows[row, IN_ROUND])
+            answers = (
+                self._rounds.answers(in_round - 1)
+                if in_round
+                else [decode(bytearray(self.answers[row].data))[0]]
+            )
             rows[row, SHARD] = 0
-            yield Taken(change, int(rows[row, NUMBER]), answer)
+            yield Taken(change, int(rows[row, NUMBER]), answers)
 
     def _held(
         self, shard: int, through: int, answer_to_pull: Callable[[int, int, int, int], Message]
@@ -120,7 +129,7 @@ class Unacknowledged:
         self.held[0, 0] = len(left)
         self.held[1 : 1 + len(left)] = left
         for _, number, *place, _ in waiting[mine].tolist():
-            yield Taken(None, number, answer_to_pull(*place))
+            yield Taken(None, number, [answer_to_pull(*place)])
 
     def provide(self, size: int) -> bool:
         """Make memory of `size` bytes for the keys and values of changes; return whether it was made.

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.transport.buffer_pool import BufferPool
-from mpips.transport.message import Message
+from mpips.transport.message import NO_ROUND, Message
 
 if TYPE_CHECKING:
     # Imported late, since it loads kernels.
     from mpips.transport.fastpath_table import FastPathTable
 
 
-NO_KEYS = np.empty(0, np.uint64)
+NO_KEYS, NO_BYTES = np.empty(0, np.uint64), np.empty(0, np.uint8)
 
 
 class Van(Protocol):
@@ -38,6 +38,8 @@ class Van(Protocol):
     """Returns the array that receives the detached values of a message; None: a new array."""
     fast_path: FastPathTable | None
     """The requests that the van may answer itself; see `mpips.transport.fastpath_table`."""
+    compiled: bool
+    """Whether the fast paths are in use: they need this MPI's functions."""
     epoch: int
     """The epoch of the requests that the fast path may answer."""
     buffers: BufferPool
@@ -67,22 +69,23 @@ class Van(Protocol):
         head: int,
         time: int,
         acked: int,
-        raw: NDArray[np.uint8],
+        rows: NDArray[np.uint8] | None,
+        out: NDArray[np.uint8] | None,
         first: int,
         nbytes: int,
         wire_type: int,
-        pushes: bool,
         fresh: bool,
         keys: NDArray[np.uint64] = NO_KEYS,
         begin: int = 0,
         count: int = 0,
+        round: int = NO_ROUND,
     ) -> int:
         """Send a request by the client fast path; return its slot, or -1 if it must be sent as a message.
 
         `head` is the address of the prepared header (`mpips.transport.message.header_of`). A push sends `nbytes` of
-        `raw` from byte `first` on, of the type `wire_type`; a pull receives its answer there. `fresh`: that memory has
-        no other use, so that the server may write into it directly. The request lists `count` of `keys` from `begin`
-        on, unless the header names them.
+        `rows` from byte `first` on, of the type `wire_type`; a pull receives its answer there in `out`. `fresh`: that
+        memory has no other use, so that the server may write into it directly. The request lists `count` of `keys` from
+        `begin` on, unless the header names them.
         """
 
     def version(self) -> int:

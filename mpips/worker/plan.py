@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mpips.keys import KeyArray
 from mpips.ranges import KeyRange
-from mpips.transport.message import Command
+from mpips.transport.message import NO_SIGNATURE, Command
 
 
 class Slice(NamedTuple):
@@ -45,6 +45,9 @@ class Plan:
         self.addresses = tuple(~piece.shard for piece in slices)
         self.heads: dict[Command, list[Head]] = {}
         self._unsent = set(range(len(slices))) if keys is not None else set[int]()
+        if signatures is not None:
+            # Slices without keys have no signature.
+            self._unsent -= {at for at, signature in enumerate(signatures) if signature == NO_SIGNATURE}
 
     @property
     def cached(self) -> bool:

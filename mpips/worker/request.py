@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mpips.cluster.node import Node
 from mpips.errors import UsageError
 from mpips.ranges import KeyRange
-from mpips.storage.updates import VectorSpec
+from mpips.storage.updates import BUILT_IN, VectorSpec
 from mpips.tasks.task import Task
 from mpips.transport.message import CODES, NO_ROUND, NO_SIGNATURE, Command, Kind, Message, header_of
 from mpips.transport.van import NO_KEYS
@@ -37,8 +37,8 @@ class RequestMaker:
         self.kind = CODES[self.dtype]
         """The type code of the values in messages."""
         self.row_bytes = spec.width * self.dtype.itemsize
-        # Other updates may answer with rows of their own.
-        self.reads_plainly = spec.update in ("add", "assign")
+        # Other updates may take rows of their own, or answer with them.
+        self.is_plain = spec.update in BUILT_IN
         # Shard and signature of lists that were sent there.
         self._sent: set[tuple[int, bytes]] = set()
         # Headers of requests that list their keys, by command, shard and range.
@@ -82,7 +82,8 @@ class Request:
     """A push or a pull: creates its messages, and copies the rows of each reply to the places of its keys."""
 
     __slots__ = (
-        "command", "fresh", "heads", "late", "maker", "out", "places", "plan", "raw", "round", "rows", "task",
+        "command", "fresh", "heads", "late", "maker", "out", "places", "plan", "raw", "raw_out", "round", "rows",
+        "task",
     )  # fmt: skip
 
     def __init__(
@@ -97,7 +98,9 @@ class Request:
         self.maker, self.command, self.plan = maker, command, plan
         self.rows, self.round, self.out = rows, round, out
         self.heads: list[Head] | None = None
+        # The bytes of `rows` and `out`.
         self.raw: NDArray[np.uint8] | None = None
+        self.raw_out: NDArray[np.uint8] | None = None
         # Rows of answers after a part was sent again to another server.
         self.late: dict[int, Rows] | None = None
         # Whether `out` was allocated here.
@@ -108,20 +111,15 @@ class Request:
     def is_direct(self) -> bool:
         """Return whether the request may take the client fast path, and prepare it for that."""
         maker, command, plan, rows = self.maker, self.command, self.plan, self.rows
-        if command is Command.PUSH_PULL or self.round != NO_ROUND or not plan.addresses:
+        in_round = self.round != NO_ROUND
+        # A push and pull at once is one part of a round.
+        if not plan.addresses or (command is Command.PUSH_PULL and not in_round):
             return False
-        if command is Command.PULL:
-            if self.out is None:
-                if not maker.reads_plainly:
-                    return False
-                shape = (plan.n,) if maker.spec.width == 1 else (plan.n, maker.spec.width)
-                room = maker.node.van.buffers(plan.n * maker.row_bytes)
-                rows = self.out = room.view(maker.dtype).reshape(shape)
-                self.fresh = True
-            else:
-                rows = self.out
-        assert rows is not None
-        if rows.dtype != maker.dtype or rows.size != plan.n * maker.spec.width or not rows.flags.carray:
+        if (in_round and not (maker.is_plain and maker.spec.aggregate)) or (
+            command is not Command.PUSH and self.out is None and not maker.is_plain
+        ):
+            return False
+        if not all(each is None or self._is_simple(each) for each in (rows, self.out)):
             return False
         self.heads = plan.heads.get(command)
         if self.heads is None:
@@ -134,8 +132,20 @@ class Request:
                 self.heads = [maker.head(self, number) for number in range(len(plan.slices))]
             else:
                 return False
-        self.raw = (rows if rows.ndim == 1 else rows.reshape(-1)).view(np.uint8)
+        if command is not Command.PUSH and self.out is None:
+            shape = (plan.n,) if maker.spec.width == 1 else (plan.n, maker.spec.width)
+            room = maker.node.van.buffers(plan.n * maker.row_bytes)
+            self.out = room.view(maker.dtype).reshape(shape)
+            self.fresh = command is Command.PULL
+        self.raw = None if rows is None else _raw(rows)
+        self.raw_out = None if self.out is None else _raw(self.out)
         return True
+
+    def _is_simple(self, rows: Rows) -> bool:
+        """Return whether an array has the rows of all keys, as they are sent."""
+        maker = self.maker
+        fits = rows.dtype == maker.dtype and rows.size == self.plan.n * maker.spec.width
+        return fits and bool(rows.flags.carray)
 
     def write_head(self, number: int, size: int) -> Head:
         """Write the header of a part with rows for `size` keys; the keys follow separately, or are cached."""
@@ -151,7 +161,10 @@ class Request:
         )
         if self.plan.signatures is not None:
             message.signature = self.plan.signatures[number]
-        pushes = self.command is Command.PUSH
+        if self.plan.keys is not None and message.signature == NO_SIGNATURE:
+            # Listed, perhaps none.
+            message.keys = self.plan.keys[:0]
+        pushes = self.command is not Command.PULL
         head = header_of(message, size, maker.dtype, maker.spec.width) if pushes else header_of(message)
         return head, head.ctypes.data
 
@@ -162,7 +175,7 @@ class Request:
 
     def send(self, number: int, time: int, acked: int) -> int:
         """Send a part on the client fast path."""
-        assert self.heads is not None and self.raw is not None
+        assert self.heads is not None
         maker, piece, keys, count = self.maker, self.plan.slices[number], NO_KEYS, 0
         node, size = maker.node, maker.row_bytes
         if not self.plan.cached:
@@ -174,14 +187,15 @@ class Request:
             time,
             acked,
             self.raw,
+            self.raw_out,
             piece.begin * size,
             (piece.end - piece.begin) * size,
             maker.kind,
-            self.command is Command.PUSH,
             self.fresh,
             keys,
             piece.begin,
             count,
+            self.round,
         )
         if slot >= 0:
             node.savings.sent_keys += 8 * count
@@ -278,3 +292,7 @@ class Request:
                 self.out[...] = 0
         result: Rows = self.task.values
         return result
+
+
+def _raw(rows: Rows) -> NDArray[np.uint8]:
+    return (rows if rows.ndim == 1 else rows.reshape(-1)).view(np.uint8)

@@ -439,3 +439,43 @@ def test_who_is_not_reached_is_sent_a_message() -> None:
         return 4
 
     together([VectorSpec("v", "float64", extent=2 * BLOCK, dense=True)], ask, prepare=forget)
+
+
+@pytest.mark.mpi(min_size=5)
+@pytest.mark.parametrize("size", [1, 1000, 60_000])
+def test_rounds_are_summed_and_copied_without_python(size: int) -> None:
+    """All callers but the first are workers; each has keys that only it and its neighbour push."""
+    span, rounds = 3 * size, 20
+    specs = [
+        VectorSpec("dense", "float64", 1, span, dense=True, aggregate=True),
+        VectorSpec("sparse", "int64", 1, 2 * MPI.COMM_WORLD.Get_size() * size, aggregate=True),
+    ]
+
+    def ask(callers: Callers) -> int:
+        node, asked = callers.node, 0
+        if callers.index == 0:
+            return 0
+        workers = callers.count - 1
+        for number, vector in enumerate(callers.vectors):
+            first = size * callers.index if number else 0
+            keys = np.arange(first, first + 2 * size, dtype=np.uint64)
+            named = vector.key_list(keys) if number else KeyRange(0, span)
+            rows = np.full(2 * size if number else span, callers.index, vector.spec.dtype)
+            total = np.full(len(rows), workers * (workers + 1) // 2)
+            if number:
+                total[:size] = max(0, callers.index - 1) + callers.index
+                total[size:] = callers.index + (callers.index + 1 if callers.index < workers else 0)
+            out = np.empty_like(rows)
+            for time in range(rounds):
+                task = vector.push_pull(named, rows, round=time, out=out)
+                assert np.array_equal(node.wait(task), (time + 1) * total)
+                asked += task.expected
+            assert np.array_equal(node.wait(vector.pull(named)), rounds * total)
+        return asked
+
+    def check(server: Server, taken: Taken, asked: int) -> None:
+        # Copies count the rounds, too. Keys and values are received by Python if they take long.
+        most = asked / 3 if size == 1 else asked
+        assert len(taken.requests) < most, (len(taken.requests), asked)
+
+    together(specs, ask, check, servers=2, replicas=1)

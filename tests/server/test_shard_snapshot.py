@@ -164,3 +164,12 @@ def test_large_rows_are_packed_whole() -> None:
     assert np.array_equal(copied.hosted(1).segment.pull(KeyRange(0, 50)), rows)
     (reply,) = copied.inbox.callers()[3][2].values()
     assert isinstance(reply, Message) and reply.values is not None and np.array_equal(reply.values, rows)
+
+
+def test_what_a_caller_has_acknowledged_is_packed_though_nothing_since_is_finished() -> None:
+    shard, copied = make(), make()
+    shard.inbox.finish(3, 5, Message(Kind.REPLY, Command.PUSH, origin=3, time=5))
+    shard.inbox.acknowledge(3, 6)
+    assert shard.inbox.callers()[3] == (6, [], {})
+    unpack(pack(shard), copied)
+    assert copied.inbox.has_finished(3, 5)

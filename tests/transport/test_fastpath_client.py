@@ -73,8 +73,9 @@ class Asking:
         kind, size = CODES[numbers.dtype], numbers.itemsize
         raw = numbers.view(np.uint8)
         listed = () if keys is None else (keys, first, n)
+        rows, out = (raw, None) if pushes else (None, raw)
         return self.van.ask(
-            0, head.ctypes.data, time, acked, raw, first * size, n * size, kind, pushes, False, *listed
+            0, head.ctypes.data, time, acked, rows, out, first * size, n * size, kind, False, *listed
         )
 
     def receive(self) -> Message:
@@ -151,6 +152,30 @@ def test_the_answer_to_a_pull_goes_to_its_place(asking: Asking, dtype: Any) -> N
         expected = np.full(n + 10, 99).astype(dtype)
         expected[3 : 3 + n] = rows
         assert same(out, expected)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_part_of_a_round_arrives_as_if_python_had_sent_it_and_is_answered_in_place(
+    asking: Asking, listed: bool
+) -> None:
+    for time, n in enumerate((0, *SIZES) if listed else SIZES):
+        rows, out = np.arange(n + 10, dtype=np.float64), np.zeros(n + 10)
+        keys = np.arange(n + 10, dtype=np.uint64) * 3
+        model = asking.model(Command.PUSH_PULL, rows[7 : 7 + n].reshape(n, 1), time)
+        model.round = 5
+        if listed:
+            model.signature, model.keys = NO_SIGNATURE, keys[:0]
+        prepared = header_of(model, 0 if listed else n, rows.dtype, 1)
+        model.keys = keys[7 : 7 + n] if listed else None
+        raw = rows.view(np.uint8), out.view(np.uint8)
+        names = (keys, 7, n if listed else 0, 5)
+        slot = asking.van.ask(
+            0, prepared.ctypes.data, time, 0, *raw, 56, 8 * n, CODES[rows.dtype], False, *names
+        )
+        arrived = asking.receive()
+        assert to_bytes(arrived) == to_bytes(model)
+        assert asking.answer(arrived, np.full((n, 1), 3.0)) is ANSWER and asking.van.slot == slot
+        assert out.sum() == 3 * n and (out[7 : 7 + n] == 3).all()
 
 
 @pytest.mark.parametrize("n", [10, 20_000])

@@ -84,12 +84,12 @@ def test_python_takes_over_changes_and_answers_in_order_up_to_a_number() -> None
         assert encode(change)[0] == encode(changes[each.number])[0]
         for body, like in zip(bodies(change), bodies(changes[each.number]), strict=True):
             assert bytes(body) == bytes(like)
-        assert (each.answer.kind, each.answer.command, each.answer.time) == (
+        assert (each.answers[0].kind, each.answers[0].command, each.answers[0].time) == (
             Kind.REPLY,
             Command.PUSH,
             each.number,
         )
-    assert taken[2].answer.values is not None and taken[2].answer.values.tolist() == [[3], [3]]
+    assert taken[2].answers[0].values is not None and taken[2].answers[0].values.tolist() == [[3], [3]]
     assert made.slots[:3, 0].tolist() == [0, HELD, HELD]
     assert [each.number for each in made.take_over(1, LATEST)] == [5, 5]
     assert [each.number for each in made.take_over(0, LATEST)] == [2, 2]

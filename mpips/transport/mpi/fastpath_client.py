@@ -90,7 +90,7 @@ def _find(lib: Any, cells: Any, status: Any, asked: Any, heads: Any, lists: Any,
     return -1
 
 
-@kernel("i8(i8[::1], i8, i8, i8, i8, i8, u1[::1], i8, i8, i8, b1, b1, u8[::1], i8, i8)")
+@kernel("i8(i8[::1], i8, i8, i8, i8, i8, u1[::1], u1[::1], b1, b1, i8, i8, i8, b1, u8[::1], i8, i8, i8)")
 def ask(
     memory: Any,
     head: int,
@@ -98,21 +98,24 @@ def ask(
     acked: int,
     epoch: int,
     dest: int,
-    raw: Any,
+    rows: Any,
+    out: Any,
+    pushes: bool,
+    pulls: bool,
     first: int,
     nbytes: int,
     kind: int,
-    pushes: bool,
     reach: bool,
     keys: Any,
     begin: int,
     count: int,
+    round_: int,
 ) -> Any:
     """Send a request; return its slot, -1 if none is free.
 
-    A push sends `nbytes` of `raw` from byte `first` on, a pull receives its answer there. With `reach` the server may
-    write the answer into this process's memory. `kind` is the wire type of the values, `head` the address of the
-    prepared header. The request lists `count` of `keys` from `begin` on, unless there are none.
+    A push sends `nbytes` of `rows` from byte `first` on, a pull receives its answer there in `out`. With `reach` the
+    server may write the answer into this process's memory. `kind` is the wire type of the values, `head` the address of
+    the prepared header. The request lists `count` of `keys` from `begin` on, unless there are none.
     """
     lib, cells = memory[: MEMORY - CELLS], memory[MEMORY - CELLS : MEMORY]
     status = at(memory[STATUS], STATUS_BYTES, _BYTE1)
@@ -130,19 +133,20 @@ def ask(
     frame.view(np.int32)[header.EPOCH] = epoch
     words = frame.view(np.int64)
     words[header.ACKED] = acked
-    words[header.TIME] = time
-    address: Any = np.int64(raw.ctypes.data) + first
+    words[header.TIME], words[header.ROUND] = time, round_
+    address: Any = np.int64(rows.ctypes.data) + first
+    place: Any = np.int64(out.ctypes.data) + first
     asked[slot, WAITS] = DUE
     asked[slot, TIME] = time
     asked[slot, SHARD] = frame.view(np.int32)[header.SHARD]
     asked[slot, DEST] = dest
-    asked[slot, PLACE] = address
-    asked[slot, BYTES] = 0 if pushes else nbytes
+    asked[slot, PLACE] = place
+    asked[slot, BYTES] = nbytes if pulls else 0
     asked[slot, DTYPE] = kind
     asked[slot, OPEN] = 1 if reach else 0
     if reach:
         frame[header.FLAGS] |= WRITE_THERE
-        words[header.ROWS] = address
+        words[header.ROWS] = place
     size = HEADER_BYTES
     listed: Any = np.int64(keys.ctypes.data) + 8 * begin
     key_bytes, value_bytes = 8 * count, nbytes if pushes else 0
@@ -193,7 +197,8 @@ def _matches(frame: Any, size: int, source: int, asked: Any) -> Any:
         return -1
     wanted = asked[slot, BYTES]
     if wanted == 0:
-        return slot if frame[header.DTYPE] == NO_VALUES and size == HEADER_BYTES else -1
+        empty = frame[header.DTYPE] == NO_VALUES or words[header.ROWS] == 0
+        return slot if empty and size == HEADER_BYTES else -1
     if frame[header.DTYPE] != asked[slot, DTYPE]:
         return -1
     each = 4 if frame[header.DTYPE] == 0 or frame[header.DTYPE] == 2 else 8
@@ -263,8 +268,10 @@ class FastPathClient:
         self.lists = np.zeros((SLOTS, 3), np.int64)
         self.tails = np.zeros((SLOTS, 3), np.int64)
         self.frames = np.zeros((SLOTS, FRAME_BYTES), np.uint8)
-        self.kept: list[NDArray[Any] | None] = [None] * SLOTS
-        """By slot: the array that is sent or received into, kept alive until the slot is used again."""
+        self.rows: list[NDArray[Any] | None] = [None] * SLOTS
+        """By slot: the array that is sent, kept alive until the slot is used again."""
+        self.out: list[NDArray[Any] | None] = [None] * SLOTS
+        """By slot: the array that is received into, kept alive likewise."""
         self.keys: list[NDArray[np.uint64] | None] = [None] * SLOTS
         """By slot: the array of the keys that are sent, kept alive likewise."""
         self.reached = [False] * SLOTS
@@ -275,4 +282,4 @@ class FastPathClient:
         due, self.asked[slot, WAITS] = self.asked[slot, WAITS] == DUE, 0
         # The server may still write into this array, so it is never freed.
         if due and self.reached[slot]:
-            self._lost.append(self.kept[slot])
+            self._lost.append(self.out[slot])

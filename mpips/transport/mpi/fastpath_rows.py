@@ -1,4 +1,4 @@
-"""Server fast path: finds the rows of a request, and applies it to them.
+"""Server fast path: finds the rows of a request, and applies it to them; sums the rows of rounds.
 
 Rows are a run of slots, or a list of slots. All arguments are addresses and columns of `FastPathTable.parts`.
 """
@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from mpips.jit.kernel import kernel
+from mpips.storage.aggregate import sum_into
 from mpips.storage.index_insert import insert
 from mpips.storage.index_layout import COUNT, DONE, FIRST, ROOM, UNSET
 from mpips.storage.index_lookup import find
 from mpips.storage.update_kernels import adagrad_rows, adam_rows, ftrl_rows, sgd_rows
+from mpips.transport import header, rounds
 from mpips.transport.fastpath_table import (
     ADAGRAD,
     ADD,
@@ -32,14 +34,22 @@ from mpips.transport.fastpath_table import (
     ROWS,
     SETTINGS,
     SGD,
+    STAMPS,
     STATE,
     TOP,
     TOP_ROOM,
     VALUES,
     WIDTH,
 )
+from mpips.transport.header import LISTED, WIDE_KEYS
+from mpips.transport.key_cache import COUNT as LIST_COUNT
+from mpips.transport.key_cache import FIRST as LIST_FIRST
+from mpips.transport.key_cache import SLOTS as LIST_SLOTS
+from mpips.transport.key_cache import USED, look_up
 from mpips.transport.mpi.abi import MEMCPY, at, call, table
 
+MOST_KEYS = 1 << 27
+"""Keys that a request may list; it is handled in Python if it lists more."""
 COPY = 0
 """The action of a pull, in addition to those of pushes (`mpips.transport.fastpath_table`)."""
 # A number of rows above every slot: slots are not checked again.
@@ -155,6 +165,32 @@ def apply_push(lib: Any, part: Any, rows: int, count: int, first: int, where: in
 
 
 @kernel()
+def named_rows(part: Any, frame: Any, lists: Any, shard: int, namespace: int, least: int) -> Any:
+    """Find the rows that a request names, without the slots of listed keys, which are at least `least`.
+
+    Return whether Python need not do it; whether keys are listed; the row of a known list (-1: none); the number of
+    rows; and the first slot of a run, or the address of their slots (0: a run).
+    """
+    words = frame.view(np.int64)
+    signed = words[header.SIGNATURE] != 0 or words[header.SIGNATURE + 1] != 0
+    if (frame[header.FLAGS] & LISTED) != 0:
+        count = words[header.KEYS]
+        known = (frame[header.FLAGS] & WIDE_KEYS) == 0 and (count == 0 or part[ROWS] > 0 or part[HEAD] != 0)
+        return known and least <= count <= MOST_KEYS and not signed, True, -1, count, 0, 0
+    if words[header.KEYS] != 0:
+        return False, False, -1, 0, 0, 0
+    if signed:
+        row = look_up(lists, words[header.SIGNATURE], words[header.SIGNATURE + 1], shard, namespace)
+        if row < 0:
+            return False, False, -1, 0, 0, 0
+        lists[row, USED] = 1
+        return True, False, row, lists[row, LIST_COUNT], lists[row, LIST_FIRST], lists[row, LIST_SLOTS]
+    first = words[header.FIRST] - part[BEGIN]
+    count = words[header.LAST] - words[header.FIRST] + 1
+    return 0 <= first < part[ROWS] and 1 <= count <= part[ROWS] - first, False, -1, count, first, 0
+
+
+@kernel()
 def find_slots(part: Any, keys: Any, slots: Any, create: bool) -> Any:
     """Find the slots of listed keys: whether Python need not do it, the first slot of a run, and whether it is a run.
 
@@ -186,3 +222,76 @@ def find_slots(part: Any, keys: Any, slots: Any, create: bool) -> Any:
                 if slots[i] < 0:
                     return False, 0, False
     return True, max(first, 0), first >= 0
+
+
+# --- sums ------------------------------------------------------------------------------------------------
+
+
+@kernel()
+def _add_two(total: Any, rows: Any, more: Any) -> None:
+    for i in range(len(total)):
+        total[i] = rows[i] + more[i]
+
+
+@kernel()
+def _sum_like(lib: Any, parts: Any, target: int, count: int, like: Any, size: int) -> None:
+    """Sum the parts, of as many numbers each, to an address: that of the first part's, or another."""
+    first, begin, total = parts[0, rounds.PUSHED], 1, at(target, count, like)
+    if target != first:
+        begin = 2
+        if len(parts) == 1:
+            call(lib[MEMCPY], (target, first, count * size))
+        else:
+            _add_two(total, at(first, count, like), at(parts[1, rounds.PUSHED], count, like))
+    for worker in range(begin, len(parts)):
+        _add(total, at(parts[worker, rounds.PUSHED], count, like))
+
+
+@kernel()
+def sum_parts(lib: Any, parts: Any, target: int, count: int, kind: int) -> None:
+    """Sum the parts of a round (`mpips.transport.rounds`), which have the same keys; `count` numbers of a wire type."""
+    if kind == 0:
+        _sum_like(lib, parts, target, count, _FLOAT4, 4)
+    elif kind == 1:
+        _sum_like(lib, parts, target, count, _FLOAT8, 8)
+    elif kind == 2:
+        _sum_like(lib, parts, target, count, _INT4, 4)
+    else:
+        _sum_like(lib, parts, target, count, _INT8, 8)
+
+
+@kernel()
+def _unite_like(parts: Any, part: Any, sums: int, touched: int, places: int, total: int, like: Any) -> int:
+    """Sum parts with different keys; return the number of keys of their union."""
+    base = at(part[STAMPS], 1 + part[CAPACITY], _INT8)
+    base[0] += 1
+    rows, slots, count = table(sums, total, part[WIDTH], like), at(touched, total, _INT4), 0
+    for worker in range(len(parts)):
+        size, run = parts[worker, rounds.COUNT], parts[worker, rounds.RUN]
+        # Its slots one by one; the places of its rows are not needed, since it is answered from the values.
+        mine = at(places, size, _INT4)
+        if parts[worker, rounds.SLOTS] != 0:
+            listed = at(parts[worker, rounds.SLOTS], size, _INT4)
+            for i in range(size):
+                mine[i] = listed[i]
+        else:
+            for i in range(size):
+                mine[i] = run + i
+        given = table(parts[worker, rounds.PUSHED], size, part[WIDTH], like)
+        count = sum_into(base[1:], base[0], count, mine, given, slots, rows, mine)
+    return count
+
+
+@kernel()
+def unite_parts(parts: Any, part: Any, sums: int, touched: int, places: int, total: int) -> int:
+    """Sum the parts of a round, with `total` rows in all; return the number of rows of the sum.
+
+    These go to the address `sums`, their slots to `touched`; `places` is as much room as for the slots.
+    """
+    if part[DTYPE] == 0:
+        return _unite_like(parts, part, sums, touched, places, total, _FLOAT4)
+    if part[DTYPE] == 1:
+        return _unite_like(parts, part, sums, touched, places, total, _FLOAT8)
+    if part[DTYPE] == 2:
+        return _unite_like(parts, part, sums, touched, places, total, _INT4)
+    return _unite_like(parts, part, sums, touched, places, total, _INT8)

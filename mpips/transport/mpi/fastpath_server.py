@@ -17,10 +17,10 @@ import numpy as np
 from mpips.jit.kernel import kernel
 from mpips.transport import header
 from mpips.transport.fastpath_table import (
+    AGGREGATES,
     ASSIGN,
     BEGIN,
     DTYPE,
-    HEAD,
     HIGHEST,
     MOST_AT_ONCE,
     NEWS,
@@ -37,16 +37,12 @@ from mpips.transport.fastpath_table import (
 from mpips.transport.header import (
     DETACHED,
     HEADER_BYTES,
-    LISTED,
     MAGIC,
     NO_VALUES,
     WRITE_THERE,
     WRITTEN_THERE,
 )
-from mpips.transport.key_cache import COUNT as LIST_COUNT
-from mpips.transport.key_cache import FIRST as LIST_FIRST
-from mpips.transport.key_cache import SLOTS as LIST_SLOTS
-from mpips.transport.key_cache import TOLD, USED, look_up
+from mpips.transport.key_cache import TOLD
 from mpips.transport.message import INLINE, NO_ROUND, Command, Kind
 from mpips.transport.mpi.abi import MEMCPY, WRITE, at, call
 from mpips.transport.mpi.fastpath_callers import has_room, note, wake_later
@@ -56,12 +52,13 @@ from mpips.transport.mpi.fastpath_chain import (
     find_slot,
     hold,
     list_keys,
+    record,
     send_change,
-    take_acknowledgement,
-    take_change,
-    write_change,
 )
-from mpips.transport.mpi.fastpath_rows import COPY, apply_push, find_slots, move_rows
+from mpips.transport.mpi.fastpath_copies import take_acknowledgement, take_change
+from mpips.transport.mpi.fastpath_headers import write_answer, write_caller, write_change
+from mpips.transport.mpi.fastpath_rounds import take_part
+from mpips.transport.mpi.fastpath_rows import COPY, apply_push, find_slots, move_rows, named_rows
 from mpips.transport.mpi.kernels import (
     BODY,
     DONE,
@@ -90,42 +87,10 @@ from mpips.transport.mpi.kernels import (
 from mpips.transport.unacknowledged import CALLERS_BYTES, FOLLOWING, KEEPS, LAST, ROOM
 
 _MAGIC = int.from_bytes(MAGIC, "little")
-_REQUEST, _REPLY, _CHAIN = int(Kind.REQUEST), int(Kind.REPLY), int(Kind.CHAIN)
+_REQUEST, _CHAIN = int(Kind.REQUEST), int(Kind.CHAIN)
 _PUSH, _PULL, _APPLIED = int(Command.PUSH), int(Command.PULL), int(Command.APPLIED)
-# The last key of the key space, as int64.
-_ALL = -1
+_PUSH_PULL = int(Command.PUSH_PULL)
 _INT4, _UINT8 = np.int32(0), np.uint64(0)
-MOST_KEYS = 1 << 27
-"""Keys that a request may list; it is handled in Python if it lists more."""
-
-
-@kernel()
-def _reply(
-    head: Any, request: Any, kind: int, rows: int, width: int, me: int, epoch: int, apart: bool
-) -> None:
-    """Write the header of the answer to a request, as `mpips.transport.message.encode` would."""
-    small = head.view(np.int32)
-    words = head.view(np.int64)
-    asked = request.view(np.int64)
-    for i in range(len(words)):
-        words[i] = 0
-    small[header.START] = _MAGIC
-    head[header.KIND] = _REPLY
-    head[header.COMMAND] = request[header.COMMAND]
-    head[header.FLAGS] = DETACHED if apart else 0
-    small[header.SENDER] = me
-    small[header.ORIGIN] = request.view(np.int32)[header.ORIGIN]
-    small[header.SHARD] = request.view(np.int32)[header.SHARD]
-    small[header.EPOCH] = epoch
-    small[header.NAMESPACE] = request.view(np.int32)[header.NAMESPACE]
-    words[header.TIME] = asked[header.TIME]
-    words[header.ROUND] = NO_ROUND
-    words[header.LAST] = _ALL
-    head[header.DTYPE] = NO_VALUES
-    if rows >= 0:
-        words[header.ROWS] = rows
-        head[header.DTYPE] = kind
-        small[header.WIDTH] = width
 
 
 @kernel()
@@ -136,12 +101,15 @@ def _is_simple(frame: Any, epoch: int) -> Any:
     return (
         small[header.START] == _MAGIC
         and frame[header.KIND] == _REQUEST
-        and (frame[header.COMMAND] == _PUSH or frame[header.COMMAND] == _PULL)
         and small[header.SHARD] >= 0
         and small[header.EPOCH] == epoch
         and small[header.META] == 0
-        and words[header.ROUND] == NO_ROUND
         and small[header.AFTER] == 0
+        # Only parts of rounds are pushed and pulled at once; all of these are pushes.
+        and (
+            frame[header.COMMAND] == _PUSH
+            or frame[header.COMMAND] == (_PULL if words[header.ROUND] == NO_ROUND else _PUSH_PULL)
+        )
     )
 
 
@@ -178,7 +146,7 @@ def _write(lib: Any, cells: Any, pid: int, source: int, target: int, nbytes: int
 @kernel(
     "i8(i8[::1], i8[::1], u1[::1], u1[::1], i8, i8, i8, i8[:,:,::1], i4[:,::1], i8[:,::1], i8[:,::1],"
     " i8[:,::1], u1[:,::1], i8[:,::1], u1[::1], u1[:], i4[::1], i8[::1], i8[:,::1], i8[:,::1], i8[:,::1],"
-    " i8[:,::1], u1[:,::1], u1[:,::1], i8[:,::1])"
+    " i8[:,::1], u1[:,::1], u1[:,::1], i8[:,::1], i8[::1])"
 )
 def serve(
     lib: Any,
@@ -206,6 +174,7 @@ def serve(
     changed: Any,
     answers: Any,
     held: Any,
+    memory: Any,
 ) -> int:
     """Receive, and answer simple requests, until there is a message for Python, or none in `tries` polls.
 
@@ -214,14 +183,14 @@ def serve(
     5]: busy, request, address, size and receiver of the send buffers for large answers; `receive_buffer`: the receive
     buffer for large pushes; `asleep` u1[ranks]: ranks that sleep; of these, the ranks that were answered are listed in
     `sleepers` i4[256]; `pids` i8[ranks]: processes whose memory answers may be written to
-    (`mpips.transport.mpi.process_memory`), 0: none; `push_log` i8[0 or 257, 3]: the pushes in order, for a
-    record; `links`, `changes`, `sends`, `changed` (the frames of changes), `answers` and `held`: see
-    `mpips.transport.unacknowledged`.
+    (`mpips.transport.mpi.process_memory`), 0: none; `push_log` i8[0 or n, 5]: the pushes in order, for a record;
+    `links`, `changes`, `sends`, `changed` (the frames of changes), `answers` and `held`: see
+    `mpips.transport.unacknowledged`; `memory`: see `mpips.transport.rounds`.
     """
     small = frame.view(np.int32)
     words = frame.view(np.int64)
     left, most, turn = tries, MOST_AT_ONCE, -1
-    while left > 0 and most > 0:
+    while left > 0 and most > 0 and (len(push_log) == 0 or push_log[0, 0] < MOST_AT_ONCE):
         turn += 1
         found = look(lib, cells, status, frame, turn % OFTEN == 0, tries - left >= EAGER)
         if found == NOTHING:
@@ -249,11 +218,12 @@ def serve(
                     buffers,
                     asleep,
                     sleepers,
+                    memory,
                 )
-            elif frame[header.COMMAND] == _PUSH:
+            elif frame[header.COMMAND] == _PUSH or frame[header.COMMAND] == _PUSH_PULL:
                 found = take_change(
                     lib, cells, status, frame, me, epoch, parts, rows_of, callers, lists, links, slots, frames,
-                    receive_buffer, asleep, sleepers, push_log,
+                    receive_buffer, asleep, sleepers, push_log, memory,
                 )  # fmt: skip
             if found != DONE:
                 return found
@@ -276,27 +246,20 @@ def serve(
         time, acked = words[header.TIME], words[header.ACKED]
         if time <= caller[HIGHEST] or not has_room(caller, acked):
             return TAKEN
+        if words[header.ROUND] != NO_ROUND:
+            found = take_part(
+                lib, cells, status, frame, me, epoch, parts, rows_of, callers, lists, receive_buffer, asleep, sleepers,
+                push_log, links, changes, sends, changed, memory,
+            )  # fmt: skip
+            if found != DONE:
+                return found
+            cells[SERVED] += 1
+            left, most = tries, most - 1
+            continue
         # The rows.
-        count, first, where, known = 0, 0, 0, -1
-        listed = (frame[header.FLAGS] & LISTED) != 0
-        if listed:
-            count = words[header.KEYS]
-            signed = words[header.SIGNATURE] != 0 or words[header.SIGNATURE + 1] != 0
-            if signed or count < 1 or count > MOST_KEYS or (part[ROWS] == 0 and part[HEAD] == 0):
-                return TAKEN
-        elif words[header.KEYS] != 0:
+        is_known, listed, known, count, first, where = named_rows(part, frame, lists, shard, namespace, 1)
+        if not is_known:
             return TAKEN
-        elif words[header.SIGNATURE] != 0 or words[header.SIGNATURE + 1] != 0:
-            known = look_up(lists, words[header.SIGNATURE], words[header.SIGNATURE + 1], shard, namespace)
-            if known < 0:
-                return TAKEN
-            lists[known, USED] = 1
-            count, first, where = lists[known, LIST_COUNT], lists[known, LIST_FIRST], lists[known, LIST_SLOTS]
-        else:
-            first = words[header.FIRST] - part[BEGIN]
-            count = words[header.LAST] - words[header.FIRST] + 1
-            if first < 0 or first >= part[ROWS] or count < 1 or count > part[ROWS] - first:
-                return TAKEN
         width = part[WIDTH]
         nbytes = count * width * (4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8)
         push = frame[header.COMMAND] == _PUSH
@@ -322,6 +285,7 @@ def serve(
         if push:
             if (
                 part[PUSH] == NO_PUSH
+                or part[AGGREGATES] != 0
                 or words[header.ROWS] != count
                 or frame[header.DTYPE] != part[DTYPE]
                 or small[header.WIDTH] != width
@@ -399,8 +363,11 @@ def serve(
             begin, end = words[header.FIRST], words[header.LAST]
             if change_keys == 0 and not told:
                 begin, end = part[BEGIN] + first, part[BEGIN] + first + count - 1
-            listed_keys = count if change_keys > 0 else 0
-            write_change(body, frame, me, epoch, number, listed_keys, begin, end, room > 0, named)
+            write_change(
+                body, frame, _PUSH, 1, me, epoch, number, count if change_keys > 0 else -1, count, begin, end, room > 0,
+                named,
+            )  # fmt: skip
+            write_caller(body, 0, frame)
             send_change(
                 lib,
                 cells,
@@ -410,6 +377,7 @@ def serve(
                 change,
                 shard,
                 number,
+                1,
                 change_keys,
                 nbytes,
                 room > 0,
@@ -420,12 +388,10 @@ def serve(
             if named:
                 lists[known, TOLD] = 1
             apply_push(lib, part, source, count, first, where, there)
-            count_change(parts, push_log, shard, namespace, origin, time)
-            _reply(answers[change], frame, 0, -1, 0, me, epoch, False)
+            write_answer(answers[change], frame, 0, -1, 0, me, epoch, False)
         elif push:
             apply_push(lib, part, content + key_bytes, count, first, where, there)
-            count_change(parts, push_log, shard, namespace, origin, time)
-            _reply(head[:HEADER_BYTES], frame, 0, -1, 0, me, epoch, False)
+            write_answer(head, frame, 0, -1, 0, me, epoch, False)
             post(lib, cells, slots, out, head.ctypes.data, HEADER_BYTES, cells[FROM], FRAME)
         else:
             target = np.int64(head.ctypes.data) + HEADER_BYTES
@@ -433,8 +399,8 @@ def serve(
                 target = buffers[buffer, 2]
             if not reached:
                 move_rows(lib, part[DTYPE], part[VALUES], target, count, first, where, width, COPY)
-            _reply(head[:HEADER_BYTES], frame, part[DTYPE], count, width, me, epoch, apart)
-            head[:HEADER_BYTES].view(np.int64)[header.ROUND] = parts[shard, 0, VERSION]
+            write_answer(head, frame, part[DTYPE], count, width, me, epoch, apart)
+            head.view(np.int64)[header.ROUND] = parts[shard, 0, VERSION]
             if reached:
                 head[header.FLAGS] = WRITTEN_THERE
                 cells[SENT] += nbytes
@@ -452,6 +418,9 @@ def serve(
         cells[SERVED] += 1
         if last == 0 and change < 0:
             wake_later(cells, asleep, sleepers, cells[FROM])
+        if push:
+            count_change(parts, shard, namespace)
+            record(push_log, shard, origin, time, _PUSH, 1)
         note(caller, time, acked, push)
         parts[shard, 0, NEWS] = 1
         left, most = tries, most - 1

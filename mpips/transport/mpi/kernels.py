@@ -33,10 +33,10 @@ from mpips.transport.mpi.abi import (
 FRAME, BODY, URGENT = 1, 2, 3
 """Tags: a frame; keys and values that follow a frame; an urgent frame, which overtakes others and has no buffers."""
 
-NOTHING, TAKEN, BIG, LATE, LATE_BODY, BROKEN, LANDED, DONE = range(8)
+NOTHING, TAKEN, BIG, LATE, LATE_BODY, BROKEN, LANDED, DONE, PART = range(9)
 """Results of a fast path: no message; a frame for Python; a frame larger than the buffer; an incomplete frame; a frame
 with incomplete keys or values; an MPI error; a frame for Python, whose keys and values are in the receive buffer; a
-message that was handled."""
+message that was handled; a part of a round for Python, in the memory of rounds."""
 
 (
     FLAG,
@@ -54,20 +54,23 @@ message that was handled."""
     WANTED,
     SLEEPERS,
     WANTED_ROOM,
+    WANTED_BLOCK,
+    PART_AT,
     LATE_ROW,
     LATE_AT,
     VECTORS,
-) = range(18)
-"""Cells of the fast paths' memory, i8[21]: the first five are written by MPI; bytes and frames that were moved, and
+) = range(20)
+"""Cells of the fast paths' memory, i8[24]: the first five are written by MPI; bytes and frames that were moved, and
 requests that were answered; where the search for a free slot begins; the size of a body for which there was no buffer
-(0: none); how many of the answered ranks sleep; the size of a change for which there was no memory (0: none); of keys
-or values that are incomplete, 1 + the row of the change into whose memory they are received (0: the receive buffer),
-and the address; and two pairs of address and size, for system calls."""
+(0: none); how many of the answered ranks sleep; the size of a change, and of a part of a round, for which there was
+no memory (0: none); the row of the part that Python takes; of keys or values that are incomplete, 1 + the row of the
+change into whose memory they are received (0: the receive buffer, -1 - n: block n of the rounds), and the address; and
+two pairs of address and size, for system calls."""
 CELLS = VECTORS + 4
 
 MEMORY = LIBRARY + CELLS
 STATUS, FRAME_AT, ASKED, HEADS, LISTS, TAILS, FRAMES = range(MEMORY, MEMORY + 7)
-"""The memory of the client fast path, i8[41]: a library's table, the cells, and the addresses of a status, of the frame
+"""The memory of the client fast path, i8[44]: a library's table, the cells, and the addresses of a status, of the frame
 buffer, and of the client's tables."""
 
 EAGER = 4

@@ -28,7 +28,7 @@ from mpips.transport.backoff import Backoff, minimise_timer_slack
 from mpips.transport.buffer_pool import LEAST, BufferPool
 from mpips.transport.fastpath_table import FastPathTable
 from mpips.transport.header import HEADER_BYTES, WRITTEN_THERE
-from mpips.transport.message import ANSWER, Kind, Message, bodies, decode, encode
+from mpips.transport.message import ANSWER, INLINE, NO_ROUND, Kind, Message, bodies, decode, encode
 from mpips.transport.mpi.abi import STATUS_BYTES, library
 from mpips.transport.mpi.deaths import Deaths, over
 from mpips.transport.mpi.fastpath_client import (
@@ -65,6 +65,8 @@ from mpips.transport.mpi.kernels import (
     MESSAGE,
     NEXT,
     NOTHING,
+    PART,
+    PART_AT,
     POSTED,
     RECEIVED,
     REQUEST,
@@ -76,11 +78,12 @@ from mpips.transport.mpi.kernels import (
     STATUS,
     URGENT,
     WANTED,
+    WANTED_BLOCK,
     WANTED_ROOM,
     unsent,
 )
 from mpips.transport.mpi.process_memory import ProcessMemory
-from mpips.transport.van import NO_KEYS
+from mpips.transport.van import NO_BYTES, NO_KEYS
 from mpips.transport.wakeup import Wakeup
 
 # Bytes of one send: some MPIs refuse more than 2 GiB.
@@ -124,6 +127,7 @@ class MPIVan:
         self._asleep: memoryview | bytes = wakeup.asleep if wakeup is not None else bytes(self.size)
         self._flags = wakeup.flags if wakeup is not None else np.zeros(2 * self.size, np.uint8)[::2]
         self._library = library(comm)
+        self.compiled = self._library is not None
         self._memory = np.zeros(FRAMES + 1, np.int64)
         self._cells = self._memory[MEMORY - CELLS : MEMORY]
         self._statuses = np.zeros(STATUS_BYTES, np.uint8)
@@ -221,7 +225,7 @@ class MPIVan:
             if found & 0xFF == ANSWERED:
                 self.slot = found >> 8
                 if self._fast_client.reached[self.slot]:
-                    self._fast_client.kept[self.slot] = None
+                    self._fast_client.out[self.slot] = None
                 self._backoff.reset()
                 self._answer = self._frame
                 return ANSWER
@@ -232,7 +236,7 @@ class MPIVan:
                 self._library, cells, self._statuses, self._frame, self._polls, self.rank, self.epoch,
                 table.parts, table.rows_of, table.callers, table.cache.table, table.slots, table.frames, table.buffers,
                 table.receive_buffer, self._flags, table.sleepers, self.process_memory.pids, table.push_log,
-                chain.links, chain.changes, chain.sends, chain.frames, chain.answers, chain.held,
+                chain.links, chain.changes, chain.sends, chain.frames, chain.answers, chain.held, table.rounds.memory,
             )  # fmt: skip
             self._account(cells, table)
         if cells[ERROR] and found != BROKEN:
@@ -252,6 +256,12 @@ class MPIVan:
             self._frame = np.zeros(FRAME_ROOM, np.uint8)
             self._open_fast_path()
             return None
+        if found == PART:
+            assert table is not None
+            message = table.rounds.take(int(cells[PART_AT]))
+            payload = message.payload_bytes
+            self.received_bytes += size + (payload if payload > INLINE else 0)
+            return message
         frame = bytearray(self._frame[:size].data)
         if found in (LATE_BODY, LANDED):
             message, key_bytes, value_bytes = decode(frame, self.buffers)
@@ -282,16 +292,15 @@ class MPIVan:
 
     def _receiving_buffer(self, table: FastPathTable) -> NDArray[np.uint8]:
         """Return the memory that receives the rest of a request or change, handled as a message from now on."""
-        row, place = int(self._cells[LATE_ROW]) - 1, int(self._cells[LATE_AT])
-        raw = table.abandon_receive_buffer() if row < 0 else table.unacknowledged.give_up(row)
-        return raw[place - raw.ctypes.data :]
+        raw = table.give_up(int(self._cells[LATE_ROW]))
+        return raw[int(self._cells[LATE_AT]) - raw.ctypes.data :]
 
     def _answer_buffer(self) -> NDArray[np.uint8]:
         """Return the memory that receives the answer at the last slot, which is handled as a message from now on."""
         slot = int(self._cells[NEXT])
         place, nbytes = self._fast_client.asked[slot, PLACE : BYTES + 1].tolist()
         self._fast_client.asked[slot, WAITS] = COMING
-        raw = self._fast_client.kept[slot]
+        raw = self._fast_client.out[slot]
         assert raw is not None
         first = place - raw.ctypes.data
         return raw[first : first + nbytes]
@@ -302,15 +311,16 @@ class MPIVan:
         head: int,
         time: int,
         acked: int,
-        raw: NDArray[np.uint8],
+        rows: NDArray[np.uint8] | None,
+        out: NDArray[np.uint8] | None,
         first: int,
         nbytes: int,
         wire_type: int,
-        pushes: bool,
         fresh: bool,
         keys: NDArray[np.uint64] = NO_KEYS,
         begin: int = 0,
         count: int = 0,
+        round: int = NO_ROUND,
     ) -> int:
         if (
             self._library is None
@@ -322,14 +332,20 @@ class MPIVan:
         self._check_thread()
         reach = fresh and nbytes >= LEAST and self.process_memory.has(dest)
         slot: int = ask(
-            self._memory, head, time, acked, self.epoch, dest, raw, first, nbytes, wire_type, pushes, reach,
-            keys, begin, count,
+            self._memory, head, time, acked, self.epoch, dest, NO_BYTES if rows is None else rows,
+            NO_BYTES if out is None else out, rows is not None, out is not None, first, nbytes, wire_type, reach,
+            keys, begin, count, round,
         )  # fmt: skip
         if self._cells[ERROR]:
             self._handle_error()
         if slot >= 0:
             client = self._fast_client
-            client.kept[slot], client.keys[slot], client.reached[slot] = raw, keys, reach
+            client.rows[slot], client.out[slot], client.keys[slot], client.reached[slot] = (
+                rows,
+                out,
+                keys,
+                reach,
+            )
             self._polls = POLLS
             self._wake(dest)
         return slot
@@ -360,12 +376,15 @@ class MPIVan:
             if table.served is not None:
                 table.served(int(cells[SERVED]))
             self._count(cells)
-        if cells[WANTED]:
-            table.provide(int(cells[WANTED]))
-            cells[WANTED] = 0
-        if cells[WANTED_ROOM]:
-            table.unacknowledged.provide(int(cells[WANTED_ROOM]))
-            cells[WANTED_ROOM] = 0
+        rounds, chain = table.rounds, table.unacknowledged
+        for cell, provide in (
+            (WANTED, table.provide),
+            (WANTED_ROOM, chain.provide),
+            (WANTED_BLOCK, rounds.provide),
+        ):
+            if cells[cell]:
+                provide(int(cells[cell]))
+                cells[cell] = 0
 
     def _probe(self, comm: MPI.Intracomm, tag: int) -> Message | None:
         """Probe for a frame of a tag, and receive it or start to."""
@@ -455,7 +474,8 @@ class MPIVan:
         """Return the tables of the fast paths' sends."""
         tables = [self._fast_client.heads, self._fast_client.lists, self._fast_client.tails]
         if self.fast_path is not None:
-            tables += [self.fast_path.slots, self.fast_path.buffers, self.fast_path.unacknowledged.sends]
+            table = self.fast_path
+            tables += [table.slots, table.buffers, table.unacknowledged.sends, table.rounds.sends]
         return tables
 
     def arriving(self, source: int) -> bool:

@@ -1,0 +1,313 @@
+"""Rounds on the compiled fast path: the bits of Python, each applied once, whoever dies between two messages."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kernel_van import KernelVan
+from simulated import simulate
+
+from mpips.cluster.node import Node
+from mpips.ranges import KeyRange
+from mpips.rank import simulation
+from mpips.replay.history import read_history
+from mpips.scheduler.scheduler import Cluster
+from mpips.server.executor import Executor
+from mpips.server.server import Server
+from mpips.storage.aggregate import Aggregator
+from mpips.storage.segment import Segment
+from mpips.storage.updates import VectorSpec
+from mpips.tasks.task import Task
+from mpips.transport import in_memory
+from mpips.transport.network_faults import Fault, random_arrivals, random_delays
+from mpips.worker.key_list import KeyList
+from mpips.worker.worker import Context
+
+KEYS = 24_000
+"""Keys of each vector."""
+SPECS = (
+    VectorSpec("dense", "float32", extent=KEYS, dense=True, aggregate=True),
+    VectorSpec("sparse", "float64", 2, update="adagrad", aggregate=True),
+    VectorSpec("whole", "int64", aggregate=True),
+    VectorSpec("wide", "float32", 3, extent=KEYS, dense=True, update="ftrl", aggregate=True),
+    VectorSpec("last", "int32", extent=KEYS, dense=True, update="assign", aggregate=True),
+)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the servers of twins run kernels."""
+    monkeypatch.setattr(in_memory, "TwinVan", KernelVan)
+    monkeypatch.setattr(KernelVan, "handled", 0)
+
+
+class Worker:
+    """Takes part in rounds of all manners, and knows to the bit what must be there."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.node = context, context.node
+        self.ranks = self.node.view.workers
+        self.me = self.ranks.index(self.node.rank)
+        self.segments = [Segment(spec) for spec in SPECS]
+        self.sums = [Aggregator(each, range(len(self.ranks))) for each in self.segments]
+        self.rounds = [0] * len(SPECS)
+        rng = np.random.default_rng(7)
+        self.keys = [
+            np.arange(KEYS, dtype=np.uint64)
+            if spec.dense
+            else np.unique(rng.integers(0, 2**64 - 1, KEYS, np.uint64))
+            for spec in SPECS
+        ]
+        self.lists: dict[tuple[int, bytes], KeyList] = {}
+        self.drawn: list[list[list[Any]]] = [[] for _ in SPECS]
+
+    def go(self, seed: int, count: int) -> dict[str, Any]:
+        # All workers draw the same numbers.
+        rng = random.Random(f"rounds/{seed}")
+        for _ in range(count):
+            chosen = rng.sample(range(len(SPECS)), rng.choice((1, 1, 2, len(SPECS))))
+            done = [self.round(rng, at) for at in chosen]
+            for task, rows in done:
+                answer = self.node.wait(task)
+                if rows is not None:
+                    assert np.array_equal(answer.reshape(rows.shape), rows), task.what
+        for at, (spec, segment, keys) in enumerate(zip(SPECS, self.segments, self.keys, strict=True)):
+            rows = self.node.wait(self.context.vectors[spec.name].pull(keys))
+            assert np.array_equal(rows.reshape(len(keys), spec.width), segment.pull(keys)), (spec.name, at)
+        return {"bits": [segment.values[: len(segment)].tobytes().hex()[:64] for segment in self.segments]}
+
+    def draw(self, rng: random.Random, at: int) -> list[Any]:
+        """Draw the keys of each worker."""
+        keys, workers = self.keys[at], len(self.ranks)
+        if self.drawn[at] and rng.random() < 0.5:
+            return rng.choice(self.drawn[at])
+        count = rng.choice((1, 5, 300, 9000))
+        kind = rng.choice(
+            ("range", "range", "same", "own", "some") if SPECS[at].dense else ("same", "own", "some")
+        )
+        if kind == "range":
+            first = rng.randrange(KEYS - count)
+            return [KeyRange(first, first + count)] * workers
+        places = [np.sort(np.array(rng.sample(range(len(keys)), count))) for _ in range(workers)]
+        if kind == "same":
+            places = [places[0]] * workers
+        if kind == "some":
+            places[rng.randrange(workers)] = np.empty(0, np.int64)
+        drawn = [keys[each] for each in places]
+        self.drawn[at].append(drawn)
+        return drawn
+
+    def round(self, rng: random.Random, at: int) -> tuple[Task, Any]:
+        """Push this worker's part of a round; return the task, and what it must be answered."""
+        spec, segment, number = SPECS[at], self.segments[at], self.rounds[at]
+        self.rounds[at] += 1
+        drawn, listed = self.draw(rng, at), rng.random() < 0.5
+        pulls = [rng.random() < 0.8 for _ in self.ranks]
+        waits = [rng.random() < 0.04 for _ in self.ranks]
+        parts = []
+        for each in drawn:
+            rows = np.random.default_rng(rng.randrange(2**32)).normal(
+                0, 9, (each.span if isinstance(each, KeyRange) else len(each), spec.width)
+            )
+            parts.append(rows.astype(spec.dtype))
+        summed = None
+        for worker, (keys, rows) in enumerate(zip(drawn, parts, strict=True)):
+            slots = segment.resolve(
+                self.keys[at][keys.begin : keys.end] if isinstance(keys, KeyRange) else keys, True
+            )
+            summed = self.sums[at].add(number, worker, slots, rows.copy())
+        assert summed is not None
+        if len(summed.rows):
+            segment.push_slots(summed.slots, summed.rows)
+        keys, rows = drawn[self.me], parts[self.me]
+        vector = self.context.vectors[spec.name]
+        answer = segment.pull(self.keys[at][keys.begin : keys.end] if isinstance(keys, KeyRange) else keys)
+        if not isinstance(keys, KeyRange) and listed:
+            name = at, keys.tobytes()
+            if name not in self.lists:
+                self.lists[name] = vector.key_list(keys)
+            keys = self.lists[name]
+        # A part that depends on another request takes Python's way.
+        after = [vector.pull(self.keys[at][:3])] if waits[self.me] else []
+        if pulls[self.me]:
+            return vector.push_pull(keys, rows, round=number, after=after), answer
+        return vector.push(keys, rows, round=number, after=after), None
+
+
+def run(seed: int, count: int = 12, **how: Any) -> tuple[int, list[str]]:
+    """Run some rounds of all workers; return how many messages were posted, and the beginnings of the values."""
+    told: dict[str, Any] = {}
+    bits: list[str] = []
+
+    def schedule(cluster: Cluster) -> None:
+        for spec in SPECS:
+            cluster.create_vector(spec)
+        for part in range(2):
+            bits[:] = cluster.workers.call("go", {"seed": 10 * seed + part, "count": count})[0]["bits"]
+
+    simulate(schedule, Worker, told=told, seed=seed, patience=0.12, detection=0.01, tick=0.004, **how)
+    return int(told["network"].posted), bits
+
+
+@pytest.mark.parametrize("servers, replicas", [(1, 0), (2, 0), (2, 1), (3, 2)])
+def test_kernels_do_most_of_it_and_the_bits_are_the_same(
+    servers: int, replicas: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Server] = []
+    completed: list[int] = []
+    complete = Executor._complete
+
+    class Known(Server):
+        def __init__(self, node: Node, *more: Any) -> None:
+            super().__init__(node, *more)
+            made.append(self)
+
+    def counted(self: Executor, *round_: Any) -> Any:
+        completed.append(1)
+        return complete(self, *round_)
+
+    monkeypatch.setattr(simulation, "Server", Known)
+    monkeypatch.setattr(Executor, "_complete", counted)
+    how = {"servers": servers, "workers": 1 + servers, "replicas": replicas}
+    _, python = run(1, 20, **how)
+    clocks, alone = clocks_of(made), len(completed)
+    monkeypatch.setattr(in_memory, "TwinVan", KernelVan)
+    made.clear()
+    completed.clear()
+    _, bits = run(1, 20, **how)
+    assert bits == python and clocks_of(made) == clocks
+    assert len(completed) < 0.8 * alone, (len(completed), alone)
+
+
+def clocks_of(servers: list[Server]) -> dict[tuple[int, int, int], list[list[Any]]]:
+    """Return the vectors' clocks of each server's shards."""
+    found = {}
+    for server in servers:
+        for link in server.chains:
+            assert link.shard is not None
+            server.fast_path.record(link.shard)
+            for namespace, hosted in link.shard.vectors.items():
+                arrays = [each.tolist() for each in hosted.clock.to_arrays()]
+                found[server.node.rank, link.number, namespace] = arrays
+    return found
+
+
+def test_a_recorded_run_is_done_again_to_the_bit(tmp_path: Path, compiled: None) -> None:
+    how = {"servers": 2, "workers": 2}
+    _, first = run(1, record=tmp_path / "record", replicas=1, **how)
+    assert KernelVan.handled
+    read_history(tmp_path / "record").save(tmp_path / "replay")
+    _, again = run(1, replay=tmp_path / "replay", **how)
+    assert again == first
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_parts_that_arrive_late_are_summed_by_python(
+    seed: int, compiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KernelVan, "late", 0.2)
+    monkeypatch.setattr(KernelVan, "given_up", 0)
+    run(seed, servers=2, workers=2, replicas=1)
+    assert KernelVan.given_up
+    run(seed, servers=2, workers=2, replicas=1, faults=[Fault("kill", 1 + seed, after_messages=300)])
+
+
+@pytest.mark.parametrize("act", ["kill", "stop", "pause"])
+@pytest.mark.parametrize("part", range(2))
+def test_a_server_is_lost_between_any_two_messages(part: int, act: str, compiled: None) -> None:
+    most, _ = run(part, servers=2, workers=2, replicas=1)
+    rng = random.Random(f"{part}/{act}")
+    for number in range(6):
+        fault = Fault(
+            "kill" if act == "kill" else "stop",
+            1 + number % 2,
+            after_messages=rng.randrange(30, most),
+            lasting=None if act != "pause" else rng.choice((0.04, 0.3)),
+        )
+        arrives = random_arrivals(number, rng.choice((0.0, 0.5, 1.0)) if act == "kill" else 0.0)
+        spares = number % 3 % 2
+        run(part, servers=2, workers=2, spares=spares, replicas=1, faults=[fault], arrives=arrives)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_server_is_lost_with_its_messages_where_they_overtake_each_other(seed: int, compiled: None) -> None:
+    rng = random.Random(seed)
+    for number in range(8):
+        servers = 2 + number % 2
+        faults = [Fault("kill", rng.randint(1, servers), after_messages=rng.randrange(60, 600))]
+        delays, arrives = random_delays(seed, delay=0.003), random_arrivals(seed, 1.0)
+        run(seed, servers=servers, workers=3, replicas=1, faults=faults, delays=delays, arrives=arrives)
+
+
+class Pusher:
+    """Pushes its part of a round."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def push(self, number: int) -> None:
+        self.context.vectors["v"].push(KeyRange(0, 10), np.ones(10), round=number)
+
+
+def test_a_server_tells_whose_part_is_missing_in_a_round_that_kernels_keep(
+    compiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers: dict[int, Server] = {}
+    seen: list[Any] = []
+
+    class Known(Server):
+        def __init__(self, node: Node, *more: Any) -> None:
+            super().__init__(node, *more)
+            servers[node.rank] = self
+
+    def schedule(cluster: Cluster) -> None:
+        cluster.create_vector(VectorSpec("v", extent=10, dense=True, aggregate=True))
+        for number in range(3):
+            cluster.workers.call("push", {"number": number})
+        task = cluster.workers.start("push", {"number": 3}, only=[0])
+        until = cluster.node.van.now() + 1.0
+        cluster.node.wait_until(lambda: cluster.node.van.now() >= until)
+        seen.append(list(servers[1].fast_path.table.rounds.waiting(0)))
+        seen.append(servers[1].unfinished_rounds())
+        cluster.workers.call("push", {"number": 3}, only=[1])
+        cluster.node.wait(task)
+        seen.append(servers[1].unfinished_rounds())
+
+    monkeypatch.setattr(simulation, "Server", Known)
+    simulate(schedule, Pusher, workers=2)
+    assert seen == [
+        [(1, (3, 0), [2])],
+        {(0, 1, (3, 0)): "round 3 of vector v: no push from rank 3 (worker 1)"},
+        {},
+    ]
+
+
+class Counter:
+    """Takes part in rounds, one after the other."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def go(self) -> None:
+        vector, keys = self.context.vectors["v"], np.arange(0, 1000, 100, dtype=np.uint64)
+        listed = vector.key_list(keys)
+        for number in range(8):
+            answer = self.context.node.wait(vector.push_pull(listed, np.ones(10), round=number))
+            assert (answer == 2 * (number + 1)).all(), answer
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_part_is_answered_with_the_rows_of_its_round_whoever_dies(rank: int, compiled: None) -> None:
+    def schedule(cluster: Cluster) -> None:
+        cluster.create_vector(VectorSpec("v", extent=1000, aggregate=True))
+        cluster.workers.call("go", {})
+
+    for after in range(40, 140):
+        faults, arrives = [Fault("kill", rank, after_messages=after)], random_arrivals(after, after % 2)
+        how = {"faults": faults, "arrives": arrives, "patience": 0.12, "detection": 0.01}
+        simulate(schedule, Counter, servers=2, workers=2, replicas=1, seed=after, tick=0.004, **how)
+    assert KernelVan.handled > 1000
