@@ -1,7 +1,7 @@
 """Consistency models: functions from a task's time to the times that it depends on.
 
 Tasks run in parallel unless one is declared to depend on another (paper, sections 3.4 and 3.5). The
-dependencies of all tasks make a graph, and a consistency model is a rule that draws it:
+dependencies of all tasks make a graph, and a consistency model is a rule that defines it:
 
     sequential   task t depends on every earlier task: an execution as on one machine
     eventual     task t depends on nothing: all tasks may run at once
@@ -34,7 +34,7 @@ def sequential(time: int) -> range:
 
 
 def eventual(time: int) -> range:
-    """Return no time at all.
+    """Return no times.
 
     >>> list(eventual(3))
     []
@@ -62,7 +62,7 @@ class Bounded:
 
     @property
     def tau(self) -> int:
-        """The greatest number of unfinished tasks that a task may pass; to set a negative one raises ValueError."""
+        """The greatest number of unfinished tasks that a task may overtake; ValueError if it is negative."""
         return self._tau
 
     @tau.setter

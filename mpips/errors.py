@@ -11,7 +11,7 @@
     +-- ProtocolError (RuntimeError)   a message that no correct rank sends
     |   +-- FilterError                a filter cannot decode a content: it is damaged or of another filter
     +-- RemoteError (RuntimeError)     something failed on another rank; says which
-    +-- CutShort (RuntimeError)        a call was ended early, since the run is to stop and has what it needs
+    +-- CutShort (RuntimeError)        a call was ended early, since the run is to stop and does not need its result
     +-- WorkerLost (RuntimeError)      a worker died during a call: the program may continue without it
     +-- NoWorkerLeft (RuntimeError)    all workers have died, and there is no spare
     +-- ShardLost (RuntimeError)       all servers that held a shard have died
@@ -85,7 +85,7 @@ class ClosedError(MpipsError, RuntimeError):
 
 
 class CutShort(MpipsError, RuntimeError):
-    """A call of a worker was ended early: the run is asked to stop, and does without its result."""
+    """A call of a worker was ended early: the run was asked to stop, and does not need its result."""
 
 
 class WorkerLost(MpipsError, RuntimeError):
@@ -200,7 +200,7 @@ class RemoteError(MpipsError, RuntimeError):
 
 
 def in_a_line(error: BaseException) -> str:
-    """Return an error's text in one line: of a file, its name and why; else after its type, unless it is mpips' own."""
+    """Return an error in one line: a file's name and the reason; others with their type, unless it is an MpipsError."""
     text = str(error) if isinstance(error, MpipsError) else f"{type(error).__name__}: {error}"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.filename}: {error.strerror}"

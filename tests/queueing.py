@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Collection, Sequence
 
-from mpips.rank.simulation import Stage
+from mpips.rank.simulation import Internals
 from mpips.transport.message import Message
 
 SERVICE = 2e-3
@@ -20,7 +20,7 @@ class Queueing:
     """The delays; see the module.
 
     Args:
-        stage: shows the network's time.
+        internals: shows the network's time.
         servers: the ranks for which messages queue.
         pulse: when the servers are slow: (begin, end), seconds.
         factor: how many times longer each message takes then.
@@ -30,12 +30,12 @@ class Queueing:
 
     def __init__(
         self,
-        stage: Stage,
+        internals: Internals,
         servers: Collection[int],
         pulse: tuple[float, float] = (0.0, 0.0),
         factor: float = 50.0,
     ) -> None:
-        self._stage, self._servers, self._pulse, self._factor = stage, servers, pulse, factor
+        self._internals, self._servers, self._pulse, self._factor = internals, servers, pulse, factor
         self._waiting: defaultdict[int, deque[float]] = defaultdict(deque)
         self.most = 0
         """The most messages that have waited for a server at once."""
@@ -44,8 +44,8 @@ class Queueing:
         """Give how much later a message is taken."""
         if dest not in self._servers:
             return (0.0,)
-        assert self._stage.network is not None
-        now, queue = self._stage.network.time, self._waiting[dest]
+        assert self._internals.network is not None
+        now, queue = self._internals.network.time, self._waiting[dest]
         while queue and queue[0] <= now:
             queue.popleft()
         begin = max(now, queue[-1] if queue else now)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mpips.rank import simulation
-from mpips.rank.simulation import Stage
+from mpips.rank.simulation import Internals
 from mpips.scheduler.scheduler import Cluster
 from mpips.worker.worker import Context
 
@@ -19,14 +19,14 @@ def simulate(
     **how: Any,
 ) -> Any:
     """Run `mpips.rank.simulation.simulate`; the last leader's view, cluster and network are left in `told`."""
-    stage = Stage()
+    internals = Internals()
 
     def begin(cluster: Cluster) -> Any:
         if told is not None:
-            told.update(cluster=cluster, network=stage.network)
+            told.update(cluster=cluster, network=internals.network)
         return schedule(cluster)
 
-    result = simulation.simulate(begin, worker, stage=stage, **how)
-    if told is not None and stage.view is not None:
-        told["view"] = stage.view
+    result = simulation.simulate(begin, worker, internals=internals, **how)
+    if told is not None and internals.view is not None:
+        told["view"] = internals.view
     return result

@@ -88,7 +88,7 @@ class Corpus:
     Use it with `with`, or call `close`, any number of times.
 
     Args:
-        scratch: the folder for the blocks, on a disk with room for 8 bytes a token; made if need be.
+        scratch: the folder for the blocks, on a disk with room for 8 bytes a token; created if it does not exist.
         part, parts: this is part `part` of `parts`, to which chunks of documents go round robin.
         block_tokens: the largest number of tokens of a block with more than one document.
     """
@@ -253,7 +253,7 @@ def open_corpus(
     """Read files of documents once; keep part `index` of `count` in blocks below the folder `scratch`.
 
     Args:
-        files: UCI bags of words, LDA-C or text, packed or not (`mpips.jobs.lda.readers` tells them).
+        files: UCI bags of words, LDA-C or text, compressed or not (`mpips.jobs.lda.readers` detects the format).
         scratch: on a disk with room for 8 bytes a token.
         block_tokens: the largest number of tokens of a block with more than one document.
         vocab: the words, or a file with a word on each line; or the number of words; or None: W for a bag

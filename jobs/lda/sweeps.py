@@ -1,4 +1,4 @@
-"""The worker's half: sweeps over its documents, a range of words at a time.
+"""The worker's side: sweeps over its documents, a range of words at a time.
 
 All workers make the same number of steps, one per group of documents and range of words, even with fewer groups:
 

@@ -1,4 +1,4 @@
-"""The scheduler's half: sweeps, estimation of the priors between them, and recounting after the loss of a worker.
+"""The scheduler's side: sweeps, estimation of the priors between them, and recounting after the loss of a worker.
 
     scheduler                               worker r                              server
     for each sweep:                         sweep over its documents, in          add changes

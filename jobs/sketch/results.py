@@ -43,7 +43,7 @@ class Sketch(NamedTuple):
 
 
 def assembled(rows: Iterable[tuple[Keys, Counts]], facts: dict[str, Any]) -> Sketch:
-    """Put a sketch together from blocks and their numbers; `facts` are those of the run."""
+    """Assemble a sketch from blocks and their numbers; `facts` are those of the run."""
     depth, width = int(facts["depth"]), int(facts["width"])
     table = np.zeros(0, np.int64)
     for keys, values in rows:

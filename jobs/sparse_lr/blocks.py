@@ -1,4 +1,4 @@
-"""The worker's half of the delayed block proximal method: its examples by columns, and their state."""
+"""The worker's side of the delayed block proximal method: its examples by columns, and their state."""
 
 from __future__ import annotations
 

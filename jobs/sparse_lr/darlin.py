@@ -1,4 +1,4 @@
-"""The scheduler's half of the delayed block proximal method (Algorithm 3): passes, and the decisions between them.
+"""The scheduler's side of the delayed block proximal method (Algorithm 3): passes, and the decisions between them.
 
 For the KKT filter see `proximal` and `server_kernels`.
 """

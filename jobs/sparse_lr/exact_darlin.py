@@ -1,4 +1,4 @@
-"""The scheduler's half with exact sums (`[layout] exact_sums`): the same bits for any workers, also when some die.
+"""The scheduler's side with exact sums (`[layout] exact_sums`): the same bits for any workers, also when some die.
 
 A pass in which a worker was lost is undone, on the servers and here, and repeated; the present workers then have the
 same state as the lost one (`exact_blocks`). The workers' sums are added exactly, and no decision depends on anything

@@ -1,4 +1,4 @@
-"""The server's half of the delayed block proximal method: an update, and the scheduler's calls between passes.
+"""The server's side of the delayed block proximal method: an update, and the scheduler's calls between passes.
 
 The update has three phases, which the scheduler sets (`settings["phase"]`):
 

@@ -12,7 +12,7 @@ from pathlib import Path
 def check(target: str | Path, inputs: Iterable[str | Path] = ()) -> None:
     """Raise InputError if a file exists that must not be replaced.
 
-    These are the `inputs`, the files of a checkpoint, and those that a run has written, which its commands go by. A
+    These are the `inputs`, the files of a checkpoint, and those that a run has written, since commands read them. A
     run's report can be replaced.
     """
     from mpips.errors import InputError

@@ -1,6 +1,6 @@
 """A node: the event loop of one rank (the paper's node; ps-lite's postoffice).
 
-It owns the van, the caller's and the callee's half of its tasks, and the view. `poll` handles one message and
+It owns the van, the caller's and the callee's side of its tasks, and the view. `poll` handles one message and
 `wait` polls until a task is finished; a rank handles all messages inside these two, in one thread.
 The role registers a handler for each command, which executes its requests.
 
@@ -164,7 +164,7 @@ class Node:
         """Whether a poll is in progress: functions called then, such as a task's callback, must not wait."""
 
     def new_tasks(self, origin: int) -> Tasks:
-        """Create the caller's half of tasks for the caller `origin`."""
+        """Create the caller's side of tasks for the caller `origin`."""
         tasks = Tasks(
             self.request,
             self._window,
@@ -181,7 +181,7 @@ class Node:
         return tasks
 
     def call_as(self, origin: int) -> Tasks:
-        """Issue tasks as another caller from now on; return its half. Answers to its former tasks are ignored."""
+        """Issue tasks as another caller from now on; return its side. Answers to its former tasks are ignored."""
         self.tasks.withdraw()
         self.tasks = self.new_tasks(origin)
         return self.tasks

@@ -44,7 +44,7 @@ class Observers:
 
     # A node.
     tasks: Callbacks[[Tasks]] = ()
-    """The caller's half of tasks was made."""
+    """The caller's side of tasks was made."""
     turn: Callbacks[[]] = ()
     """A message is about to be received."""
     busy: Callbacks[[]] = ()

@@ -1,9 +1,9 @@
-"""Machine code that is ready to be put into memory: made of an object file, and loaded without a compiler's library.
+"""Images of machine code: made from an object file, and loaded into memory without LLVM.
 
 LLVM compiles a kernel to an ELF object file whose references are absolute 64-bit addresses, so that its code may be far
-from what it calls. An image is what remains when the file's sections have their places relative to each other: bytes,
-the places of addresses within the image, and the places of addresses of functions elsewhere. A file with any other kind
-of reference or section has no image: numba's own loader takes it.
+from what it calls. An image has the file's sections laid out relative to each other: bytes, the offsets of the
+addresses within the image that it contains, and the offsets of the addresses of external functions. No image is made
+of a file with any other kind of reference or section: numba loads it itself.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _Section(NamedTuple):
 
 
 def image_of(file: bytes, entry: str, environment: str, absent: Container[str] = ()) -> Image | None:
-    """Make the image of an object file; None if the file has anything that is not known here.
+    """Make the image of an object file; None if the file has an unsupported kind of reference or section.
 
     Args:
         file: an ELF object file.
@@ -154,11 +154,11 @@ def _pad(content: bytearray, alignment: int) -> None:
 
 
 def load(image: Image, address_of: Callable[[str], int]) -> tuple[mmap.mmap, int]:
-    """Put an image into memory, executable and then no longer writable.
+    """Load an image into memory, which is then executable and no longer writable.
 
     Args:
         image: what to load.
-        address_of: gives the address of a symbol elsewhere; raises KeyError.
+        address_of: returns the address of an external symbol; raises KeyError.
 
     Returns:
         The memory, which must be kept as long as the code may run, and its address.

@@ -1,4 +1,4 @@
-"""Names of functions for kernels that only numba can make, such as intrinsics; a rank that compiles none does not."""
+"""Placeholders for functions that need numba, such as intrinsics: only the compilation of kernels imports numba."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 
 class Deferred:
-    """Stands among a module's names for one of another module, which is imported when a kernel is compiled."""
+    """A placeholder for a function of another module, which is imported when a kernel is compiled."""
 
     def __init__(self, module: str, name: str) -> None:
         self.__module__, self._name = module, name
 
     def found(self) -> Any:
-        """Import the module and return what it has by this name."""
+        """Import the module, and return the function."""
         return getattr(import_module(self.__module__), self._name)
 
 
 def resolve(names: dict[str, Any]) -> None:
-    """Replace those among a module's names that stand for others, so that numba finds these."""
+    """Replace the placeholders among a module's names by the functions, so that numba finds these."""
     for name, value in list(names.items()):
         if isinstance(value, Deferred):
             names[name] = value.found()

@@ -1,14 +1,14 @@
-"""What is in the cache of the kernels of one module: a file of their machine code, and of what that code depends on.
+"""The cache file of one module's kernels: their machine code, and the source files that it depends on.
 
 Numba's own cache has two files for each kernel, whose contents are objects of numba. A rank that loads kernels reads
-one file for each module instead, `NAME-KEY.kernels`, of numbers and bytes only. KEY stands for all that the file must
-suit: this format, this Python, numba, and the processor.
+one file for each module instead, `NAME-KEY.kernels`, of numbers and bytes only. KEY identifies what the file depends
+on: this format, this Python, numba, and the processor.
 
 The first part of the file, which is read when the module is imported, lists the source files of the module's kernels
-with their times and sizes before the kernels were compiled. The list is not made again when kernels are loaded, since
-it cannot change while none of its files does: `mpips.jit.compiler.kernel_sources` makes it of the text of the module,
-and of the values of names that the module imports, and lists each file that such a value comes from or is taken over
-from.
+with their times and sizes before the kernels were compiled. The list is not computed again when kernels are loaded,
+since it can only change if one of its files does: `mpips.jit.compiler.kernel_sources` computes it from the text of
+the module and from the values of names that the module imports, and lists each file that defines or re-exports such a
+value.
 
 The machine code follows. It is read at a kernel's first call, and each part has a digest of its own.
 """
@@ -67,7 +67,7 @@ class Index(NamedTuple):
 
 
 def digest(content: bytes | memoryview) -> bytes:
-    """Return the digest of a file's bytes, against damage."""
+    """Return the digest of a file's bytes, to detect damage."""
     return hashlib.blake2b(content, digest_size=DIGEST).digest()
 
 
@@ -78,10 +78,10 @@ def path_of(folder: Path, source: str, key: str) -> Path:
 
 @cache
 def key(numba: str) -> str:
-    """Return what the names of files for this process end in; "" if the processor is not known.
+    """Return KEY, with which the names of this process's files end; "" if the processor is not known.
 
     Args:
-        numba: what numba says of its version.
+        numba: numba's description of its version.
     """
     processor = _processor()
     if not processor:
@@ -121,7 +121,7 @@ _read: dict[Path, Index | None] = {}
 
 
 def current(path: Path, folder: str) -> Index | None:
-    """Return the index in a file if it is sound, and no source file has changed since; each file is read once.
+    """Return the index in a file if it is valid, and no source file has changed since; each file is read once.
 
     Args:
         path: the file.
@@ -200,7 +200,7 @@ def code(path: Path, entry: Entry) -> Image:
 def add(
     path: Path, known: Stamps, function: Callable[..., Any], images: Mapping[str, tuple[Parameters, Image]]
 ) -> None:
-    """Add a kernel to a file, or replace it; what is in the file and no longer holds is left out.
+    """Add a kernel to a file, or replace it; kernels in the file that are no longer valid are dropped.
 
     Args:
         path: the file.
@@ -241,7 +241,7 @@ def _append(parts: list[bytes], parameters: Parameters, image: Image) -> tuple[A
 
 
 def forget(path: Path) -> None:
-    """Remove a file that is damaged, and what was read of it."""
+    """Remove a file that is damaged, and its index from memory."""
     _read.pop(path, None)
     with suppress(OSError):
         os.unlink(path)

@@ -1,13 +1,13 @@
 """Calls cached kernels with numba's extension modules alone, without the package `numba` and its compiler.
 
 Numba's dispatcher, its functions around machine code and its memory management are extension modules in C, which need
-nothing else of numba. They are loaded here from their files. So a call of a cached kernel costs what it costs by numba,
-and the same code checks its arguments: by their types, which are numbers. Numba numbers its types as it creates
-them; the numbers here are far above those. So when numba is imported later, and gives its own numbers to arguments, a
-kernel finds no match, rather than a wrong one. It then becomes one of numba's dispatchers, as it does for all else that
-is unusual here.
+nothing else of numba. They are loaded here from their files. So a call of a cached kernel takes as long as with
+numba, and the same code checks the types of its arguments. It represents types by numbers, which numba assigns in
+order of creation; the numbers that this module assigns are far above those. So if numba is imported later, and
+assigns its own numbers to arguments, a kernel finds no match, rather than a wrong one. It is then converted to one of
+numba's dispatchers, as in all other cases that this module does not support.
 
-Like `mpips.jit.compiler.numba_internals`, this module uses what is private to numba, and only of the versions in
+Like `mpips.jit.compiler.numba_internals`, this module uses private names of numba, and only those of the versions in
 `mpips.jit.numba_installed`. It is imported only where the package is not.
 """
 
@@ -90,14 +90,14 @@ _dispatcher, _dynfunc, _helperlib, _nrt, _typeconv = _load()
 
 
 class _Type:
-    """A type, as far as numba's dispatcher asks for it."""
+    """A type, with the attributes that numba's dispatcher reads."""
 
     def __init__(self, code: int) -> None:
         self._code = code
 
 
 class _Omitted:
-    """The class of arguments that were left out: no kernel here has any."""
+    """The class of omitted arguments: no kernel here has default values."""
 
 
 _types: dict[Any, _Type] = {}
@@ -268,7 +268,7 @@ def _function(function: Callable[..., Any], path: Path, entry: Entry) -> Any:
 
 
 def is_plain(function: Callable[..., Any]) -> bool:
-    """Return whether a function has only positional parameters without defaults, and no variables of others."""
+    """Return whether a function has only positional parameters without defaults, and is no closure."""
     flags = function.__code__.co_flags & (CO_VARARGS | CO_VARKEYWORDS)
     special = function.__defaults__ or function.__closure__ or function.__code__.co_kwonlyargcount or flags
     return not special

@@ -29,10 +29,10 @@ def folder() -> Path | None:
     return None if spec is None or not spec.origin else Path(spec.origin).parent
 
 
-def is_tried(version: str) -> bool:
+def is_tested(version: str) -> bool:
     """Return whether a version is within those tested.
 
-    >>> [is_tried(each) for each in ("0.60.0", "0.61.2", "0.68.9", "0.69.0")]
+    >>> [is_tested(each) for each in ("0.60.0", "0.61.2", "0.68.9", "0.69.0")]
     [False, True, True, False]
     """
     first, here, last = (
@@ -45,14 +45,14 @@ def is_tried(version: str) -> bool:
 def key() -> str:
     """Return the key of files with kernels; "" if kernels are called by numba only.
 
-    They are by a numba that was not tried, and on another system than Linux.
+    That is so for a version of numba that was not tested, and on other systems than Linux.
     """
     package = folder()
     if package is None or sys.platform != "linux":
         return ""
     try:
         found = _VERSION.search((package / "_version.py").read_text(encoding="utf-8"))
-        tried = found is not None and is_tried(json.loads(found[1])["version"])
+        tried = found is not None and is_tested(json.loads(found[1])["version"])
     except (OSError, ValueError, KeyError):
         return ""
     return kernel_index.key(found[1]) if found is not None and tried else ""
@@ -70,7 +70,7 @@ def _has_settings() -> bool:
 
 
 def are_threads(value: str) -> bool:
-    """Return whether numba takes a text for its number of threads; it refuses others with a traceback at its import.
+    """Return whether numba accepts a text as its number of threads; with others its import fails with a traceback.
 
     >>> [are_threads(each) for each in ("1", " 8 ", "0", "-1", "two")]
     [True, True, False, False, False]
@@ -104,7 +104,7 @@ class _Settings:
 
 
 def ignore_file(config: Any) -> None:
-    """Let environment variables alone make numba's configuration."""
+    """Let only environment variables determine numba's configuration."""
     config._config_fname = os.devnull
     config.reload_config()
 

@@ -24,7 +24,7 @@ received: list[int] = []
 
 
 def receive() -> list[int]:
-    """Append stop signals to `received` from now on, and return it: a rank that loads heeds them when it has begun."""
+    """Append stop signals to `received` from now on, and return it: a rank that is loading handles them later."""
     for kind in STOP_SIGNALS:
         signal.signal(kind, lambda number, _: received.append(number))
     return received

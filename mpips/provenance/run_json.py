@@ -1,6 +1,6 @@
 """A run's `run.json`: its provenance, its ranks and its outcome; written at the start, amended, concluded at the end.
 
-Who amends and concludes it may be another rank than who wrote it: all that is needed is in the run's folder. A run that
+Another rank than the one that wrote it may amend and conclude it: all that is needed is in the run's folder. A run that
 was killed has no `exit`. No error here fails a run: what cannot be found or written is left out.
 """
 
@@ -247,7 +247,7 @@ def altered_outputs(folder: RunFolder, names: Container[str] | None = None) -> l
 
     Args:
         folder: the run's folder; [] if it is none, or has no outputs in its `run.json`.
-        names: the files to look at; None: all that `run.json` lists.
+        names: the files to compare; None: all that `run.json` lists.
     """
     chosen = (file for file in listed_outputs(folder) if names is None or file["name"] in names)
     return [reason for file in chosen if (reason := altered_output(folder.path, file))]

@@ -337,7 +337,7 @@ class Leader:
 
 
 def about(job: Job, code: ExitCode, seconds: dict[str, float]) -> dict[str, Any]:
-    """Return the part of a result that those of all runs that have not failed have."""
+    """Return the fields that are in the result of every run that has not failed."""
     layout = job.layout
     return {
         "status": "completed" if code == ExitCode.COMPLETED else "stopped",

@@ -3,7 +3,7 @@
     read an order; note what the program has to do (`mpips.scheduler.pending_orders`)
     once the ranks that may succeed this one have it: let a server join or leave; answer
 
-A leader that dies in between leaves the order open, and its successor takes it: by the name it knows what was done.
+If the leader dies in between, the order stays open, and its successor takes it: by its name it knows what was done.
 """
 
 from __future__ import annotations

@@ -406,7 +406,7 @@ class RankRun:
         self._quit(exit_code(error), text, "" if needs_no_traceback(error) else trace)
 
     def release(self) -> None:
-        """Release the claim of the run's folder, unless a launcher holds it, too, which has still to judge the run."""
+        """Release the claim of the run's folder, unless the launcher still needs it to report the result."""
         folder = self.result.folder
         if folder is not None and folder.held is not None and not (self.options and self.options.claim):
             with suppress(OSError):

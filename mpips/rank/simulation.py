@@ -62,8 +62,8 @@ class ObservableJournal(Journal):
 
 
 @dataclass
-class Stage:
-    """The state of a simulation, for tests that observe or disturb it; by rank unless stated otherwise."""
+class Internals:
+    """The internal state of a simulation, for tests that observe or disturb it; by rank unless stated otherwise."""
 
     network: Network | None = None
     nodes: dict[int, Node] = field(default_factory=dict)
@@ -97,13 +97,13 @@ class Simulation:
         bandwidth: float = 0.0,
         patience: float = 0.75,
         give_up: float = 5.0,
-        stage: Stage | None = None,
+        internals: Internals | None = None,
         filters: Filters = lambda: (Chain(), Chain()),
         record: Path | None = None,
         replay: Path | None = None,
     ) -> None:
         self.layout, self.view, self.replicas, self.worker = layout, view, replicas, worker
-        self.stage = stage or Stage()
+        self.internals = internals or Internals()
         self._job, self._window, self._resend = job, window, resend
         self._bandwidth, self._patience, self._give_up = bandwidth, patience, give_up
         self._filters = filters
@@ -113,16 +113,18 @@ class Simulation:
         self, network: Network, schedule: Callable[[Cluster], Any], place: Path, horizon: float = 60.0
     ) -> Any:
         """Run the program on a network until all ranks have ended; return the result of the last leader, or None."""
-        self.stage.network = network
+        self.internals.network = network
         results: list[Any] = []
         live = partial(self._live, network=network, schedule=schedule, place=place, results=results)
         try:
             network.run([live] * self.layout.size, horizon)
         except Deadlock:
-            view, left = self.stage.view, self.stage.left
+            view, left = self.internals.view, self.internals.left
             if not results or view is None or not left.issuperset(view.alive):
                 raise
-            self.stage.uninformed = [r for r in range(self.layout.size) if r not in left and network.lives(r)]
+            self.internals.uninformed = [
+                r for r in range(self.layout.size) if r not in left and network.lives(r)
+            ]
         return results[-1] if results else None
 
     def _live(
@@ -147,8 +149,8 @@ class Simulation:
         membership = Membership(me, self.replicas, network.heartbeat(van.rank), self._patience, self._give_up)
         journal, orders = ObservableJournal(me, self.replicas + 1), PendingOrders()
         keep_for_successors(me, orders)
-        stage, rank = self.stage, van.rank
-        stage.nodes[rank], stage.journals[rank], stage.memberships[rank] = me, journal, membership
+        internals, rank = self.internals, van.rank
+        internals.nodes[rank], internals.journals[rank], internals.memberships[rank] = me, journal, membership
         file = SnapshotFile(me)
         roles = Roles(
             me,
@@ -165,7 +167,7 @@ class Simulation:
             except Stopped:
                 left = me.departure.leave()
                 assert left or self._is_disturbed(me)
-        stage.left.add(rank)
+        internals.left.add(rank)
 
     def _lead(
         self,
@@ -177,11 +179,11 @@ class Simulation:
         place: Path,
         results: list[Any],
     ) -> None:
-        stage = self.stage
+        internals = self.internals
         with Cluster(
             me, cast(Job, self._job or _NoJob()), RunFolder(place), io.StringIO(), journal, membership, orders
         ) as cluster:
-            stage.cluster = cluster
+            internals.cluster = cluster
             try:
                 result = schedule(cluster)
                 cluster.settle()
@@ -189,7 +191,7 @@ class Simulation:
             except Fenced:
                 raise
             except BaseException:
-                stage.failed = True
+                internals.failed = True
                 self._stop(me)
                 raise
             left = self._stop(me)
@@ -197,16 +199,16 @@ class Simulation:
 
     def _is_disturbed(self, me: Node) -> bool:
         """Return whether some ranks may not end with the others: a fault at the very end, or a failed run."""
-        network = self.stage.network
+        network = self.internals.network
         assert network is not None
-        return self.stage.failed or any(network.silence(me.rank, rank) > 0 for rank in me.view.alive)
+        return self.internals.failed or any(network.silence(me.rank, rank) > 0 for rank in me.view.alive)
 
     def _stop(self, me: Node) -> bool:
         for rank in me.view.alive:
             if rank != me.rank:
                 me.control(rank, Command.STOP, {"code": ExitCode.COMPLETED})
         left = me.departure.leave()
-        self.stage.view = me.view
+        self.internals.view = me.view
         return left
 
 
@@ -234,7 +236,7 @@ def simulate(
     detection: float = 0.03,
     tick: float = 1e-3,
     arrives: Arrives = all_arrive,
-    stage: Stage | None = None,
+    internals: Internals | None = None,
     filters: Filters = lambda: (Chain(), Chain()),
     hosts: Sequence[str] = (),
     record: Path | None = None,
@@ -244,10 +246,10 @@ def simulate(
 
     Unanswered requests are sent again after `resend` seconds. By default they are not, as on MPI, unless `delays` is a
     `random_delays` that loses messages. Simulated time ends at `horizon`, and advances in steps of `tick` where
-    nothing else happens. `faults` are faults of ranks; the result is that of the last leader. `stage` exposes the state
-    during the run, and at its end. `filters` creates a rank's chains: for messages to the servers, and for answers.
-    `hosts` are the ranks' host names; by default all are on one host. The order of effects is written to the folder
-    `record`, or read from `replay` (`mpips.replay.history`).
+    nothing else happens. `faults` are faults of ranks; the result is that of the last leader. `internals` exposes the
+    state during the run, and at its end. `filters` creates a rank's chains: for messages to the servers, and for
+    answers. `hosts` are the ranks' host names; by default all are on one host. The order of effects is written to the
+    folder `record`, or read from `replay` (`mpips.replay.history`).
 
     >>> simulate(lambda cluster: len(cluster.workers), worker=lambda context: None, servers=2, workers=3)
     3
@@ -260,8 +262,8 @@ def simulate(
     network = Network(layout.size, delays, seed, tick, faults=faults, detection=detection, arrives=arrives)
     simulation = Simulation(
         layout, view, replicas, worker,
-        job=job, window=window, resend=resend, bandwidth=bandwidth, patience=patience, give_up=give_up, stage=stage,
-        filters=filters, record=record, replay=replay,
+        job=job, window=window, resend=resend, bandwidth=bandwidth, patience=patience, give_up=give_up,
+        internals=internals, filters=filters, record=record, replay=replay,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         return simulation.run(network, schedule, folder or Path(temporary), horizon)

@@ -150,7 +150,7 @@ def read_cells(path: Path) -> Cells:
     """Read the valid cells of a record's file, without the first.
 
     Raises:
-        RecordError: it is not such a file, or it is cut short.
+        RecordError: it is not such a file, or it is truncated.
     """
     with _opened(path) as file:
         head, size = file.read(CELL_BYTES), os.fstat(file.fileno()).st_size

@@ -1,4 +1,4 @@
-"""A run done again, as it was recorded (`mpips.replay.recorder`, `mpips.replay.history`), on ranks of which none dies.
+"""Replays a recorded run (`mpips.replay.recorder`, `mpips.replay.history`), on ranks of which none dies.
 
     worker    handles the recorded events in the recorded order, and no others; early messages are queued. A worker that
               died in the recorded run waits forever after its last event.

@@ -1,4 +1,4 @@
-"""The record of a run: what took effect in which order, so that the run can be done again to the bit.
+"""The record of a run: what took effect in which order, so that it can be repeated with the same bits.
 
 What a rank does follows from its program and from the events that it handles, in their order. So it is enough to
 record, of

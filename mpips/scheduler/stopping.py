@@ -1,7 +1,7 @@
 """Stop requests outside of the program's own steps, and the time limit.
 
 The leader asks the run to stop in time, and ends one that does not. A run that has trained nothing yet ends at once:
-it has nothing to write into a checkpoint, and reading the data to their end would not help it.
+it has nothing to write into a checkpoint, so reading the rest of its data is useless.
 
     leader                                                    worker, server
     signal, order or clock: note the request
@@ -66,7 +66,7 @@ def enforce(cluster: Cluster, end: float | None) -> None:
 
 
 def pass_on(node: Node, orders: PendingOrders, asked: Sequence[int]) -> None:
-    """Tell the leader of a warning among the signals that this rank was `asked` by: a limit may hold for it alone.
+    """Report the warning signals that this rank has received (`asked`) to the leader: a limit may hold for it alone.
 
     SIGTERM is not passed on: a node that shuts down sends it to its ranks, and the run continues without them.
     """
@@ -89,7 +89,7 @@ def pass_on(node: Node, orders: PendingOrders, asked: Sequence[int]) -> None:
 def leave_untrained(cluster: Cluster) -> None:
     """Raise NothingTrained, here or in the program, once the cluster is asked to stop while nothing is trained.
 
-    Not while it repeats what an earlier leader has done: that one may have trained.
+    Not while the journal of an earlier leader is replayed: that leader may have trained.
     """
 
     def check() -> None:
@@ -111,7 +111,7 @@ AGAIN = 0.5
 
 
 class Evaluation:
-    """Steps after training that the run does without if it is to stop and they take long; a context manager."""
+    """Steps after training that are skipped if the run is to stop and they take long; a context manager."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster

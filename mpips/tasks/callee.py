@@ -1,4 +1,4 @@
-"""The callee's half of the tasks of a rank: requests to the rank itself, from their arrival to their replies.
+"""The callee's side of the tasks of a rank: requests to the rank itself, from their arrival to their replies.
 
 A request waits until it may start (`mpips.tasks.request_dedup`). Then the handler of its command executes it, and
 replies at once or later; an exception of the handler is the reply. Requests to shards are not handled here.

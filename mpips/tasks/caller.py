@@ -1,4 +1,4 @@
-"""The caller's half of tasks: sends their parts, and takes the replies (the callee's half is `mpips.tasks.callee`).
+"""The caller's side of tasks: sends their parts, and takes the replies (the callee's side is `mpips.tasks.callee`).
 
 `Tasks` keeps at most `window` unanswered parts per address, sends a part again if it was lost or its address has moved
 to another rank, and forgets finished tasks. A dependency on a task that has a part at the same address is sent with the
@@ -41,7 +41,7 @@ def unfiltered(peer: int, message: Message) -> Message:
 
 
 class Tasks:
-    """The caller's half of all tasks of one node; see the module.
+    """The caller's side of all tasks of one node; see the module.
 
     `origin` identifies the caller, `send(address, message)` sends, `window` bounds the unanswered parts per address,
     `timer` makes retransmission timers (None: the van loses no messages; `mpips.tasks.retransmission`). An address is a

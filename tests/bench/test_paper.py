@@ -134,7 +134,7 @@ def test_a_figure_that_does_not_agree_is_said_to() -> None:
     found = measured()
     told = [paper.compare("lines", found["lines"] | {"method": lines, "listing": 99}) for lines in (400, 401)]
     assert [each.claims[0].agrees for each in told] == ["yes", "no"]
-    assert "| 300 | 401, its listing 99 | **no** |" in page.claims({"lines": told[1]})
+    assert "| 300 | 401, of which `job.py`, `settings.py` 99 | **no** |" in page.claims({"lines": told[1]})
 
 
 @pytest.mark.parametrize(

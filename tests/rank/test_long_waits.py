@@ -10,7 +10,7 @@ import pytest
 from mpips import Cluster, Context, VectorSpec
 from mpips.errors import RemoteError
 from mpips.rank.long_waits import LongWaits
-from mpips.rank.simulation import Stage, simulate
+from mpips.rank.simulation import Internals, simulate
 from mpips.server.server import Server
 
 KEYS = np.arange(10, dtype=np.uint64)
@@ -40,11 +40,11 @@ class Worker:
 def test_who_waits_for_a_round_and_whose_push_is_missing_is_told_by_all_concerned() -> None:
     SAID.clear()
     seen: list[list[str]] = []
-    stage = Stage()
+    internals = Internals()
 
     def schedule(cluster: Cluster) -> None:
         node, waits = cluster.node, LongWaits(cluster.node, SAID.append)
-        server = stage.nodes[cluster.servers.ranks[0]]
+        server = internals.nodes[cluster.servers.ranks[0]]
         (mine,) = [
             each.__self__ for each in server.on_tick if isinstance(getattr(each, "__self__", None), Server)
         ]
@@ -60,7 +60,7 @@ def test_who_waits_for_a_round_and_whose_push_is_missing_is_told_by_all_concerne
         node.wait_until(lambda: node.van.now() >= until)
         seen.append(waits.lines())
 
-    simulate(schedule, Worker, workers=2, stage=stage, tick=0.05, horizon=90.0)
+    simulate(schedule, Worker, workers=2, internals=internals, tick=0.05, horizon=90.0)
     asked = f"push of vector sums at {line('round=0)')}"
     assert f"rank 2 (worker 0) has waited 10 s for {asked}: no answer from rank 1 (server 0)" in SAID
     assert (

@@ -12,7 +12,7 @@ from queueing import Queueing
 
 from mpips.bench.scaling._recovery_time import rates, recovered
 from mpips.cluster.hash_ring import Ring
-from mpips.rank.simulation import Stage, simulate
+from mpips.rank.simulation import Internals, simulate
 from mpips.replay.history import read_history
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
@@ -54,8 +54,8 @@ def run(
     *, pulse: tuple[float, float] = (0.0, 0.0), floods: bool = False, until: float = END, **how: Any
 ) -> tuple[dict[str, Any], list[float], Queueing]:
     """Run the program under load; give what came of it, when rounds were answered, and the servers' queues."""
-    stage, done = Stage(), list[float]()
-    delays = Queueing(stage, range(1, 1 + SERVERS), pulse)
+    internals, done = Internals(), list[float]()
+    delays = Queueing(internals, range(1, 1 + SERVERS), pulse)
 
     def schedule(cluster: Cluster) -> dict[str, Any]:
         cluster.create_vector(VectorSpec("w", dtype="int64", extent=48, dense=True))
@@ -70,7 +70,7 @@ def run(
 
     found = simulate(
         schedule, lambda context: Pushing(context, done, floods),
-        servers=SERVERS, workers=WORKERS, delays=delays, stage=stage, window=WINDOW, **how,
+        servers=SERVERS, workers=WORKERS, delays=delays, internals=internals, window=WINDOW, **how,
     )  # fmt: skip
     return found, done, delays
 
@@ -136,12 +136,12 @@ def test_a_worker_that_never_waits_is_held_back_and_does_the_same_again(
         return pushes, cluster.node.wait(cluster.vectors["w"].pull(KEYS)).tolist()
 
     def run(replicas: int, **how: Any) -> list[int]:
-        stage = Stage()
-        delays = Queueing(stage, range(1, 1 + SERVERS), (0.0, 0.0))
+        internals = Internals()
+        delays = Queueing(internals, range(1, 1 + SERVERS), (0.0, 0.0))
         most.clear()
         pushes, rows = simulate(
             schedule, lambda context: Hurrying(context, most), servers=SERVERS, workers=2,
-            delays=delays, stage=stage, window=WINDOW, replicas=replicas, **how,
+            delays=delays, internals=internals, window=WINDOW, replicas=replicas, **how,
         )  # fmt: skip
         assert rows == [pushes] * len(KEYS)
         assert 50 < max(most) <= 50 + 3 * Ring.of(range(SERVERS)).shards, (

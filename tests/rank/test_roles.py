@@ -15,7 +15,7 @@ from mpips.calls import BuiltInCall
 from mpips.cluster.layout import Role
 from mpips.cluster.node import Node
 from mpips.cluster.observer import Observers
-from mpips.rank.simulation import Stage, simulate
+from mpips.rank.simulation import Internals, simulate
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
 from mpips.worker.worker import Context, at_once
@@ -77,12 +77,12 @@ def change(cluster: Cluster, rank: int) -> None:
 
 def test_a_rank_that_changes_its_role_keeps_nothing_of_the_former_one() -> None:
     SHARE.clear()
-    stage, rank = Stage(), 4
+    internals, rank = Internals(), 4
     seen: list[tuple[dict[str, int], dict[str, int]]] = []
 
     def both() -> Iterator[dict[str, int]]:
-        yield registered(stage.nodes[rank])
-        yield registered(stage.nodes[1])
+        yield registered(internals.nodes[rank])
+        yield registered(internals.nodes[1])
 
     def schedule(cluster: Cluster) -> None:
         cluster.create_vector(VectorSpec("sums", extent=8))
@@ -93,7 +93,7 @@ def test_a_rank_that_changes_its_role_keeps_nothing_of_the_former_one() -> None:
         gc.collect()
         assert sum(share() is not None for share in SHARE) == 3, "of the present workers only"
 
-    simulate(schedule, Worker, workers=3, stage=stage)
+    simulate(schedule, Worker, workers=3, internals=internals)
     assert len(SHARE) == 3 + CHANGES
     assert seen == [seen[0]] * CHANGES
 

@@ -14,7 +14,7 @@ from mpips import Cluster, Context, VectorSpec
 from mpips.errors import RemoteError
 from mpips.filters.chain import Chain, Step
 from mpips.filters.filter import Coder
-from mpips.rank.simulation import Stage, simulate
+from mpips.rank.simulation import Internals, simulate
 from mpips.server.acknowledgements import Acknowledgements, Push
 from mpips.server.server import Server
 from mpips.storage.updates import update
@@ -175,14 +175,14 @@ def test_no_worker_waits_for_ever_for_copies_of_its_pushes(seed: int) -> None:
     assert got == [3.0 * 48] * len(KEYS)
 
 
-def servers_of(stage: Stage) -> list[Server]:
-    ticking = [getattr(each, "__self__", None) for node in stage.nodes.values() for each in node.on_tick]
+def servers_of(internals: Internals) -> list[Server]:
+    ticking = [getattr(each, "__self__", None) for node in internals.nodes.values() for each in node.on_tick]
     return [each for each in ticking if isinstance(each, Server)]
 
 
 def test_the_answer_to_a_repeated_push_of_a_round_that_failed_is_final() -> None:
     """The caller is told ahead, with what is held for it; the kept answer says neither."""
-    stage = Stage()
+    internals = Internals()
     kept: list[Any] = []
 
     def schedule(cluster: Cluster) -> None:
@@ -192,7 +192,7 @@ def test_the_answer_to_a_repeated_push_of_a_round_that_failed_is_final() -> None
         cluster.workers.call("push", {"first": 0, "rounds": 1})
         with pytest.raises(RemoteError, match="a negative row"):
             cluster.workers.call("push", {"first": 1, "rounds": 1, "value": -1.0})
-        for server in servers_of(stage):
+        for server in servers_of(internals):
             for link in server.chains:
                 assert link.shard is not None
                 for _, _, replies in link.shard.inbox.callers().values():
@@ -200,7 +200,7 @@ def test_the_answer_to_a_repeated_push_of_a_round_that_failed_is_final() -> None
                         each for each in replies.values() if not callable(each) and "text" in each.meta
                     )
 
-    simulate(schedule, Worker, servers=2, workers=2, replicas=1, stage=stage)
+    simulate(schedule, Worker, servers=2, workers=2, replicas=1, internals=internals)
     assert kept and all(each.acked != AHEAD and not each.after for each in kept)
 
 

@@ -21,7 +21,7 @@ from mpips.errors import InputError
 from mpips.filters.chain import Chain
 from mpips.filters.named import chain_of
 from mpips.ranges import KeyRange
-from mpips.rank.simulation import Stage, simulate
+from mpips.rank.simulation import Internals, simulate
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
@@ -373,7 +373,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return chain_of(({"name": "zstd", "least": 0},)), chain_of(({"name": "zstd", "least": 0},))
 
     how = {"servers": 2, "workers": 3, "replicas": 1, "filters": filters, "tick": 1e-3}
-    assert simulate(schedule, Worker, stage=Stage(nodes=nodes), **how) != 0
+    assert simulate(schedule, Worker, internals=Internals(nodes=nodes), **how) != 0
     for trace in nodes.traces:
         trace.close()
     return folder

@@ -56,19 +56,19 @@ def compare(found: Mapping[str, Any]) -> Section:
     rate = f"{si(row['rate'])} ({cores} cores)"
     longest = f"the longest of {len(found['recoveries'])} {seconds(max(found['recoveries']))}"
     claims = [
-        Claim("Table 5: inserts a second, a machine", f"{si(MACHINE)} (64 cores)", rate,
+        Claim("Table 5: inserts per second and machine", f"{si(MACHINE)} (64 cores)", rate,
               agreement(row["rate"], (MACHINE, 1e12))),
         Claim("Table 5: recovery of a failed node", "0.8 s", seconds(recovery), agreement(recovery, (0.0, 0.8))),
     ]  # fmt: skip
     rows = [
-        ("inserts a second, all", "1.1 B (15 machines, 960 cores)", rate),
-        ("a core", f"{si(MACHINE / CORES)}", si(core)),
-        ("peak there; the fastest of the runs here", "1.3 B", si(row["max"])),
+        ("inserts per second, in all", "1.1 B (15 machines, 960 cores)", rate),
+        ("per core", f"{si(MACHINE / CORES)}", si(core)),
+        ("peak (here: the fastest run)", "1.3 B", si(row["max"])),
         ("inserts", "300 B", si(row["items"])),
         ("distinct keys", "> 100 M", si(row["keys"])),
         ("recovery", "0.8 s", f"{seconds(recovery)}, {longest}"),
-        ("most that an estimate is too high", "", f"{row['over']:,} of {si(row['items'])} (bound {row['bound']:.0f})"),
-        ("estimates too low", "", f"{row['below']}"),
+        ("largest overestimate", "", f"{row['over']:,} of {si(row['items'])} (bound {row['bound']:.0f})"),
+        ("underestimates", "", f"{row['below']}"),
     ]  # fmt: skip
     facts = {"core": si(core), "times": f"{core / (MACHINE / CORES):.0f}", "recovery": seconds(recovery)}
     return Section(claims, table(("", "the paper", "here"), rows), facts)

@@ -104,7 +104,7 @@ def compare(found: Mapping[str, Any]) -> Section:
         raise InputError("not every system reached the target: check the optimum")
     gain = times["B"] / times["PS"]
     claims = [
-        Claim("Fig. 9: system B, to the parameter server", "about 2", f"{gain:.2f}",
+        Claim("Fig. 9: time of system B / parameter server", "about 2", f"{gain:.2f}",
               agreement(gain, (1.6, 3.0), (1.2, 100.0))),
         Claim("Fig. 9: A is slower than B", "yes", *2 * ["yes" if times["A"] > times["B"] else "no"]),
         Claim("Fig. 10: system A waits", "32 %", share(waits["A"]), agreement(waits["A"], (0.2, 0.45))),
@@ -140,7 +140,7 @@ def compare(found: Mapping[str, Any]) -> Section:
                 label="busy and waiting time by system",
                 show=seconds,
             ),
-            "The workers' mean time to that objective: busy, and waiting.",
+            "The workers' mean time to that objective, busy and waiting.",
             (("busy", "busy"), ("waiting", "waiting")),
         ),
     }  # fmt: skip

@@ -75,10 +75,10 @@ def compare(found: Mapping[str, Any]) -> Section:
             [Series(f"{run['workers']} workers", run["course"], colour) for colour, run in enumerate(runs)],
             label="log-likelihood against time",
             x="seconds",
-            y="log-likelihood a token",
+            y="log-likelihood per token",
             show_y="{:.2f}".format,
         ),
-        f"Log-likelihood a token against time, by workers; {si(found['tokens'])} tokens, {TOPICS} topics.",
+        f"Log-likelihood per token against time, by workers; {si(found['tokens'])} tokens, {TOPICS} topics.",
         [(f"k{colour}", f"{run['workers']} workers") for colour, run in enumerate(runs)],
     )
     facts = {

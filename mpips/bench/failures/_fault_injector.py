@@ -16,7 +16,7 @@ from mpips.cluster.layout import Role
 from mpips.cluster.node import Node
 from mpips.cluster.view import View
 from mpips.errors import InputError
-from mpips.rank.simulation import ObservableJournal, Stage
+from mpips.rank.simulation import Internals, ObservableJournal
 from mpips.scheduler.scheduler import Cluster
 from mpips.transport.in_memory import Network
 from mpips.transport.message import Kind, Message
@@ -47,10 +47,10 @@ class FaultInjector:
     """Message faults with counts, and events, which are reported by `report`; see the module."""
 
     def __init__(
-        self, events: Sequence[Event], delays: Delays, stage: Stage, report: Callable[[str], object]
+        self, events: Sequence[Event], delays: Delays, internals: Internals, report: Callable[[str], object]
     ) -> None:
         self._events = sorted(events, key=lambda event: event.after)
-        self._delays, self._stage, self._say = delays, stage, report
+        self._delays, self._internals, self._say = delays, internals, report
         self.loses = getattr(delays, "loses", False)
         self.done: Counter[str] = Counter()
         self.network: Counter[str] = Counter()
@@ -68,14 +68,14 @@ class FaultInjector:
             finally:
                 # A killed leader unwinds too; its successor continues.
                 self._program_ended = bool(
-                    self._stage.network and self._stage.network.runs(cluster.node.rank)
+                    self._internals.network and self._internals.network.runs(cluster.node.rank)
                 )
 
         return run
 
     def __call__(self, source: int, dest: int, message: Message) -> Sequence[float]:
         """Draw the faults of a message, and do the events that are due."""
-        network = self._stage.network
+        network = self._internals.network
         assert network is not None
         if self._events and not self._program_ended and network.posted % EVERY == 0:
             self._check_events(network)
@@ -125,8 +125,8 @@ class FaultInjector:
 
     def _orders(self, event: Event, view: View) -> bool:
         """Send the leader an order, as `mpips ctl` does."""
-        cluster = self._stage.cluster
-        network = self._stage.network
+        cluster = self._internals.cluster
+        network = self._internals.network
         if cluster is None or network is None or not network.runs(view.leader):
             return False
         if cluster.node.rank != view.leader:
@@ -170,15 +170,15 @@ class FaultInjector:
 
     def _view(self, network: Network) -> View | None:
         """Return the latest view of all living ranks."""
-        views = [node.view for rank, node in self._stage.nodes.items() if network.runs(rank)]
+        views = [node.view for rank, node in self._internals.nodes.items() if network.runs(rank)]
         return max(views, key=lambda view: view.epoch, default=None)
 
     def _is_allowed(self, network: Network, view: View, victims: set[int]) -> bool:
         left = {rank for rank in view.alive if network.runs(rank)} - victims
-        leaving = self._stage.cluster.orders.leaving if self._stage.cluster is not None else set()
+        leaving = self._internals.cluster.orders.leaving if self._internals.cluster is not None else set()
         if not (set(view.workers) - leaving) & left:
             return False
-        nodes = [self._stage.nodes[rank] for rank in left if rank in self._stage.nodes]
+        nodes = [self._internals.nodes[rank] for rank in left if rank in self._internals.nodes]
         if not all(_all_shards_held(node, left) for node in nodes if node.role is not Role.WORKER):
             return False
         if not all(left.intersection(to_be) for to_be in self._future_members(view)):
@@ -188,15 +188,15 @@ class FaultInjector:
 
     def _future_members(self, view: View) -> Iterator[tuple[int, ...]]:
         """Return the members of each shard's chain after all changes in progress."""
-        replicas = self._stage.memberships[view.leader].replicas
+        replicas = self._internals.memberships[view.leader].replicas
         for shard in range(len(view.chains)):
             yield view.ring.holders(shard, replicas)
 
     def _can_continue(self, view: View, successor: int) -> bool:
         """Return whether a rank could continue the program: it has the decisions, and the replies that no other has."""
-        mine = self._stage.journals[successor]
+        mine = self._internals.journals[successor]
         leaders = [
-            journal for journal in self._stage.journals.values() if journal.returned or journal is mine
+            journal for journal in self._internals.journals.values() if journal.returned or journal is mine
         ]
         return all(_covers(mine, journal) for journal in leaders)
 

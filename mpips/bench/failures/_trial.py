@@ -32,7 +32,7 @@ from mpips.bench.failures._ledger import (
     round_keys,
 )
 from mpips.errors import WorkerLost
-from mpips.rank.simulation import Stage, simulate
+from mpips.rank.simulation import Internals, simulate
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.segment import Segment
 from mpips.storage.updates import VectorSpec, call
@@ -335,9 +335,9 @@ class Outcome:
 
 def run(seed: int, report: Callable[[str], object] = lambda line: None) -> Outcome:
     """Run one trial; `report` receives the events of the cluster."""
-    trial, ledger, stage = plan(seed), Ledger(), Stage()
+    trial, ledger, internals = plan(seed), Ledger(), Internals()
     delays = random_delays(seed, delay=trial.delay, drop=trial.drop, duplicate=trial.duplicate)
-    injector = FaultInjector(trial.events, delays, stage, report)
+    injector = FaultInjector(trial.events, delays, internals, report)
     outcome = Outcome(seed, ranks=trial.servers + trial.workers + trial.spares + trial.schedulers)
     try:
         counts = simulate(
@@ -346,7 +346,7 @@ def run(seed: int, report: Callable[[str], object] = lambda line: None) -> Outco
             servers=trial.servers, workers=trial.workers, spares=trial.spares, schedulers=trial.schedulers,
             replicas=trial.replicas, virtual_servers=trial.virtual_servers, seed=seed, delays=injector,
             horizon=HORIZON, patience=PATIENCE, detection=DETECTION, tick=TICK,
-            arrives=random_arrivals(seed, trial.loss), stage=stage,
+            arrives=random_arrivals(seed, trial.loss), internals=internals,
         )  # fmt: skip
         if counts is None:
             raise WrongResult("no rank finished the program")
@@ -364,6 +364,6 @@ def run(seed: int, report: Callable[[str], object] = lambda line: None) -> Outco
     outcome.updates = 3 * sum(ledger.pushes) + sum(
         (HOT + 4) * ledger.rounds[each] for each in ledger.completed
     )
-    outcome.uninformed = len(stage.uninformed)
-    outcome.survivors = len(stage.view.alive) if stage.view is not None else 0
+    outcome.uninformed = len(internals.uninformed)
+    outcome.survivors = len(internals.view.alive) if internals.view is not None else 0
     return outcome

@@ -145,7 +145,7 @@ def ask(
     rows: Values | None,
     out: Values | None,
 ) -> list[Start]:
-    """Give the sends and receives of a worker's round: of `rows` to be pushed and `out` for pulled ones, if any.
+    """Return the sends and receives of a worker's round: of `rows` to be pushed and `out` for pulled ones, if any.
 
     The primary of shard i, rank servers[i], has the keys and rows [cuts[i], cuts[i + 1]). Without `keys` none are sent.
     """
@@ -164,7 +164,7 @@ def ask(
 
 
 def rounds(each: Sequence[Sequence[Start]], oversubscribed: bool = False) -> NDArray[np.float64]:
-    """Do one round for each of these starts; give the durations (ns)."""
+    """Do one round for each of these starts; return the durations (ns)."""
     wait, times = waits(oversubscribed), np.empty(len(each))
     for at, starts in enumerate(each):
         begin = perf_counter_ns()

@@ -77,7 +77,7 @@ class Settings:
 
 
 def repeats(mode: Mode, values: int, effort: float = 1.0) -> int:
-    """Give the repetitions of a cell: fewer for more values, and for new lists, which cost memory and time."""
+    """Return the repetitions of a cell: fewer for more values, and for new lists, which cost memory and time."""
     if mode == "sparse":
         usual = float(np.interp(np.log10(values), [0, 3, 5, 6, 7], [200, 100, 20, 7, 3]))
     else:
@@ -159,7 +159,7 @@ def measured(
 
 
 def requested(cluster: Cluster, size: int) -> list[float]:
-    """Do a block of requests on the workers; give the durations in seconds."""
+    """Do a block of requests on the workers; return the durations in seconds."""
     cluster.workers.call("draw", {"size": size})
     return seconds(cluster, cluster.workers.start("requests"))
 
@@ -173,7 +173,7 @@ def bare(
     op: Op,
     size: int,
 ) -> list[float]:
-    """Do a block of plain rounds on the same ranks, the first one for warm-up; give the durations."""
+    """Do a block of plain rounds on the same ranks, the first one for warm-up; return the durations."""
     shared = {"rounds": size + 1, "listed": mode == "sparse", "oversubscribed": settings.oversubscribed}
     shared |= {"pushes": op != "pull", "pulls": op != "push"}
     how = {
@@ -198,7 +198,7 @@ def bare(
 
 
 def tags_of(shards: int, worker: int) -> list[int]:
-    """Give the first tag of a worker's messages about each shard."""
+    """Return the first tag of a worker's messages about each shard."""
     return [_bare.TAGS * (worker * shards + shard) for shard in range(shards)]
 
 
@@ -209,7 +209,7 @@ def staged(
     summed: bool,
     copied: bool,
 ) -> dict[int, list[dict[str, Any]]]:
-    """Give the arguments of `_bare.serve` by server: a stage for each holder of a shard, and worker or sum of all.
+    """Return the arguments of `_bare.serve` by server: a stage for each holder of a shard, and worker or sum of all.
 
     `cuts` are the offsets of the shards' parts in each worker's keys.
     """
@@ -231,7 +231,7 @@ def staged(
 
 
 def seconds(cluster: Cluster, task: Task) -> list[float]:
-    """Wait for a call that gives durations (ns); give those of all workers."""
+    """Wait for a call that gives durations (ns); return those of all workers."""
     rows = [reply.values for reply in cluster.node.wait(task)]
     return (np.concatenate(rows).ravel() * 1e-9).tolist()  # type: ignore[no-any-return]
 
@@ -264,7 +264,7 @@ class Worker:
     def prepare(
         self, mode: Mode, op: Op, keys: int, repeats: int, width: int, scattered: bool, arrays: bool
     ) -> dict[str, Any]:
-        """Make a cell's arrays, and insert the keys that must exist; give the offsets of the shards' parts."""
+        """Make a cell's arrays, and insert the keys that must exist; return the offsets of the shards' parts."""
         rng = np.random.default_rng([keys, self.context.index])
         more = repeats if mode == "sparse" and op == "pull" else 0
         shape = (width,) if width > 1 else ()
@@ -298,7 +298,7 @@ class Worker:
             self.node.wait(self._vector.push(keys[part::2].copy(), rows[part::2].copy()))
 
     def _cuts(self) -> list[int]:
-        """Give the offset of each shard's part in the keys, and the end."""
+        """Return the offset of each shard's part in the keys, and the end."""
         ring, extent = self.node.view.ring, self._vector.spec.extent
         ends = [ring.range(shard, extent).end for shard in range(ring.shards)]
         if isinstance(self._keys, KeyRange):
@@ -339,7 +339,7 @@ class Worker:
         self._drawn = list(islice(self._requests, size))
 
     def requests(self) -> Answer:
-        """Do a block of requests, one after the other; give the durations, f8[size, 1] (ns)."""
+        """Do a block of requests, one after the other; return the durations, f8[size, 1] (ns)."""
         drawn, self._drawn = self._drawn, []
         board = self.context.vectors[BOARD]
         self.node.wait(board.pull(KeyRange(0, board.spec.extent)))
@@ -360,7 +360,7 @@ class Worker:
         pushes: bool,
         pulls: bool,
     ) -> Answer:
-        """Do a block of plain rounds, the first one for warm-up; give the durations, f8[rounds - 1, 1] (ns).
+        """Do a block of plain rounds, the first one for warm-up; return the durations, f8[rounds - 1, 1] (ns).
 
         Keys that are sent are another list in each round, as in the compared requests.
         """

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mpips.cluster.layout import Role
-from mpips.rank.simulation import Stage, simulate
+from mpips.rank.simulation import Internals, simulate
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
 from mpips.worker.worker import Context
@@ -48,18 +48,18 @@ class Worker:
 
 def measured(workers: int, replicas: int) -> dict[str, Any]:
     """Run one pass for warm-up and one for measurement; return messages and bytes of a rank, by role."""
-    servers, stage = max(2, workers // WORKERS_PER_SERVER), Stage()
+    servers, internals = max(2, workers // WORKERS_PER_SERVER), Internals()
     began = time.perf_counter()
 
     def schedule(cluster: Cluster) -> dict[str, Any]:
         cluster.create_vector(VectorSpec(VECTOR, extent=EXTENT, dense=True))
         cluster.workers.call("go", {"rounds": 1})
-        before = sent(stage)
+        before = sent(internals)
         cluster.workers.call("go", {"rounds": ROUNDS})
-        return by_role(stage, before, sent(stage)) | {"sent_again": cluster.traffic()["sent_again"]}
+        return by_role(internals, before, sent(internals)) | {"sent_again": cluster.traffic()["sent_again"]}
 
     found = simulate(
-        schedule, Worker, servers=servers, workers=workers, replicas=replicas, tick=TICK, stage=stage
+        schedule, Worker, servers=servers, workers=workers, replicas=replicas, tick=TICK, internals=internals
     )
     return {
         "program": "twin",
@@ -72,18 +72,18 @@ def measured(workers: int, replicas: int) -> dict[str, Any]:
     }
 
 
-def sent(stage: Stage) -> dict[int, tuple[int, int]]:
+def sent(internals: Internals) -> dict[int, tuple[int, int]]:
     """Return the messages and bytes that each rank has sent so far."""
-    return {rank: (node.van.sent_messages, node.van.sent_bytes) for rank, node in stage.nodes.items()}
+    return {rank: (node.van.sent_messages, node.van.sent_bytes) for rank, node in internals.nodes.items()}
 
 
 def by_role(
-    stage: Stage, before: Mapping[int, tuple[int, int]], after: Mapping[int, tuple[int, int]]
+    internals: Internals, before: Mapping[int, tuple[int, int]], after: Mapping[int, tuple[int, int]]
 ) -> dict[str, float]:
     """Return the means of a role's ranks, and the maximum of a server."""
     found: dict[str, float] = {}
     for role in (Role.SCHEDULER, Role.SERVER, Role.WORKER):
-        ranks = [rank for rank, node in stage.nodes.items() if node.place.role is role]
+        ranks = [rank for rank, node in internals.nodes.items() if node.place.role is role]
         for at, what in enumerate(("messages", "bytes")):
             each = [after[rank][at] - before[rank][at] for rank in ranks]
             found[f"{what}_{role.value}"] = fmean(each)

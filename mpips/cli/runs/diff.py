@@ -22,7 +22,7 @@ layout, environment), their metrics, and their parameters, bit by bit.
   mpips diff A B --json | jq .parameters
 
 Parameters are compared by their hash, and value by value if both sides have a model file of the same name or
-checkpoints of the same step. A key that is missing on one side counts as 0.
+checkpoints of the same step. A key that is missing on one side has its initial value, usually 0.
 """
 
 EPILOG = """\

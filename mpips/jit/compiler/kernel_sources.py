@@ -1,4 +1,4 @@
-"""Finds the source files that a kernel is made of: if one of them changes, its compiled code is no longer valid.
+"""Finds the source files that a kernel depends on: if one of them changes, its compiled code is no longer valid.
 
 They are its own file, those of the modules of mpips and of the compiled functions among its module's names, and those
 from which the module imports names that the kernel uses, such as constants.

@@ -394,7 +394,7 @@ def image(kernel: Any, signature: str) -> tuple[Parameters, Image] | None:
     """Return the types and the machine code of a compiled kernel in numba's cache.
 
     Returns:
-        What `mpips.jit.numba_extensions` calls; None if the kernel needs more than that gives it.
+        What `mpips.jit.numba_extensions` calls; None if the kernel needs more than that module provides.
     """
     try:
         cache = kernel.cache

@@ -1,4 +1,4 @@
-"""Kernels by numba: loaded from its cache, or compiled, and then added to what is called without numba."""
+"""Kernels as numba's dispatchers: loaded from its cache or compiled, and then added to `kernel_index`."""
 
 from __future__ import annotations
 
