@@ -35,6 +35,8 @@ MOST_WORKERS = 128
 BLOCKS = 1024
 MOST_BYTES = 1 << 28
 """Bytes of all blocks; rounds that need more are summed by Python."""
+SMALL = 1 << 20
+"""Bytes of a block of which more are made than are needed at once."""
 
 STATE, SHARD, NAMESPACE, ROUND, FIRST, ARRIVED, KEPT, UNION = range(8)
 """Columns of `rounds`: state; shard, vector, round, and first key of its range; parts that have arrived; whether its
@@ -245,9 +247,11 @@ class Rounds:
     def provide(self, size: int) -> bool:
         """Make blocks of `size` bytes; return whether one was made.
 
-        Each call doubles the number of such blocks, since each part without one costs time in Python.
+        Each call doubles the number of such blocks, since each part without one costs time in Python. Small ones are
+        made for two rounds at once.
         """
-        more = max(2 * int(self.memory[WORKERS]), int((self.blocks[:, BYTES] >= size).sum()))
+        least = 2 * int(self.memory[WORKERS]) if size < SMALL else 1
+        more = max(least, int((self.blocks[:, BYTES] >= size).sum()))
         made = [self._provide_one(size) for _ in range(more)]
         return made[0]
 
