@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from mpips.errors import CheckpointError
 from mpips.files.json_schema import ANY, NUMBER, Each, Table, parse_json, schema_error
+from mpips.files.json_values import json_data, keep
 from mpips.files.safe_open import inside, open_regular, read_bytes
 from mpips.files.safe_open import sync as sync
 from mpips.rundir.folder import RUN
@@ -152,15 +153,25 @@ def write_manifest(
     provenance: Mapping[str, Any] | None = None,
     run: str = "",
 ) -> Path:
-    """Write the manifest durably and atomically: the checkpoint is complete from now on."""
-    manifest = {"format": FORMAT, "version": VERSION, "about": dict(about), "files": entries}
+    """Write the manifest durably and atomically: the checkpoint is complete from now on.
+
+    CheckpointError if it could not be read back.
+    """
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "about": json_data(about, keep, "about"),
+        "files": entries,
+    }
     if run:
         manifest["run"] = run
     if provenance is not None:
-        manifest["provenance"] = dict(provenance)
-    manifest["sha256"] = _own_hash(manifest)
+        manifest["provenance"] = json_data(provenance, keep, "provenance")
     target, temporary = folder / MANIFEST, folder / f".{MANIFEST}"
     with explained("write", target):
+        manifest["sha256"] = _own_hash(manifest)
+        if problem := schema_error(manifest, SCHEMA) or _inconsistency(manifest):
+            raise CheckpointError(f"cannot write {target}: {problem}")
         sync(folder)
         temporary.write_text(text_of(manifest), encoding="utf-8")
         sync(temporary)

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mpips.calls import BuiltInCall
@@ -34,6 +35,7 @@ from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.config.job_file import Job
 from mpips.errors import CheckpointError, NoWorkerLeft, UsageError, WorkerLost
+from mpips.files.json_values import json_data, keep
 from mpips.keys import KeyArray
 from mpips.rundir.folder import RunFolder
 from mpips.rundir.progress import Column, Table
@@ -352,8 +354,17 @@ class Cluster:
     def checkpoint(self, step: int, state: dict[str, Any]) -> Path | None:
         """Start a checkpoint of all vectors, of the workers' state and of `state` (JSON-able); return its folder.
 
-        It is written while the program continues; one that cannot be written is dropped with a warning.
+        Keys of tables become strings, and numpy values Python values. It is written while the program continues; one
+        that cannot be written is dropped with a warning.
+
+        Raises:
+            UsageError: `state` is no table that JSON can represent, or `step` is not an integer from 0 on.
         """
+        if isinstance(step, bool) or not isinstance(step, (int, np.integer)) or step < 0:
+            raise UsageError(f"checkpoint: step {step!r} is not an integer, at least 0")
+        if not isinstance(state, dict):
+            raise UsageError(f"checkpoint: state {state!r} is not a dict")
+        step, state = int(step), json_data(state, keep, "state")
         about = {
             "step": step,
             "program": self.job.program,

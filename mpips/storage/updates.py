@@ -19,6 +19,7 @@ them between tasks.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -81,6 +82,7 @@ class VectorSpec:
         where = f"vector {self.name!r}"
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.name):
             raise UsageError(f"{where}: a name must consist of letters, digits, _, - and dots")
+        self._normalize(where)
         if self.dtype not in DTYPES:
             raise UsageError(f"{where}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
         if not 1 <= self.width <= 2**20:
@@ -97,6 +99,21 @@ class VectorSpec:
             object.__setattr__(self, "init", initial.checked(self.init, self.dtype))
         except ValueError as error:
             raise UsageError(f"{where}: {error}") from None
+
+    def _normalize(self, where: str) -> None:
+        """Replace numpy values by Python's: messages and manifests have these types and no others."""
+        for name in ("width", "extent", "key_bits"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise UsageError(f"{where}: {name} {value!r} is not an integer")
+            object.__setattr__(self, name, int(value))
+        for name in ("dense", "aggregate"):
+            value = getattr(self, name)
+            if not isinstance(value, (bool, np.bool_)):
+                raise UsageError(f"{where}: {name} {value!r} is neither True nor False")
+            object.__setattr__(self, name, bool(value))
+        # A numpy dtype equals its name.
+        object.__setattr__(self, "dtype", next((name for name in DTYPES if name == self.dtype), self.dtype))
 
     def initial(self, keys: KeyArray) -> Array:
         """Return the initial rows of keys u64[n] or KEY128[n], [n, width], without a message.
@@ -264,11 +281,18 @@ def checked_settings(spec: VectorSpec, settings: Mapping[str, Setting]) -> Setti
     where = f"vector {spec.name!r}, update {spec.update!r}"
     for key, value in settings.items():
         if defaults is None:
+            if not isinstance(value, str | int | float):
+                raise UsageError(f"{where}: setting {key!r} is neither a number nor text: {value!r}")
             continue
         if key not in defaults:
             known = ", ".join(sorted(defaults)) or "none"
             raise UsageError(f"{where}: unknown setting {key!r}; known: {known}")
-        number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+        # An integer may be beyond all floats: `isfinite` would raise.
+        number = (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and abs(value) <= sys.float_info.max
+        )
         if isinstance(defaults[key], float) and not number:
             raise UsageError(f"{where}: setting {key!r} must be a number, got {value!r}")
     return dict(settings)

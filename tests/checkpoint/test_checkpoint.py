@@ -24,7 +24,7 @@ from mpips.checkpoint.inspection import describe, verify
 from mpips.checkpoint.loading import load_range, load_server, load_worker, vectors
 from mpips.checkpoint.manifest import latest, read_manifest
 from mpips.checkpoint.writing import merge, save, save_note, write_shard, write_worker
-from mpips.errors import CheckpointError
+from mpips.errors import CheckpointError, MpipsError
 from mpips.ranges import ALL, KeyRange
 from mpips.storage.segment import Segment
 from mpips.storage.updates import VectorSpec
@@ -397,6 +397,35 @@ def test_what_cannot_be_saved_and_what_is_no_checkpoint(tmp_path: Path, sound: P
         (folder / "manifest.json").write_text(text)
         with pytest.raises(CheckpointError, match=message):
             describe(folder)
+
+
+@pytest.mark.parametrize(
+    ("state", "read"),
+    [
+        ({"counts": {2: 1, 10: 2}}, {"counts": {"2": 1, "10": 2}}),
+        ({"counts": {2: 1, "a": 2}}, {"counts": {"2": 1, "a": 2}}),
+        ({"loss": np.float64(0.5), "at": np.int64(3)}, {"loss": 0.5, "at": 3}),
+        ({"order": np.arange(3), "seen": (1, 2)}, {"order": [0, 1, 2], "seen": [1, 2]}),
+    ],
+)
+def test_a_state_that_json_writes_in_another_way_is_read_back(tmp_path: Path, state: Any, read: Any) -> None:
+    folder = commit(begin(tmp_path, 1), [], {"step": 1, "state": state}).parent
+    assert read_manifest(folder)["about"]["state"] == read
+
+
+@pytest.mark.parametrize(
+    ("about", "why"),
+    [
+        ({"step": 1, "state": {"blob": b"x"}}, r"about\.state\.blob is a bytes"),
+        ({"step": 1, "state": {"huge": 10**5000}}, "cannot write .*manifest.json: Exceeds the limit"),
+        ({"step": 1.5}, "cannot write .*manifest.json: about.step is a number, and should be an integer"),
+    ],
+)
+def test_a_manifest_that_could_not_be_read_back_is_not_written(tmp_path: Path, about: Any, why: str) -> None:
+    folder = begin(tmp_path, 1)
+    with pytest.raises(MpipsError, match=why):
+        commit(folder, [], about)
+    assert not (folder / "manifest.json").exists()
 
 
 def test_describe(sound: Path) -> None:

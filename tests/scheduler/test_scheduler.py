@@ -294,6 +294,25 @@ def test_rounds_move_the_clock_of_their_ranges_and_survive_another_layout(tmp_pa
         assert list(clock(later).entries(AGGREGATE, KeyRange(0, 100))) == [(KeyRange(0, 100), 5)]
 
 
+@pytest.mark.parametrize(
+    ("step", "state", "what"),
+    [
+        (1, {"deep": {"blob": b"x"}}, r"state\.deep\.blob is a bytes"),
+        (1, None, "state None is not a dict"),
+        (1.5, {}, "step 1.5 is not an integer"),
+        (-1, {}, "step -1 is not an integer, at least 0"),
+    ],
+)
+def test_a_checkpoint_that_could_not_be_read_back_is_refused_where_it_is_asked_for(
+    step: Any, state: Any, what: str
+) -> None:
+    def schedule(cluster: Cluster) -> None:
+        with pytest.raises(UsageError, match=what):
+            cluster.checkpoint(step, state)
+
+    simulate(schedule, Worker)
+
+
 def test_rounds_of_different_ranges_do_not_meet() -> None:
     # Two blocks take the same round number at once, as when a number counts passes over the blocks.
     class Blocks(Worker):

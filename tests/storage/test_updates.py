@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpips.errors import JobError
+from mpips.errors import JobError, UsageError
 from mpips.storage import updates as module
 from mpips.storage.segment import Segment, one_by_one
 from mpips.storage.update_kernels import shrink
@@ -254,3 +256,45 @@ def test_gradient_updates_refuse_integers() -> None:
     for name in ("sgd", "adagrad", "ftrl"):
         with pytest.raises(JobError, match=f"update '{name}' needs float32 or float64, not int32"):
             Segment(VectorSpec("w", "int32", update=name))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"extent": np.int64(1000)}, {"extent": np.uint64(7)}, {"width": np.int32(2)}, {"key_bits": np.int64(128)},
+        {"dense": np.bool_(True), "extent": 9}, {"aggregate": np.bool_(True)}, {"dtype": np.dtype("float32")},
+    ],
+)  # fmt: skip
+def test_a_specification_of_numpy_values_is_one_of_pythons(fields: Any) -> None:
+    found = asdict(VectorSpec("w", **fields))
+    assert json.loads(json.dumps(found)) == found
+    assert found == asdict(VectorSpec("w", **fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"key_bits": 128.0}, "key_bits 128.0 is not an integer"),
+        ({"width": 2.0}, "width 2.0 is not an integer"),
+        ({"extent": 1e3}, "extent 1000.0 is not an integer"),
+        ({"extent": True}, "extent True is not an integer"),
+        ({"dense": 1, "extent": 9}, "dense 1 is neither True nor False"),
+        ({"aggregate": "no"}, "aggregate 'no' is neither True nor False"),
+    ],
+)
+def test_a_specification_that_no_checkpoint_could_hold_is_refused(fields: Any, what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        VectorSpec("w", **fields)
+
+
+@pytest.mark.parametrize("value", [None, [1.0], np.float32(0.5), {"a": 1}])
+def test_a_setting_that_no_checkpoint_could_hold_is_refused(registry: None, value: Any) -> None:
+    update("own")(lambda values, state, slots, rows, settings: None)
+    with pytest.raises(UsageError, match="setting 'rate' is neither a number nor text"):
+        settings_of(VectorSpec("w", update="own", settings={"rate": value}))
+
+
+@pytest.mark.parametrize("rate", [10**400, math.nan, math.inf, -math.inf, True, "1", None])
+def test_a_setting_that_is_no_finite_number_is_refused(rate: Any) -> None:
+    with pytest.raises(UsageError, match="setting 'rate' must be a number"):
+        settings_of(VectorSpec("w", update="sgd", settings={"rate": rate}))
