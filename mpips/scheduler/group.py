@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mpips.cluster.node import Node
+from mpips.errors import UsageError
 from mpips.keys import KeyArray
 from mpips.process.program_line import innermost
 from mpips.tasks.task import Task
@@ -65,9 +66,14 @@ class Group:
         `args` go to all, `each[i]` to the i-th of them in addition; `keys` and `values` travel as arrays. On shards the
         function works on one `vector`. The call starts nowhere before every task of `after` is finished everywhere. The
         task's result is the list of replies (`Message`), in the group's order.
+
+        Raises:
+            UsageError: `each` has not one table for each of them.
         """
         self.node.step(self.node.tasks.issued)
         ranks = self.addresses if only is None else tuple(self.addresses[i] for i in only)
+        if each is not None and len(each) != len(ranks):
+            raise UsageError(f"call of {function}: each has {len(each)} tables for {len(ranks)} ranks")
         replies: list[Message | None] = [None] * len(ranks)
         parts = []
         for position, rank in enumerate(ranks):

@@ -182,6 +182,16 @@ def test_a_failing_callback_is_heard_and_tasks_after_it_still_go() -> None:
         simulate(schedule, Worker, servers=2, seed=seed, delays=random_delays(seed, delay=0.01))
 
 
+@pytest.mark.parametrize("tables", [0, 1, 3])
+def test_a_call_has_a_table_for_each_member_and_no_more(tables: int) -> None:
+    def schedule(cluster: Cluster) -> None:
+        with pytest.raises(UsageError, match=f"call of note: each has {tables} tables for 2 ranks"):
+            cluster.workers.call("note", each=[{"text": "a"}] * tables)
+        assert cluster.workers.call("note", each=[{"text": "a"}], only=[1]) == [{"log": ["a"]}]
+
+    simulate(schedule, Worker, workers=2)
+
+
 def test_a_total_is_added_in_rank_order() -> None:
     def schedule(cluster: Cluster) -> float:
         return float(cluster.workers.total(cluster.workers.start("number"))[0, 0])
