@@ -111,7 +111,7 @@ class ConsistencySpec:
     model: Literal["sequential", "bounded", "eventual"] = "bounded"
     """A task waits for all earlier ones, for those more than tau back, or for none."""
     tau: int = field(default=0, metadata={"at_least": 0})
-    """How many unfinished tasks a task may pass under "bounded"; with 0 it is sequential."""
+    """How many unfinished tasks a task may overtake under "bounded"; with 0 it is sequential."""
     push_tau: int | None = field(default=None, metadata={"at_least": 0})
     """The same for pushes alone; tau unless given."""
     pull_tau: int | None = field(default=None, metadata={"at_least": 0})

@@ -1,26 +1,26 @@
-"""Cases in TOML: files, a command on them, and what it must say. `tests/hostile` and `tests/unusual` hold them.
+"""Test cases in TOML: files, a command on them, and the expected result. `tests/hostile` and `tests/unusual` have them.
 
     [[case]]
     name = "a label that is not a number"
     write = { "a.svm" = "yes 1:1\n" }       # text files
     hex = { "b.svm" = "ff00" }              # files of bytes
-    copy = ["bomb.zst"]                     # files that stand beside the TOML file
+    copy = ["bomb.zst"]                     # files in the folder of the TOML file
     fifo = ["pipe.svm"]                     # named pipes
     link = { "c.svm" = "/dev/zero" }        # symbolic links
-    sparse = { "d.svm" = 1_000_000 }        # files of so many zero bytes, which take no room
-    shell = "gzip a.svm"                    # what makes the rest
+    sparse = { "d.svm" = 1_000_000 }        # sparse files of so many zero bytes
+    shell = "gzip a.svm"                    # makes the other files
     environ = { LC_ALL = "C" }
     command = ["convert", "a.svm", "a.h5"]  # mpips' arguments; `run` starts ranks
     code = 2                                # the exit code
-    says = ["a.svm:1", "yes"]               # all stand in the last line of stderr
-    prints = ["3 examples"]                 # all stand in stdout
-    absent = ["a.h5"]                       # files that must not be there afterwards
-    makes = ["a.h5"]                        # files that must be there afterwards
-    keeps = { "a.svm" = "yes 1:1\n" }       # files that must be there afterwards, as they were
+    says = ["a.svm:1", "yes"]               # parts of the last line of stderr
+    prints = ["3 examples"]                 # parts of stdout
+    absent = ["a.h5"]                       # files that must not exist afterwards
+    makes = ["a.h5"]                        # files that must exist afterwards
+    keeps = { "a.svm" = "yes 1:1\n" }       # files that must be unchanged afterwards
     result = { "metrics.auc" = 0.5 }        # values in the run's result.json (--run-dir run), to 6 digits
     seconds = 20.0                          # the time limit
 
-Whatever the case says: no traceback, no control character in the output, and everything that was started has ended.
+Checked for every case: no traceback, no control character in the output, and everything that was started has ended.
 """
 
 from __future__ import annotations
@@ -82,21 +82,21 @@ def check(case: dict[str, Any], beside: Path, folder: Path, run_mpips: Callable[
     lay(folder, case, beside)
     how = {"environ": case["environ"]} if "environ" in case else {}
     done = run_mpips(*case["command"], cwd=folder, timeout=float(case.get("seconds", 20.0)), **how)
-    told = f"exit code {done.code}\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}"
-    assert done.code == case["code"], told
-    assert "Traceback" not in done.stdout + done.stderr, told
+    reported = f"exit code {done.code}\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}"
+    assert done.code == case["code"], reported
+    assert "Traceback" not in done.stdout + done.stderr, reported
     raw = {each for each in done.stdout + done.stderr if ord(each) < 32 and each not in "\n\t\r"}
-    assert not raw, f"control characters {sorted(raw)}\n{told!r}"
+    assert not raw, f"control characters {sorted(raw)}\n{reported!r}"
     for said in case.get("says", ()):
-        assert said in done.last_line, f"{said!r} is not in the last line\n{told}"
+        assert said in done.last_line, f"{said!r} is not in the last line\n{reported}"
     for said in case.get("prints", ()):
-        assert said in done.stdout, f"{said!r} is not in stdout\n{told}"
+        assert said in done.stdout, f"{said!r} is not in stdout\n{reported}"
     for name in case.get("absent", ()):
-        assert not os.path.lexists(folder / name), f"{name} is there\n{told}"
+        assert not os.path.lexists(folder / name), f"{name} is there\n{reported}"
     for name in case.get("makes", ()):
-        assert (folder / name).is_file(), f"{name} is not there\n{told}"
+        assert (folder / name).is_file(), f"{name} is not there\n{reported}"
     for name, text in case.get("keeps", {}).items():
-        assert (folder / name).read_bytes() == text.encode(), f"{name} has changed\n{told}"
+        assert (folder / name).read_bytes() == text.encode(), f"{name} has changed\n{reported}"
     if "result" in case:
         result = json.loads((folder / "run" / "result.json").read_text())
         for path, wanted in case["result"].items():

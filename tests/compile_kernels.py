@@ -1,4 +1,4 @@
-"""Compile all kernels, before tests run side by side: each process compiles for itself what it finds missing.
+"""Compile all kernels before tests run in parallel: otherwise each process would compile those that are missing.
 
 Two processes do it, one from each end of the list of modules: what one has compiled the other finds in the cache.
 """

@@ -1,4 +1,4 @@
-"""What every van must do: the same programs run on the in-memory twin and on MPI.
+"""The conformance tests of vans: the same programs run on the in-memory twin and on MPI.
 
 A program is a function of one rank's van. It ends when that rank has what it expects, so a van that loses or mixes up
 messages hangs it or fails an assertion.
@@ -22,7 +22,7 @@ SIZES = (0, 1, 7, 1000, INLINE // 8, INLINE // 8 + 1, 100_000)
 
 
 def payload(source: int, dest: int, number: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
-    """Give keys and rows that only this message can have."""
+    """Return keys and rows that only this message can have."""
     rng = np.random.default_rng(zlib.crc32(f"{source}/{dest}/{number}".encode()))
     n = SIZES[number % len(SIZES)]
     # Every other one has keys of 128 bits.
@@ -31,7 +31,7 @@ def payload(source: int, dest: int, number: int) -> tuple[np.ndarray, np.ndarray
 
 
 def all_to_all(van: Van) -> None:
-    """Everybody sends every size to everybody, itself too, while receiving."""
+    """Every rank sends messages of every size to every rank, also itself, while it receives."""
     todo = [(dest, number) for number in range(len(SIZES)) for dest in range(van.size)]
     missing = {(source, number) for number in range(len(SIZES)) for source in range(van.size)}
     while todo or missing or van.pending():
@@ -79,8 +79,8 @@ def counts_bytes(van: Van) -> None:
     assert van.sent_messages == 1
 
 
-def nobody_fails(van: Van) -> None:
-    """A van at peace reports no death, and tells the time."""
+def no_deaths(van: Van) -> None:
+    """Without deaths a van reports none; it has a clock."""
     before = van.wall()
     van.send(van.rank, Message(Kind.REQUEST, Command.CALL, van.rank))
     while van.receive() is None:
@@ -91,8 +91,8 @@ def nobody_fails(van: Van) -> None:
     assert isinstance(van.survives, bool)
 
 
-def buried_is_forgotten(van: Van) -> None:
-    """Rank 1 buries rank 0: nothing passes between them, even what was on its way, while all else does."""
+def excluded_rank_is_ignored(van: Van) -> None:
+    """Rank 1 excludes rank 0: no message passes between them, not even one in flight; all others do."""
     note = Message(Kind.REQUEST, Command.CALL, van.rank, time=1)
     if van.rank == 1:
         van.exclude(0)
@@ -118,7 +118,7 @@ def buried_is_forgotten(van: Van) -> None:
 
 
 def closed_raises(van: Van) -> None:
-    """A closed van says so."""
+    """A closed van raises ClosedError."""
     van.close()
     van.close()
     with pytest.raises(ClosedError):
@@ -131,8 +131,8 @@ PROGRAMS: tuple[Callable[[Van], None], ...] = (
     all_to_all,
     ping_pong,
     counts_bytes,
-    nobody_fails,
-    buried_is_forgotten,
+    no_deaths,
+    excluded_rank_is_ignored,
     closed_raises,
 )
 FOR_TWO = ("ping_pong",)

@@ -1,4 +1,4 @@
-"""What the tests share: commands that cannot hang or leave anything behind, and tiny data."""
+"""Common parts of the tests: commands that cannot hang or leave processes behind, and a tiny data set."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TAG = "MPIPS_TEST_TAG"
 
 
 def patience(seconds: float) -> float:
-    """Give how long to wait for what takes at most so many seconds on a machine with nothing else to do."""
+    """Return how long to wait for what takes at most so many seconds on a machine with nothing else to do."""
     return seconds * min(max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), 8.0)
 
 
@@ -46,7 +46,7 @@ GONE_WITHIN = 5.0
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of a command."""
+    """The outcome of a command."""
 
     code: int
     stdout: str
@@ -55,15 +55,15 @@ class Finished:
 
     @property
     def last_line(self) -> str:
-        """The last line of stderr: where a command says how it ended."""
+        """The last line of stderr, in which a command reports how it ended."""
         return (self.stderr.strip().splitlines() or [""])[-1]
 
 
 def ended_with(done: Finished, code: int) -> bool:
-    """Whether a run that failed gave this exit code, as far as its launcher lets one see.
+    """Whether a run that failed gave this exit code, as far as its launcher passes it on.
 
-    MPICH's launcher kills the ranks that are milliseconds slower than the first to fail, and now and then reports
-    that it killed them (9) instead of what they said.
+    MPICH's launcher kills the ranks that are milliseconds slower than the first to fail, and sometimes reports that
+    (9) instead of their exit code.
     """
     return done.code == code or (
         code != 0 and done.code == 9 and (Path(sys.prefix) / "bin" / "mpiexec.hydra").exists()
@@ -85,7 +85,7 @@ def tagged(tag: str) -> list[int]:
 
 
 def is_zombie(entry: Path) -> bool:
-    """Tell whether a process has ended and only waits for its parent to ask how."""
+    """Return whether a process has ended and only waits for its parent to ask how."""
     return (entry / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
 
 
@@ -225,7 +225,7 @@ def start_mpips(start: Callable[..., Started]) -> Callable[..., Started]:
 
 @pytest.fixture(scope="session")
 def forker() -> Iterator[Forker]:
-    """Give the process that has loaded mpips."""
+    """Return the process that has loaded mpips."""
     forker = Forker(python(), ROOT)
     yield forker
     forker.close()
@@ -256,7 +256,7 @@ def one_parser(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def starter() -> Any:
-    """Give the launcher of this interpreter's MPI."""
+    """Return the launcher of this interpreter's MPI."""
     from mpips.launch import mpi_launcher
 
     return mpi_launcher.find_starter()
@@ -298,7 +298,7 @@ class TinyData:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
-    """Give the tiny data set, as files and as dense arrays (column j is key j + 1)."""
+    """Return the tiny data set, as files and as dense arrays (column j is key j + 1)."""
     random = np.random.default_rng(7)
     rows = random.normal(size=(300, 40)).round(3) * (random.random((300, 40)) < 0.3)
     weights = np.zeros(40)

@@ -1,4 +1,4 @@
-"""Contents of messages, for tests of filters: of every type and width, of any bits, with and without keys."""
+"""Random contents of messages, for tests of filters: all types and widths, any bits, with and without keys."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def contents(widths: tuple[int, ...] = (1, 2, 3)) -> st.SearchStrategy[Content]:
 
 
 def same(a: Content, b: Content) -> bool:
-    """Tell whether two contents are the same to the bit."""
+    """Return whether two contents are the same to the bit."""
     if (a.keys is None) != (b.keys is None) or (a.values.dtype, a.values.shape) != (
         b.values.dtype,
         b.values.shape,

@@ -1,4 +1,4 @@
-"""Commands of mpips that need not load it: each is a fork of one process that has, apart from that like any other.
+"""Commands of mpips as forks of a process that has loaded it, since loading takes longer than most commands.
 
 This file is that process, too. It takes a command in each line of its stdin, and answers by two lines: the command's
 process number when it has begun, and its exit code when it has ended.
@@ -27,13 +27,13 @@ class Fork:
         self.code: int | None = None
 
     def poll(self) -> int | None:
-        """Give its exit code, None as long as it runs."""
+        """Return its exit code, None as long as it runs."""
         if self.code is None and select.select([self._answers], [], [], 0)[0]:
             self.wait()
         return self.code
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end; gives its exit code."""
+        """Wait for its end; return its exit code."""
         if self.code is None:
             if not select.select([self._answers], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
@@ -42,7 +42,7 @@ class Fork:
 
 
 class Forker:
-    """The process that has loaded mpips; begins one command at a time."""
+    """The process that has loaded mpips; it starts one command at a time."""
 
     def __init__(self, python: Sequence[str], root: Path) -> None:
         path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))

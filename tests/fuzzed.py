@@ -1,4 +1,4 @@
-"""What files say is changed at random: whoever reads it gives an error for people, or a sound answer; never a crash.
+"""Files with random changes: each reader raises an error of one line or returns a valid result, and never crashes.
 
 `test_fuzzed.py` runs each function here in a process of its own, since a kernel that reads or writes out of bounds
 may take it along.

@@ -1,7 +1,7 @@
-"""Servers of the in-memory twin that take their time: delays under which messages to them wait for each other.
+"""Simulated servers with a service time: delays under which messages to a server wait for each other.
 
 The twin's ranks do their work in no time. Here each message to a server takes some, one after the other, and more while
-the server is slow. So load has the effect that it has in earnest: what is sent to a slow server is late, and queues.
+the server is slow. So load has a realistic effect: messages to a slow server are late, and queue.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Queueing:
         """The most messages that have waited for a server at once."""
 
     def __call__(self, source: int, dest: int, message: Message) -> Sequence[float]:
-        """Give how much later a message is taken."""
+        """Return how much later a message is taken."""
         if dest not in self._servers:
             return (0.0,)
         assert self._internals.network is not None

@@ -1,4 +1,4 @@
-"""A whole cluster on the in-memory twin, as tests want it."""
+"""A cluster on the in-memory twin, with defaults for tests."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def simulate(
     schedule: Callable[[Cluster], Any],
     worker: Callable[[Context], Any],
     *,
-    told: dict[str, Any] | None = None,
+    observed: dict[str, Any] | None = None,
     **how: Any,
 ) -> Any:
     """Run `mpips.rank.simulation.simulate`; the last leader's view, cluster and network are left in `told`."""
     internals = Internals()
 
     def begin(cluster: Cluster) -> Any:
-        if told is not None:
-            told.update(cluster=cluster, network=internals.network)
+        if observed is not None:
+            observed.update(cluster=cluster, network=internals.network)
         return schedule(cluster)
 
     result = simulation.simulate(begin, worker, internals=internals, **how)
-    if told is not None and internals.view is not None:
-        told["view"] = internals.view
+    if observed is not None and internals.view is not None:
+        observed["view"] = internals.view
     return result

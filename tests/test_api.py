@@ -1,4 +1,4 @@
-"""The public names: what docs/api.md lists is what `mpips` gives, and programs import nothing else."""
+"""The public names: docs/api.md lists the names of `mpips`, and programs import nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What docs/architecture.md says of files, packages and the paper's sections is so."""
+"""The files, packages and sections that docs/architecture.md names exist."""
 
 from __future__ import annotations
 

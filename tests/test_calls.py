@@ -1,4 +1,4 @@
-"""The names of mpips' own calls are all listed, and refused for a program's."""
+"""The names of mpips' own calls are all listed, and refused for those of a program."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_function_for_shards_has_no_such_name(name: str) -> None:
         call(name)(lambda segment, args: {})
 
 
-def test_the_list_is_what_is_served_and_holds_for_all_workers() -> None:
+def test_the_list_has_all_served_calls_of_all_workers() -> None:
     served: set[str] = set(SHARDS)
 
     def look(cluster: Any) -> None:

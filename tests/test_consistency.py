@@ -123,7 +123,7 @@ def test_pushes_and_pulls_have_delays_of_their_own() -> None:
         ({"model": "eventual"}, False),
     ],
 )
-def test_what_is_sequential(table: dict[str, Any], sequential_too: bool) -> None:
+def test_sequential_specifications(table: dict[str, Any], sequential_too: bool) -> None:
     assert ConsistencySpec(**table).is_sequential == sequential_too
 
 

@@ -1,4 +1,4 @@
-"""What docstrings owe: the errors that a function raises, and the shapes and dtypes of arrays.
+"""Docstrings: the errors that a function raises, and the shapes and dtypes of arrays.
 
 Only packages that programs meet are held to it. A method's class may say it for all its methods, and a module for all
 its functions.

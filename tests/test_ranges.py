@@ -1,4 +1,4 @@
-"""Ranges against plain sets of ints."""
+"""Ranges, compared with sets of ints."""
 
 from __future__ import annotations
 

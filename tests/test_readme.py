@@ -1,4 +1,4 @@
-"""What the README shows is so: its program runs, the files and commands that it names are there."""
+"""The README: its program runs, and the files and commands that it names exist."""
 
 from __future__ import annotations
 

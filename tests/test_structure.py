@@ -1,4 +1,4 @@
-"""The packages of `mpips`: who may import whom, and how large a folder may be."""
+"""The packages of `mpips`: which may import which, and how large a folder may be."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ IMPORTS = {name: imports(name) for name in MODULES}
 
 
 def rank(name: str) -> int:
-    """Give the place of a module's package in the order."""
+    """Return the place of a module's package in the order."""
     return ORDER.index(ENTRIES.get(name) or name.split(".")[1])
 
 
@@ -104,16 +104,18 @@ def test_every_package_says_what_it_is_for() -> None:
     assert not silent, f"packages without a docstring: {silent}"
 
 
-def test_what_is_no_code_is_installed_too() -> None:
+def test_files_other_than_code_are_installed_too() -> None:
     """A plain installation takes of it what pyproject.toml names, for each package, and nothing below that."""
-    told = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    reported = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]
     missing = []
     for folder, within, files in os.walk(ROOT):
         within[:] = [each for each in within if each != "__pycache__"]
         package = next(
             each for each in (Path(folder), *Path(folder).parents) if (each / "__init__.py").is_file()
         )
-        listed = {each for pattern in told["*"] for each in glob(f"{package}/{pattern}", recursive=True)}
+        listed = {each for pattern in reported["*"] for each in glob(f"{package}/{pattern}", recursive=True)}
         whole = {str(Path(folder, file)) for file in files if not file.endswith(".py")}
         missing += sorted(whole - listed)
     assert missing == []

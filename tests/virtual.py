@@ -1,4 +1,4 @@
-"""A virtual cluster with a real Slurm (slurm/testing/cluster.sh), and jobs on it that are waited for."""
+"""A virtual cluster with a real Slurm (slurm/testing/cluster.sh), and jobs on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import Made
+from synthetic import DataSet
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "slurm" / "testing" / "cluster.sh"
@@ -50,7 +50,7 @@ class Job:
     """What `mpips submit` wrote for people."""
 
     def facts(self) -> dict[str, str]:
-        """Give what Slurm knows about it now."""
+        """Return what Slurm knows about it now."""
         return read_facts(
             self.cluster.tell("scontrol", "--oneliner", "show", "job", self.number).splitlines()[0]
         )
@@ -94,7 +94,7 @@ class Job:
             time.sleep(LOOK)
 
     def finish(self, state: str = "COMPLETED", patience: float = PATIENCE) -> dict[str, Any]:
-        """Wait until it is over, restarts and all; gives the result. Fails the test if it ends otherwise."""
+        """Wait until it is over, restarts and all; return the result. Fails the test if it ends otherwise."""
         deadline = time.monotonic() + patience
         while (now := self.facts())["JobState"] not in OVER:
             if time.monotonic() > deadline:
@@ -106,7 +106,7 @@ class Job:
         return self.result()
 
     def restarts(self) -> int:
-        """Give how often Slurm has started it again."""
+        """Return how often Slurm has started it again."""
         return int(self.facts()["Restarts"])
 
     def kill(self, rank: dict[str, Any], kind: str = "KILL") -> None:
@@ -137,7 +137,7 @@ class Cluster:
     environ: dict[str, str]
 
     def ask(self, *command: str) -> str:
-        """Run a command of Slurm's; gives what it said, even if it fails."""
+        """Run a command of Slurm's; return what it said, even if it fails."""
         done = subprocess.run(
             command, env=self.environ, cwd=self.home, text=True, check=False, timeout=60,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -159,12 +159,12 @@ class Cluster:
         return done.stdout
 
     def jobs(self) -> list[dict[str, str]]:
-        """Give what Slurm knows about each job now."""
-        told = self.ask("scontrol", "--oneliner", "show", "job")
-        return [read_facts(line) for line in told.splitlines() if line.startswith("JobId=")]
+        """Return what Slurm knows about each job now."""
+        reported = self.ask("scontrol", "--oneliner", "show", "job")
+        return [read_facts(line) for line in reported.splitlines() if line.startswith("JobId=")]
 
     def over(self) -> set[str]:
-        """Give the numbers of the jobs that are over."""
+        """Return the numbers of the jobs that are over."""
         return {job["JobId"] for job in self.jobs() if job["JobState"] in OVER}
 
     def hasten(self) -> None:
@@ -188,7 +188,7 @@ class Cluster:
             pytest.fail(f"{shlex.join(command)} on {node}: {done.stderr}")
 
     def process_of(self, node: str) -> int:
-        """Give the number, here, of a node's first process."""
+        """Return the number, here, of a node's first process."""
         outside = int((self.folder / f"{node}.pid").read_text())
         return int(Path(f"/proc/{outside}/task/{outside}/children").read_text().split()[0])
 
@@ -210,7 +210,7 @@ class Cluster:
         return Job(self, number, folder / "runs" / stem, folder / f"{stem}.out", done.stderr)
 
     def task(self, job: Job, index: int) -> Job:
-        """Give one task of a job array."""
+        """Return one task of a job array."""
         number = f"{job.number}_{index}"
         tail = f"_{index}"
         return Job(
@@ -219,11 +219,11 @@ class Cluster:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Give the environment of who uses the cluster: nothing of an MPI or a Slurm around this process."""
-    told = subprocess.run(
+    """Return the environment of who uses the cluster: nothing of an MPI or a Slurm around this process."""
+    reported = subprocess.run(
         ["bash", "-c", '. "$1" && env -0', "_", folder / "env.sh"], capture_output=True, text=True, check=True
     ).stdout
-    given = dict(line.split("=", 1) for line in told.split("\0") if "=" in line)
+    given = dict(line.split("=", 1) for line in reported.split("\0") if "=" in line)
     inherited = {
         name: value
         for name, value in given.items()
@@ -265,7 +265,7 @@ would not if a worker that gets no processor for a while were taken for dead: he
 
 def write_job(
     path: Path,
-    made: Made,
+    data_set: DataSet,
     seconds: float = 0.0,
     servers: int = 1,
     workers: int = 2,
@@ -275,7 +275,7 @@ def write_job(
     """Write a job file, named as the job is; its passes take `seconds` in all, about."""
     text = JOB.format(
         name=path.stem, servers=servers, workers=workers, replicas=replicas, passes=PASSES, patience=patience,
-        train=json.dumps(str(made.train)), test=json.dumps(str(made.test)), delay=seconds / PASSES / 45,
+        train=json.dumps(str(data_set.train)), test=json.dumps(str(data_set.test)), delay=seconds / PASSES / 45,
     )  # fmt: skip
     path.write_text(text)
     return path

@@ -213,7 +213,7 @@ def _read(file: IO[bytes], dtype: type[np.generic], begin: int, end: int) -> NDA
     while view:
         size = os.preadv(file.fileno(), [view], at)
         if size == 0:
-            raise DataError("a block of documents was cut short in the scratch folder")
+            raise DataError("a block of documents in the scratch folder is truncated")
         view, at = view[size:], at + size
     return array
 

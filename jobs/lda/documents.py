@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import Cluster, Context, Cut, InputError, Workload
+from mpips import Cluster, Context, Cut, Workload
 from mpips.data import DataSpec
 from mpips.jobs.lda.corpus import Block, Corpus, open_corpus
 
@@ -30,12 +30,8 @@ class Assignment:
 
     def __init__(self, cluster: Cluster) -> None:
         workers, parts = cluster.workers.addresses, cluster.job.data.parts
-        if 0 < parts < len(workers):
-            raise InputError(
-                f"[data] parts = {parts} are too few for {len(workers)} workers: use at least as many"
-            )
         self.cluster = cluster
-        self.cut = Cut(parts or len(workers), 1 if parts else FINE)
+        self.cut = Cut.for_workers(parts, len(workers), FINE)
         self.table = Workload(self.cut.parts, workers)
 
     def load(self) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ def _blocks(depth: Any, width: Any, seed: Any, cells: int) -> int:
     if not all(isinstance(each, int) for each in (depth, width, seed)):
         raise ValueError("its depth, width and seed must be whole numbers")
     if not (depth >= 1 and width >= 1 and depth * width <= MOST_CELLS and 0 <= seed < 2**64):
-        raise ValueError(f"its depth {depth}, width {width} and seed {seed} are those of no table")
+        raise ValueError(f"its depth {depth}, width {width} and seed {seed} are not those of a table")
     return -int(-depth * width // max(1, cells))
 
 

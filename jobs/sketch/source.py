@@ -255,7 +255,7 @@ def _scrambled(numbers: Keys) -> Chunk:
     return Chunk(numbers)
 
 
-# --- Keys that are asked for -----------------------------------------------------------------------------------------
+# --- Keys to query -------------------------------------------------------------------------------------------------
 
 
 def hashes(words: Sequence[str], text: bool) -> Keys:

@@ -61,15 +61,12 @@ class Assignment:
 
     def __init__(self, cluster: Cluster) -> None:
         workers, parts = cluster.workers.addresses, cluster.job.data.parts
-        if 0 < parts < len(workers):
-            raise InputError(
-                f"[data] parts = {parts} are too few for {len(workers)} workers: use at least as many"
-            )
+        fine = min(max(len(workers) - 1, FINE[0]), FINE[1])
+        cut = Cut.for_workers(parts, len(workers), fine)
         self.cluster, self.mark = cluster, ""
         self.reads: dict[int, list[list[int]]] = {}
         kept = cluster.decide(lambda: _kept(cluster))
-        fine = 1 if parts else min(max(len(workers) - 1, FINE[0]), FINE[1])
-        self.cut = Cut(*kept["cut"]) if kept else Cut(parts or len(workers), fine)
+        self.cut = Cut(*kept["cut"]) if kept else cut
         self.table = Workload(self.cut.parts, workers)
         if kept:
             self.reads = dict(zip(workers, kept["reads"], strict=True))

@@ -70,7 +70,7 @@ class LayoutSpec:
     """Scheduler ranks: the first leads, the others can succeed it."""
 
     hand_over: bool = False
-    """Reassign unfinished data parts of the slowest worker to idle workers."""
+    """Reassign data parts that are not started, of the worker with most, to idle workers."""
 
     exact_sums: bool = False
     """Exact summation: a sequential run gives the same bits for any number of workers too, also when some die,

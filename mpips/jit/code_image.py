@@ -83,7 +83,7 @@ def _image_of(file: bytes, entry: str, environment: str, absent: Container[str])
         or (kind, machine, size) != (_OBJECT, _X86_64, _SECTION.size)
         or mmap.PAGESIZE % 4096
     ):
-        raise ValueError("no object file for x86-64")
+        raise ValueError("not an object file for x86-64")
     sections = [_Section(*_SECTION.unpack_from(file, begin + size * index)) for index in range(count)]
     kept = [
         index
@@ -135,17 +135,17 @@ def _image_of(file: bytes, entry: str, environment: str, absent: Container[str])
                 raise ValueError("a reference of an unknown kind")
             name, where = symbols[symbol]
             if name in absent:
-                raise ValueError("a reference to what is not there")
+                raise ValueError("a reference to a symbol that is not available")
             if where is not None:
                 inner.append((places[each.info] + place, where + more))
             elif name:
                 outer.append((places[each.info] + place, name, more))
             else:
-                raise ValueError("a reference to nothing")
+                raise ValueError("a reference without a symbol")
     named = dict(symbols)
     first, variable = named[entry], named[environment]
     if first is None or variable is None:
-        raise ValueError("the function is not in it")
+        raise ValueError("the function is missing")
     return Image(bytes(content), fixed, end, tuple(inner), tuple(outer), first, variable)
 
 

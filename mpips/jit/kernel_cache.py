@@ -150,7 +150,7 @@ def exposed(folder: Path) -> str:
             return f"the group of {each} can write to it"
         # In a folder such as /tmp, only its owner can rename or remove what is there.
         if about.st_mode & stat.S_IWOTH and (each == path or not about.st_mode & stat.S_ISVTX):
-            return f"anybody can write to {each}"
+            return f"any user can write to {each}"
     return ""
 
 

@@ -153,8 +153,8 @@ def warnings(placement: Placement) -> list[str]:
     for node, count in servers.items():
         if count > most:
             lines.append(
-                f"{node} has {count} of {len(placement.holdings)} servers, {most} would do: let the launcher place "
-                "ranks round-robin (srun --distribution=cyclic, mpirun --map-by node, mpiexec -ppn 1)"
+                f"{node} has {count} of {len(placement.holdings)} servers, {most} would suffice: let the launcher "
+                "place ranks round-robin (srun --distribution=cyclic, mpirun --map-by node, mpiexec -ppn 1)"
             )
     if len(placement.holdings) == 1:
         lines.append("one server: no other server can hold copies, and its death ends the run")

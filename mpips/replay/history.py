@@ -164,7 +164,7 @@ def read_cells(path: Path) -> Cells:
                 f"{path}: is of version {version} of the format, and this mpips reads {VERSION}"
             )
         if count < 1 or count * CELL_BYTES > size:
-            raise RecordError(f"{path}: cut short: {size} bytes instead of {count * CELL_BYTES}")
+            raise RecordError(f"{path}: truncated: {size} bytes instead of {count * CELL_BYTES}")
         return _cells(path, file, count - 1)
 
 
@@ -178,7 +178,7 @@ def load_events(path: Path) -> list[RecordedEvent]:
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size % CELL_BYTES:
-            raise RecordError(f"{path}: cut short: {size} bytes are not a multiple of {CELL_BYTES}")
+            raise RecordError(f"{path}: truncated: {size} bytes are not a multiple of {CELL_BYTES}")
         cells = _cells(path, file, size // CELL_BYTES)
     return decode_events(_checked(path, cells))
 
@@ -199,7 +199,7 @@ def _cells(path: Path, file: BufferedReader, count: int) -> Cells:
         piece = file.read(min(_PIECE, count * CELL_BYTES - len(raw)))
         if not piece or len(piece) % CELL_BYTES or not np.frombuffer(piece, CELLS)["kind"].all():
             raise RecordError(
-                f"{path}: cut short: cell {len(raw) // CELL_BYTES + 1} or a later one is missing"
+                f"{path}: truncated: cell {len(raw) // CELL_BYTES + 1} or a later one is missing"
             )
         raw += piece
     return np.frombuffer(raw, CELLS)
@@ -274,7 +274,7 @@ def merged(name: str, copies: Iterable[Cells]) -> tuple[NDArray[np.int64], Cells
         for place in at[_valid(cells[at], marks)].tolist():
             whole = cells[place : place + int(cells["more"][place])]
             if len(whole) < cells["more"][place] or (whole["kind"][1:] != CALLER).any():
-                raise RecordError(f"{name}: change {cells['value'][place]} is cut short")
+                raise RecordError(f"{name}: change {cells['value'][place]} is truncated")
             callers = np.empty(len(whole), CALLERS)
             callers["rank"], callers["time"] = whole["rank"], whole["time"]
             number, same = int(cells["value"][place]), callers.tobytes()

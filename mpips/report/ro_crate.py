@@ -90,7 +90,7 @@ def export(
     if result is None:
         raise InputError(f"{run}: the run has no result.json: it has not ended, or was killed")
     if os.path.lexists(target):
-        raise InputError(f"{target}: is there already; name another with -o")
+        raise InputError(f"{target}: exists; name another with -o")
     with _room_beside(target) as room:
         made, staged = Path(room) / "crate", Path(room) / "files"
         staged.mkdir()

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
+
+from mpips.errors import InputError
 
 
 class Cut(NamedTuple):
@@ -24,6 +26,22 @@ class Cut(NamedTuple):
 
     coarse: int
     fine: int = 1
+
+    @classmethod
+    def for_workers(cls, parts: int, workers: int, fine: int = 1) -> Self:
+        """Return the partition by [data] `parts`; if that is 0, a coarse part for each worker, of `fine` parts each.
+
+        Raises:
+            InputError: there are fewer parts than workers.
+
+        >>> Cut.for_workers(parts=0, workers=3, fine=2), Cut.for_workers(parts=8, workers=3)
+        (Cut(coarse=3, fine=2), Cut(coarse=8, fine=1))
+        """
+        if 0 < parts < workers:
+            raise InputError(
+                f"[data] parts = {parts} are too few for {workers} workers: use at least as many"
+            )
+        return cls(parts or workers, 1 if parts else fine)
 
     @property
     def parts(self) -> int:

@@ -105,7 +105,7 @@ def leave_untrained(cluster: Cluster) -> None:
 
 
 LONG = 5.0
-"""Seconds after a request to stop for which an evaluation goes on."""
+"""Seconds after a request to stop for which an evaluation continues."""
 AGAIN = 0.5
 """Seconds between two messages that cut it short: a call may begin after the first."""
 

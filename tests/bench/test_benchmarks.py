@@ -1,4 +1,4 @@
-"""The benchmarks: what they compare is right, they say it clearly, and wrong arguments are one line and exit code 2."""
+"""The benchmarks: their comparisons are correct, and wrong arguments give one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Finished, TinyData
-from made import optimum
+from synthetic import optimum
 
 from mpips.bench import _runs
 from mpips.bench._runs import FinishedRun
@@ -175,9 +175,9 @@ def test_stragglers_by_chance_are_all_workers_besides_what_makes_them_small() ->
         *((index, 4.0, 0.2, 0.01) for index in range(3)),
         *((index, 8.0, 1.0, 0.0) for index in range(3)),
     ]
-    told = delay.straggler({"slow": 4.0, "chance": 0.2, "spell": 0.01, "slower": 8.0})
+    reported = delay.straggler({"slow": 4.0, "chance": 0.2, "spell": 0.01, "slower": 8.0})
     assert (
-        told
+        reported
         == "each 8 times slower than a core, each slowed down 4 times for 20 % of its work, for 10ms at a time"
     )
 

@@ -1,4 +1,4 @@
-"""The paper's evaluation: the baseline finds the optimum, and the page says what was measured, no more."""
+"""The paper's evaluation: the baseline finds the optimum, and the page shows what was measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made import make, optimum, run_twin
+from synthetic import make, optimum, run_twin
 
 from mpips.bench import _runs, paper
 from mpips.bench._paper import code_lines, lbfgs, page
@@ -107,7 +107,7 @@ def measured() -> dict[str, Any]:
     return found
 
 
-def test_the_page_in_docs_is_what_the_command_writes_of_what_was_measured(
+def test_the_page_in_docs_equals_the_output_of_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "reproduction").mkdir()
@@ -121,8 +121,8 @@ def test_the_page_in_docs_is_what_the_command_writes_of_what_was_measured(
         text = (tmp_path / "reproduction" / name).read_text()
         assert text == (DOCS / "reproduction" / name).read_text()
         assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
-    told = capsys.readouterr().out
-    assert all(each.what in told for section in sections().values() for each in section.claims)
+    reported = capsys.readouterr().out
+    assert all(each.what in reported for section in sections().values() for each in section.claims)
 
 
 def sections() -> dict[str, Any]:
@@ -130,17 +130,21 @@ def sections() -> dict[str, Any]:
     return {name: each.compare(found[name]) for name, each in paper.EXPERIMENTS.items()}
 
 
-def test_a_figure_that_does_not_agree_is_said_to() -> None:
+def test_a_figure_that_does_not_agree_is_marked() -> None:
     found = measured()
-    told = [paper.compare("lines", found["lines"] | {"method": lines, "listing": 99}) for lines in (400, 401)]
-    assert [each.claims[0].agrees for each in told] == ["yes", "no"]
-    assert "| 300 | 401, of which `job.py`, `settings.py` 99 | **no** |" in page.claims({"lines": told[1]})
+    reported = [
+        paper.compare("lines", found["lines"] | {"method": lines, "listing": 99}) for lines in (400, 401)
+    ]
+    assert [each.claims[0].agrees for each in reported] == ["yes", "no"]
+    assert "| 300 | 401, of which `job.py`, `settings.py` 99 | **no** |" in page.claims(
+        {"lines": reported[1]}
+    )
 
 
 @pytest.mark.parametrize(
     "broken", ["null", "5", '{"lines": {}, "solvers": {"runs": {"A": []}}}', '{"lines": 3}']
 )
-def test_what_cannot_be_told_is_said_before_anything_is_measured(tmp_path: Path, broken: str) -> None:
+def test_incomplete_measurements_are_reported_before_any_run(tmp_path: Path, broken: str) -> None:
     (tmp_path / "reproduction").mkdir()
     (tmp_path / "reproduction" / "measured.json").write_text(broken)
     rest = ",".join(name for name in paper.EXPERIMENTS if name != "lines")
@@ -148,7 +152,7 @@ def test_what_cannot_be_told_is_said_before_anything_is_measured(tmp_path: Path,
         paper.main(["--only", rest, "--out", str(tmp_path)])
 
 
-def test_runs_that_did_not_come_to_the_target_are_said_to() -> None:
+def test_runs_that_did_not_reach_the_target_are_reported() -> None:
     found = measured()
     for run in found["solvers"]["runs"]["B"]:
         run["seconds"] = None
@@ -159,7 +163,7 @@ def test_runs_that_did_not_come_to_the_target_are_said_to() -> None:
         paper.compare("delay", found["delay"])
 
 
-def test_what_was_never_measured_is_asked_for(tmp_path: Path) -> None:
+def test_missing_measurements_are_reported(tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
         match=r"has no measurements of lines, solvers, filters, delay, topics, sketch: run them too",
@@ -171,7 +175,7 @@ def test_what_was_never_measured_is_asked_for(tmp_path: Path) -> None:
         paper.main(["--only", "none", "--out", str(tmp_path)])
 
 
-def test_an_experiment_that_there_is_not_is_named_with_those_that_there_are(
+def test_an_unknown_experiment_is_reported_with_the_known_ones(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as ended:

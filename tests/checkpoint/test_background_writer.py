@@ -1,4 +1,4 @@
-"""Shards written in the background are those that the foreground would have written."""
+"""Shards written in the background equal those written in the foreground."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_caller_goes_on_while_it_is_written(tmp_path: Path) -> None:
         background.start(write_shard, folder, 0, {})
 
 
-def test_a_failure_is_told_by_the_result_and_the_next_one_is_written(tmp_path: Path) -> None:
+def test_a_failure_is_raised_by_the_result_and_the_next_file_is_written(tmp_path: Path) -> None:
     with BackgroundWriter() as background:
         failed = background.start(write_shard, tmp_path / "nowhere", 0, {"w": part(10)})
         fine = background.start(write_shard, begin(tmp_path, 1), 0, {"w": part(10)})

@@ -1,4 +1,4 @@
-"""Checkpoints: any layout reads them, a crash at any write leaves the one before, and damage is found."""
+"""Checkpoints: any layout can read them, a crash at any write leaves the previous one, and damage is detected."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KEYS[[0, -1]] = 0, 2**64 - 1
 
 
 def cut_up(extent: int, cuts: list[int], servers: int) -> list[list[KeyRange]]:
-    """Deal the pieces between the cuts out to the servers, as virtual servers are."""
+    """Distribute the pieces between the cuts over the servers, like virtual servers."""
     bounds = [0, *sorted({cut for cut in cuts if 0 < cut < extent}), extent]
     pieces = list(itertools.starmap(KeyRange, itertools.pairwise(bounds)))
     return [pieces[i::servers] for i in range(servers)]
@@ -226,7 +226,7 @@ def test_h5py_alone_reads_it(sound: Path, tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """The process is gone: nothing after this runs."""
+    """The process was killed: no code runs after this."""
 
 
 def test_a_crash_at_any_write_leaves_the_former_checkpoint(
@@ -312,7 +312,7 @@ def test_a_complete_checkpoint_stays_while_another_of_its_step_is_made(tmp_path:
     assert [path.name for path in prune(tmp_path, 1)] == ["step-000020-2", "step-000020-3"]
 
 
-def test_abandon_removes_what_is_torn_and_nothing_else(tmp_path: Path) -> None:
+def test_abandon_removes_incomplete_folders_only(tmp_path: Path) -> None:
     sound = write(tmp_path, 1)
     torn = begin(tmp_path, 2)
     write_shard(torn, 0, {"w": filled(SPARSE, [ALL])})
@@ -380,7 +380,7 @@ def test_empty_vectors_and_arrays(tmp_path: Path) -> None:
         assert view["w/keys"].shape == (0,)
 
 
-def test_what_cannot_be_saved_and_what_is_no_checkpoint(tmp_path: Path, sound: Path) -> None:
+def test_unsupported_arrays_and_invalid_checkpoints(tmp_path: Path, sound: Path) -> None:
     folder = begin(tmp_path, 1)
     with pytest.raises(CheckpointError, match="'names' of <U1 cannot be saved"):
         write_worker(folder, 0, {"names": np.array(["a"])})

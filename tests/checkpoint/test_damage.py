@@ -1,4 +1,4 @@
-"""A checkpoint that is damaged in any way is found to be so, and the file is named."""
+"""Any damage of a checkpoint is detected, and the damaged file is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Manifests that somebody has made, their hash being right: one line says what is wrong, and nothing else is read."""
+"""Forged manifests with a correct hash: the error is one line, and nothing else is read."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_view_shows_the_shards_beside_it_and_nothing_else(bad: Path, tmp_path:
 
 
 def test_data_of_a_view_that_shows_a_pipe_are_not_read(bad: Path) -> None:
-    """HDF5 would wait for it for ever."""
+    """HDF5 would wait for it forever."""
     manifest = read_manifest(bad)
     shard, view = (next(e for e in manifest["files"] if e["kind"] == kind) for kind in ("server", "view"))
     (name, part), *_ = shard["vectors"].items()

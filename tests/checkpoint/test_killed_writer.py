@@ -1,4 +1,4 @@
-"""A process that writes checkpoints is killed at random instants: there is always a last good one."""
+"""A process that writes checkpoints is killed at random times: a complete checkpoint always exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose checkpoints are whose: runs that share a folder leave each other's alone, and go on from their own."""
+"""The lineage of checkpoints: runs that share a folder do not change each other's, and continue from their own."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_run_removes_its_own_only(tmp_path: Path) -> None:
     assert len(B.checkpoints(tmp_path)) == 2
 
 
-def test_checkpoints_of_nobody_stay_when_a_run_goes_on_from_one(tmp_path: Path) -> None:
+def test_checkpoints_without_a_run_stay_when_a_run_continues_from_one(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write(tmp_path, Lineage(), step)  # of an earlier version, and of any run
     ours = descendant(tmp_path, "c" * 32, (Lineage(), 3, 1))
@@ -134,7 +134,7 @@ def test_a_descendant_has_what_it_goes_on_from_and_no_more(tmp_path: Path) -> No
     assert names(complete(tmp_path)) == ["step-000003", "step-000003-3", "step-000004", "step-000004-2"]
 
 
-def test_what_is_to_be_spared_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prune_keeps_the_spared_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in (1, 2, 3):
         write(tmp_path, A, step)
     monkeypatch.chdir(tmp_path)

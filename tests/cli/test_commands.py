@@ -1,4 +1,4 @@
-"""The commands: they teach, they answer at once, and what is wrong is one line and exit code 2."""
+"""The commands: their help, their start-up time, and one line with exit code 2 for wrong input."""
 
 from __future__ import annotations
 

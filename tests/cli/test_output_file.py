@@ -1,4 +1,4 @@
-"""What a command must not replace: what it reads, and what a run or a checkpoint consists of."""
+"""Output files of commands: files that are read, or belong to a run or checkpoint, are not replaced."""
 
 from __future__ import annotations
 

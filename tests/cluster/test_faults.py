@@ -1,4 +1,4 @@
-"""Faults hit the rank they are meant for, when they are due, once; chances follow the seed."""
+"""Injected faults affect the intended rank, at the intended time, once; random ones are determined by the seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ring against brute force over shards and keys: who holds what, what moves, and how even it is."""
+"""The ring, compared with brute force over shards and keys: holders, moved shards, and balance."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_every_shard_is_held_by_as_many_distinct_servers_as_asked_for(
 
 
 @given(rings(), st.integers(0, 4))
-def test_shards_are_the_same_whoever_is_there(ring: Ring, k: int) -> None:
+def test_shards_do_not_depend_on_the_servers(ring: Ring, k: int) -> None:
     """They never split or merge, so their cuts depend on slots alone; more slots only cut finer."""
     alone = Ring((7,) + (VACANT,) * (len(ring.slots) - 1), ring.virtual_servers)
     assert alone.shards == ring.shards
@@ -177,7 +177,7 @@ def test_a_replica_is_never_on_its_primarys_host_when_there_are_two(ring: Ring, 
 
 
 @given(spread(), st.integers(0, 4))
-def test_hosts_have_no_say_in_who_owns_what(ring: Ring, k: int) -> None:
+def test_ownership_does_not_depend_on_hosts(ring: Ring, k: int) -> None:
     plain = replace(ring, hosts=())
     assert ring.chains() == plain.chains()
     assert ring.cuts().tolist() == plain.cuts().tolist()

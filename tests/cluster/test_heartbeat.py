@@ -1,4 +1,4 @@
-"""Who falls silent is found, and nobody else."""
+"""Silent ranks are detected, and no others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def hearts() -> Iterator[Callable[..., list[Heartbeat]]]:
-    """Make hearts that know each other and have no targets yet."""
+    """Make heartbeats that know each other's addresses and have no targets yet."""
     made: list[Heartbeat] = []
 
     def make(count: int, period: float = 0.02) -> list[Heartbeat]:
@@ -87,7 +87,7 @@ def test_a_rank_is_silent_after_patience_and_no_longer_when_heard_again() -> Non
     assert clock.silent([1, 2], 5.0) == []
 
 
-def test_a_listener_that_slept_blames_nobody() -> None:
+def test_a_stopped_receiver_suspects_no_other_rank() -> None:
     clock = SilenceClock(longest_gap=1.0)
     clock.advance(0.0)
     clock.record(1)
@@ -189,7 +189,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
 
 @pytest.fixture
 def flood() -> Iterator[Callable[..., None]]:
-    """Send junk to the ports of hearts, from four processes, for so many seconds at most."""
+    """Send junk to the ports of heartbeats, from four processes, for so many seconds at most."""
     flooders: list[subprocess.Popen[bytes]] = []
 
     def begin(*hearts: Heartbeat, seconds: float = 60.0) -> None:
@@ -204,13 +204,13 @@ def flood() -> Iterator[Callable[..., None]]:
 
 
 def flooded(heart: Heartbeat) -> Callable[[], bool]:
-    """Give a condition: many more datagrams were dropped than there were."""
+    """Return a condition: many more datagrams were dropped than there were."""
     assert heart._socket is not None
     mail = heart._socket
     return lambda: (heartbeat._dropped_datagrams(mail) or 0) > 1000 or heart._flooded
 
 
-def test_a_flood_makes_nobody_silent_and_hides_nobody_who_is(
+def test_a_flood_causes_and_hides_no_silence(
     hearts: Callable[..., list[Heartbeat]], flood: Callable[..., None]
 ) -> None:
     watcher, stopping, beating = made = hearts(3)
@@ -276,7 +276,7 @@ def test_reading_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("drops", [None, 3])
-def test_strangers_count_as_a_loss_only_where_nothing_says_what_is_lost(
+def test_foreign_datagrams_count_as_loss_only_without_a_drop_counter(
     monkeypatch: pytest.MonkeyPatch, drops: int | None
 ) -> None:
     monkeypatch.setattr(socket_filter, "attach", lambda *_: False)
@@ -306,7 +306,7 @@ def test_closing_twice_or_before_the_start_is_fine(hearts: Callable[..., list[He
     second.targets = [0]  # whose socket is gone
 
 
-def test_without_sockets_nobody_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_sockets_no_rank_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no sockets here")
 

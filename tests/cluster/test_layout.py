@@ -1,4 +1,4 @@
-"""Roles by rank, refusals in one clear line, and the split into communicators."""
+"""Roles by rank, errors of one line, and the split into communicators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks die, hang, join and leave on whole twin clusters: the view follows, and every push is applied exactly once."""
+"""Ranks die, hang, join and leave in simulated clusters: views are correct, and every push is applied exactly once."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def whole(cluster: Cluster) -> bool:
 
 
 def until(cluster: Cluster, done: Callable[[], bool]) -> None:
-    """Move messages until something is so, whoever leads."""
+    """Process messages until a condition holds, whichever rank leads."""
     cluster.node.wait_until(done)
 
 
@@ -74,7 +74,7 @@ def rest(cluster: Cluster, seconds: float) -> None:
 
 
 def check(cluster: Cluster, pushed: int, workers: int) -> None:
-    """So many rounds of so many workers are there, each once."""
+    """Check that so many rounds of so many workers were applied, each once."""
     assert rows(cluster, "summed") == dict.fromkeys(KEYS.tolist(), pushed * workers)
     plain = rows(cluster, "plain")
     assert sum(plain[key] for key in plain if key < 20) == pushed * workers
@@ -91,41 +91,41 @@ def go(cluster: Cluster, first: int, count: int = 3) -> None:
 @pytest.mark.parametrize("spares", [0, 1])
 @pytest.mark.parametrize("dead", [1, 2, 3])
 def test_a_dead_server_is_replaced_and_the_chains_are_whole_again(dead: int, spares: int) -> None:
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> None:
         create(cluster)
         go(cluster, 0)
-        told["network"].kill(dead)
+        observed["network"].kill(dead)
         go(cluster, 3)
         until(cluster, lambda: bool(cluster.node.view.losses) and whole(cluster))
         go(cluster, 6)
         check(cluster, 9, 2)
 
-    simulate(schedule, Worker, servers=3, workers=2, spares=spares, replicas=1, told=told)
-    view: View = told["view"]
+    simulate(schedule, Worker, servers=3, workers=2, spares=spares, replicas=1, observed=observed)
+    view: View = observed["view"]
     assert [(loss.rank, loss.role, loss.cause) for loss in view.losses] == [(dead, "server", "died")]
     assert view.roles[dead] is None
     if spares:
         assert view.roles[6] is Role.SERVER and view.ring.slots.index(6) == dead - 1, "in the same slot"
     assert len(view.servers) == 2 + spares
-    assert told["cluster"].membership.recovered.keys() == {dead}
+    assert observed["cluster"].membership.recovered.keys() == {dead}
 
 
 def test_two_servers_may_die_at_once_with_two_copies() -> None:
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> None:
         create(cluster)
         go(cluster, 0)
         for rank in (2, 3):
-            told["network"].kill(rank)
+            observed["network"].kill(rank)
         go(cluster, 3)
         until(cluster, lambda: len(cluster.node.view.losses) == 2 and whole(cluster))
         check(cluster, 6, 2)
 
-    simulate(schedule, Worker, servers=4, workers=2, spares=1, replicas=2, told=told)
-    assert set(told["view"].servers) == {1, 4, 7}
+    simulate(schedule, Worker, servers=4, workers=2, spares=1, replicas=2, observed=observed)
+    assert set(observed["view"].servers) == {1, 4, 7}
 
 
 def losses_noted(log: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
@@ -136,36 +136,36 @@ def losses_noted(log: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
 def test_the_loss_of_all_copies_is_an_error_that_says_what_would_help(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> None:
         create(cluster)
         go(cluster, 0)
-        told["network"].kill(1)
+        observed["network"].kill(1)
         go(cluster, 3)
 
     with pytest.raises(ShardLost, match=r"rank 1 died.*--resume latest"):
-        simulate(schedule, Worker, servers=2, workers=1, spares=1, told=told)
+        simulate(schedule, Worker, servers=2, workers=1, spares=1, observed=observed)
     (noted,) = losses_noted(caplog)
     assert noted["lost"] == 1 and noted["fatal"] and noted["error"].startswith("it ended without a message")
 
 
 def test_a_loss_that_is_survived_is_noted_once(caplog: pytest.LogCaptureFixture) -> None:
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> None:
         create(cluster)
-        told["network"].kill(2)
+        observed["network"].kill(2)
         until(cluster, lambda: bool(cluster.node.view.losses) and whole(cluster))
 
-    simulate(schedule, Worker, servers=3, workers=1, replicas=1, told=told)
+    simulate(schedule, Worker, servers=3, workers=1, replicas=1, observed=observed)
     (noted,) = losses_noted(caplog)
     assert noted["lost"] == 2 and "fatal" not in noted
 
 
 @pytest.mark.parametrize(("schedulers", "spares", "heir"), [(2, 1, 1), (1, 1, 4), (1, 0, 1)])
 def test_a_dead_scheduler_is_succeeded(schedulers: int, spares: int, heir: int) -> None:
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
     begun: list[int] = []
 
     def schedule(cluster: Cluster) -> int:
@@ -173,15 +173,22 @@ def test_a_dead_scheduler_is_succeeded(schedulers: int, spares: int, heir: int) 
         create(cluster)
         go(cluster, 0)
         if cluster.node.rank == 0:
-            told["network"].kill(0)
+            observed["network"].kill(0)
         go(cluster, 3)
         check(cluster, 6, 1)
         return cluster.node.rank
 
     leads = simulate(
-        schedule, Worker, servers=2, workers=1, spares=spares, schedulers=schedulers, replicas=1, told=told
+        schedule,
+        Worker,
+        servers=2,
+        workers=1,
+        spares=spares,
+        schedulers=schedulers,
+        replicas=1,
+        observed=observed,
     )
-    view: View = told["view"]
+    view: View = observed["view"]
     assert leads == view.leader == heir and begun == [0, heir]
     assert view.epoch >= GENERATION and view.origin == 0
     assert [(loss.rank, loss.role) for loss in view.losses] == [(0, "scheduler")]
@@ -189,13 +196,13 @@ def test_a_dead_scheduler_is_succeeded(schedulers: int, spares: int, heir: int) 
 
 @pytest.mark.parametrize("hung", [1, 2, 3])
 def test_a_hung_rank_is_given_up_and_leaves_when_it_wakes(hung: int) -> None:
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
     ended: list[bool] = []
 
     def schedule(cluster: Cluster) -> None:
         create(cluster)
         go(cluster, 0)
-        network: Network = told["network"]
+        network: Network = observed["network"]
         network.stop(hung)
         go(cluster, 3)
         until(cluster, lambda: bool(cluster.node.view.losses) and whole(cluster))
@@ -205,34 +212,34 @@ def test_a_hung_rank_is_given_up_and_leaves_when_it_wakes(hung: int) -> None:
         go(cluster, 6)
         check(cluster, 9, 1)
 
-    simulate(schedule, Worker, servers=3, workers=1, spares=1, replicas=1, told=told)
-    view: View = told["view"]
+    simulate(schedule, Worker, servers=3, workers=1, spares=1, replicas=1, observed=observed)
+    view: View = observed["view"]
     assert [(loss.rank, loss.cause) for loss in view.losses] == [(hung, "hung")]
     assert ended == [True], "it found that it was out, and left"
 
 
 def test_a_short_pause_is_no_death() -> None:
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> None:
         create(cluster)
         go(cluster, 0)
-        told["network"].stop(2)
+        observed["network"].stop(2)
         rest(cluster, 0.5)
-        told["network"].resume(2)
+        observed["network"].resume(2)
         go(cluster, 3)
         rest(cluster, 1.0)
         check(cluster, 6, 1)
 
-    simulate(schedule, Worker, servers=2, workers=1, replicas=1, told=told)
-    assert told["view"].losses == ()
+    simulate(schedule, Worker, servers=2, workers=1, replicas=1, observed=observed)
+    assert observed["view"].losses == ()
 
 
 def test_a_scheduler_that_hangs_is_out_when_it_wakes() -> None:
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> int:
-        network: Network = told["network"]
+        network: Network = observed["network"]
         create(cluster)
         go(cluster, 0)
         if cluster.node.rank == 0:
@@ -244,22 +251,22 @@ def test_a_scheduler_that_hangs_is_out_when_it_wakes() -> None:
         check(cluster, 9, 2)
         return cluster.node.rank
 
-    assert simulate(schedule, Worker, servers=2, workers=2, schedulers=2, replicas=1, told=told) == 1
-    assert [(loss.rank, loss.cause) for loss in told["view"].losses] == [(0, "hung")]
+    assert simulate(schedule, Worker, servers=2, workers=2, schedulers=2, replicas=1, observed=observed) == 1
+    assert [(loss.rank, loss.cause) for loss in observed["view"].losses] == [(0, "hung")]
 
 
 # A rank that hangs, and whose keys nobody else has.
 
 
 def holder_hangs(
-    servers: int, schedulers: int, lasting: float | None, told: dict[str, Any], **how: Any
+    servers: int, schedulers: int, lasting: float | None, observed: dict[str, Any], **how: Any
 ) -> Any:
     """Let all servers but the first leave, and then stop that one."""
 
     def schedule(cluster: Cluster) -> int:
         create(cluster)
         go(cluster, 0)
-        network: Network = told["network"]
+        network: Network = observed["network"]
         for rank in cluster.node.view.servers[1:]:
             cluster.membership.leave_server(rank)
         until(cluster, lambda: whole(cluster))
@@ -270,7 +277,7 @@ def holder_hangs(
 
     return simulate(
         schedule, Worker, servers=servers, workers=1, schedulers=schedulers, replicas=servers - 1,
-        tick=0.01, told=told, **how
+        tick=0.01, observed=observed, **how
     )  # fmt: skip
 
 
@@ -286,36 +293,36 @@ def test_the_only_holder_of_keys_is_not_waited_for_for_ever(
 
 
 def test_the_only_holder_of_keys_is_waited_for_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
-    told: dict[str, Any] = {}
-    assert holder_hangs(2, 2, 12.0, told, give_up=20.0) == 0
-    assert told["view"].losses == (), "it is no loss"
+    observed: dict[str, Any] = {}
+    assert holder_hangs(2, 2, 12.0, observed, give_up=20.0) == 0
+    assert observed["view"].losses == (), "it is no loss"
     noted = [record.__dict__["facts"] for record in caplog.records if record.getMessage() == "silent"]
     assert noted == [{"silent": 2}], "but people are told"
 
 
 def test_a_leader_that_is_the_only_holder_of_keys_is_not_waited_for_for_ever() -> None:
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> None:
         create(cluster)
-        told["network"].kill(0)
+        observed["network"].kill(0)
         go(cluster, 0)
         assert cluster.node.rank == 1
-        told["network"].stop(1)
+        observed["network"].stop(1)
         go(cluster, 3)
 
     with pytest.raises(ShardLost, match=r"^rank 1 \(server 0\): no heartbeat"):
-        simulate(schedule, Worker, servers=2, workers=1, tick=0.01, told=told)
+        simulate(schedule, Worker, servers=2, workers=1, tick=0.01, observed=observed)
 
 
-def test_nobody_leaves_while_a_successor_waits_for_a_rank_that_hangs() -> None:
-    told: dict[str, Any] = {}
+def test_no_rank_leaves_while_a_successor_waits_for_a_hung_rank() -> None:
+    observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> int:
         create(cluster)
         go(cluster, 0)
         if cluster.node.rank == 0:
-            network: Network = told["network"]
+            network: Network = observed["network"]
             network.plan(Fault("stop", 2, at=network.time, lasting=50.0))
             network.kill(0)
         go(cluster, 3)
@@ -323,9 +330,9 @@ def test_nobody_leaves_while_a_successor_waits_for_a_rank_that_hangs() -> None:
         return cluster.node.rank
 
     how: dict[str, Any] = {"servers": 1, "workers": 1, "schedulers": 2, "tick": 0.02, "horizon": 70.0}
-    assert simulate(schedule, Worker, give_up=0.0, told=told, **how) == 1
+    assert simulate(schedule, Worker, give_up=0.0, observed=observed, **how) == 1
     with pytest.raises(ShardLost, match=r"^rank 2 \(server 0\): no heartbeat for 30 s"):
-        simulate(schedule, Worker, give_up=30.0, told=told, **how)
+        simulate(schedule, Worker, give_up=30.0, observed=observed, **how)
 
 
 @pytest.mark.parametrize("hung", [0, 1, 3])
@@ -333,21 +340,21 @@ def test_where_no_rank_outlives_another_any_that_hangs_ends_the_run(
     monkeypatch: pytest.MonkeyPatch, hung: int
 ) -> None:
     monkeypatch.setattr(TwinVan, "survives", False)
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> None:
         create(cluster)
-        told["network"].stop(hung)
+        observed["network"].stop(hung)
         go(cluster, 0)
 
     with pytest.raises(ShardLost, match=rf"^rank {hung} \(\w+ \d\): no heartbeat"):
-        simulate(schedule, Worker, servers=2, workers=2, tick=0.01, told=told)
+        simulate(schedule, Worker, servers=2, workers=2, tick=0.01, observed=observed)
 
 
 @pytest.mark.parametrize("replicas", [0, 1, 2])
-def test_all_who_know_what_the_program_was_told_may_hang_at_once(replicas: int) -> None:
+def test_all_ranks_with_the_journal_may_hang_at_once(replicas: int) -> None:
     """Whoever comes next knows nothing, and says so, or begins anew."""
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
     begun: list[int] = []
 
     def schedule(cluster: Cluster) -> int:
@@ -355,24 +362,24 @@ def test_all_who_know_what_the_program_was_told_may_hang_at_once(replicas: int) 
         if cluster.node.rank == 0:
             cluster.decide(lambda: 0)
             for rank in range(replicas + 2):
-                told["network"].stop(rank)
+                observed["network"].stop(rank)
         create(cluster)
         return cluster.node.rank
 
     schedulers = replicas + 2
     heir = simulate(
-        schedule, Worker, servers=3, workers=1, schedulers=schedulers, replicas=replicas, told=told
+        schedule, Worker, servers=3, workers=1, schedulers=schedulers, replicas=replicas, observed=observed
     )
     assert heir == schedulers and begun == [0, heir]
 
 
-def test_a_dead_worker_is_told_of_and_a_spare_takes_its_place() -> None:
-    told: dict[str, Any] = {}
+def test_a_dead_worker_is_reported_and_replaced_by_a_spare() -> None:
+    observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> Any:
         create(cluster)
         go(cluster, 0)
-        told["network"].kill(3)
+        observed["network"].kill(3)
         with pytest.raises(WorkerLost):
             go(cluster, 3)
         assert cluster.node.view.workers == (2,)
@@ -385,31 +392,31 @@ def test_a_dead_worker_is_told_of_and_a_spare_takes_its_place() -> None:
         assert {after[key] - before.get(key, 0) for key in after} == {3 * 2}
         return cluster.workers.ranks
 
-    assert simulate(schedule, Worker, servers=1, workers=2, spares=1, told=told) == (2, 4)
+    assert simulate(schedule, Worker, servers=1, workers=2, spares=1, observed=observed) == (2, 4)
 
 
-def test_who_tries_again_and_again_is_told_when_nobody_is_left() -> None:
-    told: dict[str, Any] = {}
+def test_retries_end_when_no_worker_is_left() -> None:
+    observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> None:
         create(cluster)
         for after, rank in ((30, 2), (60, 3), (90, 4)):
-            told["network"].plan(Fault("kill", rank, after_messages=told["network"].posted + after))
+            observed["network"].plan(Fault("kill", rank, after_messages=observed["network"].posted + after))
         while True:
             with suppress(WorkerLost):
                 cluster.regroup()
                 go(cluster, 0)
 
     with pytest.raises(NoWorkerLeft, match="no worker is left, and no spare: resume with --resume latest"):
-        simulate(schedule, Worker, servers=1, workers=2, spares=1, told=told)
+        simulate(schedule, Worker, servers=1, workers=2, spares=1, observed=observed)
 
 
-def test_a_spare_that_leads_is_nobodys_replacement() -> None:
-    told: dict[str, Any] = {}
+def test_a_leading_spare_replaces_no_rank() -> None:
+    observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> tuple[int, ...]:
         create(cluster)
-        network: Network = told["network"]
+        network: Network = observed["network"]
         if cluster.node.rank == 0:
             network.kill(0)
         go(cluster, 0)
@@ -420,21 +427,21 @@ def test_a_spare_that_leads_is_nobodys_replacement() -> None:
         go(cluster, 10)
         return cluster.workers.ranks
 
-    assert simulate(schedule, Worker, servers=1, workers=2, spares=1, told=told) == (3,)
-    assert told["view"].leader == 4
+    assert simulate(schedule, Worker, servers=1, workers=2, spares=1, observed=observed) == (3,)
+    assert observed["view"].leader == 4
 
 
 @pytest.mark.parametrize("sent", range(14))
 def test_one_rank_succeeds_a_leader_that_has_sent_its_last_view_to_some(sent: int) -> None:
     """The spare is the heir, until the view in which it is a worker; some have that view, and some have not."""
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
     begun: list[int] = []
 
     def schedule(cluster: Cluster) -> tuple[int, ...]:
         begun.append(cluster.node.rank)
         create(cluster)
         go(cluster, 0)
-        network: Network = told["network"]
+        network: Network = observed["network"]
         if cluster.node.rank == 0:
             network.plan(Fault("kill", 0, after_messages=network.posted + sent))
         cluster.orders.joining = 1
@@ -446,13 +453,13 @@ def test_one_rank_succeeds_a_leader_that_has_sent_its_last_view_to_some(sent: in
             except WorkerLost:
                 continue
 
-    workers = simulate(schedule, Worker, servers=2, workers=1, spares=1, replicas=1, told=told)
-    assert begun == [0, 1] and told["view"].leader == 1
+    workers = simulate(schedule, Worker, servers=2, workers=1, spares=1, replicas=1, observed=observed)
+    assert begun == [0, 1] and observed["view"].leader == 1
     assert workers in [(3,), (3, 4)]
 
 
 def test_who_joins_and_leaves_takes_and_gives_shards() -> None:
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> None:
         membership, node = cluster.membership, cluster.node
@@ -475,8 +482,8 @@ def test_who_joins_and_leaves_takes_and_gives_shards() -> None:
             membership.join_server()
         check(cluster, 9, 2)
 
-    simulate(schedule, Worker, servers=2, workers=2, spares=1, replicas=1, told=told)
-    assert told["view"].losses == ()
+    simulate(schedule, Worker, servers=2, workers=2, spares=1, replicas=1, observed=observed)
+    assert observed["view"].losses == ()
 
 
 def test_the_last_server_cannot_leave_even_if_both_are_asked_at_once() -> None:
@@ -497,21 +504,21 @@ def test_the_last_server_cannot_leave_even_if_both_are_asked_at_once() -> None:
 @pytest.mark.parametrize("dead", [1, 4])
 def test_a_death_while_a_server_joins(dead: int, after: int) -> None:
     """The newcomer (4) or one that feeds it (1) dies after so many more messages."""
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> None:
         create(cluster)
         go(cluster, 0)
         assert cluster.membership.join_server() == 4
-        network: Network = told["network"]
+        network: Network = observed["network"]
         network.plan(Fault("kill", dead, after_messages=network.posted + after))
         go(cluster, 3)
         until(cluster, lambda: bool(cluster.node.view.losses) and whole(cluster))
         go(cluster, 6)
         check(cluster, 9, 1)
 
-    simulate(schedule, Worker, servers=2, workers=1, spares=1, replicas=1, told=told)
-    assert set(told["view"].ring.servers) == {1, 2, 4} - {dead}
+    simulate(schedule, Worker, servers=2, workers=1, spares=1, replicas=1, observed=observed)
+    assert set(observed["view"].ring.servers) == {1, 2, 4} - {dead}
 
 
 # Anything at any instant.
@@ -532,7 +539,7 @@ def spans(cluster: Cluster) -> list[tuple[int, int]]:
 
 
 def campaign(cluster: Cluster, total: int) -> int:
-    """Push until so many rounds are done, and check that each is there once; give how often a worker was lost."""
+    """Push until so many rounds are done, and check that each is there once; return how often a worker was lost."""
     lost = 0
     for name, aggregate in (("summed", True), ("plain", False)):
         try:
@@ -579,21 +586,21 @@ def one_run(seed: int, kind: str, hosts: int = 1) -> None:
         ]
     )
     arrives = random_arrivals(seed, 0.5)
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> tuple[int, dict[int, int], dict[int, int]]:
         return campaign(cluster, 9), rows(cluster, "summed"), rows(cluster, "plain")
 
     lost, summed, plain = simulate(
         schedule, Worker, servers=servers, workers=workers, spares=spares, schedulers=schedulers,
-        replicas=copies, seed=seed, delays=delays, faults=faults, arrives=arrives, told=told, horizon=30.0,
+        replicas=copies, seed=seed, delays=delays, faults=faults, arrives=arrives, observed=observed, horizon=30.0,
         hosts=[f"n{rank % hosts}" for rank in range(schedulers + servers + workers + spares)],
     )  # fmt: skip
-    ring = told["view"].ring
-    if whole(told["cluster"]) and len({ring.host(rank) for rank in ring.servers}) > 1:
-        assert all(len(set(map(ring.host, chain.members))) > 1 for chain in told["view"].chains)
+    ring = observed["view"].ring
+    if whole(observed["cluster"]) and len({ring.host(rank) for rank in ring.servers}) > 1:
+        assert all(len(set(map(ring.host, chain.members))) > 1 for chain in observed["view"].chains)
     assert len(summed) == len(KEYS)
-    assert {loss.cause for loss in told["view"].losses} <= {"died", "hung"}
+    assert {loss.cause for loss in observed["view"].losses} <= {"died", "hung"}
     own = sum(count for key, count in plain.items() if key >= 500)
     common = sum(count for key, count in plain.items() if key < 20)
     if not lost:

@@ -1,4 +1,4 @@
-"""One rank at work: refusals, waiting and working, faults on the way out, sending again, and leaving together."""
+"""A node: refused requests, waiting and working, injected faults, repeated messages, and leaving together."""
 
 from __future__ import annotations
 
@@ -146,11 +146,11 @@ def test_a_rank_that_is_in_no_view_any_more_leaves() -> None:
 
 def test_an_older_view_changes_nothing() -> None:
     worker = nodes(Network(3))[WORKER]
-    told: list[tuple[int, int]] = []
-    worker.on_view.append(lambda before, now: told.append((before.epoch, now.epoch)))
+    reported: list[tuple[int, int]] = []
+    worker.on_view.append(lambda before, now: reported.append((before.epoch, now.epoch)))
     for epoch in (3, 2, 3, 5, 0):
         worker.adopt(later(epoch))
-    assert told == [(0, 3), (3, 5)] and worker.view.epoch == 5
+    assert reported == [(0, 3), (3, 5)] and worker.view.epoch == 5
 
 
 def test_requests_are_sent_again_where_another_primary_may_have_been_in_a_view_that_was_missed() -> None:
@@ -172,7 +172,7 @@ def test_requests_are_sent_again_where_another_primary_may_have_been_in_a_view_t
     assert adopt(9, 5) == 1
 
 
-def test_a_command_that_nobody_serves_is_refused() -> None:
+def test_a_command_without_a_handler_is_refused() -> None:
     scheduler, server, _ = all_nodes = nodes(Network(3))
     server.handlers[Command.PULL] = server.callee.reply
     task = scheduler.tasks.submit([(SERVER, call())])
@@ -243,7 +243,7 @@ def test_another_rank_is_told_that_a_disk_is_full() -> None:
 
 def test_errors_of_files_are_a_line_that_names_them_and_others_keep_their_trace() -> None:
     node = nodes(Network(3))[WORKER]
-    told = []
+    reported = []
     for error in (
         OSError(5, "Input/output error", "/scratch/a"),
         OSError(28, "No space left"),
@@ -252,9 +252,9 @@ def test_errors_of_files_are_a_line_that_names_them_and_others_keep_their_trace(
         try:
             raise error
         except OSError as raised:
-            told.append(node.describe(raised))
-    assert told[0]["text"].startswith("/scratch/a: Input/output error (at ")
-    assert [bool(each["trace"]) for each in told] == [False, False, True]
+            reported.append(node.describe(raised))
+    assert reported[0]["text"].startswith("/scratch/a: Input/output error (at ")
+    assert [bool(each["trace"]) for each in reported] == [False, False, True]
     assert node.describe(KeyboardInterrupt())["text"] == "KeyboardInterrupt"
 
 
@@ -294,7 +294,7 @@ def test_long_loops_still_hear_a_stop() -> None:
 
 
 def faulty(spec: FaultsSpec, **options: Any) -> tuple[Network, Node]:
-    """Give the worker's node with faults, on a network whose time the faults' sleep moves."""
+    """Return the worker's node with faults, on a network whose time the faults' sleep moves."""
     network = Network(3)
 
     def sleep(seconds: float) -> None:
@@ -314,7 +314,7 @@ def test_a_slow_worker_works_for_longer_and_its_account_says_so() -> None:
 
 
 def arrivals(network: Network, node: Node, until: float) -> list[float]:
-    """Poll the node as time goes by; give when messages came to the server."""
+    """Poll the node as time goes by; return when messages came to the server."""
     times = []
     while network.time < until:
         for _ in range(5):
@@ -353,7 +353,7 @@ def test_control_messages_are_spared(spec: FaultsSpec) -> None:
 
 
 @pytest.mark.parametrize("resend", [None, 0.5])
-def test_whoever_is_silent_is_asked_less_and_less_often(resend: float | None) -> None:
+def test_silent_ranks_are_probed_less_and_less_often(resend: float | None) -> None:
     network = Network(3)
     worker = nodes(network, resend=resend)[WORKER]
     looked: list[float] = []
@@ -407,7 +407,7 @@ def test_a_lossy_wire_and_a_node_that_sends_again_lose_nothing() -> None:
 
 
 def leaving(waits: tuple[float | None, ...], patience: float) -> list[tuple[bool, float] | None]:
-    """Let rank i leave after waits[i] seconds (None: go without a word); give what it was told, and when."""
+    """Let rank i leave after waits[i] seconds (None: go without a word); return what it was told, and when."""
 
     def program(wait: float | None) -> Callable[[TwinVan], tuple[bool, float] | None]:
         def leave(van: TwinVan) -> tuple[bool, float] | None:
@@ -426,14 +426,14 @@ def leaving(waits: tuple[float | None, ...], patience: float) -> list[tuple[bool
 @pytest.mark.parametrize("waits", [(0.0, 0.0, 0.0), (0.0, 0.3, 0.6), (0.6, 0.0, 0.0), (0.0, 0.6, 0.6)])
 def test_all_leave_when_the_last_one_says_so(waits: tuple[float, ...]) -> None:
     last = max(waits)
-    for told in leaving(waits, patience=1.0):
-        assert told is not None and told[0] and last <= told[1] < last + 0.05
+    for reported in leaving(waits, patience=1.0):
+        assert reported is not None and reported[0] and last <= reported[1] < last + 0.05
 
 
 @pytest.mark.parametrize("gone", [0, 1, 2])
-def test_who_never_says_so_is_not_waited_for_longer_than_patience(gone: int) -> None:
+def test_ranks_that_do_not_finish_are_waited_for_until_the_timeout(gone: int) -> None:
     waits = tuple(None if rank == gone else 0.0 for rank in range(3))
-    left = [told for told in leaving(waits, patience=0.5) if told is not None]
+    left = [reported for reported in leaving(waits, patience=0.5) if reported is not None]
     assert len(left) == 2
     for done, at in left:
         assert not done and 0.5 < at < 0.6

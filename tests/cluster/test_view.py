@@ -1,4 +1,4 @@
-"""Views: what becomes of chains, roles and workers when ranks die, join and leave, in any order."""
+"""Views: chains, roles and workers after ranks die, join and leave, in any order."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def loss(view: View, rank: int) -> Loss:
 
 
 def sound(view: View) -> None:
-    """What holds of every view."""
+    """Check the invariants of a view."""
     busy = []
     for chain in view.chains:
         assert chain.members
@@ -71,7 +71,7 @@ def sound(view: View) -> None:
 
 
 def lawful(before: View, after: View) -> None:
-    """What holds between a view and the one that follows it: a shard's changes stay with its chain."""
+    """Check the invariants of a view and the next one: a shard's changes stay with its chain."""
     assert after.epoch == before.epoch + 1
     assert (after.workers_since == after.epoch) == (after.workers != before.workers)
     for old, new in zip(before.chains, after.chains, strict=True):
@@ -83,7 +83,7 @@ def lawful(before: View, after: View) -> None:
 
 
 def settled(view: View, replicas: int) -> tuple[View, int]:
-    """Let all learners learn and all chains drain until nothing changes; give the view and the steps taken."""
+    """Let all learners learn and all chains drain until nothing changes; return the view and the steps taken."""
     for step in range(400):
         after = next_epoch(view)
         for shard, chain in enumerate(view.chains):
@@ -101,13 +101,13 @@ def settled(view: View, replicas: int) -> tuple[View, int]:
 
 
 class History:
-    """A view and what happens to it, under a seed."""
+    """A random sequence of views, determined by a seed."""
 
     def __init__(self, seed: int, view: View, replicas: int) -> None:
         self.rng, self.view, self.replicas = random.Random(seed), view, replicas
 
     def step(self) -> bool:
-        """Let something happen; give whether the cluster lives on."""
+        """Make a random change; return whether the cluster survives."""
         happening = self.rng.choice(
             [self.die, self.die, self.join, self.leave, self.regroup, *[self.learn] * 6]
         )
@@ -208,7 +208,7 @@ def test_the_first_view_is_sound_and_has_nothing_to_mend(view: View) -> None:
         assert view.primary_of(rank) == [s for s, c in enumerate(view.chains) if c.members[0] == rank]
 
 
-def test_a_death_promotes_the_next_and_nobody_else_changes() -> None:
+def test_a_death_promotes_the_next_member_and_changes_no_other() -> None:
     view = make(servers=4, spares=0, replicas=2)
     after = without(next_epoch(view), [loss(view, 2)])
     for shard, (old, new) in enumerate(zip(view.chains, after.chains, strict=True)):
@@ -220,7 +220,9 @@ def test_a_death_promotes_the_next_and_nobody_else_changes() -> None:
 
 
 @given(views, st.data())
-def test_the_first_replica_goes_on_whoever_the_ring_wants_then(view: View, data: st.DataObject) -> None:
+def test_the_first_replica_becomes_primary_whatever_the_ring_prescribes(
+    view: View, data: st.DataObject
+) -> None:
     dead = data.draw(st.sampled_from(view.servers))
     if all(len(chain.members) > 1 for chain in view.chains):
         after = repaired(without(next_epoch(view), [loss(view, dead)]), 1)
@@ -331,7 +333,7 @@ def test_a_chain_takes_another_order_only_once_it_stands_still() -> None:
     assert with_ring_order(view, shard, 0, 1) == view, "it did not close"
 
 
-def test_a_word_that_came_too_late_changes_nothing() -> None:
+def test_a_late_report_changes_nothing() -> None:
     view = make(servers=3, spares=0, replicas=1)
     assert with_learner_joined(view, 0, 3, 0) == view
     view = replace(view, chains=(Chain((1,), learner=2, since=7), *view.chains[1:]))

@@ -1,4 +1,4 @@
-"""The job file: typed, its errors say where and what would be right, and written back it is the same job."""
+"""The job file: types, errors that name the place and a correct value, and the same job after it is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which programs are loaded for a run, a model or a checkpoint that may be anybody's."""
+"""Which programs are loaded for a run, a model or a checkpoint that is not trusted."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def infer(model, files, out):
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """Give a program that tells when it is run, with a module beside it."""
+    """Return a program that records when it is run, with a module beside it."""
     (tmp_path / "programs").mkdir()
     (tmp_path / "programs/beside.py").write_text("WORD = 'found'\n")
     (tmp_path / "programs/own.py").write_text(OWN)
@@ -53,7 +53,7 @@ def own(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    """Give the folder of a run that names it."""
+    """Return the folder of a run that names it."""
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     folder.job.write_text(

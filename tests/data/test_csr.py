@@ -1,4 +1,4 @@
-"""HDF5 rows, conversion between formats, and what becomes of damaged files."""
+"""HDF5 files of examples, conversion between formats, and damaged files."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_other_tools_names_and_types(tmp_path: Path, names: tuple[str, str], dty
         ({"labels": [b"a", b"b", b"c"]}, "labels must be a one-dimensional data set"),
     ],
 )
-def test_bad_files_say_what_is_wrong(tmp_path: Path, change: dict[str, Any], wanted: str) -> None:
+def test_errors_of_bad_files(tmp_path: Path, change: dict[str, Any], wanted: str) -> None:
     arrays = {name: array for name, array in {**SOUND, **change}.items() if array is not None}
     with pytest.raises(DataError) as caught:
         list(read([write(tmp_path / "a.h5", **arrays)], DataSpec()))

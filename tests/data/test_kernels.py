@@ -1,4 +1,4 @@
-"""The text kernels stay within their arrays on any input: once compiled, nothing else keeps them there."""
+"""The text parsers access no memory outside of their arrays, on any input; compiled code has no such checks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ garbage = st.one_of(st.binary(max_size=50), st.lists(words, max_size=25).map(b""
 
 
 def nearly(legal: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """Mostly legal lines, for what only a full batch or a long line can go wrong with; and plain garbage."""
+    """Mostly valid lines, for errors that occur only with a full batch or a long line; and random bytes."""
     return st.one_of(
         garbage,
         st.lists(legal, min_size=2, max_size=5).map(b"".join),

@@ -1,4 +1,4 @@
-"""Numbered keys against a dict."""
+"""Numberings of keys, compared with a dict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reader of delimited categories: the documented hash by hand; header, crosses, gaps, bad rows."""
+"""The reader of delimited categories: the documented hash, header, crosses, missing fields, bad rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The svmlight reader: exact on everything legal, a clear line for everything else."""
+"""The svmlight reader: exact values of all valid text, and a clear error for any other."""
 
 from __future__ import annotations
 

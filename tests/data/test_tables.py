@@ -1,4 +1,4 @@
-"""Columns of delimited files by name, and what every reader makes of bytes that are anything."""
+"""Columns of delimited files by name, and all readers on random bytes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_files_without_rows_are_left_out_of_a_set(tmp_path: Path) -> None:
         load(files[2:3])
 
 
-def test_whose_columns_do_not_fit_is_said(tmp_path: Path) -> None:
+def test_columns_that_do_not_fit_are_reported(tmp_path: Path) -> None:
     first, fewer, lacking = written(tmp_path, a="label\tx\ty\n1\tu\tv\n", b="label\tx\n1\tu\n", c="1\tu\tv\n")
     with pytest.raises(DataError, match=r"b\.tsv:1: column 'y' of .*a\.tsv is not in .*b\.tsv"):
         load([first, fewer])
@@ -175,7 +175,7 @@ def test_keys_of_anything_are_read_or_refused(
 
 
 @pytest.mark.parametrize("name", ["out.svm", "out.svm.gz", "out.svm.xz", "out.h5"])
-def test_a_full_disk_leaves_no_file_and_is_said(tmp_path: Path, name: str) -> None:
+def test_a_full_disk_leaves_no_file_and_is_reported(tmp_path: Path, name: str) -> None:
     source_, target = tmp_path / "a.svm", tmp_path / name
     keys = np.random.default_rng(1).integers(0, 2**60, 40_000)
     source_.write_text("".join(f"1 {key}:0.{key % 1000}\n" for key in keys))

@@ -1,4 +1,4 @@
-"""A slice of the fault campaign on the twin: whatever befalls a cluster, no update is lost or done twice."""
+"""A part of the fault campaign on the twin: no update is lost or applied twice, whatever the faults."""
 
 from __future__ import annotations
 

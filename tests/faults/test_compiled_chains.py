@@ -1,4 +1,4 @@
-"""Pushes to shards with copies on the compiled fast path: whoever dies between any two messages, each is done once."""
+"""Compiled pushes to shards with copies: each is applied once, whichever rank dies between any two messages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Worker:
-    """Pushes to keys of its own and pulls them, in all manners, and knows what must be there."""
+    """Pushes to keys of its own and pulls them, in all ways, and computes the expected values."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.node = context, context.node
@@ -130,7 +130,7 @@ class Worker:
 
 def run(seed: int, **how: Any) -> int:
     """Run some pushes and pulls of two workers; return how many messages were posted."""
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> None:
         for spec in SPECS:
@@ -138,8 +138,8 @@ def run(seed: int, **how: Any) -> int:
         for part in range(2):
             cluster.workers.call("go", {"seed": 10 * seed + part, "count": 10})
 
-    simulate(schedule, Worker, told=told, seed=seed, patience=0.12, detection=0.01, tick=0.004, **how)
-    return int(told["network"].posted)
+    simulate(schedule, Worker, observed=observed, seed=seed, patience=0.12, detection=0.01, tick=0.004, **how)
+    return int(observed["network"].posted)
 
 
 @pytest.mark.parametrize("replicas", [1, 2])

@@ -140,7 +140,7 @@ class Worker:
 
 def run(seed: int, count: int = 12, **how: Any) -> tuple[int, list[str]]:
     """Run some rounds of all workers; return how many messages were posted, and the beginnings of the values."""
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
     bits: list[str] = []
 
     def schedule(cluster: Cluster) -> None:
@@ -149,8 +149,8 @@ def run(seed: int, count: int = 12, **how: Any) -> tuple[int, list[str]]:
         for part in range(2):
             bits[:] = cluster.workers.call("go", {"seed": 10 * seed + part, "count": count})[0]["bits"]
 
-    simulate(schedule, Worker, told=told, seed=seed, patience=0.12, detection=0.01, tick=0.004, **how)
-    return int(told["network"].posted), bits
+    simulate(schedule, Worker, observed=observed, seed=seed, patience=0.12, detection=0.01, tick=0.004, **how)
+    return int(observed["network"].posted), bits
 
 
 @pytest.mark.parametrize("servers, replicas", [(1, 0), (2, 0), (2, 1), (3, 2)])

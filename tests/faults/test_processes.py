@@ -1,4 +1,4 @@
-"""Real ranks that are killed, stopped and woken up, by Open MPI with ULFM; and how a death ends a run without it.
+"""Real ranks are killed, stopped and resumed under Open MPI with ULFM; without it, a death ends the run.
 
 `Started.finish` fails a test whose command leaves a process behind.
 """
@@ -32,14 +32,14 @@ SECONDS = 40.0
 
 @pytest.fixture
 def survives(starter: Any) -> None:
-    """Skip where the death of one rank is the end of all."""
+    """Skip where the death of one rank ends all."""
     if not starter.mpi.ulfm:
         pytest.skip("this MPI ends all ranks when one dies")
 
 
 @pytest.fixture
 def ends(starter: Any) -> None:
-    """Skip where ranks outlive each other."""
+    """Skip where ranks survive the deaths of others."""
     if starter.mpi.ulfm:
         pytest.skip("under this MPI ranks outlive each other")
 
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def ranks(self) -> list[dict[str, Any]]:
-        """Its ranks, as they began."""
+        """Its ranks at the start."""
         if not self._ranks:
             with suppress(OSError, ValueError):
                 self._ranks = json.loads((self.folder / "run.json").read_text())["ranks"]
@@ -68,7 +68,7 @@ class Run:
         return next(int(r["pid"]) for r in self.ranks if (r["role"], r["index"]) == (role, index))
 
     def has(self, event: str) -> bool:
-        """Tell whether it has told of an event."""
+        """Return whether it has logged an event."""
         try:
             return f'"event": "{event}"' in (self.folder / "metrics.jsonl").read_text()
         except OSError:
@@ -117,7 +117,7 @@ def ended(run: Run, lost: Sequence[str]) -> dict[str, Any]:
 
 
 def noticed(run: Run, count: int = 1) -> Callable[[], bool]:
-    """Give a condition: so many ranks are out, and no copy is under way any more."""
+    """Return a condition: so many ranks are out, and no copy is under way any more."""
 
     def look() -> bool:
         said = run.status()
@@ -219,7 +219,7 @@ def training(start_mpips: Callable[..., Started], tmp_path: Path, examples: Path
 
 @pytest.fixture(scope="module")
 def undisturbed() -> dict[str, str]:
-    """The parameters of a run that nobody disturbed, once there is one."""
+    """The parameters of a run without faults; computed once."""
     return {}
 
 

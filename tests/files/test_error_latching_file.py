@@ -1,4 +1,4 @@
-"""A disk that fails is one line, and neither the process nor any former checkpoint suffers from it."""
+"""A failing disk is reported in one line, and affects neither the process nor earlier checkpoints."""
 
 from __future__ import annotations
 

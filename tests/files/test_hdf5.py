@@ -1,4 +1,4 @@
-"""HDF5 files that refer to others are refused; what is written appears whole."""
+"""HDF5 files that refer to other files are refused; files are written atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of JSON lines: a torn end costs one line, and never the next one."""
+"""Files of JSON lines: an incomplete last line loses that line only."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_disk_that_is_full_in_the_midst_of_a_line(tmp_path: Path, monkeypatch:
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"a": 1}, {"b": 2}]
 
 
-def test_what_is_no_object_is_counted(tmp_path: Path) -> None:
+def test_lines_that_are_not_objects_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     deep = b"[" * 100_000
     path.write_bytes(

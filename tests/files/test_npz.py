@@ -1,4 +1,4 @@
-"""Archives of arrays are read for their numbers, and for no more than they hold."""
+"""Archives of arrays: only numbers are read, and no more than the file contains."""
 
 from __future__ import annotations
 

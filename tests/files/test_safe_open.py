@@ -1,4 +1,4 @@
-"""Opening and replacing files that may be anything."""
+"""Opening and replacing files of any type."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_regular_file_is_read(tmp_path: Path) -> None:
         read_bytes(tmp_path / "a", follow=False, most=2)
 
 
-def test_what_is_no_regular_file_is_said_and_never_waited_for(tmp_path: Path) -> None:
+def test_files_that_are_not_regular_are_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     with socket.socket(socket.AF_UNIX) as listening:

@@ -91,7 +91,7 @@ def holds(chain: Chain) -> bool:
 
 
 def sent(made: Message) -> Message:
-    """Give a message as it arrives."""
+    """Return a message as it arrives."""
     return from_bytes(bytearray(to_bytes(made)))
 
 
@@ -289,7 +289,7 @@ def test_states_are_cut_anew_for_other_shards_and_added_up_for_fewer_workers(key
     assert all((state["rows"] == 3.0).all() and state["count"][0] == 1 for state in got)
 
 
-def test_what_is_held_back_is_not_forgotten_by_who_resumes_without_the_filter() -> None:
+def test_held_rows_require_the_filter_when_resuming() -> None:
     keys = np.arange(9, dtype=np.uint64)
     chain = named.chain_of([{"name": "significant", "threshold": 9.0}, "zstd"])
     chain.encode(~0, message(Content(keys, np.ones((9, 1)))), about())
@@ -359,7 +359,7 @@ ROUNDS, KEYS = 12, 60
 
 
 def pushing(worker: int) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
-    """Give what a worker pushes: many small changes and few large ones, in whole numbers."""
+    """Return what a worker pushes: many small changes and few large ones, in whole numbers."""
     rng = np.random.default_rng(worker)
     pushes = []
     for _ in range(ROUNDS):
@@ -470,7 +470,7 @@ def test_damage_on_the_way_is_an_error_where_it_is_waited_for(way: str) -> None:
 
 
 class Doing:
-    """A worker that does what a test gives it."""
+    """A worker that runs a function of the test."""
 
     def __init__(self, do: Callable[..., Any]) -> None:
         self.do = do
@@ -509,7 +509,7 @@ def test_what_depends_on_a_damaged_push_does_not_wait_for_ever() -> None:
     assert simulate(schedule, Doing(go), filters=lambda: (Damaging([ZSTD]), Chain())) == [{"done": 1}]
 
 
-def test_damage_in_a_round_is_told_to_all_who_take_part() -> None:
+def test_damage_in_a_round_is_reported_to_all_participants() -> None:
     def go(context: Context) -> None:
         chain = context.node.codec.pushes
         context.node.codec.pushes = Damaging([ZSTD]) if context.index == 1 else chain  # type: ignore[assignment]
@@ -569,7 +569,7 @@ def test_a_flush_in_a_round_that_cannot_be_completed_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("after", range(60, 330, 9))
-def test_a_round_that_is_broken_off_loses_nothing_of_those_who_live(after: int) -> None:
+def test_an_abandoned_round_keeps_the_rows_of_living_workers(after: int) -> None:
     def go(context: Context, round: int, large: bool, flush: bool) -> None:
         w = context.vectors["w"]
         rows = np.full(4, 100.0 if large else 1.0)

@@ -1,4 +1,4 @@
-"""Compression gives back what it was given to the bit, knows when not to try, and refuses what is damaged."""
+"""Compression restores the same bits, skips incompressible messages, and refuses damaged ones."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_the_other_library_s_bytes_are_refused() -> None:
             CODERS[other].decode(sent(CODERS[one], given))
 
 
-def test_rows_or_keys_beside_a_note_are_refused() -> None:
+def test_rows_or_keys_in_addition_to_a_note_are_refused() -> None:
     coder = CODERS["zstd"]
     whole = sent(coder, Content(None, np.zeros((900, 1))))
     for wrong in (

@@ -1,4 +1,4 @@
-"""Fixed point is unbiased, exact where it says so, repeats to the bit; with feedback sums keep track of sums.
+"""Fixed point is unbiased, exact where documented, and reproducible; with feedback, errors do not accumulate.
 
 The statistical tests have fixed seeds: they fail always or never. For a wrong implementation's sake each bound is
 at a normal deviate of 6.1, which chance passes with a probability of 1e-9.
@@ -86,7 +86,7 @@ def test_each_column_has_its_own_range(size: Literal[1, 2], dtype: np.dtype[np.f
 
 @pytest.mark.parametrize("odd", [np.nan, -np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_what_is_not_finite_goes_as_it_came(odd: float, dtype: np.dtype[np.float32]) -> None:
+def test_messages_with_non_finite_numbers_are_sent_unchanged(odd: float, dtype: np.dtype[np.float32]) -> None:
     values = np.random.default_rng(1).normal(0, 1, (500, 2)).astype(dtype)
     values[77, 1] = odd
     for coder in (CODERS[1], CODERS[2], fixed_point(FixedPoint(feedback=True, least=0))):

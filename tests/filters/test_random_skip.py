@@ -1,4 +1,4 @@
-"""Random skip is unbiased, repeats to the bit, and leaves alone what it is not for.
+"""Random skip is unbiased and reproducible, and does not change rows that it is not meant for.
 
 The statistical tests have fixed seeds: they fail always or never. For a wrong seed to be chosen by chance has
 a probability of 6e-7 for each bound of five standard deviations.
@@ -36,7 +36,7 @@ def about(**changes: Any) -> About:
 
 
 def kept(keep: float, keys: NDArray[np.uint64], where: About) -> NDArray[np.bool_]:
-    """Which of the keys are kept, after a check of what they carry."""
+    """Return the keys that are kept, after a check of their rows."""
     values = np.arange(1, len(keys) + 1, dtype=np.float64)[:, None]
     _, sent = random_skip(RandomSkip(keep)).encode({}, Content(keys, values), where)
     assert sent.keys is not None

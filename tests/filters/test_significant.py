@@ -1,4 +1,4 @@
-"""What is held back is never lost, and what is sent is what a plain model of the rule says."""
+"""The significantly-modified filter, compared with a plain model of its rule: no change is lost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def column(*values: float, dtype: str = "<f4") -> NDArray[Any]:
 
 
 def frozen(content: Content) -> Content:
-    """What a filter is given is not its own to write into."""
+    """Make the arrays that a filter gets read-only."""
     for array in (content.keys, content.values):
         if array is not None:
             array.flags.writeable = False

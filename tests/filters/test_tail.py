@@ -1,4 +1,4 @@
-"""No key that was seen often enough is left out, and hardly one that was not is let through."""
+"""Frequent keys are never left out; rare keys are rarely sent."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def about(**changes: Any) -> About:
 def let_through(
     settings: Tail, pushes: list[list[int]], dtype: str = "<f4", width: int = 1
 ) -> list[set[int]]:
-    """Push lists of keys; return which were sent of each, after a check of what they carry."""
+    """Push lists of keys; return the keys of each that were sent, after a check of their rows."""
     coder, state, passed = tail(settings), State(), []
     for listed in pushes:
         keys = np.array(listed, np.uint64)

@@ -1,4 +1,4 @@
-"""Zero removal gives back what it was given to the bit, and refuses what is damaged."""
+"""Zero removal restores the same bits, and refuses damaged messages."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_note_of_other_numbers_takes_no_memory(at: int, value: int) -> None:
         CODER.decode(whole._replace(note=module._NOTE.pack(*fields)))
 
 
-def test_rows_beside_a_note_are_refused() -> None:
+def test_rows_in_addition_to_a_note_are_refused() -> None:
     whole = sent(Content(None, np.zeros((900, 1))))
     with pytest.raises(FilterError, match=r"payload is .*, expected 1-d uint8"):
         CODER.decode(whole._replace(values=np.zeros((900, 1))))

@@ -1,4 +1,4 @@
-"""A byte of a run's output that has changed since is noticed by every command that packs, shows or applies it."""
+"""A changed byte in a run's output is detected by every command that packs, shows or applies it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SAID = "is not what the run has written: its sha256 is "
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_parser: None) -> Path:
-    """Give the folder of a run whose model has lost a bit since."""
+    """Return the folder of a run whose model has lost a bit since."""
     monkeypatch.chdir(tmp_path)
     folder, model = tmp_path / "run", bytes(range(200))
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Every command on arguments that name nothing it could use: one line, exit code 2, and no traceback anywhere."""
+"""Every command with arguments that it cannot use: one line, exit code 2, and no traceback."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def test_no_argument_is_answered_by_a_traceback(
         except SystemExit as left:
             code = left.code
         said = capsys.readouterr()
-        told = (line, name[:20], code, said.out[-500:], said.err[-500:])
+        reported = (line, name[:20], code, said.out[-500:], said.err[-500:])
         if code == ANSWERS.get(line.split()[0]) or (line, name) in FINE:
             continue
-        assert code == 2, told
-        assert said.err.count("\n") == 1 and said.err.startswith("mpips"), told
-        assert len(said.err) < 5000, told
-        assert "\x1b" not in said.err, told
+        assert code == 2, reported
+        assert said.err.count("\n") == 1 and said.err.startswith("mpips"), reported
+        assert len(said.err) < 5000, reported
+        assert "\x1b" not in said.err, reported
 
 
 def test_every_command_is_among_them() -> None:

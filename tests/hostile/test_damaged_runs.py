@@ -1,4 +1,4 @@
-"""Commands that read a run's folder, on folders in which anything may stand: one line says what is wrong."""
+"""Commands that read a run's folder, on folders with arbitrary contents: one line names the problem."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def lay(folder: Path, **changed: Any) -> None:
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Give where the parts of a value are, itself included."""
+    """Return where the parts of a value are, itself included."""
     yield at
     if isinstance(value, dict | list):
         for key, each in value.items() if isinstance(value, dict) else enumerate(value[:2]):
@@ -104,7 +104,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_parser: None) -> 
 
 
 def some(number: int) -> Iterator[Any]:
-    """Give three of the values that do not belong there, others for each place."""
+    """Return three invalid values, different ones for each place."""
     return (OTHERS[(3 * number + each) % len(OTHERS)] for each in range(3))
 
 

@@ -1,4 +1,4 @@
-"""No file makes a kernel read or write out of bounds: see `fuzzed.py`, each of whose functions is run apart."""
+"""No file makes a kernel access memory out of bounds: runs each function of `fuzzed.py` in a process of its own."""
 
 from __future__ import annotations
 

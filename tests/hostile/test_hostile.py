@@ -1,4 +1,4 @@
-"""Hostile and damaged files: one clear line, the right exit code, nothing lost, no hang, no traceback.
+"""Hostile and damaged files: one clear line, the right exit code, no loss of data, no hang, no traceback.
 
 The cases stand in the TOML files beside this one; `tests/cases.py` says what a case may have.
 """

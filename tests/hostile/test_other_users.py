@@ -1,4 +1,4 @@
-"""Another user of the node, who is `nobody`: neither side can change, block or stop what is the other's.
+"""Two users of a node, root and `nobody`: neither can change, block or stop anything of the other.
 
 It takes root, which runs the commands of both users.
 """
@@ -37,14 +37,14 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run com
 
 @dataclass(frozen=True)
 class Done:
-    """What a command of another user has left."""
+    """The outcome of a command of another user."""
 
     code: int
     said: str
 
 
 def as_nobody_begun(act: Callable[[], object], folder: Path) -> Callable[[], Done]:
-    """Begin to do something as nobody, in a folder, in a process of its own; return what waits for its end.
+    """Start to run a function as nobody, in a folder, in a separate process; return a function that waits for its end.
 
     It has the modules that this process has loaded, since nobody may not be able to read this Python.
     """
@@ -80,7 +80,7 @@ def as_nobody_begun(act: Callable[[], object], folder: Path) -> Callable[[], Don
 
 
 def as_nobody(act: Callable[[], object], folder: Path) -> Done:
-    """Do something as nobody, see `as_nobody_begun`."""
+    """Run a function as nobody, see `as_nobody_begun`."""
     return as_nobody_begun(act, folder)()
 
 
@@ -111,7 +111,7 @@ def loaded() -> None:
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """Give a folder like /tmp, which all users can write to."""
+    """Return a folder like /tmp, which all users can write to."""
     folder = Path(tempfile.mkdtemp(prefix="mpips-shared-"))
     folder.chmod(0o1777)
     yield folder
@@ -120,7 +120,7 @@ def shared() -> Iterator[Path]:
 
 @pytest.fixture
 def run(shared: Path) -> Path:
-    """Give a run of root, all of whose files can be read."""
+    """Return a run of root, all of whose files can be read."""
     folder = RunFolder(shared / "run")
     folder.path.mkdir(mode=0o755)
     layout = "servers = 1\nworkers = 1\nspares = 0\nschedulers = 1\n"
@@ -133,7 +133,7 @@ def run(shared: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Give mode and bytes of all files below a folder."""
+    """Return mode and bytes of all files below a folder."""
     return {
         str(path.relative_to(folder)): (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"")
         for path in sorted(folder.rglob("*"))
@@ -141,7 +141,7 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def refused(act: Callable[[], object]) -> Callable[[], int]:
-    """Have an act print the error of the user's input that it raises, as commands do."""
+    """Let a function print the InputError that it raises, as commands do."""
 
     def acted() -> int:
         try:

@@ -1,4 +1,4 @@
-"""What is wrong with arrays from a file is found before a kernel sees them, however large the numbers are."""
+"""Invalid arrays from files are detected before a kernel reads them, however large their numbers are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cached kernel is called without numba, takes what it takes by numba, and leaves all else to numba."""
+"""Cached kernels are called without numba, accept the same arguments as with it, and leave other cases to it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def refused(kernel, *args):
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with a module whose kernels are in the cache."""
+    """Return a folder with a module whose kernels are in the cache."""
     folder = tmp_path_factory.mktemp("compiled")
     (folder / "made.py").write_text(KERNELS)
     (folder / "made_constants.py").write_text("STEP = 5\n")
@@ -75,7 +75,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(compiled: Path, tmp_path: Path) -> Path:
-    """Give a copy of that folder."""
+    """Return a copy of that folder."""
     return Path(shutil.copytree(compiled, tmp_path / "folder"))
 
 

@@ -1,4 +1,4 @@
-"""Machine code gets into memory with its addresses, and what is unknown in an object file makes no image."""
+"""Images of machine code are loaded with correct addresses; object files with unsupported parts give no image."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_loaded_code_cannot_be_written_to() -> None:
 
 @pytest.fixture(scope="module")
 def compiled() -> tuple[bytes, str, str]:
-    """Give an object file of numba, and the symbols of its function and environment."""
+    """Return an object file of numba, and the symbols of its function and environment."""
     import numba
 
     jit = numba.njit("f8(f8[::1])")(lambda values: values.sum())

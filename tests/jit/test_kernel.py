@@ -1,4 +1,4 @@
-"""Kernels are compiled once; who finds them in the cache loads those that it calls, and no compiler."""
+"""Kernels are compiled once; a process that finds them in the cache loads only those it calls, and no compiler."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ print({COMPILER!r} in sys.modules, len(made_kernels.double.overloads), len(made_
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder of modules whose kernels are in the cache."""
+    """Return a folder of modules whose kernels are in the cache."""
     folder = tmp_path_factory.mktemp("compiled")
     (folder / "made_kernels.py").write_text(KERNELS)
     (folder / "made_caller.py").write_text(CALLER)
@@ -60,12 +60,12 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(compiled: Path, tmp_path: Path) -> Path:
-    """Give a copy of that folder."""
+    """Return a copy of that folder."""
     return Path(shutil.copytree(compiled, tmp_path / "folder"))
 
 
 def python(folder: Path, code: str) -> list[str]:
-    """Run code in a process of its own, where modules in a folder are found; give the words that it prints."""
+    """Run code in a process of its own, where modules in a folder are found; return the words that it prints."""
     inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     paths = [str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(

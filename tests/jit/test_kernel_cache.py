@@ -1,4 +1,4 @@
-"""Compiled kernels are kept where nobody else can put code in their place, whatever home a user has."""
+"""Compiled kernels are cached only where no other user can replace them, whatever the home folder is."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_where_the_sources_cannot_be_written_they_are_in_the_users_cache(
 
 
 @pytest.mark.parametrize("home", ["/nonexistent", "", "relative", "a file"])
-def test_without_a_home_they_are_in_a_private_folder_and_that_is_said(
+def test_without_a_home_they_are_in_a_private_folder_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: str
 ) -> None:
     deny(tmp_path / "sources" / "__pycache__")
@@ -151,7 +151,7 @@ def test_a_folder_that_others_can_write_to_is_not_used(
         assert (kernel_cache.NAMED in found.remark) is (which in ("named", "above"))
 
 
-def test_a_name_for_temporary_files_that_somebody_has_taken_is_left_to_him(
+def test_a_temporary_folder_of_another_user_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deny(tmp_path / "sources" / "__pycache__")

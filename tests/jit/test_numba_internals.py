@@ -1,4 +1,4 @@
-"""What mpips uses of numba beyond its public names is still there, and only three modules use it."""
+"""The private names of numba that mpips uses exist, and only three modules use them."""
 
 from __future__ import annotations
 

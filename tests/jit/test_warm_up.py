@@ -1,4 +1,4 @@
-"""Kernels are compiled before the ranks start, once for each state of the files."""
+"""Kernels are compiled before the ranks start, once for each state of the source files."""
 
 from __future__ import annotations
 

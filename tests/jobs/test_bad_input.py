@@ -1,4 +1,4 @@
-"""Bad input, as its user meets it: one line that says what is wrong, where, and what would be right; exit code 2."""
+"""Bad input: one line with the problem, its place and a correct value; exit code 2."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_of_two_starts_at_once_in_one_folder_one_runs(
 
 
 @pytest.mark.ranks
-def test_worlds_of_one_rank_are_told_apart(tmp_path: Path) -> None:
+def test_worlds_of_one_rank_are_detected(tmp_path: Path) -> None:
     # What a launcher that this MPI does not know sets, and nothing that this one would look for.
     environ = {
         name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMI", "PRTE_"))

@@ -1,4 +1,4 @@
-"""The benchmarks of the data path, as whole runs."""
+"""The benchmarks of the data path, as complete runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mpips.bench.requests import _overlap, overlap
 pytestmark = [pytest.mark.ranks, pytest.mark.once]
 
 
-def test_every_cell_is_measured_beside_its_limit(tmp_path: Path, run_mpips: Callable[..., Finished]) -> None:
+def test_every_cell_is_measured_with_its_limit(tmp_path: Path, run_mpips: Callable[..., Finished]) -> None:
     report = tmp_path / "report.json"
     small = ["--quick", "--keys", "1,3000", "--layouts", "1+1,2+2", "--scattered", "--replicas", "0"]
     done = run_mpips("bench", "pushpull", *small, "--json", report, timeout=120, cwd=tmp_path)

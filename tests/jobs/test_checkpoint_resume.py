@@ -1,4 +1,4 @@
-"""Checkpoint and resume of whole jobs: the bits are those of a run that nobody disturbed."""
+"""Checkpoint and resume of complete jobs: the same bits as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made import Hooks, Made, Outcome, make, objective, optimum, run_twin, svmlight
+from synthetic import DataSet, Hooks, Outcome, make, objective, optimum, run_twin, svmlight
 
 from mpips.checkpoint import checkpoint, inspection
 from mpips.checkpoint.manifest import complete, read_manifest, step_of
@@ -22,125 +22,127 @@ EVERY = {"every": 2, "keep": 50}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return make(tmp_path_factory.mktemp("made"), "correlated")
 
 
 @pytest.fixture(scope="module")
-def written(made: Made, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+def written(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """The checkpoints of a run on 2 servers and 2 workers, and what it came to."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    return folder, run_twin(made, 2, 2, hooks=Hooks(checkpoints=folder), checkpoint=EVERY)
+    return folder, run_twin(data_set, 2, 2, hooks=Hooks(checkpoints=folder), checkpoint=EVERY)
 
 
 def resumed(
-    made: Made, path: Path, folder: Path, servers: int = 2, workers: int = 2, **tables: Any
+    data_set: DataSet, path: Path, folder: Path, servers: int = 2, workers: int = 2, **tables: Any
 ) -> Outcome:
-    return run_twin(made, servers, workers, hooks=Hooks(resume=path, checkpoints=folder), **tables)
+    return run_twin(data_set, servers, workers, hooks=Hooks(resume=path, checkpoints=folder), **tables)
 
 
-def test_writing_checkpoints_changes_nothing(made: Made, written: tuple[Path, Outcome]) -> None:
+def test_writing_checkpoints_changes_nothing(data_set: DataSet, written: tuple[Path, Outcome]) -> None:
     folder, outcome = written
-    plain = run_twin(made, 2, 2)
+    plain = run_twin(data_set, 2, 2)
     assert plain.sha == outcome.sha and plain.passes() == outcome.passes()
     steps = [step_of(path) for path in complete(folder)]
     assert steps == list(range(2, outcome.metrics["passes"], 2))
-    told = [event["step"] for event in outcome.log if event["event"] == "checkpoint"]
-    assert told == steps
+    reported = [event["step"] for event in outcome.log if event["event"] == "checkpoint"]
+    assert reported == steps
 
 
-def test_checkpoints_that_cannot_be_written_are_said(made: Made, tmp_path: Path) -> None:
+def test_checkpoints_that_cannot_be_written_are_said(data_set: DataSet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    outcome = run_twin(made, 1, 2, hooks=Hooks(checkpoints=tmp_path / "file" / "in"), checkpoint=EVERY)
-    told = [event for event in outcome.log if event["event"] == "no checkpoint"]
-    assert len(told) == len(range(2, outcome.metrics["passes"], 2))
-    assert all("Not a directory" in event["why"] for event in told)
+    outcome = run_twin(data_set, 1, 2, hooks=Hooks(checkpoints=tmp_path / "file" / "in"), checkpoint=EVERY)
+    reported = [event for event in outcome.log if event["event"] == "no checkpoint"]
+    assert len(reported) == len(range(2, outcome.metrics["passes"], 2))
+    assert all("Not a directory" in event["why"] for event in reported)
 
 
 @pytest.mark.parametrize("servers", [1, 2, 3, 5])
 def test_resume_gives_the_same_bits_on_any_number_of_servers(
-    made: Made, written: tuple[Path, Outcome], tmp_path: Path, servers: int
+    data_set: DataSet, written: tuple[Path, Outcome], tmp_path: Path, servers: int
 ) -> None:
     folder, outcome = written
     steps = complete(folder)
     for path in (steps[0], steps[len(steps) // 2], steps[-1]):
-        again = resumed(made, path, tmp_path, servers, delays=random_delays(servers, delay=0.002))
+        again = resumed(data_set, path, tmp_path, servers, delays=random_delays(servers, delay=0.002))
         assert again.sha == outcome.sha
         assert again.metrics == outcome.metrics | {"model": again.metrics["model"]}
         assert again.passes() == outcome.passes()[step_of(path) :]
         assert again.passes("pass")[0] == step_of(path) + 1
 
 
-def test_resume_from_a_resumed_run(made: Made, written: tuple[Path, Outcome], tmp_path: Path) -> None:
+def test_resume_from_a_resumed_run(data_set: DataSet, written: tuple[Path, Outcome], tmp_path: Path) -> None:
     """From 2 servers to 3 to 1: checkpoints of checkpoints, whose shards lie otherwise each time."""
     folder, outcome = written
-    second = resumed(made, complete(folder)[0], tmp_path / "a", 3, checkpoint={"every": 3, "keep": 50})
-    third = resumed(made, complete(tmp_path / "a")[1], tmp_path / "b", 1)
+    second = resumed(data_set, complete(folder)[0], tmp_path / "a", 3, checkpoint={"every": 3, "keep": 50})
+    third = resumed(data_set, complete(tmp_path / "a")[1], tmp_path / "b", 1)
     assert {second.sha, third.sha} == {outcome.sha}
 
 
 @pytest.mark.parametrize("workers", [1, 3, 4])
 def test_resume_on_other_workers_reaches_the_optimum(
-    made: Made, written: tuple[Path, Outcome], tmp_path: Path, workers: int
+    data_set: DataSet, written: tuple[Path, Outcome], tmp_path: Path, workers: int
 ) -> None:
     folder, outcome = written
     path = complete(folder)[1]
-    again = resumed(made, path, tmp_path, 3, workers)
-    weights = again.weights(made.keys)
-    assert again.metrics["objective"] <= 1.001 * optimum(made.x, made.y, 1.0)
-    assert again.metrics["objective"] == pytest.approx(objective(weights, made.x, made.y, 1.0), rel=1e-9)
+    again = resumed(data_set, path, tmp_path, 3, workers)
+    weights = again.weights(data_set.keys)
+    assert again.metrics["objective"] <= 1.001 * optimum(data_set.x, data_set.y, 1.0)
+    assert again.metrics["objective"] == pytest.approx(
+        objective(weights, data_set.x, data_set.y, 1.0), rel=1e-9
+    )
     before = outcome.passes()[step_of(path) - 1]
     assert again.passes()[0] <= before * (1 + 1e-9), "it goes on where the checkpoint was, not at 0"
 
 
 def test_a_run_that_is_asked_to_stop_goes_on_to_the_same_bits(
-    made: Made, written: tuple[Path, Outcome], tmp_path: Path
+    data_set: DataSet, written: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
     _, outcome = written
-    stopped = run_twin(made, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=5))
+    stopped = run_twin(data_set, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=5))
     assert stopped.stopped and stopped.metrics["passes"] == 5
     (path,) = complete(tmp_path)
     assert step_of(path) == 5
-    again = resumed(made, path, tmp_path, 3)
+    again = resumed(data_set, path, tmp_path, 3)
     assert not again.stopped
     assert again.sha == outcome.sha
 
 
-def test_with_delay_a_resumed_run_reaches_the_optimum(made: Made, tmp_path: Path) -> None:
+def test_with_delay_a_resumed_run_reaches_the_optimum(data_set: DataSet, tmp_path: Path) -> None:
     bounded = {"model": "bounded", "tau": 4}
     run_twin(
-        made, 2, 2, hooks=Hooks(checkpoints=tmp_path), checkpoint=EVERY, consistency=bounded,
+        data_set, 2, 2, hooks=Hooks(checkpoints=tmp_path), checkpoint=EVERY, consistency=bounded,
         delays=random_delays(3, delay=0.003, drop=0.02, duplicate=0.05),
     )  # fmt: skip
-    again = resumed(made, complete(tmp_path)[1], tmp_path / "b", 1, 3, consistency=bounded)
-    assert again.metrics["objective"] <= 1.001 * optimum(made.x, made.y, 1.0)
+    again = resumed(data_set, complete(tmp_path)[1], tmp_path / "b", 1, 3, consistency=bounded)
+    assert again.metrics["objective"] <= 1.001 * optimum(data_set.x, data_set.y, 1.0)
 
 
-def test_only_the_newest_are_kept(made: Made, tmp_path: Path) -> None:
-    outcome = run_twin(made, 2, 2, hooks=Hooks(checkpoints=tmp_path), checkpoint={"every": 1, "keep": 3})
+def test_only_the_newest_are_kept(data_set: DataSet, tmp_path: Path) -> None:
+    outcome = run_twin(data_set, 2, 2, hooks=Hooks(checkpoints=tmp_path), checkpoint={"every": 1, "keep": 3})
     last = outcome.metrics["passes"] - 1
     assert [step_of(path) for path in complete(tmp_path)] == [last - 2, last - 1, last]
     assert sorted(path.name for path in tmp_path.iterdir()) == [path.name for path in complete(tmp_path)]
 
 
-def test_a_shorter_run_keeps_its_own_beside_a_longer_one(made: Made, tmp_path: Path) -> None:
-    run_twin(made, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=6), checkpoint=EVERY)
+def test_a_shorter_run_keeps_its_checkpoints_in_a_shared_folder(data_set: DataSet, tmp_path: Path) -> None:
+    run_twin(data_set, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=6), checkpoint=EVERY)
     longer = complete(tmp_path)
     stopped = run_twin(
-        made, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=3), checkpoint={"every": 1, "keep": 2}
+        data_set, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=3), checkpoint={"every": 1, "keep": 2}
     )
-    told = [Path(event["folder"]) for event in stopped.log if event["event"] == "checkpoint"]
-    assert [step_of(path) for path in told] == [1, 2, 3]
-    assert set(complete(tmp_path)) == {*longer, *told[1:]}
+    reported = [Path(event["folder"]) for event in stopped.log if event["event"] == "checkpoint"]
+    assert [step_of(path) for path in reported] == [1, 2, 3]
+    assert set(complete(tmp_path)) == {*longer, *reported[1:]}
     assert not any(inspection.verify(path) for path in complete(tmp_path))
 
 
 def test_a_resumed_run_removes_what_it_went_on_from(
-    made: Made, written: tuple[Path, Outcome], tmp_path: Path
+    data_set: DataSet, written: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
-    run_twin(made, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=6), checkpoint=EVERY)
+    run_twin(data_set, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=6), checkpoint=EVERY)
     two, four, six = complete(tmp_path)
-    again = resumed(made, four, tmp_path, 2, checkpoint={"every": 1, "keep": 3})
+    again = resumed(data_set, four, tmp_path, 2, checkpoint={"every": 1, "keep": 3})
     assert again.sha == written[1].sha
     last = again.metrics["passes"] - 1
     assert not two.exists() and not four.exists()
@@ -149,14 +151,14 @@ def test_a_resumed_run_removes_what_it_went_on_from(
 
 
 def test_a_checkpoint_counts_though_an_old_one_cannot_be_removed(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("mpips.checkpoint.checkpoint._remove", refuse)
     done = run_twin(
-        made, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=3), checkpoint={"every": 1, "keep": 1}
+        data_set, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=3), checkpoint={"every": 1, "keep": 1}
     )
     assert [event["step"] for event in done.log if event["event"] == "checkpoint"] == [1, 2, 3]
     assert done.stopped and [step_of(path) for path in complete(tmp_path)] == [1, 2, 3]
@@ -179,9 +181,9 @@ def test_what_a_checkpoint_says(written: tuple[Path, Outcome]) -> None:
 # --- What cannot be resumed --------------------------------------------------------------------------------
 
 
-def refusal(made: Made, path: Path, folder: Path, workers: int = 2, **tables: Any) -> str:
+def refusal(data_set: DataSet, path: Path, folder: Path, workers: int = 2, **tables: Any) -> str:
     with pytest.raises(MpipsError) as caught:
-        resumed(made, path, folder, 2, workers, **tables)
+        resumed(data_set, path, folder, 2, workers, **tables)
     error = caught.value
     assert isinstance(error, CheckpointError) or (isinstance(error, RemoteError) and error.is_input)
     assert "\n" not in str(error)
@@ -195,46 +197,56 @@ def copied(source: Path, target: Path) -> Path:
     return target
 
 
-def test_a_damaged_checkpoint_is_refused(made: Made, written: tuple[Path, Outcome], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_refused(
+    data_set: DataSet, written: tuple[Path, Outcome], tmp_path: Path
+) -> None:
     source = complete(written[0])[0]
     for file in ("server-0001.h5", "worker-0000.h5", "manifest.json"):
         path = copied(source, tmp_path / file)
         raw = bytearray((path / file).read_bytes())
         raw[len(raw) // 2] ^= 0xFF
         (path / file).write_bytes(raw)
-        assert file in refusal(made, path, tmp_path / "c")
+        assert file in refusal(data_set, path, tmp_path / "c")
     path = copied(source, tmp_path / "cut")
     (path / "server-0000.h5").write_bytes((path / "server-0000.h5").read_bytes()[:-100])
-    assert "server-0000.h5" in refusal(made, path, tmp_path / "c")
+    assert "server-0000.h5" in refusal(data_set, path, tmp_path / "c")
     path = copied(source, tmp_path / "gone")
     (path / "server-0000.h5").unlink()
-    assert "server-0000.h5" in refusal(made, path, tmp_path / "c")
+    assert "server-0000.h5" in refusal(data_set, path, tmp_path / "c")
     path = copied(source, tmp_path / "torn")
     (path / "manifest.json").unlink()
-    assert "manifest" in refusal(made, path, tmp_path / "c")
-    assert str(tmp_path / "nowhere") in refusal(made, tmp_path / "nowhere", tmp_path / "c")
+    assert "manifest" in refusal(data_set, path, tmp_path / "c")
+    assert str(tmp_path / "nowhere") in refusal(data_set, tmp_path / "nowhere", tmp_path / "c")
 
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_other_data_is_refused(
-    made: Made, written: tuple[Path, Outcome], tmp_path: Path, workers: int
+    data_set: DataSet, written: tuple[Path, Outcome], tmp_path: Path, workers: int
 ) -> None:
     path = complete(written[0])[0]
     other = make(tmp_path / "fewer", "correlated", n=100)
     assert "written with training data" in refusal(other, path, tmp_path / "c", workers)
     other = make(tmp_path / "wider", "correlated", m=50)
     assert "written with training data" in refusal(other, path, tmp_path / "c", workers)
-    rows = svmlight(made.x, -made.y, made.keys)
+    rows = svmlight(data_set.x, -data_set.y, data_set.keys)
     (tmp_path / "flipped.svm").write_text(rows)
-    flipped = Made(tmp_path / "flipped.svm", made.test, made.x, -made.y, made.test_x, made.test_y, made.keys)
+    flipped = DataSet(
+        tmp_path / "flipped.svm",
+        data_set.test,
+        data_set.x,
+        -data_set.y,
+        data_set.test_x,
+        data_set.test_y,
+        data_set.keys,
+    )
     assert "written with training data" in refusal(flipped, path, tmp_path / "c", workers)
 
 
 def test_the_same_data_cut_into_other_parts_is_refused(
-    made: Made, written: tuple[Path, Outcome], tmp_path: Path
+    data_set: DataSet, written: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
     """Each worker's margins are those of its own examples; as many workers may still have others."""
-    lines = made.train.read_text().splitlines(keepends=True)
+    lines = data_set.train.read_text().splitlines(keepends=True)
     files = [tmp_path / "a.svm", tmp_path / "b.svm"]
     files[0].write_text("".join(lines[:100]))
     files[1].write_text("".join(lines[100:]))
@@ -243,20 +255,20 @@ def test_the_same_data_cut_into_other_parts_is_refused(
         run_twin(files, 2, 2, hooks=Hooks(resume=path, checkpoints=tmp_path / "c"))
     assert caught.value.is_input
     again = run_twin(files, 1, 1, hooks=Hooks(resume=path, checkpoints=tmp_path / "c"))
-    assert again.metrics["objective"] <= 1.001 * optimum(made.x, made.y, 1.0)
+    assert again.metrics["objective"] <= 1.001 * optimum(data_set.x, data_set.y, 1.0)
 
 
-def test_another_penalty_is_refused(made: Made, written: tuple[Path, Outcome], tmp_path: Path) -> None:
+def test_another_penalty_is_refused(data_set: DataSet, written: tuple[Path, Outcome], tmp_path: Path) -> None:
     path = complete(written[0])[0]
-    assert "written with l1 = 1.0, not 0.5" in refusal(made, path, tmp_path, settings={"l1": 0.5})
-    assert "algorithm = darlin, not ftrl" in refusal(made, path, tmp_path, settings={"algorithm": "ftrl"})
+    assert "written with l1 = 1.0, not 0.5" in refusal(data_set, path, tmp_path, settings={"l1": 0.5})
+    assert "algorithm = darlin, not ftrl" in refusal(data_set, path, tmp_path, settings={"algorithm": "ftrl"})
 
 
 def test_another_setting_of_an_update_is_refused_and_of_the_program_is_told(
-    made: Made, tmp_path: Path
+    data_set: DataSet, tmp_path: Path
 ) -> None:
 
-    run_twin(made, 1, 1, hooks=Hooks(checkpoints=tmp_path, stop_after=2))
+    run_twin(data_set, 1, 1, hooks=Hooks(checkpoints=tmp_path, stop_after=2))
     (path,) = complete(tmp_path)
     about = read_manifest(path)["about"]
     about["facts"] = {}
@@ -277,23 +289,23 @@ def test_another_setting_of_an_update_is_refused_and_of_the_program_is_told(
     assert changed_settings(path, about, specs, Job()) == []
 
 
-def test_another_program_is_refused(written: tuple[Path, Outcome], made: Made, tmp_path: Path) -> None:
+def test_another_program_is_refused(written: tuple[Path, Outcome], data_set: DataSet, tmp_path: Path) -> None:
     path = copied(complete(written[0])[0], tmp_path / "other")
     manifest = read_manifest(path)
     files = [entry for entry in manifest["files"] if entry["kind"] != "view"]
     checkpoint.commit(path, files, manifest["about"] | {"program": "lda"})
-    assert "is of program 'lda', not 'sparse_lr'" in refusal(made, path, tmp_path / "c")
+    assert "is of program 'lda', not 'sparse_lr'" in refusal(data_set, path, tmp_path / "c")
 
 
 # --- Whole runs --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def job(made: Made, tmp_path: Path) -> Path:
+def job(data_set: DataSet, tmp_path: Path) -> Path:
     path = tmp_path / "job.toml"
     path.write_text(
         f'[job]\nprogram = "sparse_lr"\nname = "made"\n[layout]\nservers = 2\nworkers = 2\n'
-        f'[data]\ntrain = "{made.train}"\n'
+        f'[data]\ntrain = "{data_set.train}"\n'
     )
     return path
 

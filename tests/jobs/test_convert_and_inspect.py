@@ -1,4 +1,4 @@
-"""`mpips convert` and `mpips inspect` around a job: what was converted trains to the same bits."""
+"""`mpips convert` and `mpips inspect` with a job: converted data train to the same bits."""
 
 from __future__ import annotations
 
@@ -10,33 +10,37 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from made import Hooks, Made, make, run_twin
+from synthetic import DataSet, Hooks, make, run_twin
 
 from mpips.checkpoint.manifest import complete, step_of
 from mpips.cli.main import main
 
 
 @pytest.fixture(scope="module", params=["binary", "real"])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def data_set(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return make(tmp_path_factory.mktemp("made"), request.param)
 
 
 @pytest.mark.parametrize("target", ["train.h5", "again.svm", "again.svm.gz", "again.svm.xz"])
 @pytest.mark.parametrize("algorithm", ["darlin", "ftrl"])
 def test_what_was_converted_trains_to_the_same_bits(
-    made: Made, tmp_path: Path, target: str, algorithm: str, capsys: pytest.CaptureFixture[str]
+    data_set: DataSet, tmp_path: Path, target: str, algorithm: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["convert", str(made.train), str(tmp_path / target)]) == 0
+    assert main(["convert", str(data_set.train), str(tmp_path / target)]) == 0
     assert "200 examples" in capsys.readouterr().out
     settings = {"algorithm": algorithm}
-    plain = run_twin(made.train, 1, 3, settings=settings)
+    plain = run_twin(data_set.train, 1, 3, settings=settings)
     assert run_twin(tmp_path / target, 2, 3, settings=settings).sha == plain.sha
 
 
-def test_there_and_back(made: Made, tmp_path: Path) -> None:
-    for source, target in ((made.train, "a.h5"), (tmp_path / "a.h5", "b.svm"), (tmp_path / "b.svm", "c.h5")):
+def test_there_and_back(data_set: DataSet, tmp_path: Path) -> None:
+    for source, target in (
+        (data_set.train, "a.h5"),
+        (tmp_path / "a.h5", "b.svm"),
+        (tmp_path / "b.svm", "c.h5"),
+    ):
         assert main(["convert", str(source), str(tmp_path / target)]) == 0
-    assert run_twin(tmp_path / "c.h5", 2, 2).sha == run_twin(made.train, 2, 2).sha
+    assert run_twin(tmp_path / "c.h5", 2, 2).sha == run_twin(data_set.train, 2, 2).sha
 
 
 def test_columns_are_hashed_once(tmp_path: Path) -> None:
@@ -50,8 +54,8 @@ def test_columns_are_hashed_once(tmp_path: Path) -> None:
     assert len(plain.keys) > 10
 
 
-def test_inspect(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = run_twin(made, 3, 2, hooks=Hooks(checkpoints=tmp_path), checkpoint={"every": 3, "keep": 9})
+def test_inspect(data_set: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run_twin(data_set, 3, 2, hooks=Hooks(checkpoints=tmp_path), checkpoint={"every": 3, "keep": 9})
     path = complete(tmp_path)[-1]
     assert main(["inspect", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -64,9 +68,9 @@ def test_inspect(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert outcome.metrics["passes"] > 3
 
 
-def test_a_checkpoint_reads_with_nothing_but_h5py(made: Made, tmp_path: Path) -> None:
+def test_a_checkpoint_reads_with_nothing_but_h5py(data_set: DataSet, tmp_path: Path) -> None:
     """The view shows w of all shards as one: the weights, when the checkpoint is that of the last pass but one."""
-    stopped = run_twin(made, 3, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=3))
+    stopped = run_twin(data_set, 3, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=3))
     (path,) = complete(tmp_path)
     with h5py.File(path / "parameters.h5") as file:
         keys, values = file["w/keys"][()], file["w/values"][()]
@@ -78,8 +82,8 @@ def test_a_checkpoint_reads_with_nothing_but_h5py(made: Made, tmp_path: Path) ->
 @pytest.mark.ranks
 @pytest.mark.once
 def test_convert_run_and_inspect_as_commands(tmp_path: Path, run_mpips: Callable[..., Any]) -> None:
-    made = make(tmp_path / "data", "real")
-    assert run_mpips("convert", made.train, "train.h5", cwd=tmp_path).code == 0
+    data_set = make(tmp_path / "data", "real")
+    assert run_mpips("convert", data_set.train, "train.h5", cwd=tmp_path).code == 0
     (tmp_path / "job.toml").write_text(
         '[job]\nprogram = "sparse_lr"\n[layout]\nservers = 2\nworkers = 2\n[data]\ntrain = "train.h5"\n'
         '[checkpoint]\nevery = 4\ndirectory = "kept"\n'
@@ -87,7 +91,7 @@ def test_convert_run_and_inspect_as_commands(tmp_path: Path, run_mpips: Callable
     done = run_mpips("run", "job.toml", "--run-dir", "run", cwd=tmp_path)
     assert done.code == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["parameters_sha256"] == run_twin(made.train, 1, 2).sha
+    assert result["parameters_sha256"] == run_twin(data_set.train, 1, 2).sha
     shown = run_mpips("inspect", complete(tmp_path / "kept")[-1])
     assert shown.code == 0 and "shards 2, worker states 2" in shown.stdout
     bad = run_mpips("inspect", tmp_path / "data")

@@ -1,4 +1,4 @@
-"""Checkpoints whose manifest has a right hash and a state of another form: one line says what is wrong."""
+"""Checkpoints whose manifest has a correct hash but an invalid state: one line names the problem."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint.test_damaged_checkpoints import rewrite
-from made import Hooks, make, run_twin
+from synthetic import Hooks, make, run_twin
 
 from mpips.checkpoint.manifest import complete, read_manifest
 from mpips.errors import CheckpointError
@@ -21,15 +21,15 @@ MISSING = object()
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Resume]]:
-    """A checkpoint of each job, and how a run goes on from one, or begins."""
+    """A checkpoint of each job, and how a run continues from one, or begins."""
     place = tmp_path_factory.mktemp("sound")
-    made = make(place / "made", "real")
+    data_set = make(place / "made", "real")
     documents = place / "train.ldac"
     rng = np.random.default_rng(1)
     documents.write_text("".join(f"2 {rng.integers(0, 9)}:1 {rng.integers(9, 20)}:2\n" for _ in range(40)))
     ways: dict[str, tuple[Any, dict[str, Any]]] = {
-        "darlin": (made.train, {}),
-        "ftrl": (made.train, {"settings": {"algorithm": "ftrl", "batch": 16, "passes": 3}}),
+        "darlin": (data_set.train, {}),
+        "ftrl": (data_set.train, {"settings": {"algorithm": "ftrl", "batch": 16, "passes": 3}}),
         "lda": (documents, {"program": "lda", "settings": {"topics": 3, "sweeps": 2}}),
         "sketch": (
             [],

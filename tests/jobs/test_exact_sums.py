@@ -1,4 +1,4 @@
-"""[layout] exact_sums: the same bits for any number of workers and servers, whoever dies, and a clear no elsewhere."""
+"""[layout] exact_sums: the same bits for any number of workers and servers, also if ranks die; else an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import patience
-from made import Hooks, Made, Outcome, job_of, make, objective, optimum, run_twin, svmlight
+from synthetic import DataSet, Hooks, Outcome, job_of, make, objective, optimum, run_twin, svmlight
 
 from mpips.checkpoint import loading
 from mpips.checkpoint.manifest import complete
@@ -29,11 +29,11 @@ LAYOUTS = [(1, 1), (2, 1), (3, 2), (1, 3), (3, 3), (2, 5)]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], DataSet]:
     """Data by kind; "mixed": every other example, so all that one of two workers has, is of ones only."""
     folder = tmp_path_factory.mktemp("made")
 
-    def mixed() -> Made:
+    def mixed() -> DataSet:
         data = make(folder / "mixed", "real", n=121, m=24)
         data.x[::2] = data.x[::2] != 0.0
         data.train.write_text(svmlight(data.x, data.y, data.keys))
@@ -47,25 +47,27 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
 def facts(outcome: Any) -> tuple[Any, ...]:
     """What may not differ between two runs: parameters, every pass, the metrics."""
     passes = [event for event in outcome.log if event["event"] == "pass"]
-    told = [
+    observed = [
         {name: each[name] for name in ("objective", "theta", "nonzeros", "active", "blocks")}
         for each in passes
     ]
-    return outcome.sha, json.dumps(told), *({**outcome.metrics, "model": ""}.items())
+    return outcome.sha, json.dumps(observed), *({**outcome.metrics, "model": ""}.items())
 
 
 @pytest.fixture(scope="module")
-def plain(made: Callable[[str], Made]) -> Callable[[str], Outcome]:
-    """Give an undisturbed run on data of a kind."""
-    return cache(lambda kind: run_twin(made(kind), layout=EXACT))
+def plain(data_set: Callable[[str], DataSet]) -> Callable[[str], Outcome]:
+    """Return an undisturbed run on data of a kind."""
+    return cache(lambda kind: run_twin(data_set(kind), layout=EXACT))
 
 
 # --- The same bits ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["binary", "mixed"])
-def test_the_same_bits_for_any_number_of_workers_and_servers(made: Callable[[str], Made], kind: str) -> None:
-    data = made(kind)
+def test_the_same_bits_for_any_number_of_workers_and_servers(
+    data_set: Callable[[str], DataSet], kind: str
+) -> None:
+    data = data_set(kind)
     outcomes = [
         run_twin(data, servers, workers, layout=EXACT, delays=random_delays(at, delay=0.002), seed=at)
         for at, (servers, workers) in enumerate(LAYOUTS)
@@ -90,26 +92,26 @@ def test_the_same_bits_for_any_number_of_workers_and_servers(made: Callable[[str
     ],
 )  # fmt: skip
 def test_the_same_bits_with_other_settings(
-    made: Callable[[str], Made], kind: str, more: dict[str, Any]
+    data_set: Callable[[str], DataSet], kind: str, more: dict[str, Any]
 ) -> None:
-    data = made(kind)
+    data = data_set(kind)
     one, four = (run_twin(data, workers % 3, workers, layout=EXACT, **more) for workers in (1, 5))
     assert facts(one) == facts(four)
     l1 = more.get("settings", {}).get("l1", 1.0)
     assert one.metrics["objective"] <= 1.001 * optimum(data.x, data.y, l1)
 
 
-def test_without_it_the_number_of_workers_shows(made: Callable[[str], Made]) -> None:
+def test_without_it_the_number_of_workers_shows(data_set: Callable[[str], DataSet]) -> None:
     """So that the tests above mean something."""
-    assert len({run_twin(made("mixed"), 1, workers).sha for workers in (1, 2, 3)}) == 3
+    assert len({run_twin(data_set("mixed"), 1, workers).sha for workers in (1, 2, 3)}) == 3
 
 
 def test_blocks_are_cut_alike_where_there_are_too_many_features_to_name_all(
-    made: Callable[[str], Made], monkeypatch: pytest.MonkeyPatch
+    data_set: Callable[[str], DataSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exact_darlin, "SAMPLE", 8)
     one, three = (
-        run_twin(made("binary"), 1, workers, layout=EXACT, settings={"blocks": 3}) for workers in (1, 3)
+        run_twin(data_set("binary"), 1, workers, layout=EXACT, settings={"blocks": 3}) for workers in (1, 3)
     )
     assert facts(one) == facts(three)
     assert set(one.passes("blocks")) & {2, 3}
@@ -118,11 +120,11 @@ def test_blocks_are_cut_alike_where_there_are_too_many_features_to_name_all(
 # --- Workers that are lost, join, leave ------------------------------------------------------------------------------
 
 
-def posted(data: Made, servers: int, workers: int, **network: Any) -> int:
+def posted(data: DataSet, servers: int, workers: int, **network: Any) -> int:
     """Count the messages of a run."""
-    told: dict[str, Any] = {}
-    run_twin(data, servers, workers, layout=EXACT, network={**network, "told": told})
-    return int(told["network"].posted)
+    observed: dict[str, Any] = {}
+    run_twin(data, servers, workers, layout=EXACT, network={**network, "observed": observed})
+    return int(observed["network"].posted)
 
 
 def changes(outcome: Outcome) -> int:
@@ -132,10 +134,10 @@ def changes(outcome: Outcome) -> int:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_worker_is_lost_at_any_instant_to_the_same_bits(
-    made: Callable[[str], Made], plain: Callable[[str], Outcome], seed: int
+    data_set: Callable[[str], DataSet], plain: Callable[[str], Outcome], seed: int
 ) -> None:
     kind, rng = ["binary", "mixed", "correlated"][seed % 3], random.Random(seed)
-    data = made(kind)
+    data = data_set(kind)
     servers, workers, spares = rng.randint(1, 3), rng.randint(2, 4), rng.randint(0, 1)
     instant = rng.randrange(posted(data, servers, workers, spares=spares))
     fault = Fault("kill", 1 + servers + rng.randrange(workers), after_messages=instant)
@@ -150,7 +152,7 @@ PHASES = ("start", "reset", "dual", "mix", "model", "losses", "weigh")
 
 
 @pytest.fixture(scope="module")
-def instants(made: Callable[[str], Made]) -> dict[str, list[int]]:
+def instants(data_set: Callable[[str], DataSet]) -> dict[str, list[int]]:
     """Give, for each function of a worker, how many messages had been sent when it was called."""
     found: dict[str, list[int]] = {name: [] for name in PHASES}
 
@@ -166,13 +168,13 @@ def instants(made: Callable[[str], Made]) -> dict[str, list[int]]:
     with pytest.MonkeyPatch.context() as patch:
         for name in PHASES:
             patch.setattr(Worker, name, watched(name))
-        run_twin(made("binary"), 2, 3, layout=EXACT)
+        run_twin(data_set("binary"), 2, 3, layout=EXACT)
     return found
 
 
 @pytest.mark.parametrize("function", PHASES)
 def test_one_is_lost_in_any_phase_to_the_same_bits(
-    made: Callable[[str], Made],
+    data_set: Callable[[str], DataSet],
     plain: Callable[[str], Outcome],
     instants: dict[str, list[int]],
     function: str,
@@ -181,15 +183,15 @@ def test_one_is_lost_in_any_phase_to_the_same_bits(
     instant = instants[function][len(instants[function]) // 2]
     for after in (instant + 1, instant + 3, instant + 6):
         network = {"faults": [Fault("kill", 4, after_messages=after)]}
-        outcome = run_twin(made("binary"), 2, 3, layout=EXACT, network=network)
+        outcome = run_twin(data_set("binary"), 2, 3, layout=EXACT, network=network)
         assert facts(outcome) == facts(plain("binary"))
         assert changes(outcome) == 1
 
 
 def test_all_but_one_are_lost_one_joins_one_leaves_and_a_server_dies(
-    made: Callable[[str], Made], plain: Callable[[str], Outcome]
+    data_set: Callable[[str], DataSet], plain: Callable[[str], Outcome]
 ) -> None:
-    data = made("mixed")
+    data = data_set("mixed")
     network: dict[str, Any] = {"spares": 1, "replicas": 1}
     whole = posted(data, 3, 4, **network)
     network["faults"] = [
@@ -197,8 +199,8 @@ def test_all_but_one_are_lost_one_joins_one_leaves_and_a_server_dies(
         for rank, share in ((5, 2), (2, 3), (7, 5), (4, 7))
     ]
 
-    def on_event(cluster: Cluster, name: str, told: dict[str, Any]) -> None:
-        if name == "pass" and told["pass"] == 3:
+    def on_event(cluster: Cluster, name: str, observed: dict[str, Any]) -> None:
+        if name == "pass" and observed["pass"] == 3:
             cluster.orders.leaving.add(6)
 
     outcome = run_twin(data, 3, 4, layout=EXACT, network=network, hooks=Hooks(on_event=on_event))
@@ -206,8 +208,10 @@ def test_all_but_one_are_lost_one_joins_one_leaves_and_a_server_dies(
     assert facts(outcome) == facts(plain("mixed"))
 
 
-def test_the_scheduler_and_a_worker_die(made: Callable[[str], Made], plain: Callable[[str], Outcome]) -> None:
-    data = made("binary")
+def test_the_scheduler_and_a_worker_die(
+    data_set: Callable[[str], DataSet], plain: Callable[[str], Outcome]
+) -> None:
+    data = data_set("binary")
     network: dict[str, Any] = {"schedulers": 2, "replicas": 1}
     whole = posted(data, 2, 2, **network)
     network["faults"] = [
@@ -223,13 +227,13 @@ def test_the_scheduler_and_a_worker_die(made: Callable[[str], Made], plain: Call
 
 @pytest.mark.parametrize("servers,workers", [(1, 1), (3, 2), (2, 4)])
 def test_a_run_resumes_on_other_numbers_to_the_same_bits(
-    made: Callable[[str], Made],
+    data_set: Callable[[str], DataSet],
     plain: Callable[[str], Outcome],
     tmp_path: Path,
     servers: int,
     workers: int,
 ) -> None:
-    data, whole = made("mixed"), plain("mixed")
+    data, whole = data_set("mixed"), plain("mixed")
     for after in (2, 5):
         hooks = Hooks(checkpoints=tmp_path, stop_after=after)
         stopped = run_twin(data, 2, 2, layout=EXACT, hooks=hooks)
@@ -242,12 +246,14 @@ def test_a_run_resumes_on_other_numbers_to_the_same_bits(
         assert again.metrics["gap"] == whole.metrics["gap"]
 
 
-def test_a_checkpoint_is_of_the_one_kind_or_the_other(made: Callable[[str], Made], tmp_path: Path) -> None:
+def test_a_checkpoint_is_of_the_one_kind_or_the_other(
+    data_set: Callable[[str], DataSet], tmp_path: Path
+) -> None:
     for number, layout in enumerate(({}, EXACT)):
         folder, other = tmp_path / str(number), EXACT if not layout else {}
-        run_twin(made("binary"), layout=layout, hooks=Hooks(checkpoints=folder, stop_after=2))
+        run_twin(data_set("binary"), layout=layout, hooks=Hooks(checkpoints=folder, stop_after=2))
         with pytest.raises(CheckpointError, match=f"exact_sums = {bool(layout)}, not {bool(other)}"):
-            run_twin(made("binary"), layout=other, hooks=Hooks(resume=complete(folder)[-1]))
+            run_twin(data_set("binary"), layout=other, hooks=Hooks(resume=complete(folder)[-1]))
 
 
 # --- Kernels ---------------------------------------------------------------------------------------------------------
@@ -264,7 +270,7 @@ def parts_of(seed: int, ones: bool, parts: int) -> tuple[Any, list[ExactBlocks]]
     radius = (10.0 ** rng.uniform(-2, 0.5, m)).astype(np.float32)
     w = rng.normal(size=m)
     of = rng.integers(0, parts, n)
-    made: list[ExactBlocks] = []
+    data_set: list[ExactBlocks] = []
     for part in range(parts):
         rows = [np.flatnonzero(row) for row in x[of == part]]
         at = np.concatenate([np.zeros(0, int), *rows])
@@ -282,10 +288,10 @@ def parts_of(seed: int, ones: bool, parts: int) -> tuple[Any, list[ExactBlocks]]
         blocks.state[:, kernels.ODDS] = np.exp(margins[of == part])
         blocks.radius[:] = radius[blocks.keys.astype(int)]
         blocks.w[:] = w[blocks.keys.astype(int)]
-        made.append(blocks)
-    for blocks in made:
-        blocks.set_totals(ones, max(each.facts()["largest"] for each in made), n)
-    return x.astype(float), made
+        data_set.append(blocks)
+    for blocks in data_set:
+        blocks.set_totals(ones, max(each.facts()["largest"] for each in data_set), n)
+    return x.astype(float), data_set
 
 
 def summed(width: int, m: int, parts: list[ExactBlocks], give: Callable[[ExactBlocks], Any]) -> Any:
@@ -300,9 +306,9 @@ def summed(width: int, m: int, parts: list[ExactBlocks], give: Callable[[ExactBl
 def test_sums_of_features_are_exact_in_any_parts_and_near_the_truth(seed: int, ones: bool) -> None:
     results = []
     for parts in (1, 2, 5):
-        x, made = parts_of(seed, ones, parts)
+        x, data_set = parts_of(seed, ones, parts)
         m = x.shape[1]
-        rows = summed(2 if ones else 10, m, made, lambda blocks: blocks.sums(0, len(blocks.keys), ones))
+        rows = summed(2 if ones else 10, m, data_set, lambda blocks: blocks.sums(0, len(blocks.keys), ones))
         sums = exact_kernels.start_sums(rows)
         sizes, squares = np.abs(x).sum(0), (x * x).sum(0)
         assert np.array_equal(sums[:, 0], np.count_nonzero(x, axis=0))
@@ -311,7 +317,7 @@ def test_sums_of_features_are_exact_in_any_parts_and_near_the_truth(seed: int, o
         bounds = exact_kernels.bounds_of(sums)
         assert (sizes < 2.0 ** bounds[:, 0]).all() and (2.0 ** bounds[:, 0] <= 2.001 * sizes).all()
         assert (squares < 2.0 ** bounds[:, 1]).all() and (2.0 ** bounds[:, 1] <= 2.001 * squares).all()
-        for blocks in made:
+        for blocks in data_set:
             blocks.bounds[:] = 2.0 ** bounds[blocks.keys.astype(int)]
 
         def gradient(blocks: ExactBlocks) -> Any:
@@ -329,14 +335,14 @@ def test_sums_of_features_are_exact_in_any_parts_and_near_the_truth(seed: int, o
             )
             return out
 
-        rows = summed(2, m, made, gradient)
-        full = summed(1, m, made, lambda blocks: blocks.full_gradient(np.arange(len(blocks.keys))))
+        rows = summed(2, m, data_set, gradient)
+        full = summed(1, m, data_set, lambda blocks: blocks.full_gradient(np.arange(len(blocks.keys))))
         assert full[:, 0] == pytest.approx(rows[:, 0], abs=0, rel=1e-9)
         if parts == 1:
-            state = made[0].state
+            state = data_set[0].state
             truth = -x.T @ (state[:, kernels.LABEL] / (1.0 + state[:, kernels.ODDS]))
             assert (np.abs(rows[:, 0] - truth) <= len(x) * 2.0**-50 * sizes).all()
-            assert rows == pytest.approx(plain(made[0]), rel=1e-5, abs=1e-6 * sizes.max())
+            assert rows == pytest.approx(plain(data_set[0]), rel=1e-5, abs=1e-6 * sizes.max())
         results.append((rows.tobytes(), full.tobytes(), sums.tobytes()))
     assert len(set(results)) == 1
 
@@ -417,10 +423,10 @@ def test_a_sketch_of_given_parts_is_the_same_for_any_number_of_workers(
 @pytest.mark.ranks
 @pytest.mark.once
 def test_whole_runs(
-    made: Callable[[str], Made], tmp_path: Path, run_mpips: Callable[..., Any], starter: Any
+    data_set: Callable[[str], DataSet], tmp_path: Path, run_mpips: Callable[..., Any], starter: Any
 ) -> None:
     """Servers and workers give the twin's bits; so do they where a worker is killed and MPI survives it."""
-    data = made("mixed")
+    data = data_set("mixed")
     job = tmp_path / "job.toml"
     job.write_text(
         '[job]\nprogram = "sparse_lr"\n[layout]\nexact_sums = true\nservers = 2\nworkers = 3\n'

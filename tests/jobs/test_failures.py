@@ -1,4 +1,4 @@
-"""A rank that fails, in any role, at any phase, in any manner, ends the run everywhere within seconds.
+"""A rank that fails, in any role, phase and manner, ends the run on all ranks within seconds.
 
 `Started.finish` fails a test whose command leaves a process behind, or does not end.
 """
@@ -185,7 +185,7 @@ def test_a_rank_that_just_leaves_takes_the_run_with_it(
 
 
 def started(start_mpips: Callable[..., Started], folder: Path, *more: str, **values: Any) -> Started:
-    """Start an endless job; give it once it is training."""
+    """Start an endless job; return it once it is training."""
     up = folder / "up"
     run = start_mpips("run", JOB, "--run-dir", folder / "run", *sets(rounds=0, up=up, **values), *more)
     run.wait_for(up.exists)
@@ -289,7 +289,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(start: Callable[..., Started]
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Give a file system of 32 kB."""
+    """Return a file system of 32 kB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", folder]

@@ -1,4 +1,4 @@
-"""Whole jobs with filters: what is held back survives a checkpoint, and a filter that a rank lacks is named."""
+"""Complete jobs with filters: held rows survive a checkpoint, and a filter that a rank lacks is named."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def job(tmp_path: Path) -> Path:
     return tmp_path / "job.toml"
 
 
-def told(done: Any, folder: Path) -> dict[str, Any]:
+def reported(done: Any, folder: Path) -> dict[str, Any]:
     assert done.code == 0, done.stderr
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return result
@@ -33,11 +33,11 @@ def told(done: Any, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.ranks
 @pytest.mark.once
-def test_what_is_held_back_survives_a_checkpoint(job: Path, run_mpips: Callable[..., Any]) -> None:
+def test_held_rows_survive_a_checkpoint(job: Path, run_mpips: Callable[..., Any]) -> None:
     first, second = job.parent / "first", job.parent / "second"
     sizes = ("--servers", "2", "--workers", "3")
     steps = ("--set", "held.steps=2", "--set", "held.flush=false", "--set", "checkpoint.every=2")
-    begun = told(run_mpips("run", job, "--run-dir", first, *sizes, *steps), first)
+    begun = reported(run_mpips("run", job, "--run-dir", first, *sizes, *steps), first)
     assert begun["metrics"]["held"] == begun["metrics"]["wrong"] > 100
     traffic = begun["traffic"]
     assert set(traffic["per_filter"]) == {"significant", "scaled", "zstd", "zeros", "lz4", "key_caching"}
@@ -46,7 +46,7 @@ def test_what_is_held_back_survives_a_checkpoint(job: Path, run_mpips: Callable[
     again = run_mpips(
         "run", job, "--run-dir", second, "--servers", "3", "--workers", "2", "--resume", "latest"
     )
-    assert told(again, second)["metrics"]["wrong"] == 0
+    assert reported(again, second)["metrics"]["wrong"] == 0
 
 
 @pytest.mark.ranks

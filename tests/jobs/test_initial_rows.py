@@ -1,4 +1,4 @@
-"""Initial values over MPI, where compiled code answers requests: every read has them, on any layout."""
+"""Initial values over MPI, with compiled requests: every read returns them, on any layout."""
 
 from __future__ import annotations
 

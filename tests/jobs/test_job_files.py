@@ -1,4 +1,4 @@
-"""The job files of the project's own applications run to their end, with results that are worth having."""
+"""The job files of this project run to their end, with good results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs of lda on the in-memory twin: the same bits in every layout, exact counts whoever is lost."""
+"""Complete runs of lda on the in-memory twin: the same bits on every layout, exact counts if ranks are lost."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made import job_of
 from scipy.special import gammaln
 from simulated import simulate
+from synthetic import job_of
 
 from mpips.checkpoint.manifest import complete
 from mpips.config.program import load_program
@@ -30,7 +30,7 @@ TOPICS, WORDS, DOCUMENTS, LENGTH = 6, 60, 400, 25
 
 @dataclass
 class Run:
-    """What came of a job: its counts, and the topics that the workers say their tokens have."""
+    """The outcome of a job: its counts, and the topics of the workers' tokens."""
 
     metrics: dict[str, Any] = field(default_factory=dict)
     sha: str = ""
@@ -76,7 +76,7 @@ def run(
     settings: dict[str, Any] | None = None,
     **tables: dict[str, Any],
 ) -> Run:
-    out, told = Run(), dict[str, Any]()
+    out, observed = Run(), dict[str, Any]()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         own = {"topics": TOPICS, "sweeps": 12, **(settings or {})}
@@ -109,9 +109,9 @@ def run(
         (folder / "run").mkdir()
         simulate(
             schedule, loaded.worker, servers=servers, workers=workers, spares=spares, replicas=replicas, job=job,
-            folder=folder / "run", faults=faults, delays=delays, told=told,
+            folder=folder / "run", faults=faults, delays=delays, observed=observed,
         )  # fmt: skip
-    out.posted = told["network"].posted
+    out.posted = observed["network"].posted
     return out
 
 

@@ -1,4 +1,4 @@
-"""Documents of every format come back whole, from every part and block, and what is wrong is told with its line."""
+"""Readers of documents: all formats, parts and blocks give the same documents, and errors name the line."""
 
 from __future__ import annotations
 
@@ -311,7 +311,9 @@ def test_a_vocabulary_gives_words_and_limits(tmp_path: Path) -> None:
         ("news", "A:1 word\n", "text"),
     ],
 )
-def test_the_format_is_told_by_name_then_contents(tmp_path: Path, name: str, text: str, kind: str) -> None:
+def test_the_format_is_determined_by_name_then_contents(
+    tmp_path: Path, name: str, text: str, kind: str
+) -> None:
     (tmp_path / name).write_text(text)
     assert format_of(str(tmp_path / name)) == kind
 
@@ -369,9 +371,7 @@ BAD: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "text", "said"), BAD)
-def test_what_is_wrong_is_told_by_every_part_with_its_line(
-    tmp_path: Path, name: str, text: str, said: str
-) -> None:
+def test_every_part_reports_an_error_with_its_line(tmp_path: Path, name: str, text: str, said: str) -> None:
     path = tmp_path / name
     path.write_text(text)
     for part in range(2):

@@ -1,4 +1,4 @@
-"""Likelihoods, perplexity, coherence, top words and models, each beside the formula written out in numpy."""
+"""Likelihoods, perplexity, coherence, top words and models, compared with the formulas in numpy."""
 
 from __future__ import annotations
 
@@ -323,7 +323,7 @@ def test_the_picture_has_the_largest_topics_first(tmp_path: Path) -> None:
     draw(tmp_path / "none.svg", top, np.zeros(3, np.int64), None)
 
 
-def test_what_is_no_model(model: Path, tmp_path: Path) -> None:
+def test_invalid_model_files(model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no model\.h5; a run writes it when it completes"):
         load_model(tmp_path)
     with h5py.File(model / "model.h5", "a") as file:
@@ -372,7 +372,9 @@ def test_the_command_asks_the_program(
         assert code == 2 and "has no function `infer`" in said.err
 
 
-def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_refuses_folders_that_are_not_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.txt").write_text("text")
     for path, said in (
         (tmp_path, "is not a run's folder"),

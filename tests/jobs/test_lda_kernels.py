@@ -1,4 +1,4 @@
-"""The samplers against the exact conditional, and what must hold of them whatever they draw."""
+"""The samplers, compared with the exact conditional distribution, and their invariants."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_pairs_of_64_bits_draw_the_same() -> None:
 
 @settings(max_examples=30)
 @given(corpora(), st.integers(1, 40), st.integers(0, 99))
-def test_what_documents_say_of_alpha(corpus: tuple[Block, int], topics: int, seed: int) -> None:
+def test_document_terms_of_alpha(corpus: tuple[Block, int], topics: int, seed: int) -> None:
     from scipy.special import gammaln, psi
 
     block, vocabulary = corpus

@@ -1,4 +1,4 @@
-"""The online learners, against plain NumPy over the same mini-batches, and on hashed, skipped and uneven data."""
+"""The online learners, compared with plain NumPy on the same mini-batches; hashed, skipped and uneven data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made import F8, Hooks, Made, Outcome, make, objective, run_twin, svmlight
+from synthetic import F8, DataSet, Hooks, Outcome, make, objective, run_twin, svmlight
 
 from mpips.checkpoint.manifest import complete
 from mpips.data import DataSpec, read, text
@@ -22,11 +22,11 @@ SETTINGS: dict[str, Any] = {"batch": 13, "passes": 2, "alpha": 0.3, "beta": 0.7,
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return make(tmp_path_factory.mktemp("made"), "real")
 
 
-def batches(data: Made, workers: int) -> Iterator[list[np.ndarray]]:
+def batches(data: DataSet, workers: int) -> Iterator[list[np.ndarray]]:
     """The examples of each step: a mini-batch of every worker, whose part is every `workers`th example."""
     parts = [np.arange(len(data.y))[worker::workers] for worker in range(workers)]
     size = SETTINGS["batch"]
@@ -38,7 +38,7 @@ def soft(z: F8, by: float) -> F8:
     return np.sign(z) * np.maximum(np.abs(z) - by, 0.0)
 
 
-def learnt(data: Made, algorithm: str, workers: int = 1) -> F8:
+def learnt(data: DataSet, algorithm: str, workers: int = 1) -> F8:
     """Learn the plain way. Only keys that a mini-batch names are updated."""
     rate, beta, l1, l2 = (SETTINGS[name] for name in ("alpha", "beta", "l1", "l2"))
     w, n, z = (np.zeros(len(data.keys)) for _ in range(3))
@@ -64,25 +64,25 @@ def learnt(data: Made, algorithm: str, workers: int = 1) -> F8:
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_same_as_plain_numpy(made: Made, algorithm: str, workers: int) -> None:
-    outcome = run_twin(made, 2, workers, settings={"algorithm": algorithm, **SETTINGS})
-    expected = learnt(made, algorithm, workers)
-    weights = outcome.weights(made.keys)
+def test_the_same_as_plain_numpy(data_set: DataSet, algorithm: str, workers: int) -> None:
+    outcome = run_twin(data_set, 2, workers, settings={"algorithm": algorithm, **SETTINGS})
+    expected = learnt(data_set, algorithm, workers)
+    weights = outcome.weights(data_set.keys)
     assert np.abs(weights - expected).max() < 1e-9
     assert np.abs(expected).max() > 0.1
     metrics = outcome.metrics
-    assert metrics["objective"] == pytest.approx(objective(weights, made.x, made.y, 0.4), rel=1e-9)
+    assert metrics["objective"] == pytest.approx(objective(weights, data_set.x, data_set.y, 0.4), rel=1e-9)
     assert metrics["nonzeros"] == np.count_nonzero(weights) and metrics["passes"] == 2
-    assert outcome.passes("examples") == [len(made.y)] * 2
-    margins = made.test_y * (made.test_x @ weights)
+    assert outcome.passes("examples") == [len(data_set.y)] * 2
+    margins = data_set.test_y * (data_set.test_x @ weights)
     assert metrics["logloss"] == pytest.approx(np.logaddexp(0.0, -margins).mean(), rel=1e-9)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_same_bits_for_any_number_of_servers(made: Made, algorithm: str) -> None:
+def test_the_same_bits_for_any_number_of_servers(data_set: DataSet, algorithm: str) -> None:
     shas = {
         run_twin(
-            made, servers, 2, delays=random_delays(servers, delay=0.01, drop=0.05, duplicate=0.05), seed=servers,
+            data_set, servers, 2, delays=random_delays(servers, delay=0.01, drop=0.05, duplicate=0.05), seed=servers,
             settings={"algorithm": algorithm, **SETTINGS},
         ).sha
         for servers in (1, 2, 3, 5)
@@ -100,23 +100,25 @@ def test_the_same_bits_for_any_number_of_servers(made: Made, algorithm: str) -> 
     ],
 )
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_with_delay_it_learns_all_the_same(made: Made, algorithm: str, consistency: dict[str, Any]) -> None:
+def test_with_delay_it_learns_all_the_same(
+    data_set: DataSet, algorithm: str, consistency: dict[str, Any]
+) -> None:
     settings = {"algorithm": algorithm, "batch": 10, "passes": 10, "l1": 0.1, "alpha": 0.5}
-    plain = run_twin(made, 1, 3, settings=settings)
+    plain = run_twin(data_set, 1, 3, settings=settings)
     outcome = run_twin(
-        made, 2, 3, consistency=consistency, delays=random_delays(1, delay=0.02, drop=0.05, duplicate=0.1),
+        data_set, 2, 3, consistency=consistency, delays=random_delays(1, delay=0.02, drop=0.05, duplicate=0.1),
         settings=settings,
     )  # fmt: skip
     losses = outcome.passes("mean loss")
     assert losses[-1] < losses[0] < 1.1 * np.log(2.0)
     assert outcome.metrics["objective"] < 1.1 * plain.metrics["objective"]
     assert outcome.metrics["logloss"] < plain.metrics["logloss"] + 0.05
-    assert outcome.passes("examples") == [len(made.y)] * 10
+    assert outcome.passes("examples") == [len(data_set.y)] * 10
 
 
 @pytest.mark.parametrize("pull_tau,push_tau", [(0, 4), (1, 4), (4, 0)])
 def test_pulls_and_pushes_wait_for_what_their_own_delay_says(
-    made: Made, monkeypatch: pytest.MonkeyPatch, pull_tau: int, push_tau: int
+    data_set: DataSet, monkeypatch: pytest.MonkeyPatch, pull_tau: int, push_tau: int
 ) -> None:
     issued: dict[int, list[Any]] = {}
     most = {"pull": 0, "push": 0}
@@ -141,18 +143,18 @@ def test_pulls_and_pushes_wait_for_what_their_own_delay_says(
     monkeypatch.setattr(Vector, "pull", watched_pull)
     consistency = {"model": "bounded", "tau": 2, "pull_tau": pull_tau, "push_tau": push_tau}
     run_twin(
-        made, 2, 2, consistency=consistency, delays=random_delays(2, delay=0.05),
+        data_set, 2, 2, consistency=consistency, delays=random_delays(2, delay=0.05),
         settings={"algorithm": "sgd", "batch": 5},
     )  # fmt: skip
     assert most["pull"] <= pull_tau and most["push"] <= push_tau
     assert most["pull"] + most["push"] > 0, "nothing was ever under way"
 
 
-def test_a_pull_of_no_delay_sees_the_push_before_it(made: Made) -> None:
+def test_a_pull_of_no_delay_sees_the_push_before_it(data_set: DataSet) -> None:
     """One worker whose pulls wait for all pushes: the sequential result, however late pushes may be."""
     plain, other = (
         run_twin(
-            made, 2, 1, consistency=consistency, delays=random_delays(5, delay=0.02),
+            data_set, 2, 1, consistency=consistency, delays=random_delays(5, delay=0.02),
             settings={"algorithm": "ftrl", **SETTINGS},
         )
         for consistency in ({}, {"model": "bounded", "tau": 5, "pull_tau": 0})
@@ -162,13 +164,13 @@ def test_a_pull_of_no_delay_sees_the_push_before_it(made: Made) -> None:
 
 @pytest.mark.parametrize("consistency", [{}, {"model": "bounded", "tau": 2}])
 def test_workers_with_unequal_numbers_of_batches(
-    made: Made, tmp_path: Path, consistency: dict[str, Any]
+    data_set: DataSet, tmp_path: Path, consistency: dict[str, Any]
 ) -> None:
     """Three files for two workers, of 150, 10 and 40 examples: 190 against 10 examples."""
     files = []
     for name, rows in (("a", slice(0, 150)), ("b", slice(150, 160)), ("c", slice(160, 200))):
         files.append(tmp_path / f"{name}.svm")
-        files[-1].write_text(svmlight(made.x[rows], made.y[rows], made.keys))
+        files[-1].write_text(svmlight(data_set.x[rows], data_set.y[rows], data_set.keys))
     settings = {"algorithm": "ftrl", "batch": 4, "passes": 2}
     outcome = run_twin(files, 2, 2, consistency=consistency, settings=settings)
     assert outcome.passes("examples") == [200, 200]
@@ -250,16 +252,18 @@ def test_test_keys_never_seen_in_training_weigh_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["ftrl", "darlin"])
-def test_hdf5(made: Made, tmp_path: Path, algorithm: str) -> None:
+def test_hdf5(data_set: DataSet, tmp_path: Path, algorithm: str) -> None:
     packed = tmp_path / "train.h5"
-    convert([str(made.train)], str(packed), DataSpec())
+    convert([str(data_set.train)], str(packed), DataSpec())
     settings = {"algorithm": algorithm}
-    assert run_twin(packed, 2, 2, settings=settings).sha == run_twin(made.train, 2, 2, settings=settings).sha
+    assert (
+        run_twin(packed, 2, 2, settings=settings).sha == run_twin(data_set.train, 2, 2, settings=settings).sha
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["ftrl", "sgd", "darlin"])
-def test_bad_lines_are_skipped_and_counted(made: Made, tmp_path: Path, algorithm: str) -> None:
-    lines = made.train.read_text().splitlines()
+def test_bad_lines_are_skipped_and_counted(data_set: DataSet, tmp_path: Path, algorithm: str) -> None:
+    lines = data_set.train.read_text().splitlines()
     good = tmp_path / "good.svm"
     good.write_text("\n".join(lines[:120]) + "\n")
     bad = tmp_path / "bad.svm"
@@ -302,33 +306,40 @@ def test_what_is_met_in_columns_is_said_once(tmp_path: Path, algorithm: str) -> 
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_resume_gives_the_same_bits(made: Made, tmp_path: Path, algorithm: str) -> None:
+def test_resume_gives_the_same_bits(data_set: DataSet, tmp_path: Path, algorithm: str) -> None:
     settings = {"algorithm": algorithm, **SETTINGS, "passes": 4}
     whole = run_twin(
-        made, 2, 2, settings=settings, checkpoint={"every": 1, "keep": 9}, hooks=Hooks(checkpoints=tmp_path)
+        data_set,
+        2,
+        2,
+        settings=settings,
+        checkpoint={"every": 1, "keep": 9},
+        hooks=Hooks(checkpoints=tmp_path),
     )
     steps = complete(tmp_path)
     assert len(steps) == 3
     for servers, path in ((1, steps[0]), (3, steps[1]), (2, steps[2])):
-        again = run_twin(made, servers, 2, settings=settings, hooks=Hooks(resume=path))
+        again = run_twin(data_set, servers, 2, settings=settings, hooks=Hooks(resume=path))
         assert again.sha == whole.sha
         assert again.metrics == whole.metrics | {"model": again.metrics["model"]}
         assert again.passes("mean loss") == whole.passes("mean loss")[-len(again.passes()) :]
 
 
-def test_a_run_that_is_stopped_within_a_pass_goes_on_to_the_same_bits(made: Made, tmp_path: Path) -> None:
+def test_a_run_that_is_stopped_within_a_pass_goes_on_to_the_same_bits(
+    data_set: DataSet, tmp_path: Path
+) -> None:
     settings = {"algorithm": "ftrl", "batch": 2}  # 50 mini-batches of each worker
-    whole = run_twin(made, 1, 2, settings=settings)
+    whole = run_twin(data_set, 1, 2, settings=settings)
 
-    stopped = run_twin(made, 2, 2, settings=settings, hooks=Hooks(checkpoints=tmp_path, stop_within=2))
+    stopped = run_twin(data_set, 2, 2, settings=settings, hooks=Hooks(checkpoints=tmp_path, stop_within=2))
     assert stopped.stopped and stopped.metrics["examples"] == 2 * 2 * 2 * 16
     assert stopped.passes() == []
     (path,) = complete(tmp_path)
-    again = run_twin(made, 3, 2, settings=settings, hooks=Hooks(resume=path))
+    again = run_twin(data_set, 3, 2, settings=settings, hooks=Hooks(resume=path))
     assert again.sha == whole.sha
-    assert again.metrics["examples"] == len(made.y) and len(again.passes()) == 1
-    other: Outcome = run_twin(made, 1, 3, settings=settings, hooks=Hooks(resume=path))
-    assert other.metrics["examples"] == len(made.y)
+    assert again.metrics["examples"] == len(data_set.y) and len(again.passes()) == 1
+    other: Outcome = run_twin(data_set, 1, 3, settings=settings, hooks=Hooks(resume=path))
+    assert other.metrics["examples"] == len(data_set.y)
     assert other.metrics["objective"] < 1.05 * whole.metrics["objective"]
 
 
@@ -340,22 +351,24 @@ def test_a_run_that_is_stopped_within_a_pass_goes_on_to_the_same_bits(made: Made
         ({"batch": 4}, "batch = 2, not 4"),
     ],
 )
-def test_other_settings_are_refused(made: Made, tmp_path: Path, change: dict[str, Any], text: str) -> None:
+def test_other_settings_are_refused(
+    data_set: DataSet, tmp_path: Path, change: dict[str, Any], text: str
+) -> None:
     settings = {"algorithm": "ftrl", "batch": 2}
-    run_twin(made, 1, 1, settings=settings, hooks=Hooks(checkpoints=tmp_path, stop_within=1))
+    run_twin(data_set, 1, 1, settings=settings, hooks=Hooks(checkpoints=tmp_path, stop_within=1))
     (path,) = complete(tmp_path)
     with pytest.raises(Exception, match=text):
-        run_twin(made, 1, 1, settings=settings | change, hooks=Hooks(resume=path))
+        run_twin(data_set, 1, 1, settings=settings | change, hooks=Hooks(resume=path))
 
 
 @pytest.mark.parametrize("consistency", [{}, {"model": "bounded", "tau": 3}])
 def test_small_gradients_that_are_held_back_are_pushed_in_the_end(
-    made: Made, consistency: dict[str, Any]
+    data_set: DataSet, consistency: dict[str, Any]
 ) -> None:
     settings = {"algorithm": "sgd", "batch": 10, "passes": 2, "l1": 0.0, "alpha": 0.1}
     never = {"push": [{"name": "significant", "threshold": 1e6}]}
-    outcome = run_twin(made, 2, 2, settings=settings, consistency=consistency, filters=never)
-    assert outcome.metrics["nonzeros"] == len(made.keys), "by the flush alone"
+    outcome = run_twin(data_set, 2, 2, settings=settings, consistency=consistency, filters=never)
+    assert outcome.metrics["nonzeros"] == len(data_set.keys), "by the flush alone"
     assert outcome.passes("mean loss")[0] == pytest.approx(np.log(2.0)), (
         "no step before the first pass was over"
     )

@@ -1,4 +1,4 @@
-"""A program of the user's own, beside the job file: its update, its call, its kernels, its consistency model."""
+"""A user's program beside the job file: its update, server function, kernels and consistency model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made import run_twin
+from synthetic import run_twin
 
 from mpips.config.job_file import load
 from mpips.errors import JobError, RemoteError

@@ -1,4 +1,4 @@
-"""Requests that are answered by compiled code, while servers join, leave and are killed: sums are exact."""
+"""Requests that compiled code answers, while servers join, leave and are killed: sums are exact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where whole runs come from and how they end, as their folders and checkpoints say it."""
+"""The provenance of complete runs and how they ended, in their folders and checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The jobs that come with mpips, recorded while nobody waits for anybody and ranks die, and done again to the bit."""
+"""The jobs that come with mpips, recorded asynchronously while ranks die, and replayed to the same bits."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from conftest import TinyData, patience
-from made import job_of
 from simulated import simulate
+from synthetic import job_of
 
 from mpips.config.program import load_program
 from mpips.replay.history import read_history
@@ -48,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def run(name: str, data: dict[str, Path], folder: Path, **how: Any) -> dict[str, str]:
-    """Run a job on the twin; give what its vectors are in the end."""
+    """Run a job on the twin; return what its vectors are in the end."""
     program = "sparse_lr" if name in ("darlin", "ftrl") else name
     tables = {"job": {"program": program}, "layout": {"hand_over": name == "ftrl"}, **JOBS[name]}
     if program in data:
@@ -118,6 +118,6 @@ def test_the_command_does_a_run_again(
     path = next(record.glob("worker-*.bin"))
     path.write_bytes(path.read_bytes()[:-8])
     torn = run_mpips("reproduce", tmp_path / "first")
-    assert (torn.code, "cut short" in torn.last_line) == (2, True)
+    assert (torn.code, "truncated" in torn.last_line) == (2, True)
     tiny = run_mpips("reproduce", tmp_path / "again")
     assert (tiny.code, "was not recorded" in tiny.last_line) == (2, True)

@@ -1,4 +1,4 @@
-"""Values of any scale, and data with little in it: the optimum, or one line that says why not."""
+"""Values of any scale, and data with little information: the optimum, or one line with the reason why not."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made import F8, Made, Outcome, objective, run_twin, svmlight
+from synthetic import F8, DataSet, Outcome, objective, run_twin, svmlight
 
 from mpips.jobs.sparse_lr import evaluate, kernels
 
 KEYS = np.arange(1, 7, dtype=np.uint64)
 
 
-def scaled(folder: Path, scale: Any, n: int = 80) -> tuple[Made, F8]:
-    """Make six features of about 1, times `scale`; give them, and what they were multiplied by."""
+def scaled(folder: Path, scale: Any, n: int = 80) -> tuple[DataSet, F8]:
+    """Make six features of about 1, times `scale`; return them, and what they were multiplied by."""
     rng = np.random.default_rng(0)
     scale = np.broadcast_to(np.asarray(scale, float), (6,))
     x = rng.normal(size=(n, 6)) * (rng.random((n, 6)) < 0.5)
@@ -23,10 +23,10 @@ def scaled(folder: Path, scale: Any, n: int = 80) -> tuple[Made, F8]:
     x = (x * scale).astype(np.float32).astype(float)
     path = folder / "scaled.svm"
     path.write_text(svmlight(x, y, KEYS))
-    return Made(path, path, x, y, x, y, KEYS), scale
+    return DataSet(path, path, x, y, x, y, KEYS), scale
 
 
-def optimum(data: Made, scale: F8, l1: float) -> float:
+def optimum(data: DataSet, scale: F8, l1: float) -> float:
     """F by SciPy in float64, over weights of features of about 1, each with a penalty of its own."""
     from scipy.optimize import minimize
 
@@ -70,7 +70,7 @@ def test_the_optimum_at_any_scale(tmp_path: Path, scale: Any, l1: float) -> None
 
 
 def test_rows_of_wide_data_survive_the_loss_of_a_worker_and_a_resume(tmp_path: Path) -> None:
-    from made import Hooks
+    from synthetic import Hooks
 
     from mpips.checkpoint.manifest import complete
     from mpips.transport.network_faults import Fault
@@ -127,9 +127,7 @@ def test_ordinary_data_is_not_wide() -> None:
 
 @pytest.mark.parametrize("algorithm", ["ftrl", "adagrad", "sgd"])
 @pytest.mark.parametrize(("scale", "alpha"), [(1e19, 0.1), (3e37, 1e6), (1.0, 1e6), (MIXED, 0.1)])
-def test_online_learners_say_that_they_diverged(
-    tmp_path: Path, algorithm: str, scale: Any, alpha: float
-) -> None:
+def test_online_learners_report_divergence(tmp_path: Path, algorithm: str, scale: Any, alpha: float) -> None:
     data, _ = scaled(tmp_path, scale)
     settings = {"algorithm": algorithm, "alpha": alpha, "batch": 10, "passes": 2}
     with pytest.raises(
@@ -175,7 +173,7 @@ def test_a_feature_with_one_value_far_beyond_its_others_is_solved_or_said(tmp_pa
         x[3, 0] = -outlier * y[3]
         path = tmp_path / f"{outlier:g}.svm"
         path.write_text(svmlight(x, y, KEYS))
-        data = Made(path, path, x, y, x, y, KEYS)
+        data = DataSet(path, path, x, y, x, y, KEYS)
         metrics = run_twin(data, 1, 1, settings={"l1": 0.1}).metrics
         said = evaluate.summary(metrics, 0.0)
         assert ("nothing proves that it is near the optimum" in said) == (outlier == 1e8), said

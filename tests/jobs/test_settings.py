@@ -1,4 +1,4 @@
-"""Numbers of the jobs' tables that make no sense are refused when the job file is read, by its line."""
+"""Invalid numbers in the jobs' tables are refused when the job file is read, with their line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole sketch jobs: counts are exact whatever dies, and results are what plain Python counts."""
+"""Complete sketch jobs: counts are exact whatever dies, and results equal those of plain Python."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Finished
-from made import job_of
 from simulated import simulate
+from synthetic import job_of
 
 from mpips.checkpoint.manifest import complete, read_manifest
 from mpips.cli.main import main
@@ -36,7 +36,7 @@ ZIPF = {**SKETCH, "zipf": 1.2, "items": 3001, "keys": 400, "batch": 150}
 
 @dataclass
 class Run:
-    """What came of a job on the twin."""
+    """The outcome of a job on the twin."""
 
     metrics: dict[str, Any] = field(default_factory=dict)
     table: np.ndarray = field(default_factory=lambda: np.empty(0))
@@ -61,8 +61,8 @@ def run(
     keep: Path | None = None,
     **tables: dict[str, Any],
 ) -> Run:
-    """Run a job in this process, in fake time; `layout` and keyword arguments are tables of the job file."""
-    out, told = Run(), dict[str, Any]()
+    """Run a job in this process, in simulated time; `layout` and keyword arguments are tables of the job file."""
+    out, observed = Run(), dict[str, Any]()
     layout = {"servers": 2, "workers": 2, **(layout or {})}
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep or Path(temporary)
@@ -101,9 +101,9 @@ def run(
         counts = {name: layout[name] for name in ("spares", "schedulers") if name in layout}
         simulate(
             schedule, loaded.worker, servers=layout["servers"], workers=layout["workers"], **counts, job=job,
-            folder=folder / "run", faults=faults, delays=delays, seed=seed, replicas=replicas, told=told,
+            folder=folder / "run", faults=faults, delays=delays, seed=seed, replicas=replicas, observed=observed,
         )  # fmt: skip
-    out.posted = told["network"].posted
+    out.posted = observed["network"].posted
     return out
 
 
@@ -192,7 +192,7 @@ def test_a_worker_that_wakes_up_after_it_was_given_up_counts_nothing_twice(plain
     is_the_same(run(faults=[fault], layout={"spares": 1}, seed=case, sketch=ZIPF), plain)
 
 
-def test_what_is_pushed_again_is_left_out(plain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_pushes_are_ignored(plain: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker dies after its pushes, before the scheduler knows of them: its successor pushes the same again."""
     from mpips.jobs.sketch.worker import Worker
 

@@ -1,4 +1,4 @@
-"""The sketch's kernels, sources and estimates, against plain Python."""
+"""The sketch's kernels, sources and estimates, compared with plain Python."""
 
 from __future__ import annotations
 
@@ -353,7 +353,7 @@ def test_columns_that_cannot_be_are_refused(tmp_path: Path, spec: Any, error: An
         ({"column": 0, "header": True}, ["key\na\n"], ["a"]),
     ],
 )
-def test_what_is_no_key(tmp_path: Path, spec: Any, texts: list[str], keys: list[str]) -> None:
+def test_invalid_keys(tmp_path: Path, spec: Any, texts: list[str], keys: list[str]) -> None:
     names = [str(tmp_path / f"{at}.tsv") for at in range(len(texts))]
     for name, text in zip(names, texts, strict=True):
         Path(name).write_bytes(text.encode())

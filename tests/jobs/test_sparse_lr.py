@@ -1,4 +1,4 @@
-"""Sparse logistic regression as a whole: LIBLINEAR is the judge, and the layout must not show in the bits."""
+"""Complete runs of sparse logistic regression: LIBLINEAR's optimum, and the same bits on any layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made import Made, Outcome, make, objective, optimum, run_twin, svmlight
+from synthetic import DataSet, Outcome, make, objective, optimum, run_twin, svmlight
 
 from mpips.cluster.usage import Savings
 from mpips.jobs.sparse_lr import control, proximal
@@ -27,13 +27,13 @@ KINDS = ["binary", "real", "correlated", "unnormalised", "duplicates"]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], DataSet]:
     folder = tmp_path_factory.mktemp("made")
     sets = {kind: make(folder / kind, kind) for kind in KINDS}
     return sets.__getitem__
 
 
-def check(outcome: Outcome, data: Made, l1: float, best: float) -> None:
+def check(outcome: Outcome, data: DataSet, l1: float, best: float) -> None:
     """The promises of any run: the optimum, a falling objective, and metrics that the model bears out."""
     metrics, weights = outcome.metrics, outcome.weights(data.keys)
     assert metrics["objective"] <= 1.001 * best
@@ -61,8 +61,8 @@ def judged(scores: Any, labels: Any) -> dict[str, float]:
 
 @pytest.mark.parametrize("l1", [0.1, 1.0, 10.0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_optimum_of_liblinear(made: Callable[[str], Made], kind: str, l1: float) -> None:
-    data = made(kind)
+def test_the_optimum_of_liblinear(data_set: Callable[[str], DataSet], kind: str, l1: float) -> None:
+    data = data_set(kind)
     best = optimum(data.x, data.y, l1)
     at = KINDS.index(kind) + int(np.log10(l1))
     for servers, workers, consistency in (LAYOUTS[at % 5], LAYOUTS[(at + 2) % 5]):
@@ -71,9 +71,9 @@ def test_the_optimum_of_liblinear(made: Callable[[str], Made], kind: str, l1: fl
 
 @pytest.mark.parametrize("servers,workers,consistency", LAYOUTS)
 def test_the_optimum_of_liblinear_in_every_layout(
-    made: Callable[[str], Made], servers: int, workers: int, consistency: dict[str, Any]
+    data_set: Callable[[str], DataSet], servers: int, workers: int, consistency: dict[str, Any]
 ) -> None:
-    data = made("real")
+    data = data_set("real")
     outcome = run_twin(
         data,
         servers,
@@ -85,14 +85,14 @@ def test_the_optimum_of_liblinear_in_every_layout(
 
 
 @pytest.mark.parametrize("blocks", [1, 7, 200])
-def test_the_optimum_with_any_number_of_blocks(made: Callable[[str], Made], blocks: int) -> None:
-    data = made("correlated")
+def test_the_optimum_with_any_number_of_blocks(data_set: Callable[[str], DataSet], blocks: int) -> None:
+    data = data_set("correlated")
     outcome = run_twin(data, 2, 2, consistency=BOUNDED, settings={"l1": 3.0, "blocks": blocks})
     check(outcome, data, 3.0, optimum(data.x, data.y, 3.0))
 
 
-def test_no_feature_is_wanted_at_a_heavy_penalty(made: Callable[[str], Made]) -> None:
-    data = made("real")
+def test_no_feature_is_wanted_at_a_heavy_penalty(data_set: Callable[[str], DataSet]) -> None:
+    data = data_set("real")
     outcome = run_twin(data, 2, 2, settings={"l1": 1e6})
     assert outcome.metrics["objective"] == pytest.approx(len(data.y) * np.log(2.0), rel=1e-12)
     assert outcome.metrics["nonzeros"] == len(outcome.keys) == 0
@@ -122,10 +122,10 @@ def test_no_mixture_is_made_of_rounding_errors(tmp_path: Path) -> None:
     assert len(control.propose(model, sizes, 1.0, before=10.0, noise=1e3).mixtures) == 2
 
 
-def test_a_limit_of_passes(made: Callable[[str], Made]) -> None:
-    outcome = run_twin(made("real"), 2, 2, settings={"passes": 3})
+def test_a_limit_of_passes(data_set: Callable[[str], DataSet]) -> None:
+    outcome = run_twin(data_set("real"), 2, 2, settings={"passes": 3})
     assert outcome.metrics["passes"] == 3
-    data = made("real")
+    data = data_set("real")
     assert outcome.metrics["objective"] == pytest.approx(
         objective(outcome.weights(data.keys), data.x, data.y, 1.0), rel=1e-9
     )
@@ -164,9 +164,9 @@ def test_keys_of_the_test_data_that_training_never_saw_weigh_nothing(tmp_path: P
 
 @pytest.mark.parametrize("kind,workers", [("binary", 2), ("unnormalised", 1), ("correlated", 3)])
 def test_without_the_filter_every_pass_visits_all_features(
-    made: Callable[[str], Made], kind: str, workers: int
+    data_set: Callable[[str], DataSet], kind: str, workers: int
 ) -> None:
-    data = made(kind)
+    data = data_set(kind)
     outcomes = [run_twin(data, servers, workers, settings={"kkt": False}) for servers in (1, 3)]
     for outcome in outcomes:
         check(outcome, data, 1.0, optimum(data.x, data.y, 1.0))
@@ -191,10 +191,10 @@ def spy_on_lists(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int]]]
 
 
 def test_without_the_filter_the_lists_of_keys_are_the_same_in_every_pass(
-    made: Callable[[str], Made], monkeypatch: pytest.MonkeyPatch
+    data_set: Callable[[str], DataSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = spy_on_lists(monkeypatch)
-    outcome = run_twin(made("binary"), 2, 1, settings={"kkt": False, "blocks": 4})
+    outcome = run_twin(data_set("binary"), 2, 1, settings={"kkt": False, "blocks": 4})
     assert set(outcome.passes("blocks")) == {4}
     lists = {tuple(keys) for _, keys in seen}
     assert len(lists) == 4
@@ -202,18 +202,18 @@ def test_without_the_filter_the_lists_of_keys_are_the_same_in_every_pass(
 
 
 def test_the_share_that_is_filtered_is_of_what_a_pass_might_push(
-    made: Callable[[str], Made], monkeypatch: pytest.MonkeyPatch
+    data_set: Callable[[str], DataSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, seen = made("unnormalised"), spy_on_lists(monkeypatch)
-    told: list[tuple[str, str, int, int]] = []
-    monkeypatch.setattr(Savings, "add", lambda self, *facts: told.append(facts))
+    data, seen = data_set("unnormalised"), spy_on_lists(monkeypatch)
+    reported: list[tuple[str, str, int, int]] = []
+    monkeypatch.setattr(Savings, "add", lambda self, *facts: reported.append(facts))
     outcome = run_twin(data, 2, 1, settings={"l1": 10.0, "blocks": 3})
     blocks, m = outcome.passes("blocks"), len(data.keys)
     pushed = [len(keys) for _, keys in seen]
     per_pass = [sum(pushed[sum(blocks[:i]) : sum(blocks[: i + 1])]) for i in range(len(blocks))]
     assert outcome.passes("filtered") == pytest.approx([1.0 - n / m for n in per_pass])
     assert outcome.passes("filtered")[-1] > 0.3
-    assert told == [("kkt", role, 16 * m, 16 * n) for n in per_pass for role in ("worker", "server")]
+    assert reported == [("kkt", role, 16 * m, 16 * n) for n in per_pass for role in ("worker", "server")]
 
 
 ROUNDING = [{"name": "fixed_point", "bytes": 1, "least": 0}, {"name": "zstd", "least": 0}]
@@ -222,24 +222,24 @@ LOSSLESS = [{"name": "zeros", "least": 0}, {"name": "lz4", "least": 0}]
 
 @pytest.mark.parametrize("kind,workers", [("binary", 2), ("real", 3), ("correlated", 1)])
 def test_rounding_filters_find_the_optimum_and_do_not_feign_a_better_one(
-    made: Callable[[str], Made], kind: str, workers: int
+    data_set: Callable[[str], DataSet], kind: str, workers: int
 ) -> None:
-    data, filters = made(kind), {"push": ROUNDING, "pull": ROUNDING}
+    data, filters = data_set(kind), {"push": ROUNDING, "pull": ROUNDING}
     outcome = run_twin(data, 2, workers, filters=filters)
     weights, best = outcome.weights(data.keys), optimum(data.x, data.y, 1.0)
     assert outcome.metrics["objective"] == pytest.approx(objective(weights, data.x, data.y, 1.0), rel=1e-9)
     assert outcome.metrics["objective"] <= 1.005 * best
 
 
-def test_lossless_filters_change_no_bit(made: Callable[[str], Made]) -> None:
+def test_lossless_filters_change_no_bit(data_set: Callable[[str], DataSet]) -> None:
     filters = {"push": LOSSLESS, "pull": LOSSLESS}
-    plain, filtered = (run_twin(made("real"), 2, 2, **more) for more in ({}, {"filters": filters}))
+    plain, filtered = (run_twin(data_set("real"), 2, 2, **more) for more in ({}, {"filters": filters}))
     assert plain.sha == filtered.sha
     assert plain.passes() == filtered.passes()
 
 
-def test_a_run_ends_at_its_target(made: Callable[[str], Made]) -> None:
-    data = made("real")
+def test_a_run_ends_at_its_target(data_set: Callable[[str], DataSet]) -> None:
+    data = data_set("real")
     best = optimum(data.x, data.y, 1.0)
     outcome = run_twin(data, 1, 2, settings={"target": 1.05 * best})
     *before, last = outcome.passes()
@@ -247,9 +247,9 @@ def test_a_run_ends_at_its_target(made: Callable[[str], Made]) -> None:
 
 
 def test_the_traffic_of_training_is_told_apart_from_that_of_the_evaluation(
-    made: Callable[[str], Made],
+    data_set: Callable[[str], DataSet],
 ) -> None:
-    (trained,) = [event for event in run_twin(made("real"), 2, 2).log if event["event"] == "trained"]
+    (trained,) = [event for event in run_twin(data_set("real"), 2, 2).log if event["event"] == "trained"]
     assert trained["traffic"]["worker_sent"] > 0 and trained["traffic"]["server_sent"] > 0
 
 
@@ -259,7 +259,7 @@ def test_the_traffic_of_training_is_told_apart_from_that_of_the_evaluation(
 @pytest.mark.parametrize("kind", ["binary", "correlated"])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_same_bits_for_any_number_of_servers(
-    made: Callable[[str], Made], kind: str, workers: int
+    data_set: Callable[[str], DataSet], kind: str, workers: int
 ) -> None:
     fates = [
         {},
@@ -268,7 +268,7 @@ def test_the_same_bits_for_any_number_of_servers(
         {},
     ]
     outcomes = [
-        run_twin(made(kind), servers, workers, seed=servers, consistency=SEQUENTIAL, **delays)
+        run_twin(data_set(kind), servers, workers, seed=servers, consistency=SEQUENTIAL, **delays)
         for servers, delays in zip((1, 2, 3, 5), fates, strict=True)
     ]
     assert len({outcome.sha for outcome in outcomes}) == 1
@@ -284,22 +284,22 @@ def test_the_same_bits_for_any_number_of_servers(
     virtual=st.sampled_from([0, 1, 5]),
 )  # fmt: skip
 def test_the_same_bits_under_any_network(
-    made: Callable[[str], Made], servers: int, network: int, lossy: bool, spelling: Any, virtual: int
+    data_set: Callable[[str], DataSet], servers: int, network: int, lossy: bool, spelling: Any, virtual: int
 ) -> None:
     chance = 0.05 if lossy else 0.0
     delays = random_delays(network, delay=0.003, drop=chance, duplicate=chance)
     ring = {"virtual_servers": virtual}
-    one = run_twin(made("duplicates"), 1, 2)
+    one = run_twin(data_set("duplicates"), 1, 2)
     other = run_twin(
-        made("duplicates"), servers, 2, delays=delays, seed=network, consistency=spelling, ring=ring
+        data_set("duplicates"), servers, 2, delays=delays, seed=network, consistency=spelling, ring=ring
     )
     assert one.sha == other.sha
     assert one.passes() == other.passes()
 
 
-def test_the_seed_and_the_number_of_workers_show(made: Callable[[str], Made]) -> None:
+def test_the_seed_and_the_number_of_workers_show(data_set: Callable[[str], DataSet]) -> None:
     shas = {
-        run_twin(made("real"), 1, workers, job={"seed": s}).sha for workers, s in [(1, 0), (1, 1), (2, 0)]
+        run_twin(data_set("real"), 1, workers, job={"seed": s}).sha for workers, s in [(1, 0), (1, 1), (2, 0)]
     }
     assert len(shas) == 3
 
@@ -355,10 +355,10 @@ def test_a_feature_that_was_dropped_too_early_comes_back(
 
 
 def test_a_feature_dropped_during_the_passes_comes_back(
-    made: Callable[[str], Made], monkeypatch: pytest.MonkeyPatch
+    data_set: Callable[[str], DataSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every feature but the first ten is thrown out by force in the first pass; the reset finds them again."""
-    data = made("real")
+    data = data_set("real")
     prox_step = proximal.server_kernels.prox_step
     victims: set[int] = set()
 
@@ -384,9 +384,11 @@ def test_a_feature_dropped_during_the_passes_comes_back(
 
 
 @pytest.mark.ranks
-def test_whole_runs(made: Callable[[str], Made], tmp_path: Path, run_mpips: Callable[..., Any]) -> None:
+def test_whole_runs(
+    data_set: Callable[[str], DataSet], tmp_path: Path, run_mpips: Callable[..., Any]
+) -> None:
     """Servers 1 and 3 give the same bits, which are those of the twin."""
-    data = made("binary")
+    data = data_set("binary")
     job = tmp_path / "job.toml"
     job.write_text(f'[job]\nprogram = "sparse_lr"\n[data]\ntrain = "{data.train}"\ntest = "{data.test}"\n')
     shas = set()
@@ -417,9 +419,9 @@ def test_whole_runs(made: Callable[[str], Made], tmp_path: Path, run_mpips: Call
     ["consistency.tau=4", pytest.param('consistency.model="eventual"', marks=pytest.mark.once)],
 )
 def test_a_whole_run_with_delay(
-    made: Callable[[str], Made], tmp_path: Path, run_mpips: Callable[..., Any], consistency: str
+    data_set: Callable[[str], DataSet], tmp_path: Path, run_mpips: Callable[..., Any], consistency: str
 ) -> None:
-    data = made("real")
+    data = data_set("real")
     job = tmp_path / "job.toml"
     job.write_text(f'[job]\nprogram = "sparse_lr"\n[data]\ntrain = "{data.train}"\n')
     done = run_mpips(

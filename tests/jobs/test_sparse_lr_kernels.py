@@ -1,4 +1,4 @@
-"""The kernels against plain NumPy, the bound against its promise, the whole method against LIBLINEAR."""
+"""The kernels compared with plain NumPy, the bound with the exact loss, the whole method with LIBLINEAR."""
 
 from __future__ import annotations
 
@@ -399,13 +399,13 @@ def report_of(before: float, after: float) -> control.PassReport:
 
 
 def test_after_a_pass_that_raised_f_rows_are_exact_for_longer_each_time() -> None:
-    steering, told = control.start(100.0), []
+    steering, reported = control.start(100.0), []
     for after in (101.0, 99.0, 101.0, 98.0, 97.0, 101.0, 101.0, 101.0, 101.0, 101.0, 96.0, 95.0):
         report = report_of(steering.objectives[-1], after)
         steering, _ = control.next_pass(steering, report, 1e-9, 100)
-        told.append((steering.exact, steering.patience))
+        reported.append((steering.exact, steering.patience))
     # A pass that has failed although its rows were exact says nothing about rounding.
-    assert told == [
+    assert reported == [
         (1, 2),
         (0, 2),
         (2, 4),

@@ -1,4 +1,4 @@
-"""Jobs that are asked to stop after training: the model is written, and the resumed run evaluates the same weights."""
+"""Jobs that are asked to stop after training: the model is written; the resumed run evaluates the same weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Finished, Started
-from made import Hooks, Outcome, make, run_twin
+from synthetic import Hooks, Outcome, make, run_twin
 
 from mpips.config.program import load_program
 from mpips.scheduler import stopping
@@ -30,7 +30,7 @@ LAST = {"darlin": "auc", "ftrl": "auc", "lda": "perplexity", "sketch": "distinct
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Outcome]:
     """Run a job, with `workers` and further settings."""
-    made = make(tmp_path / "made", "real")
+    data_set = make(tmp_path / "made", "real")
     documents = tmp_path / "train.ldac"
     documents.write_text("".join(f"2 {at % 9}:1 {9 + at % 11}:2\n" for at in range(40)))
 
@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Callable[..., Outcome]:
         tables["settings"] = tables["settings"] | more
         if job == "lda":
             return run_twin(documents, 1, workers, test=documents, hooks=hooks, **tables)
-        return run_twin([] if job == "sketch" else made, 1, workers, hooks=hooks, **tables)
+        return run_twin([] if job == "sketch" else data_set, 1, workers, hooks=hooks, **tables)
 
     return go
 

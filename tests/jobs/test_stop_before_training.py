@@ -1,4 +1,4 @@
-"""A run that is asked to stop while it reads its data: it ends, with nothing trained, and is started again.
+"""A run that is asked to stop while it reads its data ends untrained, and can be started again.
 
 The data takes minutes to read, so that no test depends on the machine's speed.
 """

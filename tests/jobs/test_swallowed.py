@@ -1,4 +1,4 @@
-"""Runs of a user's own program: what fails in it is told with its line, whether it waits for it or not."""
+"""Failed requests of a user's program are reported with their line, whether it waits for them or not."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_push_that_fails_and_that_nobody_waits_for_fails_the_run(
     assert str(tmp_path / "run/logs/rank-0001.jsonl") in done.last_line
 
 
-def test_a_program_that_is_wrong_is_told_where(run: Callable[..., tuple], tmp_path: Path) -> None:
+def test_errors_of_a_program_name_its_line(run: Callable[..., tuple], tmp_path: Path) -> None:
     done, result = run("unsorted")
     assert done.code == 2 and result["failed_rank"] in done.last_line
     assert f"vector m: keys must be sorted and unique (at {tmp_path}/mine.py:41)" in done.last_line
@@ -105,7 +105,7 @@ def test_a_program_that_is_wrong_is_told_where(run: Callable[..., tuple], tmp_pa
     assert done.stderr.count("Traceback (most recent call last)") == 1
 
 
-def test_a_program_that_pushes_in_a_thread_of_its_own_is_told_so(run: Callable[..., tuple]) -> None:
+def test_a_push_in_another_thread_is_an_error(run: Callable[..., tuple]) -> None:
     done, result = run("threads")
     assert done.code == 1 and result["status"] == "failed"
     assert "must run in the thread in which mpips calls the program" in done.last_line

@@ -1,4 +1,4 @@
-"""A whole run that is traced: every rank's file, the events, the table, and the same result as without."""
+"""A complete traced run: the file of every rank, the events, the table, and the same result as without a trace."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_a_traced_run(tmp_path: Path, tiny_data: TinyData, run_mpips: Callable[.
     assert all(len(trace.of(What.LEAVE)) == 1 and trace.dropped == 0 for trace in traces)
     assert len(traces[1].of(What.WRITE)) >= 1  # files of checkpoints
     result = json.loads((folder / "result.json").read_text())
-    told = summary(folder, "train")
-    assert told["seconds"] == pytest.approx(
+    reported = summary(folder, "train")
+    assert reported["seconds"] == pytest.approx(
         result["seconds"]["train"] + result["seconds"]["checkpoint"], rel=0.2, abs=0.1
     )
-    for rank in told["ranks"]:
+    for rank in reported["ranks"]:
         assert sum(rank["uses"].values()) == pytest.approx(rank["seconds"], rel=1e-3)
-    assert all(rank["uses"]["compute"] > 0 for rank in told["ranks"][3:])
+    assert all(rank["uses"]["compute"] > 0 for rank in reported["ranks"][3:])
     shown = run_mpips("trace", folder)
     assert shown.code == 0, shown.stderr
     assert "4 worker 1" in shown.stdout and "longest waits:" in shown.stdout

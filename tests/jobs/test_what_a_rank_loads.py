@@ -1,4 +1,4 @@
-"""What ranks have imported when they begin to work, by their roles: it is most of their memory, and of their start."""
+"""The modules that ranks have imported when they start to work, by role: most of their memory and start-up time."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def test_lists_of_toml_values_are_cut_between_them_only(values: list[object]) ->
 
 
 @pytest.mark.parametrize("sweep", ["a.b", "=1,2", "a.b=", "a.b=1,,2"])
-def test_what_is_no_list_is_refused(sweep: str) -> None:
+def test_invalid_lists_are_refused(sweep: str) -> None:
     with pytest.raises(InputError, match=r"--sweep .*: write table\.key=A,B,C"):
         product([sweep])
 

@@ -1,4 +1,4 @@
-"""Launch lines are as written here, launchers those of the MPI that mpi4py loads, verdicts the result's."""
+"""Launch lines, the choice of the launcher by the MPI that mpi4py loads, and exit codes from the result."""
 
 from __future__ import annotations
 

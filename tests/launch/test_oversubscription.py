@@ -1,4 +1,4 @@
-"""Patience grows where many ranks share a core; a rank that is only slow is not taken for hung."""
+"""The heartbeat timeout grows where many ranks share a core; a slow rank is not taken for a hung one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from mpips.transport.in_memory import Network
     ("ranks", "cores", "load", "grown"),
     [(4, 2, 0.0, 1), (8, 2, 8.0, 1), (32, 2, 0.0, 4), (4, 2, 64.0, 8), (64, 64, 64.0, 1), (1, 0, 0.0, 1)],
 )
-def test_patience_grows_with_those_who_share_a_core(
-    ranks: int, cores: int, load: float, grown: float
-) -> None:
+def test_the_timeout_grows_with_the_ranks_per_core(ranks: int, cores: int, load: float, grown: float) -> None:
     assert factor(ranks, cores, load) == grown
 
 
@@ -27,7 +25,7 @@ def test_this_machine_is_asked() -> None:
     assert oversubscription(10**6)() > LOAD_LIMIT
 
 
-def test_people_are_told() -> None:
+def test_a_warning_is_printed() -> None:
     assert warning(8, 1, 2, 1.0) == "" == warning(64, 8, 2, 1.0)
     said = warning(32, 1, 2, 1.0)
     assert said.startswith("32 ranks share 2 cores") and "4 s instead of 1" in said

@@ -1,4 +1,4 @@
-"""Where ranks sit, as `mpips layout` shows it: roles by node, parts of the keys, copies, what is wrong."""
+"""The placement of ranks, as `mpips layout` shows it: roles by node, key ranges, copies, warnings."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_the_tables_of_a_small_job_in_full(job_file: Path) -> None:
         (2, 1, "aaab", "all servers are on a: their copies survive the loss of a server, not of the node"),
         (2, 1, "aaaa", "all servers are on this one node"),
         (3, 2, "aabab", "ring.replicas = 2, but only 2 nodes have servers: some copies share a node"),
-        (3, 1, "aaaab", "a has 3 of 3 servers, 2 would do: let the launcher place"),
+        (3, 1, "aaaab", "a has 3 of 3 servers, 2 would suffice: let the launcher place"),
         (1, 1, "aab", "one server: no other server can hold copies"),
     ],
 )

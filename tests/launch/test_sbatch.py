@@ -1,4 +1,4 @@
-"""Batch scripts: what varies is quoted or refused, what Slurm reads fits a pattern, and the rest is always the same."""
+"""Batch scripts: values are quoted or refused, values for Slurm match a pattern, and the rest is constant."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_time_limits_are_read_as_slurm_does(text: str, whole: int | None) -> Non
 
 
 @pytest.mark.parametrize("text", ["0", "00:00:00", "x", "1h", "1:2:3:4", "1-", "-1", "1;2", "1 2", "٣"])
-def test_what_is_no_time_limit_is_refused(text: str) -> None:
+def test_invalid_time_limits_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="--time"):
         seconds(text)
 

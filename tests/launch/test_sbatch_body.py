@@ -1,4 +1,4 @@
-"""What every batch script does, with `mpips` and `scontrol` played by small scripts: no Slurm, no ranks.
+"""The body of batch scripts, with small scripts in place of `mpips` and `scontrol`: no Slurm, no ranks.
 
 On a real Slurm it is tested in tests/slurm.
 """
@@ -46,7 +46,7 @@ CHECKPOINT = 'mkdir -p "$run/checkpoints/step-000010"; : >"$run/checkpoints/step
 
 @dataclass
 class Stage:
-    """A folder with the players in it, and a job that runs there."""
+    """A folder with the scripts that stand for commands, and a job that runs there."""
 
     folder: Path
     job: Batch
@@ -55,7 +55,7 @@ class Stage:
     def start(
         self, play: str, restarts: int = 0, state: str = "RUNNING", counted: int | None = None, **more: Any
     ) -> subprocess.Popen[str]:
-        """Start it; `counted` are the restarts that Slurm counts once the run goes on."""
+        """Start it; `counted` are the restarts that Slurm counts once the run continues."""
         (self.folder / "play").write_text(play)
         (self.folder / "state").write_text(f"{state} {restarts}")
         if counted is not None:
@@ -433,7 +433,7 @@ def test_a_jobs_name_says_nothing_about_it(stage: Stage) -> None:
     assert stage.requeued() == ["7"] and after(stage.called(), "--run-dir") == ["runs/toy-7"]
 
 
-def test_nobody_is_requeued_where_the_controller_does_not_answer(stage: Stage) -> None:
+def test_no_job_is_requeued_if_the_controller_does_not_answer(stage: Stage) -> None:
     stage.variables |= PARENT
     (stage.folder / "bin" / "scontrol").write_text('#!/bin/bash\necho "$*" >>"$PLAYED/scontrol"\nexit 1\n')
     code, said = stage.run(CHECKPOINT + "exit 85")

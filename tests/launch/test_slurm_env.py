@@ -1,4 +1,4 @@
-"""What Slurm says of an allocation: its lists, its times, and what is made of an environment."""
+"""Slurm's description of an allocation: lists, times, and environments for other jobs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_list_of_nodes_is_spelt_out(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "n[", "n[]", "n[1-]", "n[3-1]", "n]", "n[1-2", "n1,,n2", "a b", "n[1-9999999999]"]
 )
-def test_what_is_no_list_of_nodes_is_refused(text: str) -> None:
+def test_invalid_node_lists_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"not a list|not a range"):
         nodes(text)
 
@@ -169,7 +169,7 @@ def test_an_end_that_is_left_from_another_allocation_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "count"),
+    ("reported", "count"),
     [
         ({}, 1),
         ({"SLURM_NNODES": "4"}, 1),
@@ -180,8 +180,8 @@ def test_an_end_that_is_left_from_another_allocation_is_none() -> None:
         ({"SLURM_JOB_ID": "1", "SLURM_NNODES": "x", "SLURM_JOB_NODELIST": "n["}, 1),
     ],
 )
-def test_the_number_of_nodes_is_that_of_the_allocation(told: dict[str, str], count: int) -> None:
-    assert node_count(told) == count
+def test_the_number_of_nodes_is_that_of_the_allocation(reported: dict[str, str], count: int) -> None:
+    assert node_count(reported) == count
 
 
 def test_a_job_is_submitted_without_what_tells_of_the_one_around_it() -> None:

@@ -1,4 +1,4 @@
-"""How ranks fit on nodes: what fits is used as it was asked for, what does not says what would."""
+"""Ranks on nodes: a layout that fits is used as requested; for one that does not, the error names one that does."""
 
 from __future__ import annotations
 

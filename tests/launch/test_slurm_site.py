@@ -1,4 +1,4 @@
-"""The site file: what it may say, and that everything else is one line that names the place."""
+"""The site file: valid contents, and one line that names the place for everything else."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_it_is_read_with_its_types(tmp_path: Path) -> None:
         ("partition = ", ": not TOML: "),
     ],
 )
-def test_what_is_wrong_is_one_line_that_names_it(tmp_path: Path, text: str, said: str) -> None:
+def test_errors_are_one_line_that_names_the_place(tmp_path: Path, text: str, said: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(InputError) as caught:
         slurm_site.load(path)

@@ -28,7 +28,7 @@ def _in_step() -> Iterator[None]:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """End all ranks when a test fails on one, since the others may wait for it for ever."""
+    """End all ranks when a test fails on one, since the others may wait for it forever."""
     if report.failed:
         from mpi4py import MPI
 
@@ -43,7 +43,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each rank a root of its own for temporary folders: tidying a common one, ranks get in each other's way."""
+    """Return each rank a root of its own for temporary folders: tidying a common one, ranks get in each other's way."""
     if not config.getoption("--with-mpi"):
         return
     root = tempfile.mkdtemp(prefix="mpips-rank-")

@@ -1,4 +1,4 @@
-"""Ranks of which one dies or hangs in the middle of its messages: `dying.py killed|ended|stopped VICTIM`.
+"""Ranks, one of which dies or hangs while it sends messages: `dying.py killed|ended|stopped VICTIM`.
 
 Started by tests/test_van.py under an MPI that survives. Each rank that is left writes `rank R ok` and leaves without
 finalizing MPI, as runs do.
@@ -23,18 +23,18 @@ END = 10.0
 
 
 def message(van: MPIVan, number: int, rows: int) -> Message:
-    """Give a message of which one can tell whether it is whole."""
+    """Return a message that can be checked for completeness."""
     values = np.full((rows, 1), 100.0 * van.rank + number)
     return Message(Kind.REQUEST, Command.PUSH, van.rank, time=number, values=values)
 
 
 def intact(got: Message) -> bool:
-    """Tell whether a message is as `message` made it."""
+    """Return whether a message is as `message` made it."""
     return got.values is not None and bool(np.all(got.values == 100.0 * got.sender + got.time))
 
 
 def die(van: MPIVan, how: str) -> None:
-    """Leave messages of every size behind, none of which anybody has been able to take whole, and stop living."""
+    """Send messages of every size that no rank can have received completely, and die."""
     for number, rows in enumerate((ROWS, 1, 2000, ROWS)):
         for dest in range(van.size):
             if dest != van.rank:
@@ -59,8 +59,8 @@ def beat(comm: MPI.Intracomm) -> Heartbeat:
     return heartbeat
 
 
-def mourn(van: MPIVan, heartbeat: Heartbeat, how: str, victim: int, pid: int) -> None:
-    """Exchange whole messages with those who are left, before and after the victim is given up."""
+def exchange_with_survivors(van: MPIVan, heartbeat: Heartbeat, how: str, victim: int, pid: int) -> None:
+    """Exchange complete messages with the remaining ranks, before and after the victim is excluded."""
     left = [rank for rank in range(van.size) if rank != victim]
     missing = {(source, number) for source in left for number in (1, 2)}
     dead: list[int] = []
@@ -107,7 +107,7 @@ def mourn(van: MPIVan, heartbeat: Heartbeat, how: str, victim: int, pid: int) ->
 
 
 def main() -> None:
-    """Live or die."""
+    """Run one rank."""
     how, victim = sys.argv[1], int(sys.argv[2])
     world = MPI.COMM_WORLD
     van = MPIVan(world.Dup())
@@ -117,7 +117,7 @@ def main() -> None:
     heartbeat = beat(world)
     if van.rank == victim:
         die(van, how)
-    mourn(van, heartbeat, how, victim, int(pids[victim]))
+    exchange_with_survivors(van, heartbeat, how, victim, int(pids[victim]))
     os.write(1, f"rank {van.rank} ok\n".encode())
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""Not collected by name: tests/test_mpi_sizes.py runs it to see a failure on one rank end all."""
+"""Not collected by name: tests/test_mpi_sizes.py runs it, to check that a failure on one rank ends all."""
 
 import pytest
 from mpi4py import MPI

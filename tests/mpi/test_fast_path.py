@@ -1,4 +1,4 @@
-"""A server whose fast path answers what it can, and callers that ask at their desks: sums against numpy."""
+"""A server whose fast path answers requests of several client fast paths: sums compared with numpy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DTYPES = ("float32", "float64", "int32", "int64")
 
 
 class Callers:
-    """The ranks that ask, as each of them sees it."""
+    """The callers, as each of them sees them."""
 
     def __init__(self, node: Node, specs: Sequence[VectorSpec], comm: MPI.Intracomm, servers: int) -> None:
         self.node, self._comm = node, comm
@@ -69,7 +69,7 @@ def roles(size: int, servers: int) -> Layout:
 
 @contextmanager
 def some_ranks(most: int) -> Iterator[MPI.Intracomm | None]:
-    """Give a communicator of those who take part; None to the others."""
+    """Return a communicator of those who take part; None to the others."""
     world = MPI.COMM_WORLD
     inside = world.Get_rank() < most
     comm = world.Split(0 if inside else MPI.UNDEFINED, world.Get_rank())
@@ -142,7 +142,7 @@ def together(
 
 
 class Asking:
-    """Pushes and pulls parts of a caller's own block in all manners, and knows what must be there."""
+    """Pushes and pulls parts of a caller's own block in all ways, and computes the expected values."""
 
     def __init__(self, callers: Callers, number: int, seed: int) -> None:
         self.vector, self.node = callers.vectors[number], callers.node
@@ -323,7 +323,7 @@ SUMS = VectorSpec("sums", "int64", 1, 1000, dense=True)
 
 
 def deaf(node: Node, seconds: float) -> None:
-    """Let the server do what it has been sent, without hearing of it."""
+    """Let the server execute what it has received, without receiving its answers."""
     until = node.van.now() + seconds
     while node.van.now() < until:
         MPI.COMM_WORLD.Iprobe()
@@ -331,7 +331,7 @@ def deaf(node: Node, seconds: float) -> None:
 
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize("ahead", [0, 1, 3])
-def test_what_is_sent_again_under_another_view_is_applied_once(ahead: int) -> None:
+def test_requests_repeated_in_another_view_are_applied_once(ahead: int) -> None:
     """The answers are on their way when the workers change, upon which all that is unanswered is sent again."""
     keys, rows = KeyRange(0, 1000), np.ones(1000, np.int64)
 
@@ -375,7 +375,7 @@ def test_a_list_that_its_vector_does_not_remember_to_have_told(monkeypatch: pyte
 
 
 @pytest.mark.mpi(min_size=2)
-def test_what_is_more_than_mpi_takes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_larger_than_mpi_sends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It travels in pieces, however it is asked for."""
     monkeypatch.setattr(van_module, "_PIECE", 1 << 16)
     monkeypatch.setattr(lane_module, "MOST_BYTES", 1 << 16)
@@ -422,7 +422,7 @@ def test_large_answers_are_written_where_they_are_wanted() -> None:
 
 
 @pytest.mark.mpi(min_size=2)
-def test_who_is_not_reached_is_sent_a_message() -> None:
+def test_without_access_to_memory_answers_are_messages() -> None:
     size = 100_000
 
     def forget(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""A whole cluster on the MPI van: what the fast path answers, between everything that it leaves to Python."""
+"""A cluster on the MPI van: requests that the fast path answers, mixed with requests that Python handles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The MPI van passes the conformance suite that its twin passes."""
+"""The conformance tests of vans, on the MPI van."""
 
 from __future__ import annotations
 

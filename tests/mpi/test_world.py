@@ -1,4 +1,4 @@
-"""The launch itself: as many ranks as asked for, in one world."""
+"""The launch itself: the requested number of ranks, in one world."""
 
 from __future__ import annotations
 

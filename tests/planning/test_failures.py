@@ -1,4 +1,4 @@
-"""Simulated runs on nodes that fail come to what Daly's formula says, and to what is plain where it is."""
+"""Simulated runs on failing nodes, compared with Daly's formula and with simple cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan: its model finds the costs that runs were made with, and does as one expects where nothing was measured."""
+"""The cost model finds the costs that runs were generated with, and extrapolates plausibly."""
 
 from __future__ import annotations
 

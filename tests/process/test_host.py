@@ -1,4 +1,4 @@
-"""Whatever a host is called, ranks can say it, and find the address by which others reach them."""
+"""Host names of any bytes, and the address by which other ranks reach this host."""
 
 from __future__ import annotations
 
@@ -117,6 +117,6 @@ def test_a_run_on_a_host_of_an_odd_name(
     mpips = [sys.executable, "-m", "mpips.cli", "run", JOB, "--run-dir", "run", "--set", "failing.rounds=3"]
     done = start(["unshare", "-u", sys.executable, "-c", CALLED, name, *mpips], cwd=tmp_path).finish(40.0)
     assert done.code == 0, done.stderr
-    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    reported = json.loads((tmp_path / "run" / "run.json").read_text())
     shown = os.fsencode(name).decode(errors="backslashreplace")
-    assert {told["host"], *(each["host"] for each in told["ranks"])} == {shown}
+    assert {reported["host"], *(each["host"] for each in reported["ranks"])} == {shown}

@@ -1,4 +1,4 @@
-"""Nothing of the working folder is run in place of mpips, of mpi4py or of whatever else a command loads."""
+"""No module of the working folder is imported in place of mpips, mpi4py or another module of a command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPRUNG = "from pathlib import Path\n(Path(__file__).parent / 'sprung').touch()\n
 
 @pytest.fixture
 def trapped(tmp_path: Path) -> Path:
-    """Give a folder of modules that must not be loaded."""
+    """Return a folder of modules that must not be loaded."""
     for name in TRAPS:
         (tmp_path / f"{name}.py").write_text(SPRUNG)
     return tmp_path
@@ -78,7 +78,7 @@ def test_every_line_that_starts_python_leaves_the_working_folder_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("named", "path", "by_module", "left", "told"),
+    ("named", "path", "by_module", "left", "reported"),
     [
         (None, ["HERE", "/lib"], True, ["/lib"], None),
         (None, ["HERE", "/lib", "HERE"], True, ["/lib", "HERE"], None),  # a package is installed in it
@@ -92,7 +92,7 @@ def test_every_line_that_starts_python_leaves_the_working_folder_out() -> None:
     ],
 )
 def test_what_is_forgotten(
-    named: str | None, path: list[str], by_module: bool, left: list[str], told: str | None,
+    named: str | None, path: list[str], by_module: bool, left: list[str], reported: str | None,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
@@ -104,7 +104,7 @@ def test_what_is_forgotten(
     monkeypatch.setattr(sys, "path", [here if each == "HERE" else each for each in path])
     forget_working_folder(by_module)
     assert sys.path == [here if each == "HERE" else each for each in left]
-    assert os.environ.get("PYTHONPATH") == told
+    assert os.environ.get("PYTHONPATH") == reported
 
 
 def test_a_checkout_that_is_the_working_folder_stays(monkeypatch: pytest.MonkeyPatch) -> None:

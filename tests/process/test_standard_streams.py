@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, without a reader, or of an encoding that has few characters."""
+"""Standard streams that are closed, full, without a reader, or of an encoding with few characters."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_command_whose_output_is_lost(shell: Callable[..., Finished], command:
     assert (gone.stdout, gone.stderr) == ("141\n", "")
 
 
-def test_what_is_wrong_has_its_exit_code_though_nobody_can_be_told(shell: Callable[..., Finished]) -> None:
+def test_the_exit_code_is_right_if_nothing_can_be_printed(shell: Callable[..., Finished]) -> None:
     for where in ("2>&-", "<&- >&- 2>&-", "2>/dev/full", ">/dev/full"):
         assert shell(f"{MPIPS} inspect nothing {where}").code == 2
         assert shell(f"{MPIPS} run --nothing {where}").code == 2
@@ -131,7 +131,7 @@ def test_data_is_left_as_it_is_and_text_for_people_is_not(shell: Callable[..., F
 
 
 def on_a_terminal(line: bytes, cwd: Path) -> bytes:
-    """Give what a command shows on a terminal."""
+    """Return what a command shows on a terminal."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(["bash", "-c", line], cwd=cwd, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
@@ -170,7 +170,7 @@ def test_a_stream_shows_all_but_our_own_control_characters_as_escapes() -> None:
         assert pipe.read() == b"\\x1b[1m \x1b[0m \\xe9\\x9b\\udcff\\r\n\x1b[1m\xff\n"
 
 
-def test_what_is_lost_is_remembered_and_no_error_twice() -> None:
+def test_lost_output_is_recorded_and_the_error_raised_once() -> None:
     for ends in (False, True):
         with open("/dev/full", "wb") as file:
             text = io.TextIOWrapper(file)

@@ -1,4 +1,4 @@
-"""Who asks a run to stop is heard from the first moment on, once, and as often as it takes."""
+"""Requests to stop a run are recorded from the start of the process, each once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A `ucx.conf` of the working folder, which may name libraries to load, is not read by whatever loads MPI."""
+"""A `ucx.conf` in the working folder, which may name libraries to load, is not read when MPI is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first failure: found among what ranks logged, what launchers say, and who was seen to end first."""
+"""The first failure, from the ranks' logs, the launcher's messages, and the rank that was seen to end first."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ srun: error: n1: task 1: Exited with exit code 1
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    """Give a run of five ranks on two hosts."""
+    """Return a run of five ranks on two hosts."""
     made = RunFolder(tmp_path)
     ranks = [
         {"rank": rank, "role": role, "index": max(0, rank - 2), "host": f"n{rank % 2 + 1}", "pid": 100 + rank}
@@ -78,7 +78,7 @@ def test_nothing_is_known_of_a_run_without_a_word(folder: RunFolder) -> None:
     assert first(RunFolder(folder.path / "none")) is None
 
 
-def test_the_earliest_error_counts_whoever_wrote_it_first(folder: RunFolder) -> None:
+def test_the_earliest_error_counts_whichever_rank_logged_it(folder: RunFolder) -> None:
     log(folder, 4, "failed", 5, error="late")
     log(folder, 2, "failed", 3, error="ValueError: early")
     log(folder, 1, "failed", 1, error="MPI_ERR_PROC_FAILED", follows=True)
@@ -106,7 +106,7 @@ def test_a_death_comes_before_what_follows_from_it(folder: RunFolder) -> None:
     assert first(folder) == Failure(1, "server 0", "n2", START + 2, Cause.DIED.text, cause=Cause.DIED)
 
 
-def test_the_launcher_knows_the_signal_and_sees_deaths_that_nobody_else_does(folder: RunFolder) -> None:
+def test_the_launcher_knows_signals_and_deaths_that_no_rank_detects(folder: RunFolder) -> None:
     assert first(folder, PRTE) is not None
     log(folder, 2, "lost", 2, lost=3, **DIED, fatal=True)
     assert first(folder, PRTE) == Failure(

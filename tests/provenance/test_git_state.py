@@ -1,4 +1,4 @@
-"""The state of source trees, as git says it."""
+"""The state of source trees, from git."""
 
 from __future__ import annotations
 
@@ -120,13 +120,13 @@ def test_without_git_nothing_is_known(tree: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def sprung(tmp_path: Path) -> Path:
-    """Give the file that a trap makes."""
+    """Return the file that a trap creates."""
     return tmp_path / "sprung"
 
 
 @pytest.fixture
 def trap(tmp_path: Path, sprung: Path) -> Path:
-    """Give a program that must not be run."""
+    """Return a program that must not be run."""
     made = tmp_path / "trap"
     made.write_text(f"#!/bin/sh\necho \"$0 $*\" >>'{sprung}'\ncat 2>/dev/null\n")
     made.chmod(0o755)
@@ -149,7 +149,9 @@ TRAPS = {
 
 
 @pytest.mark.parametrize("kind", TRAPS)
-def test_what_a_stranger_has_set_is_not_run(kind: str, tree: Path, trap: Path, sprung: Path) -> None:
+def test_commands_in_untrusted_git_settings_are_not_run(
+    kind: str, tree: Path, trap: Path, sprung: Path
+) -> None:
     settings = TRAPS[kind]
     names = {key.split(".", 1)[1].rsplit(".", 1)[0] for key in settings if key.startswith("filter.")} or {"x"}
     (tree / ".gitattributes").write_text("".join(f"* filter={name} diff={name}\n" for name in names))

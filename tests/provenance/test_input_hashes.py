@@ -1,4 +1,4 @@
-"""What a run reads and leaves behind, by size, time and hash."""
+"""The input and output files of a run, by size, time and hash."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_end_does_not_wait_for_what_is_slow(file: Path) -> None:
     assert "sha256" not in known.facts()[0]  # it was told to stop
 
 
-def test_outputs_are_what_is_no_bookkeeping(tmp_path: Path) -> None:
+def test_outputs_exclude_bookkeeping_files(tmp_path: Path) -> None:
     for name in ("model.npz", "run.json", ".partial", "metrics.jsonl"):
         (tmp_path / name).write_text("x")
     (tmp_path / "logs").mkdir()

@@ -1,4 +1,4 @@
-"""Provenance: what bears on a run, and nothing that gives anything away."""
+"""Provenance: the facts that determine a run, and no secrets."""
 
 from __future__ import annotations
 

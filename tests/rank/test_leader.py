@@ -1,4 +1,4 @@
-"""What a failure says about another start."""
+"""Whether a failed run would fail again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_program_fails_again_but_lost_ranks_and_files_may_not(error: Exception
 
 @pytest.fixture
 def leader(tmp_path: Path) -> Leader:
-    """Give a leader of a run of four ranks, as far as it judges errors."""
+    """Return a leader of a run of four ranks, as far as it judges errors."""
     folder = RunFolder(tmp_path)
     ranks = [{"rank": rank, "role": "worker", "index": rank - 2, "host": "n1"} for rank in range(4)]
     folder.run.write_text(json.dumps({"started": "2026-01-01T00:00:00+00:00", "ranks": ranks}))
@@ -60,7 +60,7 @@ def log(leader: Leader, rank: int, after: float, error: str) -> None:
         )
 
 
-def test_ranks_that_fail_alike_are_told_of_by_the_first(leader: Leader) -> None:
+def test_equal_failures_are_reported_once_by_the_first_rank(leader: Leader) -> None:
     log(leader, 3, 1.0, "KeyError: 3")
     log(leader, 2, 2.0, "KeyError: 2")
     result = leader._failure(RemoteError(2, "worker 0", "n1", "KeyError: 2", "its trace"))

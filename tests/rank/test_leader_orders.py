@@ -1,4 +1,4 @@
-"""Orders of `mpips ctl` and the death of the leader: each is answered, and done once, on whole twin clusters."""
+"""Orders of `mpips ctl` when the leader dies, in simulated clusters: each is answered, and executed once."""
 
 from __future__ import annotations
 
@@ -63,19 +63,19 @@ class Run:
 
     def go(self, dies: float, **how: Any) -> Run:
         """Run; the leader dies at a time."""
-        told: dict[str, Any] = {}
+        observed: dict[str, Any] = {}
         job: Any = SimpleNamespace(
             checkpoint=CheckpointSpec(), program="p", tables=dict, layout=SimpleNamespace(exact_sums=False)
         )
         simulate(
             self.schedule, Worker, folder=self.folder.path, horizon=100.0, tick=0.02, schedulers=2, servers=2,
-            workers=2, spares=2, replicas=1, faults=[Fault("kill", 0, at=dies)], job=job, told=told, **how,
+            workers=2, spares=2, replicas=1, faults=[Fault("kill", 0, at=dies)], job=job, observed=observed, **how,
         )  # fmt: skip
-        self.view = told.get("view")
+        self.view = observed.get("view")
         return self
 
     def schedule(self, cluster: Cluster) -> None:
-        """Train; obey orders."""
+        """Train, and execute orders."""
         van, node = cluster.node.van, cluster.node
         self.leaders.append(node.rank)
         status: Any = SimpleNamespace(ask=lambda order: None, ready=list)
@@ -111,7 +111,7 @@ class Run:
             finish(cluster, {}, *[lambda: cluster.workers.call("train") and {}] * 4)
 
     def give(self, name: str, verb: str, arguments: dict[str, Any]) -> None:
-        """Put an order into the folder."""
+        """Write an order into the folder."""
         (self.folder.path / "orders").mkdir(exist_ok=True)
         about = {"verb": verb, "arguments": arguments, "expires": 500.0}
         order_files.create(self.folder.path / "orders" / f"{name}.json", about)
@@ -194,7 +194,7 @@ def test_two_orders_at_once_take_two_spares(tmp_path: Path) -> None:
     [("checkpoint", {}), ("join", {"role": "worker"}), ("leave", {"rank": 4}), ("tau", {"tau": 2})],
     ids=lambda order: order[0],
 )
-def test_what_is_for_the_next_step_is_refused_when_training_has_ended(
+def test_orders_for_the_next_step_are_refused_after_training(
     tmp_path: Path, order: tuple[str, dict[str, Any]]
 ) -> None:
     run = Run(tmp_path, {"1": order, "2": ("join", {"role": "server"})}, evaluates=True).go(90.0)

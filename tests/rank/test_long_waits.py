@@ -1,4 +1,4 @@
-"""A wait that does not end is told: who waits, for what, asked for where, and from whom."""
+"""Reports of long waits: the rank, what it waits for, the line that issued it, and the ranks that have not answered."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Worker:
         self.node.wait_until(lambda: self.node.van.now() >= until)
 
 
-def test_who_waits_for_a_round_and_whose_push_is_missing_is_told_by_all_concerned() -> None:
+def test_waiting_and_missing_workers_of_a_round_are_reported() -> None:
     SAID.clear()
     seen: list[list[str]] = []
     internals = Internals()
@@ -88,7 +88,7 @@ def test_a_run_of_long_calls_is_not_talked_over() -> None:
     assert said.endswith(": no answer from rank 2 (worker 0)") and line('call("rest"') in said
 
 
-def test_what_is_over_or_idle_is_no_wait() -> None:
+def test_finished_and_idle_ranks_report_no_wait() -> None:
     SAID.clear()
 
     def schedule(cluster: Cluster) -> list[str]:

@@ -1,4 +1,4 @@
-"""Load slows a cluster down, and never brings it down: pulses, floods and deaths under load, in fake time."""
+"""Overload in simulated time: slow servers, floods of requests, and deaths under load; the cluster recovers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Pushing:
         self.context, self.done, self.floods = context, done, floods
 
     def go(self, until: float) -> int:
-        """Push ones as long as there is time; give how often."""
+        """Push ones until the time is over; return how often."""
         vector, node = self.context.vectors["w"], self.context.node
         count = 0
         if self.floods and self.context.index == 0:
@@ -53,7 +53,7 @@ class Pushing:
 def run(
     *, pulse: tuple[float, float] = (0.0, 0.0), floods: bool = False, until: float = END, **how: Any
 ) -> tuple[dict[str, Any], list[float], Queueing]:
-    """Run the program under load; give what came of it, when rounds were answered, and the servers' queues."""
+    """Run the program under load; return its result, the times of the answers, and the servers' queues."""
     internals, done = Internals(), list[float]()
     delays = Queueing(internals, range(1, 1 + SERVERS), pulse)
 

@@ -1,4 +1,4 @@
-"""A rank whose launcher has died ends by itself, and says why."""
+"""A rank whose launcher has died ends, and logs the reason."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def test_the_daemon_is_found_and_missed(
     assert (tmp_path / "ended").read_text() == f"{name}, process {pid}"
 
 
-def test_who_was_told_nothing_has_no_daemon() -> None:
+def test_a_rank_without_launcher_variables_has_no_daemon() -> None:
     assert parent_daemon.daemon({"PATH": "/bin"}) is None
-    told = {"PMI_RANK": "0"}
-    assert parent_daemon.daemon(told) == (os.getppid(), parent_daemon._name(os.getppid()))
+    reported = {"PMI_RANK": "0"}
+    assert parent_daemon.daemon(reported) == (os.getppid(), parent_daemon._name(os.getppid()))
 
 
 def test_a_rank_on_its_own_is_not_watched() -> None:

@@ -1,4 +1,4 @@
-"""Which checkpoint a start continues from, by the runs and checkpoints on disk."""
+"""The checkpoint from which a start continues, by the runs and checkpoints on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a rank that has failed ends when the leader does not stop it."""
+"""The end of a failed rank that the leader does not stop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Ended(BaseException):
 
 @pytest.fixture
 def rank() -> Any:
-    """Give a rank, as far as it reports errors, and what it has sent and said at its end."""
+    """Return a rank, as far as it reports errors, and what it has sent and said at its end."""
     made: Any = object.__new__(RankRun)
     made.mpi, made.most_per_host, made.sent, made.ended = (
         SimpleNamespace(Exception=KeyboardInterrupt),
@@ -46,7 +46,7 @@ def rank() -> Any:
 
 
 def own(error: BaseException) -> BaseException:
-    """Give an error that has a traceback."""
+    """Return an error that has a traceback."""
     try:
         raise error
     except BaseException as raised:
@@ -95,8 +95,8 @@ def test_a_rank_that_is_not_stopped_says_why_it_ends(
     [(to, command, facts)] = rank.sent
     assert (to, command) == (0, Command.FAILED)
     # The leader gets the same error of it.
-    told = RemoteError.from_meta(facts, 2)
-    assert told.text in said and told.is_input == (code == 2)
+    reported = RemoteError.from_meta(facts, 2)
+    assert reported.text in said and reported.is_input == (code == 2)
     assert issubclass(UsageError, InputError)
 
 

@@ -1,4 +1,4 @@
-"""The leader knows what was sent again, and hears nothing while nothing is."""
+"""The leader knows the number of retransmissions, and gets no messages while there are none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mpips.rank.retransmission_counts import RetransmissionCounts
 from mpips.transport.in_memory import Network
 
 
-def test_the_leader_is_told_of_changes_only() -> None:
+def test_only_changed_counts_are_reported_to_the_leader() -> None:
     spec = LayoutSpec(servers=1, workers=1)
     layout = Layout.of(spec.size(), spec)
     network = Network(layout.size)

@@ -1,4 +1,4 @@
-"""A rank that changes its role gives back what the former role has registered with its node, and frees its data."""
+"""A rank that changes its role removes the callbacks of the former role, and frees its data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How messages grow with the number of ranks: nothing is sent twice, and only the scheduler's work grows with it."""
+"""Messages by number of ranks: nothing is sent twice, and only the scheduler's work grows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Summing:
 def passes(
     servers: int, workers: int, replicas: int, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Any, dict[str, Counter[int]]]:
-    """Run some passes; give the traffic, and by stage how many messages each rank sent: start, a pass, leaving."""
+    """Run some passes; return the traffic, and by stage how many messages each rank sent: start, a pass, leaving."""
     counts: dict[str, Counter[int]] = {"start": Counter(), "pass": Counter(), "leave": Counter()}
     stage = ["start"]
     send = TwinVan.send

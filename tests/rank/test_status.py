@@ -1,4 +1,4 @@
-"""The status of a run: what the servers have applied, also while one of them is silent."""
+"""The status of a run: the rounds that the servers have applied, also if a server does not answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mpips.transport.in_memory import Network
 
 
 def status_at(node: Node) -> Status:
-    """Give the status at a leader of a run without waits and losses."""
+    """Return the status at a leader of a run without waits and losses."""
     none: Any = SimpleNamespace(waiting_for=[], lines=list, total=Counter)
     return Status(node, none, none, none)
 

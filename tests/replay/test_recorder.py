@@ -1,4 +1,4 @@
-"""Runs that are recorded, and done again under other schedules: the same bits."""
+"""Recorded runs that are replayed under other schedules: the same bits."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ EXTENT = 40
 
 
 def jerky(seed: int, delay: float = 0.004, lost: float = 0.0) -> Delays:
-    """Delay messages by whole milliseconds, so that several arrive at once and one can look up to find some.
+    """Delay messages by whole milliseconds, so that several arrive at the same time, and a poll finds some of them.
 
     Some are `lost`, with that probability, and as many doubled.
     """
@@ -83,14 +83,14 @@ def jerky(seed: int, delay: float = 0.004, lost: float = 0.0) -> Delays:
 
 
 class Wanderer:
-    """A worker whose every step hangs on all that it was told, and when: what it pulled, and what was done already."""
+    """A worker each of whose steps depends on all earlier events and their order: pulled values, finished tasks."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.node = context, context.node
-        self.tau, self.told = 2, 0
+        self.tau, self.pushed_more = 2, 0
 
     def walk(self, first: int, steps: int) -> dict[str, Any]:
-        """Pull, and push what follows from it, some steps ahead; look up meanwhile."""
+        """Pull, and push values that depend on it, some steps ahead; poll in between."""
         rng = random.Random(1000 * self.node.rank + first)
         soft, hard, summed = (self.context.vectors[name] for name in ("soft", "hard", "summed"))
         flying: dict[int, Task] = {}
@@ -101,7 +101,7 @@ class Wanderer:
             flying = {time: task for time, task in flying.items() if not task.done}
             keys = np.array(sorted(rng.sample(range(EXTENT), 5)), np.uint64)
             found = self.node.wait(soft.pull(keys))
-            rows = found / 3 + finished + self.told + len(flying)
+            rows = found / 3 + finished + self.pushed_more + len(flying)
             flying[step] = (hard if rng.random() < 0.5 else soft).push(keys, rows)
             flying[step + 10**6] = summed.push_pull(
                 KeyRange(0, EXTENT), np.full(EXTENT, 1.0 + found.sum()), round=step
@@ -109,16 +109,16 @@ class Wanderer:
         return {"finished": finished, "workers": self.context.count}  # what is under way, the call waits for
 
     def nudge(self, by: int) -> dict[str, Any]:
-        """Change what is pushed from now on, whatever is under way; and push something, too."""
-        self.told += by
-        self.context.vectors["hard"].push(np.array([by], np.uint64), np.full(1, 1.0 + self.told))
+        """Change what is pushed from now on, and push once, at any time."""
+        self.pushed_more += by
+        self.context.vectors["hard"].push(np.array([by], np.uint64), np.full(1, 1.0 + self.pushed_more))
         return {}
 
     nudge.at_once = True  # type: ignore[attr-defined]
 
 
 def schedule(cluster: Cluster, calls: int = 3, steps: int = 4) -> dict[str, Any]:
-    """Let the workers walk; give what came of it. Whoever is lost is replaced, or gone without."""
+    """Let the workers walk; return the result. Lost workers are replaced, or the others continue."""
     surely(cluster, lambda: begin(cluster))
     said: list[Any] = []
     rounds = count(0, steps)  # those that were broken off do not come again
@@ -147,7 +147,7 @@ def begin(cluster: Cluster) -> None:
 
 
 def surely(cluster: Cluster, step: Callable[[], None]) -> None:
-    """Do a step with the workers that there are, again and again."""
+    """Repeat a step with the present workers until it succeeds."""
     while True:
         try:
             return step()
@@ -158,7 +158,7 @@ def surely(cluster: Cluster, step: Callable[[], None]) -> None:
 def again(
     folder: Path, recorded: Callable[..., Any], seed: int, delay: float = 0.004, **layout: Any
 ) -> tuple[Any, Any]:
-    """Do a recorded run again, under another schedule."""
+    """Replay a recorded run under another schedule."""
     history = read_history(folder / "record")
     history.save(folder / "replay")
     return simulate(
@@ -215,7 +215,7 @@ ORDERS = ("join server", "join worker", "leave server", "leave worker")
 
 
 def follow(cluster: Cluster, order: str, pick: int, least: int) -> None:
-    """Do what `mpips ctl` asks for, if `least` of each role stay, and wait until the shards have come to rest."""
+    """Execute an order of `mpips ctl` if `least` ranks of each role stay, and wait until no shard moves."""
     if cluster.node.policy.is_replay:  # nobody asks then
         return
     view, membership = cluster.node.view, cluster.membership
@@ -233,7 +233,7 @@ def follow(cluster: Cluster, order: str, pick: int, least: int) -> None:
 
 
 def at_rest(view: View, replicas: int) -> bool:
-    """Tell whether all shards are where they are to be."""
+    """Return whether all shards are where they are to be."""
     return repaired(view, replicas) == view and not any(
         chain.closing or chain.learner >= 0 for chain in view.chains
     )
@@ -242,7 +242,7 @@ def at_rest(view: View, replicas: int) -> bool:
 def mobile(
     orders: Sequence[tuple[str, int]], folder: Path, least: int = 1
 ) -> Callable[[Cluster], dict[str, Any]]:
-    """Give a program that is told of orders between its calls, and counts and saves what everybody has."""
+    """Return a program that is told of orders between its calls, and counts and saves what everybody has."""
 
     def schedule(cluster: Cluster) -> dict[str, Any]:
         surely(cluster, lambda: begin(cluster))
@@ -277,14 +277,14 @@ def test_a_server_that_becomes_a_worker_and_a_worker_that_becomes_a_server_do_so
     ]  # fmt: skip
     program = mobile(orders, tmp_path / "checkpoints")
     layout = {"servers": 2, "workers": 2}
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
     first = simulate(
-        program, Wanderer, seed=3, delays=jerky(3), record=tmp_path / "record", told=told, **layout
+        program, Wanderer, seed=3, delays=jerky(3), record=tmp_path / "record", observed=observed, **layout
     )
     assert first["said"][1::2] == [
         (3, 4), (3, 4, 1), (3, 4), (3, 4), (3,), (3,), (3,), (3, 1), (3, 1), (3, 1, 2),
     ]  # fmt: skip
-    assert told["view"].servers == (4,)
+    assert observed["view"].servers == (4,)
     assert again(tmp_path, program, 4, **layout) == first
 
 
@@ -329,7 +329,7 @@ def move(cluster: Cluster, what: str | None, number: int) -> None:
 
 
 def moving(moves: list[tuple[str | None, int]]) -> Callable[[Cluster], Any]:
-    """Give a schedule with a call of the workers for each move, which comes while that is under way."""
+    """Return a schedule with a call of the workers for each move, which comes while that is under way."""
 
     def schedule(cluster: Cluster) -> dict[str, Any]:
         surely(cluster, lambda: begin(cluster))
@@ -361,7 +361,7 @@ def filters() -> tuple[Chain, Chain]:
 @settings(max_examples=12)
 @given(st.data())
 def test_a_run_with_anything_in_it_is_done_again_where_nothing_happens(data: st.DataObject) -> None:
-    """Ranks die, hang for a while or for ever, join and leave; messages are lost and doubled; filters are there."""
+    """Ranks die, hang for a while or forever, join and leave; messages are lost and doubled; filters are there."""
     draw = data.draw
     layout = {
         "servers": draw(st.integers(2, 3)), "workers": draw(st.integers(2, 3)), "spares": draw(st.integers(0, 2)),
@@ -402,14 +402,14 @@ def test_a_run_with_anything_in_it_is_done_again_where_nothing_happens(data: st.
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the folder of a small recorded run."""
+    """Return the folder of a small recorded run."""
     place = tmp_path_factory.mktemp("recorded")
     simulate(schedule, Wanderer, seed=5, delays=jerky(5, delay=0.004), record=place / "record", workers=2)
     return place / "record"
 
 
 def diverge(history: History, folder: Path) -> str:
-    """Do a history again that cannot be gone; give what is said about it."""
+    """Replay an impossible history; return the error message."""
     history.save(folder)
     with pytest.raises((Diverged, RemoteError)) as raised:
         simulate(schedule, Wanderer, replay=folder, workers=2)
@@ -428,8 +428,8 @@ def test_a_worker_says_which_answer_does_not_come(recorded: Path, tmp_path: Path
     cells = history.workers[2] = history.workers[2].copy()
     at = np.flatnonzero(cells["kind"] == ANSWER)[3]
     cells["time"][at] += 1000
-    told = diverge(history, tmp_path)
-    assert f"worker 0 (rank 2) waits for the answer of shard {~cells['rank'][at]} to its request" in told
+    message = diverge(history, tmp_path)
+    assert f"worker 0 (rank 2) waits for the answer of shard {~cells['rank'][at]} to its request" in message
 
 
 def test_another_request_than_the_recorded_one_is_noticed(recorded: Path, tmp_path: Path) -> None:
@@ -454,7 +454,7 @@ def test_a_torn_record_is_refused(recorded: Path, tmp_path: Path) -> None:
         place = shutil.copytree(recorded, tmp_path / torn)
         file = next(place.glob(f"{torn}*"))
         file.write_bytes(file.read_bytes()[:-5])
-        with pytest.raises(RecordError, match=f"{torn}.*: cut short"):
+        with pytest.raises(RecordError, match=f"{torn}.*: truncated"):
             read_history(place)
 
 
@@ -490,7 +490,7 @@ def test_a_missing_file_is_missed(recorded: Path, tmp_path: Path) -> None:
 
 
 def copies(*logs: list[tuple[int, int, int, int]]) -> list[Cells]:
-    """Make what servers noted: (kind, epoch, number, time) each."""
+    """Make the records of servers: (kind, epoch, number, time) each."""
     made = []
     for log in logs:
         cells = np.zeros(len(log), CELLS)
@@ -567,9 +567,9 @@ def test_of_a_record_that_is_a_hole_nothing_is_kept(tmp_path: Path) -> None:
     path, cells = tmp_path / "record", 1 << 35
     path.write_bytes(CELL.pack(HEAD, 0, 0, 0, MAGIC, VERSION, cells))
     os.truncate(path, cells * CELL_BYTES)
-    with pytest.raises(RecordError, match="record: cut short"):
+    with pytest.raises(RecordError, match="record: truncated"):
         read_cells(path)
-    with pytest.raises(RecordError, match="record: cut short"):
+    with pytest.raises(RecordError, match="record: truncated"):
         load_events(path)
 
 

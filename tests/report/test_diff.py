@@ -1,4 +1,4 @@
-"""What differs between two runs: provenance, metrics, parameters; and how it is told."""
+"""Differences between two runs: provenance, metrics, parameters, and their presentation."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def write_checkpoint(
 
 
 def same_again(**changes: Any) -> dict[str, Any]:
-    """Give the provenance of the same thing, run once more."""
+    """Return the provenance of the same thing, run once more."""
     return FACTS | {
         "id": "2", "started": "2027-01-02T03:04:05+00:00", "argv": ["mpips", "job.toml", "--run-dir", "y"],
         "environment": {"OMP_NUM_THREADS": "1", "PMIX_NAMESPACE": "2", "SLURM_JOB_ID": "8"},
@@ -144,7 +144,7 @@ def test_metrics_are_compared_by_name(tmp_path: Path) -> None:
     assert (train.name, train.difference) == ("seconds train", 1.0)
 
 
-def test_curves_say_the_first_pass_that_differs(tmp_path: Path) -> None:
+def test_curves_name_the_first_pass_that_differs(tmp_path: Path) -> None:
     events = [
         {"event": "pass", "pass": 1, "objective": 12.0, "seconds": 9.0, "rate": 0.5},
         {"event": "pass", "pass": 2, "objective": 11.0, "seconds": 9.0, "rate": 0.5},

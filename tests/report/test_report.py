@@ -1,4 +1,4 @@
-"""The report: what stands in a run's folder is on the page, which is sound HTML and needs nothing else."""
+"""The report: it shows the data of a run's folder, and is valid, self-contained HTML."""
 
 from __future__ import annotations
 
@@ -215,12 +215,12 @@ def traced(run: Path, more: str = "") -> Path:
 
 
 def drawn(html: str) -> dict[str, dict[str, float]]:
-    """Give the seconds of each part of each bar of time, by what the parts say of themselves."""
+    """Return the seconds of each part of each bar, by their labels."""
     found: dict[str, dict[str, float]] = defaultdict(dict)
     traced = html.partition("by the trace")[2]
     for title in map(unescape, re.findall(r"<title>([^<]*)</title></rect>", traced)):
-        bar, _, told = title.partition(": ")
-        text, _, value = told.rpartition(" ")
+        bar, _, reported = title.partition(": ")
+        text, _, value = reported.rpartition(" ")
         if value.endswith("s"):
             found[bar][text] = float(value[:-2]) / 1000 if value.endswith("ms") else float(value[:-1])
     return found
@@ -253,7 +253,7 @@ def test_the_longest_waits_are_listed(tmp_path: Path) -> None:
     assert ("worker, rank 3", "the next call", "", "1.00s", "12 %") in rows
 
 
-def test_without_a_trace_nothing_is_said_of_it(tmp_path: Path) -> None:
+def test_without_a_trace_the_report_does_not_mention_one(tmp_path: Path) -> None:
     run = read(folder(tmp_path / "a"))
     assert page([with_trace(run)]) == page([run])
     assert "trace" not in page([run]) and "waited for" not in page([run])
@@ -403,7 +403,7 @@ ATTRIBUTES = {
 
 
 def harmless(html: str) -> Strict:
-    """See that a page has no element, attribute, class or number but its own."""
+    """Check that a page has only known elements, attributes and classes, and valid numbers."""
     html.encode("utf-8")
     assert not [each for each in html if each in "\x00\x1b\u202e"]
     found = parsed(html)
@@ -424,7 +424,7 @@ def harmless(html: str) -> Strict:
 
 
 def spoilt(value: Any, texts: Callable[[str], Any], numbers: Callable[[float], Any], keys: str = "") -> Any:
-    """Give JSON with other texts and numbers in it, and `keys` after every key of a table with free keys."""
+    """Return JSON with other texts and numbers in it, and `keys` after every key of a table with free keys."""
     if isinstance(value, dict):
         free = "zstd<&>" in value or "objective" in value or "numpy" in value
         return {
@@ -441,8 +441,10 @@ def spoilt(value: Any, texts: Callable[[str], Any], numbers: Callable[[float], A
 def test_texts_of_others_are_never_markup(tmp_path: Path) -> None:
     at = traced(folder(tmp_path / '"><script>alert(1)<'))
     for name in ("run.json", "result.json"):
-        told = json.loads((at / name).read_text())
-        (at / name).write_text(json.dumps(spoilt(told, lambda each: each + EVIL, lambda each: each, EVIL)))
+        reported = json.loads((at / name).read_text())
+        (at / name).write_text(
+            json.dumps(spoilt(reported, lambda each: each + EVIL, lambda each: each, EVIL))
+        )
     lines = [spoilt(each, lambda each: each + EVIL, lambda each: each, EVIL) for each in METRICS]
     (at / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     job = JOB.format(tau=0, optimum=100.0).replace('"sparse_lr"', json.dumps(EVIL.replace("\ud800", "")))
@@ -458,8 +460,8 @@ def test_no_number_stops_the_report(tmp_path: Path, number: float) -> None:
         return each if isinstance(each, int) and 0 <= each < 6 else number
 
     a, b = folder(tmp_path / "a"), folder(tmp_path / "b", tau=4)
-    told = json.loads((a / "result.json").read_text())
-    (a / "result.json").write_text(json.dumps(spoilt(told, lambda each: each, some)))
+    reported = json.loads((a / "result.json").read_text())
+    (a / "result.json").write_text(json.dumps(spoilt(reported, lambda each: each, some)))
     (a / "metrics.jsonl").write_text(
         "".join(json.dumps(spoilt(line, lambda each: each, lambda _: number)) + "\n" for line in METRICS)
     )

@@ -1,4 +1,4 @@
-"""Crates: what the profile asks for, nothing personal, and the same bytes as the run's."""
+"""Crates: the requirements of the profile, no personal data, and the same bytes as the run's files."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def graph_of(path: Path) -> Graph:
 
 
 def listed(value: Any) -> list[str]:
-    """Give the ids that a property refers to."""
+    """Return the ids that a property refers to."""
     return [each["@id"] for each in (value if isinstance(value, list) else [value])]
 
 
@@ -192,7 +192,9 @@ def test_nothing_personal_is_given_away(graph: Graph, tmp_path: Path) -> None:
     assert "SLURM_JOB_USER" not in shown["environment"]
 
 
-def test_who_wants_to_be_named_is(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_agent_is_named_on_request(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     command = ["crate", str(run.path), "-o", str(out), "--agent", "Ada L", "--orcid", "0000-0002-1825-0097"]
     assert main([*command, "--affiliation", "U", "--license", "CC-BY-4.0", "--title", "T", "--personal"]) == 0
@@ -290,9 +292,7 @@ def test_a_link_in_place_of_a_runs_own_file_is_refused(run: RunFolder, tmp_path:
     [{"ranks": 3}, {"outputs": []}, {"outputs": {"files": [7]}}, {"inputs": [{}]}, {"environment": [1]},
      {"program": "x"}, {"packages": 5}, {"mpi": 5}, {"inputs": [{"role": "x", "sha256": "no hash"}]}],
 )  # fmt: skip
-def test_a_run_json_that_no_run_writes_is_said_to_be_one(
-    run: RunFolder, tmp_path: Path, facts: dict[str, Any]
-) -> None:
+def test_an_invalid_run_json_is_reported(run: RunFolder, tmp_path: Path, facts: dict[str, Any]) -> None:
     run_json.amend(run, **facts)
     with pytest.raises(InputError, match=r"run\.json: is not what a run writes"):
         ro_crate.export(run.path, tmp_path / "out")
@@ -317,7 +317,7 @@ def test_bad_input_is_one_line(run: RunFolder, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "there").mkdir()
     for arguments, text in (
         ([str(tmp_path)], "not a run's folder"),
-        ([str(run.path), "-o", str(tmp_path / "there")], "is there already"),
+        ([str(run.path), "-o", str(tmp_path / "there")], "there: exists; name another"),
         ([str(run.path), "-o", str(tmp_path / "no" / "x.zip")], "there is no folder"),
         ([str(run.path), "--orcid", "1", "--agent", "A"], "write it as"),
         ([str(run.path), "--affiliation", "U"], "need --agent"),

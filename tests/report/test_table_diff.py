@@ -1,4 +1,4 @@
-"""Where parameters differ, against dictionaries."""
+"""Differences of parameters, compared with dictionaries."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_hdf5_models_are_read_by_name(tmp_path: Path) -> None:
     assert all(each.same for each in tables_differ(tmp_path / "a.h5", tmp_path / "a.h5", of_model))
 
 
-def test_what_is_no_model_is_bad_input(tmp_path: Path) -> None:
+def test_an_invalid_model_is_bad_input(tmp_path: Path) -> None:
     for name in ("a.npz", "a.h5"):
         (tmp_path / name).write_text("nonsense")
         with ExitStack() as closing, pytest.raises(InputError, match="the model cannot be read"):

@@ -1,4 +1,4 @@
-"""Claims of a run's folder: one start's at a time, and none of those that have ended."""
+"""Claims of a run's folder: one start holds it at a time, and claims of ended processes are ignored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rewrite(path: Path, **said: object) -> None:
 
 
 def ended() -> list[int]:
-    """Give the number of a process that has ended."""
+    """Return the number of a process that has ended."""
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     return [done.pid, 1]
@@ -52,24 +52,24 @@ def test_on_a_full_disk_no_claim_is_left(tmp_path: Path) -> None:
 
 
 def test_of_many_that_start_at_once_one_has_the_folder(tmp_path: Path) -> None:
-    told: list[object] = []
+    reported: list[object] = []
     gate = threading.Barrier(8)
 
     def start() -> None:
         gate.wait()
         try:
-            told.append(RunFolder.claim(tmp_path / "run"))
+            reported.append(RunFolder.claim(tmp_path / "run"))
         except InputError as error:
-            told.append(str(error))
+            reported.append(str(error))
 
     threads = [threading.Thread(target=start) for _ in range(8)]
     for each in threads:
         each.start()
     for each in threads:
         each.join(20)
-    won = [each for each in told if isinstance(each, RunFolder)]
-    assert len(told) == 8 and len(won) == 1 and won[0].held is not None
-    assert all("another start has this run folder" in each for each in told if isinstance(each, str))
+    won = [each for each in reported if isinstance(each, RunFolder)]
+    assert len(reported) == 8 and len(won) == 1 and won[0].held is not None
+    assert all("another start has this run folder" in each for each in reported if isinstance(each, str))
     assert os.listdir(tmp_path / "run") == [won[0].held.path.name]
 
 
@@ -84,7 +84,7 @@ def test_a_claim_is_handed_on_once(tmp_path: Path) -> None:
     assert claim.succeed(rank.path) is not None and os.listdir(rank.path) == [".claim-3"]
 
 
-def test_a_run_that_was_killed_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_the_claim_of_a_killed_run_is_ignored(tmp_path: Path) -> None:
     first = RunFolder.claim(tmp_path / "run")
     write_json(first.run, {})
     assert first.held is not None

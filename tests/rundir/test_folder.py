@@ -1,4 +1,4 @@
-"""A run's folder: unique, never mistaken for another run's, its files whole."""
+"""A run's folder: unique, not confused with another run's, its files complete."""
 
 from __future__ import annotations
 

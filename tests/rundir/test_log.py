@@ -1,4 +1,4 @@
-"""A rank's log: what comes into it, when it becomes a file, and that it never gets in anybody's way."""
+"""A rank's log: its contents, when its file is created, and that its errors have no effect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mpips.rundir.log import FEW, KEPT, RankLog, note
 
 @pytest.fixture
 def log() -> Iterator[RankLog]:
-    """Give a log to which all goes that is logged, as on a rank."""
+    """Return a log that receives all log records, as on a rank."""
     handler, root, own = RankLog(3), logging.getLogger(), logging.getLogger("mpips")
     level = own.level
     root.addHandler(handler)
@@ -33,7 +33,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_line_says_when_who_and_what(log: RankLog, tmp_path: Path) -> None:
+def test_a_log_line_has_time_rank_and_event(log: RankLog, tmp_path: Path) -> None:
     note("start", role="server 1", host="n2")
     log.place(tmp_path / "logs" / "rank-0003.jsonl", 4)
     note("lost", logging.WARNING, lost=2, wall=12.5)
@@ -77,7 +77,7 @@ def test_programs_and_libraries_log_as_ever(log: RankLog, tmp_path: Path) -> Non
     assert spilt["level"] == "error" and "KeyError: 'k'" in spilt["trace"]
 
 
-def test_a_log_that_cannot_be_written_hurts_nobody(log: RankLog, tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_does_not_end_the_run(log: RankLog, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     log.place(tmp_path / "file" / "log", 1)
     note("view", epoch=1)

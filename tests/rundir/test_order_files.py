@@ -1,4 +1,4 @@
-"""Orders reach the leader once each, survive a change of leader, and leave nothing behind."""
+"""Orders: the leader gets each once, they survive a change of leader, and no file is left."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mpips.rundir.order_files import Order, Orders, ask, newest
 
 
 class Clock:
-    """Time that moves when told to."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -68,7 +68,7 @@ def fresh(orders: Orders, clock: Clock) -> list[Order]:
 
 @contextmanager
 def leading(run: Path, ok: bool = True) -> Iterator[list[Order]]:
-    """A leader that answers every order with what it was asked."""
+    """A leader that answers every order with its arguments."""
     done, heard = threading.Event(), []
 
     def lead() -> None:
@@ -109,7 +109,7 @@ def test_an_order_is_heard_and_answered_and_leaves_nothing(
     assert os.listdir(run / "orders") == []
 
 
-def test_a_refusal_is_told(run: Path) -> None:
+def test_a_refused_order_is_answered_with_the_reason(run: Path) -> None:
     with leading(run, ok=False):
         assert ask(run, "leave", {"rank": 1}) == (False, "leave {'rank': 1}")
 
@@ -132,7 +132,7 @@ def test_the_folder_is_looked_at_once_a_period(run: Path, clock: Clock) -> None:
     assert [order.name for order in orders.poll()] == ["1"]
 
 
-def test_a_new_leader_finds_what_is_open(run: Path, clock: Clock) -> None:
+def test_a_new_leader_finds_open_orders(run: Path, clock: Clock) -> None:
     first = Orders(run, clock)
     give(run, "1", "tau", tau=2)
     give(run, "2", "stop")
@@ -144,7 +144,7 @@ def test_a_new_leader_finds_what_is_open(run: Path, clock: Clock) -> None:
 
 
 @given(st.lists(st.sampled_from(["give", "poll", "answer", "withdraw", "succeed"]), max_size=25))
-def test_each_leader_is_given_exactly_what_is_open(events: list[str]) -> None:
+def test_each_leader_gets_exactly_the_open_orders(events: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         run, clock = Path(name), Clock()
         orders, count = Orders(run, clock), 0
@@ -192,7 +192,9 @@ def test_each_leader_is_given_exactly_what_is_open(events: list[str]) -> None:
     ],
     ids=lambda value: value[:20].decode(errors="replace") if isinstance(value, bytes) else "",
 )  # fmt: skip
-def test_what_is_no_order_is_answered_so(run: Path, clock: Clock, text: bytes, said: str) -> None:
+def test_invalid_order_files_are_answered_with_an_error(
+    run: Path, clock: Clock, text: bytes, said: str
+) -> None:
     orders = Orders(run, clock)
     (run / "orders" / "1.json").write_bytes(text)
     assert fresh(orders, clock) == []
@@ -300,7 +302,7 @@ def test_an_answer_waits_for_room_on_the_disk(
     assert answer_of(run, "1") == (True, "done")
 
 
-def test_nobody_waits_for_the_answer_to_a_withdrawn_order(run: Path, clock: Clock) -> None:
+def test_a_withdrawn_order_is_not_answered(run: Path, clock: Clock) -> None:
     orders = Orders(run, clock)
     give(run, "1")
     (order,) = fresh(orders, clock)
@@ -322,7 +324,7 @@ def test_a_run_that_is_over_takes_no_orders(run: Path) -> None:
     assert not (run / "orders").exists()
 
 
-def test_a_run_that_was_told_to_end_takes_orders_until_it_has(run: Path) -> None:
+def test_a_stopping_run_takes_orders_until_it_has_ended(run: Path) -> None:
     (run / "result.json").write_text(json.dumps({"status": "failed", "provisional": True}))
     assert ask(run, "stop", patience=0.05)[1].startswith("no answer within")
 

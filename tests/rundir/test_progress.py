@@ -1,4 +1,4 @@
-"""The table: numbers in few characters, columns that fit, a last line that changes on a terminal only."""
+"""The progress table: short numbers, columns that fit, and a last line that is updated on terminals only."""
 
 from __future__ import annotations
 

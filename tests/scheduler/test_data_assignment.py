@@ -1,4 +1,4 @@
-"""Every part always has exactly one worker, loads stay within one of each other, and parts cover the data."""
+"""Each part has one worker, loads differ by at most one, and the parts cover the data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mpips.scheduler.data_assignment import Cut, Workload
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 10**6))
-def test_parts_stay_spread_whoever_goes_and_comes(parts: int, workers: int, seed: int) -> None:
+def test_parts_stay_balanced_when_workers_leave_and_join(parts: int, workers: int, seed: int) -> None:
     rng, newest = random.Random(seed), 100
     table, now = Workload(parts, range(workers)), list(range(workers))
     for _ in range(8):

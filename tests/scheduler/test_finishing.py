@@ -1,4 +1,4 @@
-"""What follows training: no step takes anything from another, and what is said cannot fail."""
+"""Steps after training: the failure of one affects no other, and printing cannot fail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made import Hooks, Made, make, run_twin
+from synthetic import DataSet, Hooks, make, run_twin
 
 from mpips.errors import DataError, InputError, ShardLost, WorkerLost
 from mpips.files import hdf5
@@ -77,19 +77,19 @@ def test_a_step_is_done_again_when_a_worker_is_lost(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return make(tmp_path_factory.mktemp("made"), "real")
 
 
 @pytest.mark.parametrize("algorithm", ["darlin", "ftrl"])
 def test_a_test_file_that_begins_badly_ends_the_run_before_training(
-    made: Made, tmp_path: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch
+    data_set: DataSet, tmp_path: Path, algorithm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = tmp_path / "bad.svm"
     bad.write_text("+1 1:1\nmaybe 1:1\n")
     monkeypatch.setattr(assignment, "check_shards", lambda *_, **__: pytest.fail("it has begun"))
     with pytest.raises(Exception, match=r"bad\.svm:2: label 'maybe'"):
-        run_twin(made, 1, 2, test=bad, settings={"algorithm": algorithm})
+        run_twin(data_set, 1, 2, test=bad, settings={"algorithm": algorithm})
     train, other = tmp_path / "train.tsv", tmp_path / "other.tsv"
     train.write_text("label\ta\tb\n1\tx\ty\n0\ty\tx\n")
     other.write_text("label\ta\tc\n1\tx\ty\n")
@@ -134,8 +134,8 @@ def test_keys_to_be_asked_for_are_looked_at_before_counting(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["model.npz", "model.txt"])
-def test_a_full_disk_is_said_with_the_file_and_costs_no_metrics(
-    made: Made, monkeypatch: pytest.MonkeyPatch, name: str
+def test_a_full_disk_is_reported_with_the_file_and_keeps_the_metrics(
+    data_set: DataSet, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     replacing, known = evaluate.replacing, dict[str, Any]()
 
@@ -147,7 +147,7 @@ def test_a_full_disk_is_said_with_the_file_and_costs_no_metrics(
     monkeypatch.setattr(evaluate, "replacing", full)
     monkeypatch.setattr(evaluate, "summary", lambda metrics, _: known.update(metrics) or "")
     with pytest.raises(OSError, match=rf"No space left.*{name}"):
-        run_twin(made, 1, 2)
+        run_twin(data_set, 1, 2)
     assert known["auc"] > 0.5 and known["objective"] > 0.0 and known["converged"]
     assert ("model" in known) == (name == "model.txt")
 

@@ -1,4 +1,4 @@
-"""Worker groups: each shares out its own data, whoever is lost."""
+"""Worker groups: each distributes its own data, also if workers are lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Journals: whoever takes the program over is told the same again, and goes on where nobody knows more."""
+"""Journals: a successor gets the same replies and decisions again, and continues where they end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIRST, SECOND, THIRD, SERVER, WORKER = range(5)
 
 
 class World:
-    """A leader, two successors and two callees that count what they are asked."""
+    """A leader, two successors and two callees that count their requests."""
 
     def __init__(self, copies: int = 2) -> None:
         self.network = Network(5)
@@ -52,7 +52,7 @@ class World:
             pass
 
     def submit(self, leader: int, numbers: dict[int, Any]) -> tuple[Task, list[Any]]:
-        """Ask each rank of `numbers`; give the task, and a list to which its answers come."""
+        """Ask each rank of `numbers`; return the task, and a list to which its answers come."""
         answers: list[Any] = []
 
         def deliver(part: int, reply: Message) -> None:
@@ -73,7 +73,7 @@ class World:
         return str(task.error) if task.error is not None else sorted(answers)
 
     def decide(self, leader: int, value: Any) -> Any:
-        """Decide while the others move their messages."""
+        """Decide while the others process messages."""
         node = self.nodes[leader]
         idle, turns = node.van.idle, iter(range(50))
 
@@ -88,7 +88,7 @@ class World:
             node.van.idle = idle  # type: ignore[method-assign]
 
     def succeed(self, dead: int, heir: int) -> None:
-        """Let a leader die, and the next one take over."""
+        """Let the leader die, and the next one succeed it."""
         self.gone.add(dead)
         before = self.view
         view = without(
@@ -124,25 +124,23 @@ def play(world: World, leader: int, program: list[tuple[str, Any]], shift: int =
 
 @settings(max_examples=60)
 @given(steps, st.integers(0, 40), st.integers(0, 40))
-def test_who_runs_the_program_again_is_told_the_same(
-    program: list[tuple[str, Any]], first: int, second: int
-) -> None:
+def test_a_successor_gets_the_same_replies(program: list[tuple[str, Any]], first: int, second: int) -> None:
     """One after the other die after some steps; the next one begins from the start."""
     world = World()
-    told = play(world, FIRST, program[:first])
+    reported = play(world, FIRST, program[:first])
     served = list(world.served)
     world.succeed(FIRST, SECOND)
     again = play(world, SECOND, program[:first], shift=1000)
-    assert again == told, "replies and decisions alike"
+    assert again == reported, "replies and decisions alike"
     assert world.served == served, "nobody was asked twice"
     assert not world.journals[SECOND].replaying
-    told += play(world, SECOND, program[first : first + second], shift=1000)
+    reported += play(world, SECOND, program[first : first + second], shift=1000)
     served = list(world.served)
     world.succeed(SECOND, THIRD)
-    assert play(world, THIRD, program[: first + second], shift=2000) == told
+    assert play(world, THIRD, program[: first + second], shift=2000) == reported
     assert world.served == served
     rest = play(world, THIRD, program[first + second :], shift=2000)
-    assert len(told) + len(rest) == len(program)
+    assert len(reported) + len(rest) == len(program)
     assert len(set(world.served)) == len(world.served)
     assert {origin for _, origin, _ in world.served} <= {FIRST}, "all in the name of the one scheduler"
 
@@ -165,7 +163,7 @@ def test_what_was_asked_and_not_answered_is_asked_again_under_its_name() -> None
     assert world.served == served, "whoever had executed it answered from what it had kept"
 
 
-def test_a_failure_is_told_again_as_well() -> None:
+def test_a_failure_is_replayed_too() -> None:
     world = World()
     said = world.ask(FIRST, {WORKER: None})
     assert "rank 4 (worker 0 on " in said and "as it was told" in said
@@ -192,7 +190,7 @@ def test_a_decision_is_with_the_successors_before_anything_follows() -> None:
     assert waiting.journals[SECOND].decisions == []
 
 
-def test_a_reply_that_no_successor_has_is_kept_by_who_gave_it() -> None:
+def test_a_callee_keeps_a_reply_until_the_successors_have_it() -> None:
     world = World(copies=1)
     tasks = world.nodes[FIRST].tasks
     for number in range(3 * ACKNOWLEDGED_EVERY):
@@ -217,7 +215,7 @@ def test_a_late_follower_gets_all() -> None:
     program: list[tuple[str, Any]] = [
         ("ask", {SERVER: 4}), ("decide", 5), ("ask", {WORKER: 6, SERVER: 7}), ("decide", 8),
     ]  # fmt: skip
-    told = play(world, FIRST, program)
+    reported = play(world, FIRST, program)
     assert world.journals[THIRD].decisions == [], "one copy"
     # The one that had it dies; the next in the succession is told everything from the start.
     world.gone.add(SECOND)
@@ -229,7 +227,7 @@ def test_a_late_follower_gets_all() -> None:
     assert world.journals[THIRD].decisions == [5, 8]
     assert len(world.journals[THIRD].replies) == 3
     world.succeed(FIRST, THIRD)
-    assert play(world, THIRD, program, shift=1000) == told
+    assert play(world, THIRD, program, shift=1000) == reported
 
 
 def test_entries_that_come_late_or_twice_are_taken_in_order() -> None:

@@ -1,4 +1,4 @@
-"""What the scheduler sees of its groups and vectors, on a simulated cluster."""
+"""The scheduler's groups and vectors, on a simulated cluster."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Worker:
         self.node.wait_until(lambda: False)
 
     def pause(self, seconds: float, only: int | None = None) -> dict[str, Any]:
-        """Let fake time pass while messages move, as any pull would."""
+        """Let simulated time pass while messages move, as any pull would."""
         began = self.node.van.now()
         if only is None or only == self.context.index:
             self.node.wait_until(lambda: self.node.van.now() > began + seconds)

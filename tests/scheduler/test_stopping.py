@@ -1,4 +1,4 @@
-"""A stop while nothing is trained, on whole twin clusters: in a load, in a later one, after the loss of the leader."""
+"""Stop requests before training, in simulated clusters: in a first load, a later one, after the leader's loss."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def ask_at(cluster: Cluster, seconds: float) -> None:
 
 
 def run(schedule: Callable[[Cluster], Any], asked: float = ASKED, **how: Any) -> Any:
-    """Run a program that is asked to stop; give what it returns, or the time at which it was left."""
+    """Run a program that is asked to stop; return what it returns, or the time at which it was left."""
     Worker.read = 0
     left: list[float] = []
 
@@ -94,7 +94,7 @@ def test_a_run_that_is_asked_before_it_begins_does_not_begin() -> None:
 
 
 def steps(cluster: Cluster) -> tuple[int, str | None]:
-    """Train steps until a stop; give their number, and why it stopped."""
+    """Train steps until a stop; return their number, and why it stopped."""
     number = 0
     with cluster.phase("train"):
         while True:
@@ -201,7 +201,7 @@ def test_a_successor_heeds_a_request_that_only_its_predecessor_got() -> None:
 
 
 class Ended:
-    """What a run with an evaluation has left."""
+    """The outcome of a run with an evaluation."""
 
     metrics: dict[str, Any]
     at: float
@@ -270,7 +270,7 @@ def test_a_successor_cuts_an_evaluation_short_too(dies: float) -> None:
     assert ended.at < dies + 2 * LONG + 2.0
 
 
-def test_what_fails_in_an_evaluation_that_is_cut_short_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_in_a_shortened_evaluation_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(worker: Worker, pieces: int = PIECES) -> None:
         raise InputError("test.svm:7: wrong")
 

@@ -1,4 +1,4 @@
-"""The end of a run's time: when to stop, as a calculation, on whole twin clusters, and once on ranks."""
+"""The time limit of a run: when to stop, computed, in simulated clusters, and once with real ranks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ seconds = st.floats(0, 1e6)
 
 @dataclass(frozen=True)
 class Job:
-    """As much of a job as the deadline looks at."""
+    """The part of a job that the time limit uses."""
 
     time_limit: float = 0.0
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
@@ -76,7 +76,7 @@ def test_there_is_always_time_for_a_step_and_two_checkpoints(
 
 
 class Worker:
-    """Takes its time, in fake seconds."""
+    """Sleeps in simulated time."""
 
     def __init__(self, context: Context) -> None:
         self.node = context.node
@@ -87,7 +87,7 @@ class Worker:
 
 
 def run(end: float, step: float, **how: Any) -> tuple[int, float, str | None]:
-    """Run steps until it is told to stop; give how many they were, when, and why."""
+    """Run steps until it is told to stop; return how many they were, when, and why."""
     how.setdefault("job", Job(checkpoint=CheckpointSpec(before_end=8.0)))
 
     def schedule(cluster: Cluster) -> tuple[int, float, str | None]:

@@ -1,4 +1,4 @@
-"""Acknowledgements of pushes that were answered ahead: who waits for one gets it, in whatever order things come."""
+"""Acknowledgements of pushes that were answered ahead: callers that wait get them, in any order of messages."""
 
 from __future__ import annotations
 
@@ -37,70 +37,70 @@ class Told:
 
 
 def test_they_go_with_the_next_answer_unless_they_are_asked_for() -> None:
-    told = Told()
-    told.of.expect(3, (0, 5))
-    told.of.add(3, (0, 5))
-    told.of.send_due()
-    assert told.sent == [] and told.of.take(3) == ((0, 5),) and told.of.take(3) == ()
+    reported = Told()
+    reported.of.expect(3, (0, 5))
+    reported.of.add(3, (0, 5))
+    reported.of.send_due()
+    assert reported.sent == [] and reported.of.take(3) == ((0, 5),) and reported.of.take(3) == ()
     for time in (6, 7):
-        told.of.expect(3, (0, time))
-    told.of.ask(3, [(0, 7)])
-    told.of.add(3, (0, 6))
-    told.of.send_due()
-    assert told.sent == [], "all that was asked for goes in one message"
-    told.of.add(3, (0, 7))
-    told.of.send_due()
-    assert told.drain() == [(3, ((0, 6), (0, 7)))]
+        reported.of.expect(3, (0, time))
+    reported.of.ask(3, [(0, 7)])
+    reported.of.add(3, (0, 6))
+    reported.of.send_due()
+    assert reported.sent == [], "all that was asked for goes in one message"
+    reported.of.add(3, (0, 7))
+    reported.of.send_due()
+    assert reported.drain() == [(3, ((0, 6), (0, 7)))]
 
 
-def test_a_caller_that_asks_too_late_is_told_at_once() -> None:
-    told = Told()
-    told.of.expect(3, (1, 5))
-    told.of.add(3, (1, 5))
-    told.of.ask(3, [(1, 5)])
-    assert told.drain() == [(3, ((1, 5),))]
+def test_a_late_request_for_acknowledgements_is_answered_at_once() -> None:
+    reported = Told()
+    reported.of.expect(3, (1, 5))
+    reported.of.add(3, (1, 5))
+    reported.of.ask(3, [(1, 5)])
+    assert reported.drain() == [(3, ((1, 5),))]
 
 
 def test_an_earlier_question_that_comes_later_takes_nothing_back() -> None:
-    told = Told()
-    told.of.expect(3, (1, 45))
-    told.of.add(3, (1, 45))
-    told.of.expect(3, (1, 53))
-    told.of.ask(3, [(1, 53)])
-    told.of.ask(3, [(1, 45)])
-    told.of.add(3, (1, 53))
-    told.of.send_due()
-    assert told.drain() == [(3, ((1, 45), (1, 53)))]
+    reported = Told()
+    reported.of.expect(3, (1, 45))
+    reported.of.add(3, (1, 45))
+    reported.of.expect(3, (1, 53))
+    reported.of.ask(3, [(1, 53)])
+    reported.of.ask(3, [(1, 45)])
+    reported.of.add(3, (1, 53))
+    reported.of.send_due()
+    assert reported.drain() == [(3, ((1, 45), (1, 53)))]
 
 
 def test_a_primary_that_is_asked_before_it_executes_a_push_again_tells_of_it() -> None:
-    told = Told()
-    told.of.ask(3, [(1, 53)])
-    told.of.expect(3, (1, 53))
-    told.of.add(3, (1, 53))
-    told.of.send_due()
-    assert told.drain() == [(3, ((1, 53),))]
+    reported = Told()
+    reported.of.ask(3, [(1, 53)])
+    reported.of.expect(3, (1, 53))
+    reported.of.add(3, (1, 53))
+    reported.of.send_due()
+    assert reported.drain() == [(3, ((1, 53),))]
 
 
 def test_what_another_primary_will_tell_is_not_waited_for() -> None:
-    told = Told()
+    reported = Told()
     for push in ((0, 5), (1, 6)):
-        told.of.expect(3, push)
-        told.of.expect(4, push)
+        reported.of.expect(3, push)
+        reported.of.expect(4, push)
     for origin in (3, 4):
-        told.of.ask(origin, [(0, 5), (1, 6)])
-        told.of.add(origin, (0, 5))
-    told.of.send_due()
-    assert told.sent == []
-    told.of.retain({0}, lambda origin: origin == 3)
-    assert told.drain() == [(3, ((0, 5),))], "and who is lost is told nothing"
-    assert told.of.take(4) == ()
+        reported.of.ask(origin, [(0, 5), (1, 6)])
+        reported.of.add(origin, (0, 5))
+    reported.of.send_due()
+    assert reported.sent == []
+    reported.of.retain({0}, lambda origin: origin == 3)
+    assert reported.drain() == [(3, ((0, 5),))], "and who is lost is told nothing"
+    assert reported.of.take(4) == ()
 
 
 @given(st.integers(0, 2**32))
-def test_whoever_asks_for_all_of_its_pushes_hears_of_all(seed: int) -> None:
+def test_requested_acknowledgements_arrive_for_all_pushes(seed: int) -> None:
     """Pushes, questions, copies and answers come in any order; each push counts as told once."""
-    rng, told = random.Random(seed), Told()
+    rng, reported = random.Random(seed), Told()
     waiting: list[Push] = []
     heard: list[Push] = []
     asking: list[list[Push]] = []
@@ -111,20 +111,20 @@ def test_whoever_asks_for_all_of_its_pushes_hears_of_all(seed: int) -> None:
         if what == "push" and time < 30:
             push = (rng.randrange(3), time)
             time += 1
-            told.of.expect(7, push)
+            reported.of.expect(7, push)
             waiting.append(push)
             fresh[push[0]] = push[1]
         elif what == "copy" and waiting:
-            told.of.add(7, waiting.pop(rng.randrange(len(waiting))))
-            told.of.send_due()
+            reported.of.add(7, waiting.pop(rng.randrange(len(waiting))))
+            reported.of.send_due()
         elif what == "ask" and fresh:
             asking.append(list(fresh.items()))
             fresh.clear()
         elif what == "arrive" and asking:
-            told.of.ask(7, asking.pop(rng.randrange(len(asking))))
+            reported.of.ask(7, asking.pop(rng.randrange(len(asking))))
         elif what == "answer" and time < 30:
-            heard += told.of.take(7)
-    heard += [push for _, pushes in told.sent for push in pushes]
+            heard += reported.of.take(7)
+    heard += [push for _, pushes in reported.sent for push in pushes]
     assert sorted(each for _, each in heard) == list(range(30))
 
 

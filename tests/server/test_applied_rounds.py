@@ -1,4 +1,4 @@
-"""The progress of a server: its latest round, and the ranges that are behind it."""
+"""The progress of a server: its last round, and the ranges that have not reached it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mpips.storage.updates import VectorSpec
 
 @pytest.fixture
 def shards() -> list[Shard]:
-    """Give the two shards of a ring of two servers: keys [0, 50) and [50, 100) of w."""
+    """Return the two shards of a ring of two servers: keys [0, 50) and [50, 100) of w."""
     both = [make(0), make(1)]
     for shard in both:
         shard.create(1, VectorSpec("w", extent=100, aggregate=True))

@@ -1,4 +1,4 @@
-"""A server's chains: what is applied at once and what later, and what the leader is told."""
+"""A server's chains: what is applied at once and what later, and the reports to the leader."""
 
 from __future__ import annotations
 

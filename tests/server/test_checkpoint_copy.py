@@ -21,7 +21,7 @@ def push(shard: Shard, keys: list[int], rows: list[float], time: int) -> None:
 
 @pytest.fixture
 def shards() -> list[Shard]:
-    """Give the shards of keys [0, 50) and [50, 100) with rows of w, pushed out of order."""
+    """Return the shards of keys [0, 50) and [50, 100) with rows of w, pushed out of order."""
     both = [make(0), make(1)]
     for shard in both:
         shard.create(1, VectorSpec("w", "float64", extent=100))

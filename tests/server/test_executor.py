@@ -1,4 +1,4 @@
-"""Execution of requests to shards: what waits for its caller to receive what it was sent."""
+"""Execution of requests to shards: answers that wait until the caller has received earlier ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chains of links as state machines: whatever dies, is lost, repeated or comes late, an answered change is with all.
+"""Chains as state machines: all members have each answered change, whatever dies, is lost, repeated or late.
 
 A `Chainland` is one shard's chain on several servers, each with its own idea of the view, and a bag of messages in
 between that a seed empties. The view functions are the real ones; the shard is a list of what was applied.

@@ -1,4 +1,4 @@
-"""A shard: its changes at the primary and, repeated from what goes down the chain, at the others, to the same bits."""
+"""A shard: changes at the primary, repeated at the other members of the chain, give the same bits."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_a_vector_is_created_by_its_specification() -> None:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Give a checkpoint of one server with both shards: rows, squared gradients, a note and rounds."""
+    """Return a checkpoint of one server with both shards: rows, squared gradients, a note and rounds."""
     shards = [made(0), made(1)]
     for shard, keys in zip(shards, ([3, 20], [60, 99]), strict=True):
         segment = shard.hosted(1).segment

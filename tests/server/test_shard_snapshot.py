@@ -1,4 +1,4 @@
-"""A packed shard is the same when it is unpacked: rows, slots, notes, clocks, and what was answered to whom."""
+"""A snapshot restores a shard: rows, slots, notes, clocks, and the replies that were kept."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def again(shard: Shard, sent: list[tuple[int, Message]], asked: list[Message]) -
 
 @settings(max_examples=80)
 @given(shards())
-def test_what_is_unpacked_is_what_was_packed(made: tuple[Shard, list[Message]]) -> None:
+def test_an_unpacked_snapshot_equals_the_packed_shard(made: tuple[Shard, list[Message]]) -> None:
     shard, asked = made
     sent: list[tuple[int, Message]] = []
     copied = make(0, sent)

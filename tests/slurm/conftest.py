@@ -1,4 +1,4 @@
-"""A real Slurm, several nodes on this machine (slurm/testing/cluster.sh), and jobs on it.
+"""A real Slurm with several nodes on this machine (slurm/testing/cluster.sh), and jobs on it.
 
 Where there can be no such cluster, all of these tests skip, with the reason. Nothing outlives them: the cluster goes
 down when the pipe that it is held by closes, however this process ends.
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import Made, make
+from synthetic import DataSet, make
 from virtual import CPUS, NODES, SCRIPT, SKIP, Cluster, environment, write_job
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Give the cluster; skips if there can be none here."""
+    """Return the cluster; skips if there can be none here."""
     with tempfile.TemporaryDirectory(prefix="mpips-slurm-", ignore_cleanup_errors=True) as named:
         Path(named).chmod(0o755)  # for munge, whose socket is for everybody
         folder = Path(named) / "c"  # short: there are sockets below it
@@ -48,24 +48,24 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Give data on which some ten passes take some tenths of a second."""
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    """Return data on which some ten passes take some tenths of a second."""
     return make(tmp_path_factory.mktemp("made"), "correlated", 400)
 
 
 @pytest.fixture(scope="session")
-def write(cluster: Cluster, made: Made) -> Callable[..., Path]:
+def write(cluster: Cluster, data_set: DataSet) -> Callable[..., Path]:
     """Write a job file: `write(NAME, SECONDS, ...)`."""
 
     def write_it(name: str, seconds: float = 0.0, **how: Any) -> Path:
-        return write_job(cluster.home / f"{name}.toml", made, seconds, **how)
+        return write_job(cluster.home / f"{name}.toml", data_set, seconds, **how)
 
     return write_it
 
 
 @pytest.fixture(scope="session")
 def warm(cluster: Cluster, write: Callable[..., Path]) -> Cluster:
-    """Give the cluster with all kernels compiled: jobs have time limits."""
+    """Return the cluster with all kernels compiled: jobs have time limits."""
     subprocess.run(
         [sys.executable, "-m", "mpips", "--warm-up", write("warm")], env=cluster.environ, cwd=cluster.home,
         check=True, timeout=600,

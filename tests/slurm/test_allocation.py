@@ -1,4 +1,4 @@
-"""In an allocation: what `mpips doctor` finds, what a run writes down of it, how its ranks and copies are spread."""
+"""In an allocation: the findings of `mpips doctor`, a run's record of it, and the placement of ranks and copies."""
 
 from __future__ import annotations
 

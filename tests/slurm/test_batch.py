@@ -1,4 +1,4 @@
-"""Whole jobs in a real queue: they go on after time limits, requeues, signals and losses, to the same bits.
+"""Complete jobs in a real queue: they continue after time limits, requeues, signals and losses, to the same bits.
 
 Jobs wait a lot, and the machine has few processors: so all are submitted at the start, and whatever is to befall one of
 them does when it has come far enough. The tests look at what has become of them.
@@ -65,15 +65,15 @@ until [[ -e over ]]; do sleep 0.2; done
 
 
 def submit_from_inside_another(warm: Cluster, job: Path) -> Job:
-    """Submit the batch script as it is from inside a task of an array that was started before; give the inner job."""
+    """Submit the batch script as it is from inside a task of an array that was started before; return the inner job."""
     outer = warm.home / "outer.sh"
     outer.write_text(
         OUTER.format(
             python=sys.executable, body=shlex.quote(str(ROOT / "slurm" / "job.sbatch")), job=job.name
         )
     )
-    told = warm.tell("sbatch", "--parsable", "--array=0-0", "--time=5", "--exclude=n3,n4", str(outer))
-    (warm.home / "outer").write_text(told.strip())
+    reported = warm.tell("sbatch", "--parsable", "--array=0-0", "--time=5", "--exclude=n3,n4", str(outer))
+    (warm.home / "outer").write_text(reported.strip())
     deadline = time.monotonic() + PATIENCE
     while not (warm.home / "inner").exists():
         assert time.monotonic() < deadline, warm.ask("squeue", "--long")
@@ -142,7 +142,7 @@ def story(
     plans: dict[str, Callable[[], Job]],
     fates: dict[str, tuple[Callable[[Job], bool], Callable[[Job], Any]]],
 ) -> tuple[Jobs, Acts]:
-    """Submit all jobs, and let befall them what is to; gives the jobs, and what each act gave.
+    """Submit all jobs, and let befall them what is to; return the jobs, and what each act gave.
 
     On a busy machine to submit a job takes as long as another runs: so what is due is looked for meanwhile.
     """
@@ -175,19 +175,19 @@ def story(
 
 @pytest.fixture(scope="module")
 def jobs(story: tuple[Jobs, Acts]) -> Jobs:
-    """Give the jobs, by name."""
+    """Return the jobs, by name."""
     return story[0]
 
 
 @pytest.fixture(scope="module")
 def acts(story: tuple[Jobs, Acts]) -> Acts:
-    """Give what was done to them: the rank that was killed, the ranks before a node was lost."""
+    """Return what was done to them: the rank that was killed, the ranks before a node was lost."""
     return story[1]
 
 
 @pytest.fixture(scope="module")
 def bits(jobs: Jobs) -> Callable[[], str]:
-    """Give the sha256 that the undisturbed job came to."""
+    """Return the sha256 that the undisturbed job came to."""
     return lambda: str(jobs["undisturbed"].finish()["parameters_sha256"])
 
 
@@ -214,14 +214,16 @@ def test_a_job_that_was_submitted_from_inside_another_leaves_that_one_alone(
 ) -> None:
     inner, outer = jobs["inside"], (warm.home / "outer").read_text()
     assert inner.finish()["status"] == "completed" and inner.restarts() == 1
-    told = read_facts(warm.tell("scontrol", "--oneliner", "show", "job", f"{outer}_0"))
-    assert (told["JobState"], told["Restarts"]) == ("RUNNING", "0")
+    reported = read_facts(warm.tell("scontrol", "--oneliner", "show", "job", f"{outer}_0"))
+    assert (reported["JobState"], reported["Restarts"]) == ("RUNNING", "0")
     slurm = json.loads((inner.run / "run.json").read_text())["batch"]["slurm"]
     assert (slurm["job_id"], slurm["array_job_id"], slurm["restart_count"]) == (inner.number, None, 1)
     (warm.home / "over").touch()
 
 
-def test_a_rank_that_dies_under_mpirun_stops_nobody(jobs: Jobs, acts: Acts, bits: Callable[[], str]) -> None:
+def test_a_death_under_mpirun_does_not_stop_the_others(
+    jobs: Jobs, acts: Acts, bits: Callable[[], str]
+) -> None:
     job, victim = jobs["dying"], acts["dying"]
     result = job.finish()
     if mpi_launcher.find_mpi().ulfm:
@@ -232,9 +234,7 @@ def test_a_rank_that_dies_under_mpirun_stops_nobody(jobs: Jobs, acts: Acts, bits
     assert result["parameters_sha256"] == bits()
 
 
-def test_the_loss_of_a_node_has_the_job_go_on_with_what_is_left(
-    warm: Cluster, jobs: Jobs, acts: Acts
-) -> None:
+def test_the_job_continues_on_the_remaining_nodes_after_a_loss(warm: Cluster, jobs: Jobs, acts: Acts) -> None:
     """On two nodes four workers, on the one that is left one: the parameters are the same to a tolerance only."""
     job, before = jobs["loss"], acts["loss"]
     assert {rank["host"] for rank in before} == {"n3", "n4"} and len(before) == 6

@@ -1,4 +1,4 @@
-"""What must hold under every MPI: both launchers on two nodes, ranks that find nobody, a rank that dies."""
+"""Every MPI: both launchers on two nodes, ranks in separate worlds, a rank that dies."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_both_launchers_start_one_world_on_two_nodes(jobs: dict[str, Job], launc
     assert "completed" in job.text() and job.facts()["ExitCode"] == "0:0"
 
 
-def test_ranks_that_srun_has_not_connected_say_so_and_stop(jobs: dict[str, Job]) -> None:
+def test_ranks_that_srun_has_not_connected_end_with_an_error(jobs: dict[str, Job]) -> None:
     job = jobs["alone"]
     job.finish("FAILED")
     assert "--mpi=" in job.text(), "they say what would have been right"

@@ -1,4 +1,4 @@
-"""What takes minutes: many interruptions at random moments, and losses of every kind.
+"""Tests that take minutes: many interruptions at random times, and losses of every kind.
 
 `MPIPS_SLURM_LONG=1 python -m pytest -o faulthandler_timeout=1800 tests/slurm/test_long.py`
 """
@@ -34,7 +34,7 @@ done
 
 @pytest.fixture(scope="module")
 def bits(warm: Cluster, write: Callable[..., Path]) -> str:
-    """Give the sha256 of an undisturbed run."""
+    """Return the sha256 of an undisturbed run."""
     return str(warm.submit(write("undisturbed"), *TWO).finish()["parameters_sha256"])
 
 
@@ -88,7 +88,7 @@ def test_interrupted_at_random_moments_to_the_same_bits(
         ("server", "STOP", "hung"),
     ],
 )
-def test_whoever_is_lost_under_mpirun_the_others_go_on(
+def test_a_run_under_mpirun_continues_after_any_loss(
     warm: Cluster, write: Callable[..., Path], bits: str, role: str, kind: str, cause: str
 ) -> None:
     from mpips.launch import mpi_launcher

@@ -1,4 +1,4 @@
-"""The script that makes the cluster: what it refuses, and that clusters do not disturb each other."""
+"""The script that creates the cluster: refused arguments, and that clusters do not affect each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from virtual import SCRIPT, SKIP, Cluster, environment
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    """Give a folder that is not there, on a path that is short enough for sockets."""
+    """Return a folder that is not there, on a path that is short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="mpips-slurm-") as folder:
         yield Path(folder) / "c"
 

@@ -1,4 +1,4 @@
-"""Arrays that grow in place: the same as arrays that are copied."""
+"""Arrays that grow in place, compared with arrays that are copied."""
 
 from __future__ import annotations
 

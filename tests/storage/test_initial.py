@@ -1,4 +1,4 @@
-"""Initial values: the documented function of seed, key and column, and what a segment makes of them."""
+"""Initial values: the documented function of seed, key and column, and their use by segments."""
 
 from __future__ import annotations
 

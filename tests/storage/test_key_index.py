@@ -1,4 +1,4 @@
-"""The key index against a dict."""
+"""The key index, compared with a dict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index of 128-bit keys against a dict, also where halves of keys collide."""
+"""The index of 128-bit keys, compared with a dict, also if halves of keys collide."""
 
 from __future__ import annotations
 

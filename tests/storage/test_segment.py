@@ -1,4 +1,4 @@
-"""Segments against dicts, and rounds that must not depend on the order of arrival."""
+"""Segments, compared with dicts; aggregation rounds do not depend on the order of arrival."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def u64(numbers: Any) -> Any:
 
 
 def applied(segment: Segment, summed: Summed | None, reply: bool = False) -> dict[int, Any]:
-    """Apply a round that is complete; give what each worker is answered (None without `reply`)."""
+    """Apply a round that is complete; return what each worker is answered (None without `reply`)."""
     assert summed is not None
     answer = segment.push_slots(summed.slots, summed.rows, reply)
     assert (answer is not None) == reply

@@ -1,4 +1,4 @@
-"""The built-in updates against the formulas written out in NumPy, and the registries."""
+"""The built-in updates, compared with their formulas in NumPy, and the registries."""
 
 from __future__ import annotations
 

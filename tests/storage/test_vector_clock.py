@@ -1,4 +1,4 @@
-"""The ranged vector clock against a dict from (node, key) to time, on a small key space."""
+"""The ranged vector clock, compared with a dict from (node, key) to time, on a small key space."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build(settings: list[tuple[KeyRange, int, int]]) -> tuple[RangedClock, Model
 
 
 def check(clock: RangedClock, model: Model) -> None:
-    """The clock says what the model says, in the fewest ranges."""
+    """Check that the clock equals the model, with the fewest ranges."""
     for node in NODES:
         expected = [model.get((node, key), NOTHING) for key in range(SIZE)]
         assert [clock.get(key_of(key), node) for key in range(SIZE)] == expected
@@ -58,7 +58,7 @@ def check(clock: RangedClock, model: Model) -> None:
 
 
 class ClockMachine(RuleBasedStateMachine):
-    """Any sequence of operations, beside a dict."""
+    """Any sequence of operations, compared with a dict."""
 
     def __init__(self) -> None:
         super().__init__()

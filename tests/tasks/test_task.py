@@ -1,4 +1,4 @@
-"""Tasks start after what they depend on, exactly once, whatever the network does to their messages."""
+"""Tasks start after their dependencies, exactly once, whatever the network does to their messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def outstanding(tasks: Tasks, address: int) -> int:
 
 
 class Wire:
-    """One caller (rank 0) and callees 1..n, with a bag of messages in between that a seed empties."""
+    """One caller (rank 0) and callees 1..n, with a set of messages in flight, which are delivered in random order."""
 
     def __init__(self, callees: int, window: int = 64, loss: float = 0.0, seed: int = 0) -> None:
         self.rng, self.loss = random.Random(seed), loss
@@ -58,7 +58,7 @@ class Wire:
                 self.bag.append((dest, message))
 
     def step(self) -> bool:
-        """Deliver a random message, or finish a random running request; give whether there was anything."""
+        """Deliver a random message, or finish a random running request; return whether there was anything."""
         choices = len(self.bag) + len(self.running)
         if not choices:
             return False
@@ -160,7 +160,7 @@ def test_a_dependency_at_the_same_node_travels_with_the_message() -> None:
     assert [message.after for _, message in wire.bag] == [(), ((0, 1),)]
 
 
-def test_the_window_bounds_what_is_outstanding() -> None:
+def test_the_window_bounds_outstanding_parts() -> None:
     wire = Wire(1, window=3)
     tasks = [wire.tasks.submit([(1, call())]) for _ in range(10)]
     assert len(wire.bag) == 3 and outstanding(wire.tasks, 1) == 3
@@ -228,7 +228,7 @@ def test_a_failing_callback_of_the_caller_is_raised_at_its_task() -> None:
 
 
 def drained(tasks: Tasks, sent: list[tuple[int, Message]]) -> list[int]:
-    """Answer what was sent, first things first, until nothing is left; give what was in flight at 1 each time."""
+    """Answer what was sent, in order, until nothing is left; return what was in flight at 1 each time."""
     trace = []
     while sent:
         dest, message = sent.pop(0)
@@ -425,7 +425,7 @@ def test_only_what_has_never_come_is_sent_again() -> None:
     assert len(sent) == 4, "it was answered meanwhile"
 
 
-def test_what_is_sent_again_is_bounded_by_what_is_sent() -> None:
+def test_retransmissions_are_bounded_by_the_messages_sent() -> None:
     now = [0.0]
     tasks, sent = probing(now)
     tasks.submit([(1, call())])
@@ -440,7 +440,7 @@ def test_what_is_sent_again_is_bounded_by_what_is_sent() -> None:
     assert sent[-1].kind is Kind.REQUEST, "but it always goes on"
 
 
-def test_where_nothing_is_lost_nobody_is_probed() -> None:
+def test_without_losses_there_are_no_probes() -> None:
     sent: list[Message] = []
     tasks = Tasks(lambda dest, message: sent.append(message))
     tasks.submit([(1, call())])
@@ -485,7 +485,7 @@ def test_only_what_was_answered_is_acknowledged() -> None:
 # Callees that are other ranks now, and callers that are.
 
 
-def test_what_is_unanswered_is_sent_again_where_its_address_is_another_rank_now() -> None:
+def test_unanswered_parts_are_sent_again_when_their_address_moves() -> None:
     sent: list[tuple[int, int, tuple[tuple[int, int], ...]]] = []
     tasks = Tasks(lambda dest, message: sent.append((dest, message.time, message.after)), window=3)
     first = tasks.submit([(~0, call()), (~1, call())])
@@ -517,7 +517,7 @@ def test_a_part_that_another_primary_answers_ahead_again_is_asked_for_once() -> 
     assert tasks.ahead.newly() == [] and tasks.ahead.count == 0
 
 
-def test_a_reply_is_known_by_the_shard_whoever_sends_it() -> None:
+def test_a_reply_is_identified_by_its_shard() -> None:
     tasks = Tasks(lambda dest, message: None, origin=9)
     parts = [(~0, call()), (~4, call()), (4, call())]
     task = tasks.submit(parts)
@@ -532,7 +532,7 @@ def test_a_reply_is_known_by_the_shard_whoever_sends_it() -> None:
 
 
 @pytest.mark.parametrize("window", [1, 64])
-def test_what_is_given_up_fails_once_and_lets_others_pass(window: int) -> None:
+def test_abandoned_parts_fail_once_and_do_not_block_others(window: int) -> None:
     sent: list[tuple[int, Message]] = []
     tasks = Tasks(lambda dest, message: sent.append((dest, message)), window)
     doomed = [tasks.submit([(1, bad_call()), (2, call())]) for _ in range(2)]
@@ -559,7 +559,7 @@ def test_a_worse_error_takes_the_place_of_a_loss() -> None:
     assert isinstance(task.error, RemoteError) and task.error.text == "broken"
 
 
-def test_who_takes_a_caller_up_is_told_what_it_was_told_and_sends_the_rest() -> None:
+def test_a_succeeding_caller_takes_known_replies_and_sends_the_rest() -> None:
     sent: list[tuple[int, int]] = []
     noted: list[tuple[int, int]] = []
 

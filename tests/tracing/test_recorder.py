@@ -1,4 +1,4 @@
-"""Traces: what is written stays, whatever comes after; it adds up, costs no more than it may, and can be looked at."""
+"""Traces: records persist, times add up, the cost is bounded, and events can be shown."""
 
 from __future__ import annotations
 
@@ -104,10 +104,10 @@ def test_beyond_the_limit_records_are_counted_and_time_is_summed(tmp_path: Path)
     assert trace.file.path.stat().st_size == HEADER + 2 * PIECE
     executed = len(found.of(What.EXECUTE))
     assert executed < count
-    told = summary(tmp_path)
-    assert told["ranks"][0]["uses"]["apply"] == pytest.approx(0.5 * count)
+    reported = summary(tmp_path)
+    assert reported["ranks"][0]["uses"]["apply"] == pytest.approx(0.5 * count)
     assert found.unseen[What.EXECUTE] == pytest.approx(0.5 * (count - executed - found.dropped), abs=1.0)
-    assert told["dropped"] == found.dropped > 0
+    assert reported["dropped"] == found.dropped > 0
 
 
 def test_a_full_disk_ends_the_trace_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,10 +158,10 @@ def test_brief_spans_beyond_the_budget_are_summed_and_long_ones_are_not(tmp_path
     executed = found.of(What.EXECUTE)
     assert 50 <= len(executed) <= 50 + 3 + 1
     assert {-5, -6, -7} <= set(executed["time"].tolist())
-    told = summary(tmp_path)["ranks"][0]
-    assert told["uses"]["apply"] == pytest.approx(600e-5 + 6 * LONG, rel=1e-6)
-    assert 0 < told["unseen"] < told["uses"]["apply"]
-    assert sum(told["uses"].values()) == pytest.approx(told["seconds"])
+    reported = summary(tmp_path)["ranks"][0]
+    assert reported["uses"]["apply"] == pytest.approx(600e-5 + 6 * LONG, rel=1e-6)
+    assert 0 < reported["unseen"] < reported["uses"]["apply"]
+    assert sum(reported["uses"].values()) == pytest.approx(reported["seconds"])
 
 
 def test_the_gate_opens_again_once_enough_has_been_saved(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def events(path: Path) -> list[dict[str, Any]]:
 
 
 def check_events(found: list[dict[str, Any]]) -> dict[str, int]:
-    """Hold events to the format, and to more; give how many spans and flows there are."""
+    """Hold events to the format, and to more; return how many spans and flows there are."""
     lanes: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
     named = {(each["pid"], each["tid"]) for each in found if each["name"] == "thread_name"}
     processes = {each["pid"] for each in found if each["name"] == "process_name"}
@@ -488,17 +488,17 @@ def test_each_requests_way_is_known(run: Path) -> None:
 
 
 def test_shares_add_up_and_waits_have_their_cause(run: Path) -> None:
-    told = summary(run, "train")
-    for rank in told["ranks"]:
+    reported = summary(run, "train")
+    for rank in reported["ranks"]:
         assert set(rank["uses"]) == set(USES)
         assert sum(rank["uses"].values()) == pytest.approx(rank["seconds"])
         assert rank["busy"] + rank["waiting"] == pytest.approx(rank["seconds"])
-    waits = {(wait["rank"], wait["for"], wait["from"]): wait["count"] for wait in told["waits"]}
+    waits = {(wait["rank"], wait["for"], wait["from"]): wait["count"] for wait in reported["waits"]}
     assert sum(count for (rank, what, _), count in waits.items() if (rank, what) == (3, "push_pull")) == 5
     assert any(what == "sweep" and source in (3, 4, 5) for rank, what, source in waits if rank == 0)
-    assert told["ranks"][3]["calls"]["sweep"]["count"] == 1
-    assert summary(run)["seconds"] > told["seconds"]
-    assert BRIEF not in {wait["for"] for wait in told["waits"]}
+    assert reported["ranks"][3]["calls"]["sweep"]["count"] == 1
+    assert summary(run)["seconds"] > reported["seconds"]
+    assert BRIEF not in {wait["for"] for wait in reported["waits"]}
 
 
 def test_the_command_shows_it(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -519,7 +519,7 @@ def test_the_command_shows_it(run: Path, capsys: pytest.CaptureFixture[str], tmp
         (["--between", "3", "2"], "--between 3 2: FROM must be before TO"),
     ],
 )
-def test_what_is_asked_for_wrongly_is_said(
+def test_invalid_arguments_are_reported(
     run: Path, capsys: pytest.CaptureFixture[str], switches: list[str], said: str
 ) -> None:
     assert main(["trace", str(run), *switches]) == 2
@@ -553,7 +553,7 @@ def test_a_run_that_is_resumed_sets_the_old_trace_aside(tmp_path: Path) -> None:
     assert not folder.trace.exists() and (tmp_path / "trace.previous" / "rank-0000.bin").exists()
 
 
-def test_a_wait_for_nobody_has_no_peer(tmp_path: Path) -> None:
+def test_a_wait_without_a_peer(tmp_path: Path) -> None:
     trace = begin(tmp_path)
     trace.waited(100.0, 100.5, 0.5, -1, "the next call")
     assert only(tmp_path).of(What.WAIT)["peer"].tolist() == [NOBODY]

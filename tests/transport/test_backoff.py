@@ -1,4 +1,4 @@
-"""How a rank waits: looked at on a clock of its own."""
+"""The stages of a rank's waiting, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATIENCE, CAP, DEEP = 1e-3, 0.9e-3, 5e-3
 
 
 class Clock:
-    """Time that goes on only when somebody looks, yields, or sleeps; notes what was done, and since when."""
+    """A clock that advances only by polls, yields and sleeps; it records each of them, and its time."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -75,7 +75,7 @@ def made(clock: Clock, wakeup: Ringer | None = None, *, oversubscribed: bool = F
 
 
 def wait(backoff: Backoff, clock: Clock, until: float, *, moving: bool = False) -> int:
-    """Look again and again until some time; give how many looks that took."""
+    """Poll until a time; return the number of polls."""
     looks = 0
     while clock.now < until:
         backoff.wait(moving)
@@ -122,7 +122,7 @@ def test_between_two_sleeps_it_looks_several_times() -> None:
     assert looks - before == pytest.approx(POLLS * sleeps, abs=POLLS)
 
 
-def test_a_bell_lets_it_sleep_deeply_and_be_woken_at_once() -> None:
+def test_with_a_wakeup_it_sleeps_longer_and_is_woken_at_once() -> None:
     clock = Clock()
     wakeup = Ringer(clock, rings=0.5)
     backoff = made(clock, wakeup)
@@ -142,7 +142,7 @@ def test_a_ring_that_is_lost_costs_no_more_than_the_wait_so_far(comes: float) ->
     assert clock.now - comes <= min(comes, DEEP) + LOOK
 
 
-def test_it_looks_between_arming_the_bell_and_sleeping() -> None:
+def test_it_polls_between_arming_the_wakeup_and_sleeping() -> None:
     clock = Clock()
     wakeup = Ringer(clock)
     backoff = made(clock, wakeup)
@@ -154,7 +154,7 @@ def test_it_looks_between_arming_the_bell_and_sleeping() -> None:
     )  # a message that came before others saw the flag is found by the next look
 
 
-def test_while_something_moves_it_sleeps_briefly_and_nobody_need_ring() -> None:
+def test_during_a_transfer_it_sleeps_briefly_without_the_wakeup() -> None:
     clock = Clock()
     wakeup = Ringer(clock)
     backoff = made(clock, wakeup)
@@ -167,7 +167,7 @@ def test_while_something_moves_it_sleeps_briefly_and_nobody_need_ring() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(1e-6, 0.1), st.booleans(), st.booleans()), max_size=30))
-def test_after_progress_nobody_is_to_ring(waits: list[tuple[float, bool, bool]]) -> None:
+def test_after_progress_the_wakeup_is_disarmed(waits: list[tuple[float, bool, bool]]) -> None:
     clock = Clock()
     wakeup = Ringer(clock)
     backoff = made(clock, wakeup)
@@ -187,7 +187,7 @@ def test_after_progress_nobody_is_to_ring(waits: list[tuple[float, bool, bool]])
 
 @pytest.fixture
 def pair() -> Iterator[list[Wakeup]]:
-    """Give the wakeups of two ranks."""
+    """Return the wakeups of two ranks."""
     path = wakeups._create_flags_file(2)
     made = [wakeups._open(rank, 2, path) for rank in range(2)]
     os.unlink(path)
@@ -220,7 +220,7 @@ def test_one_wakes_once_for_many_rings_and_by_itself_for_none(pair: list[Wakeup]
     sleeper.sleep(0.001)
 
 
-def test_to_ring_for_the_dead_and_for_the_deaf_harms_nobody(pair: list[Wakeup]) -> None:
+def test_waking_dead_ranks_and_full_sockets_has_no_effect(pair: list[Wakeup]) -> None:
     sleeper, sender = pair
     for _ in range(10_000):
         sender.wake(0)
@@ -230,7 +230,7 @@ def test_to_ring_for_the_dead_and_for_the_deaf_harms_nobody(pair: list[Wakeup]) 
     assert sender.asleep[0] == 0
 
 
-def test_strangers_wake_nobody_and_keep_nobody_awake(pair: list[Wakeup]) -> None:
+def test_datagrams_of_other_users_wake_no_rank(pair: list[Wakeup]) -> None:
     sleeper, sender = pair
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
         stranger.setblocking(False)
@@ -241,7 +241,7 @@ def test_strangers_wake_nobody_and_keep_nobody_awake(pair: list[Wakeup]) -> None
     sleeper.sleep(60.0)
 
 
-def test_a_name_that_is_taken_gives_no_bell(pair: list[Wakeup]) -> None:
+def test_a_socket_name_in_use_gives_no_wakeup(pair: list[Wakeup]) -> None:
     path = wakeups._create_flags_file(2)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
@@ -265,6 +265,6 @@ def test_ranks_are_counted_against_the_cores_that_any_of_them_has() -> None:
     assert not wakeups.is_oversubscribed(letters((here, [0]), (here, [1]), (here, [5, 6])), 0)
 
 
-def test_bells_are_for_one_host() -> None:
+def test_wakeups_exist_on_one_host_only() -> None:
     assert wakeups._shared(letters((b"a" * 8, [0]), (b"a" * 8, [0]))) == ("/dev/shm/page", True)
     assert not wakeups._shared(letters((b"a" * 8, [0]), (b"b" * 8, [0])))[1]

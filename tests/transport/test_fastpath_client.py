@@ -1,4 +1,4 @@
-"""The desk: requests that compiled code sends, and the answers that it takes; one rank that asks itself."""
+"""The client fast path: requests that compiled code sends, and their answers; one rank that sends to itself."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EPOCH, SHARD, NAMESPACE = 4, 2, 9
 
 
 class Asking:
-    """A rank that asks at its desk, receives what it asked, and answers itself."""
+    """A rank that sends requests by its client fast path to itself, and answers them."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self.van = MPIVan(comm)
@@ -62,7 +62,7 @@ class Asking:
         acked: int = 0,
         keys: Any = None,
     ) -> int:
-        """Ask with, or for, `n` rows of one number each, from the first one on; list that part of `keys`."""
+        """Send a push or a pull of `n` rows of one number each, from the first one on; list that part of `keys`."""
         without = self.model(command, None, 0)
         pushes = command is Command.PUSH
         size = n
@@ -86,7 +86,7 @@ class Asking:
         raise AssertionError("nothing came")
 
     def answer(self, request: Message, rows: Any = None, **fields: Any) -> Message:
-        """Send an answer, as it is or with a few changes; give what comes."""
+        """Send an answer, perhaps with changes; return what is received."""
         reply = reply_to(request, rows)
         reply.sender, reply.epoch = 0, EPOCH
         for name, value in fields.items():

@@ -1,4 +1,4 @@
-"""The fast path's table: what the compiled loop answers, as Python would, and what it leaves; one rank asks itself."""
+"""The server fast path: what compiled code answers, as Python would, and what it leaves; one rank sends to itself."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Alone:
         return made
 
     def serve(self, request: Message) -> Message | None:
-        """Let the table have a request; give it if it was handed over, None if it was answered."""
+        """Pass a request to the table; return it if it was left to Python, None if it was answered."""
         news = self.table.parts[:, 0, NEWS]
         news[:] = 0
         self.van.send(0, request)
@@ -111,7 +111,7 @@ class Alone:
         return message
 
     def is_silent(self) -> bool:
-        """Tell whether nothing more comes."""
+        """Return whether nothing more comes."""
         return all(self.van.receive() is None for _ in range(50))
 
 
@@ -456,10 +456,10 @@ def test_a_vector_of_any_number_can_be_opened_and_closed() -> None:
     assert not table.parts.any()
 
 
-def test_pushes_are_told_in_their_order_when_a_run_is_recorded(comm: MPI.Intracomm) -> None:
+def test_pushes_are_reported_in_order_in_a_recorded_run(comm: MPI.Intracomm) -> None:
     alone = Alone(comm, "float32", 1, ADD)
-    told: list[Any] = []
-    alone.table.follow(lambda *push: told.append(push))
+    reported: list[Any] = []
+    alone.table.follow(lambda *push: reported.append(push))
     times = []
     for command in (Command.PUSH, Command.PULL, Command.PUSH):
         rows = None if command is Command.PULL else ONES
@@ -467,7 +467,7 @@ def test_pushes_are_told_in_their_order_when_a_run_is_recorded(comm: MPI.Intraco
         times.append(alone.time)
         answer = alone.answer()
         assert answer.round == (1 if command is Command.PULL else NO_ROUND)
-    assert told == [(SHARD, int(Command.PUSH), [(0, time)]) for time in times[::2]]
+    assert reported == [(SHARD, int(Command.PUSH), [(0, time)]) for time in times[::2]]
 
 
 # --- keys that a request lists ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The in-memory twin is a van like any other, and its faults are what they say."""
+"""The in-memory twin conforms to the interface of vans, and its faults are as documented."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def forever(van: TwinVan) -> None:
 
 
 def watcher(until: float) -> Callable[[TwinVan], list[tuple[float, int]]]:
-    """Give a program that notes when it learns of which death."""
+    """Return a program that records when it detects which death."""
 
     def watch(van: TwinVan) -> list[tuple[float, int]]:
         seen: list[tuple[float, int]] = []
@@ -188,7 +188,7 @@ def test_a_killed_rank_never_comes_back_from_its_van() -> None:
     assert network.posted == 3
 
 
-def test_an_idle_rank_that_is_killed_unwinds_though_nobody_waits_for_it() -> None:
+def test_an_idle_rank_that_is_killed_unwinds() -> None:
     log: list[str] = []
 
     def victim(van: TwinVan) -> None:
@@ -247,7 +247,7 @@ def collector(van: TwinVan) -> list[int]:
 
 
 def burst(count: int) -> Callable[[TwinVan], None]:
-    """Give a program that sends numbers to rank 1 and then waits."""
+    """Return a program that sends numbers to rank 1 and then waits."""
 
     def program(van: TwinVan) -> None:
         for number in range(count):
@@ -322,7 +322,7 @@ def test_a_rank_may_be_stopped_in_the_middle_of_sending() -> None:
     assert log == [(0, 0.0), (1, 0.0), (2, 0.25), (3, 0.25), (4, 0.25)]
 
 
-def test_a_heart_tells_who_has_been_silent_for_long() -> None:
+def test_a_heartbeat_reports_silent_ranks() -> None:
     def listener(van: TwinVan) -> list[tuple[float, list[int]]]:
         heartbeat = network.heartbeat(0)
         heartbeat.targets = [1, 2, 3]
@@ -340,7 +340,7 @@ def test_a_heart_tells_who_has_been_silent_for_long() -> None:
     assert results[0] == [(0.4, []), (0.7, [1]), (1.1, [3])]
 
 
-def test_a_heart_that_was_stopped_itself_blames_nobody_for_it() -> None:
+def test_a_rank_that_was_stopped_suspects_no_other() -> None:
     def listener(van: TwinVan) -> list[tuple[float, list[int]]]:
         seen: list[tuple[float, list[int]]] = []
         while van.now() < 2.0:
@@ -358,13 +358,13 @@ def test_a_heart_that_was_stopped_itself_blames_nobody_for_it() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_who_is_stopped_for_ever_does_not_hold_up_the_end(seed: int) -> None:
+def test_a_rank_that_stays_stopped_does_not_delay_the_end(seed: int) -> None:
     faults = [Fault("stop", 1, at=0.1), Fault("stop", 2, at=0.2)]
     results = Network(3, seed=seed, faults=faults).run([lambda van: "early", forever, watcher(1.0)])
     assert results == ["early", None, None]
 
 
-def test_who_is_woken_after_all_others_have_ended_goes_on() -> None:
+def test_a_rank_that_resumes_after_all_others_have_ended_continues() -> None:
     faults = [Fault("stop", 1, at=0.0), Fault("resume", 1, at=30.0)]
     assert Network(2, faults=faults).run([lambda van: 0, lambda van: van.now()]) == [0, 30.0]
 

@@ -1,4 +1,4 @@
-"""Signatures of lists of keys, and the lists that a server remembers, against a dictionary."""
+"""Signatures of key lists, and a server's cache of them, compared with a dictionary."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert {each for each in self.kept if self.look(each)} == others
 
     def look(self, name: tuple[int, int, int]) -> bool:
-        """Tell whether a list is there, without using it."""
+        """Return whether a list is there, without using it."""
         shard, namespace, number = name
         return (shard, namespace, signature_of(number)) in self.cache._entries
 

@@ -1,4 +1,4 @@
-"""Messages survive the wire exactly, and nothing else passes for one."""
+"""Messages are decoded exactly, and anything else is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks let themselves be written to by what their launcher has started, and by nobody else."""
+"""Ranks permit writing to their memory to the descendants of their launcher only."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_nearest_process_above_all_ranks_is_found() -> None:
     assert common([], [[], [5]]) == 0
 
 
-def test_a_process_knows_what_is_above_it() -> None:
+def test_the_ancestors_of_a_process() -> None:
     mine = _ancestors(os.getpid())
     code = "import os; from mpips.transport.mpi.process_memory import _ancestors; print(*_ancestors(os.getpid()))"
     done = subprocess.run(

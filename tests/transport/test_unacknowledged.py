@@ -1,4 +1,4 @@
-"""Unacknowledged changes of the fast path: what Python takes over is what was sent, in order, and once."""
+"""Unacknowledged changes of the fast path: Python takes over what was sent, in order, once."""
 
 from __future__ import annotations
 

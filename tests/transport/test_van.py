@@ -1,4 +1,4 @@
-"""The MPI van outlives ranks, where MPI does: real ranks that die, and a communicator with every outcome at will."""
+"""The MPI van survives deaths if MPI does: real ranks that die, and a fake communicator with chosen outcomes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from mpips.transport.mpi.van import MPIVan
 @pytest.mark.ranks
 @pytest.mark.parametrize("how", ["killed", "ended", "stopped"])
 @pytest.mark.parametrize("victim", [0, 2])
-def test_those_who_are_left_go_on(start: Callable[..., Started], starter: Any, how: str, victim: int) -> None:
+def test_the_remaining_ranks_continue(
+    start: Callable[..., Started], starter: Any, how: str, victim: int
+) -> None:
     if not (starter.kind == "openmpi" and starter.mpi.ulfm):
         pytest.skip("this MPI ends all ranks when one dies")
     script = ROOT / "tests" / "mpi" / "dying.py"
@@ -46,7 +48,7 @@ DIED = MPI.ERR_PROC_FAILED
 
 
 class FakeRequest:
-    """Ends when its `outcome` is set: True, or an error class."""
+    """Completes when its `outcome` is set: True, or an error class."""
 
     def __init__(self, outcome: bool | int = False) -> None:
         self.outcome = outcome
@@ -88,7 +90,7 @@ class FakeMessage:
 
 
 class FakeComm:
-    """As much of a communicator as the van uses, with every outcome in the test's hands."""
+    """The part of a communicator that the van uses; the test sets the outcome of each call."""
 
     def __init__(self) -> None:
         self.dead: list[int] = []
@@ -168,7 +170,7 @@ def taken(van: MPIVan, times: int = 6) -> list[tuple[int, int]]:
 MEDIUM, LARGE = 500, 10_000
 
 
-def test_a_death_is_told_once_and_acknowledged(comm: FakeComm) -> None:
+def test_a_death_is_reported_once_and_acknowledged(comm: FakeComm) -> None:
     van = van_over(comm)
     assert van.failed() == []
     comm.dead = [2]
@@ -270,7 +272,7 @@ def test_a_send_that_fails_at_once_tells_of_the_death_too(comm: FakeComm) -> Non
     assert van.pending() == 0
 
 
-def test_the_buried_are_not_told_of(comm: FakeComm) -> None:
+def test_excluded_ranks_are_not_reported(comm: FakeComm) -> None:
     van = van_over(comm)
     comm.arriving = [
         (2, frame_of(2, 1, LARGE), FakeRequest(True)),

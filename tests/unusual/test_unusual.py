@@ -1,4 +1,4 @@
-"""Unusual but good files and places: they work, and give the right values.
+"""Unusual but valid files and environments: they work, and give correct values.
 
 The cases stand in the TOML files beside this one; `tests/cases.py` says what a case may have.
 """

@@ -1,4 +1,4 @@
-"""Initial values of a whole cluster: a matrix is factorised to the same bits on any layout, through any failure."""
+"""Initial values: a matrix is factorised to the same bits on any layout, with any failures."""
 
 from __future__ import annotations
 
@@ -113,12 +113,12 @@ def test_any_layout_and_any_failure_gives_the_same_bits(dense: bool, update: str
     )
     for messages in (40, 120, 200):
         dying = [Fault("kill", 2, after_messages=messages)]
-        told: dict[str, Any] = {}
+        observed: dict[str, Any] = {}
         found = simulate(
             program, Factoriser, servers=3, workers=2, replicas=1, spares=1, faults=dying, seed=messages,
-            horizon=120.0, told=told,
+            horizon=120.0, observed=observed,
         )  # fmt: skip
-        assert found == plain and 2 not in told["view"].servers
+        assert found == plain and 2 not in observed["view"].servers
 
 
 def test_a_list_that_the_servers_cached_with_absent_keys_reads_their_initial_values() -> None:

@@ -1,4 +1,4 @@
-"""Keys that are named again and again, by lists and by plain arrays, against a dictionary and under any network."""
+"""Keys that are used repeatedly, as lists and as arrays, compared with a dictionary, under any network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHARED = EXTENT // 2
 
 @contextmanager
 def servers_that_remember(most: float) -> Iterator[list[Server]]:
-    """Let the simulated servers remember so many bytes of lists; give them."""
+    """Let the simulated servers cache so many bytes of lists; return them."""
     made: list[Server] = []
 
     class Remembering(Server):
@@ -45,7 +45,7 @@ def servers_that_remember(most: float) -> Iterator[list[Server]]:
 
 
 class Seen:
-    """Delays that count how the requests to shards name their keys, and how often they are asked to name them."""
+    """Delays that count how the requests to shards name their keys, and how often servers ask for the keys."""
 
     def __init__(self, delays: Delays = no_delay) -> None:
         self.delays, self.counts = delays, Counter[str]()
@@ -173,16 +173,18 @@ def test_lists_that_are_named_again_and_again(
 def test_a_server_dies_among_lists_that_it_knows(victim: int, seed: int, most: float) -> None:
     spec = VectorSpec("v", "int64", 1, EXTENT, "add", dense=seed % 2 == 0)
     lossy = random_delays(seed, delay=0.002, drop=0.05, duplicate=0.05)
-    delays, told = Seen(no_delay if seed < 2 else lossy), dict[str, Any]()
+    delays, observed = Seen(no_delay if seed < 2 else lossy), dict[str, Any]()
 
     def schedule(cluster: Cluster) -> None:
-        network = told["network"]
+        network = observed["network"]
         network.plan(Fault("kill", victim, after_messages=network.posted + 150 + 60 * seed))
         check(cluster, spec, seed, 60, 3)
 
     with servers_that_remember(most) as made:
-        simulate(schedule, Repeater, servers=3, workers=2, replicas=1, seed=seed, delays=delays, told=told)
-    assert [loss.rank for loss in told["view"].losses] == [victim]
+        simulate(
+            schedule, Repeater, servers=3, workers=2, replicas=1, seed=seed, delays=delays, observed=observed
+        )
+    assert [loss.rank for loss in observed["view"].losses] == [victim]
     assert delays.counts["asked"] > 0, "who took over had not heard of the lists"
     assert sum(server.lists.misses for server in made) > 0
 

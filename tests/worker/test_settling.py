@@ -1,4 +1,4 @@
-"""Nothing that a program asks for fails in silence, whether anybody waits for it or not."""
+"""Failed requests of a program are always reported, whether it waits for them or not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEYS = np.arange(100, dtype=np.uint64)
 
 @update("settling.refuses")
 def refuses(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> None:
-    """Refuse rows that have a negative number, else add."""
+    """Raise an error for rows with a negative number, else add."""
     if rows.size and rows.min() < 0:
         raise ValueError("a negative row")
     values[slots] += rows
@@ -107,7 +107,7 @@ def run(do: Callable[[Cluster], Any], **how: Any) -> Any:
 
 
 def line(text: str) -> int:
-    """Give the line of this file that has a text."""
+    """Return the line of this file that has a text."""
     lines = Path(__file__).read_text(encoding="utf-8").splitlines()
     return next(number for number, each in enumerate(lines, 1) if text in each)
 
@@ -203,7 +203,7 @@ def test_a_failure_at_once_is_not_that_of_the_call_at_hand() -> None:
     ],
     ids=["push", "call", "function"],
 )
-def test_what_the_scheduler_waits_for_in_vain_is_told_at_the_end(ask: Callable[[Cluster], Any]) -> None:
+def test_failed_tasks_of_the_scheduler_are_reported_at_the_end(ask: Callable[[Cluster], Any]) -> None:
     def do(cluster: Cluster) -> str:
         ask(cluster)
         return "completed"
@@ -249,7 +249,7 @@ def test_what_cannot_be_is_refused_where_it_is_asked_for(how: str, why: str) -> 
     assert said.is_input and said.is_usage and f"(at {__file__}:{place})" in said.text
 
 
-def test_the_scheduler_is_told_so_as_well() -> None:
+def test_the_scheduler_gets_the_same_error() -> None:
     with pytest.raises(UsageError, match="there is no vector 'w'; there are: v"):
         run(lambda cluster: cluster.vectors["w"])
     with pytest.raises(UsageError, match="'v' exists already"):

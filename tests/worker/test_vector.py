@@ -1,4 +1,4 @@
-"""Push and pull against a dictionary, on a simulated cluster of any layout and under any network."""
+"""Push and pull, compared with a dictionary, on simulated clusters of any layout, under any network."""
 
 from __future__ import annotations
 
@@ -294,13 +294,13 @@ SEVEN = np.array([7], np.uint64)
 
 
 def pause(context: Context, seconds: float) -> None:
-    """Let fake time pass while messages move."""
+    """Let simulated time pass while messages move."""
     until = context.node.van.now() + seconds
     context.node.wait_until(lambda: context.node.van.now() > until)
 
 
 class Rounds(Quiet):
-    """Pushes to key 7 in a round, one worker late; says what it got or heard."""
+    """Pushes to key 7 in a round, one worker late; returns what it received."""
 
     def push(self, round: int, late: int = -1, bad: int = -1) -> dict[str, Any]:
         if self.context.index == late:
@@ -567,7 +567,9 @@ def test_rounds_with_other_workers_are_given_up() -> None:
     assert summed.push(keys, np.ones(2), round=1).error is None
 
 
-def test_who_does_not_take_what_was_sent_waits_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_caller_that_does_not_receive_answers_waits_for_further_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A server does not fill its memory with answers: a pull of such a caller is left until some of them are taken."""
     asked: list[float] = []
 

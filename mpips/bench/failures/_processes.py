@@ -265,7 +265,7 @@ def train(folder: Path, seed: int, launcher: str = "auto") -> list[Trained]:
     data = folder / "examples.svm"
     write_examples(data, seed)
     runs: list[Trained] = []
-    for role in ("nobody", "server", "scheduler"):
+    for role in ("none", "server", "scheduler"):
         where = folder / f"train-{role}"
         killer = _killer(role, rng.uniform(0.0, 0.3))
         settings = [
@@ -282,7 +282,7 @@ def train(folder: Path, seed: int, launcher: str = "auto") -> list[Trained]:
             Trained(role, result["seconds"]["train"], result["parameters_sha256"], len(result["recoveries"]))
         )
         runs[-1].same = runs[-1].sha == runs[0].sha
-        if role != "nobody" and not runs[-1].recoveries:
+        if role != "none" and not runs[-1].recoveries:
             runs[-1].error = "the training ended before"
     return runs
 
@@ -304,7 +304,7 @@ def _killer(role: str, after: float) -> Callable[[Path], None]:
     due: list[float] = []
 
     def watch(folder: Path) -> None:
-        if role == "nobody" or (due and due[0] < 0):
+        if role == "none" or (due and due[0] < 0):
             return
         if not due and _runs.has_event(folder, "pass"):
             due.append(time.time() + after)

@@ -324,7 +324,7 @@ class Outcome:
     """Keys of pushes and rounds that were acknowledged."""
     survivors: int = 0
     uninformed: int = 0
-    """Continued ranks that wait for ever: every rank that knew of their exclusion had died."""
+    """Continued ranks that wait forever: every rank that knew of their exclusion had died."""
     ranks: int = 0
 
     @property

@@ -1,4 +1,4 @@
-"""The benchmark of filters counts what it says, and draws it."""
+"""`mpips bench filters`: its counts and its plots."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def part(raw: int, wire: int, seconds: float) -> dict[str, Any]:
 
 
 def a_run(folder: Path, sent: dict[str, Any], objectives: Sequence[float] = (150.0, 100.05)) -> FinishedRun:
-    """Make what a run leaves."""
+    """Make the files of a run."""
     folder.mkdir(parents=True)
     lines = [
         {"event": "pass", "pass": n + 1, "seconds": n + 1.0, "objective": f, "filtered": n / 2}

@@ -1,4 +1,4 @@
-"""The benchmark beside tomotopy reads off a run what it says."""
+"""`mpips bench lda`: what it reads from a run, for the comparison with tomotopy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sketch benchmark measures what it says, and its exact counts are exact."""
+"""`mpips bench sketch`: its measurements, and its exact counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fault campaign: what counts as lost or doubled, which ranks get faults, and how recoveries are timed."""
+"""The fault campaign: which updates count as lost or doubled, which ranks get faults, and how recoveries are timed."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_after_a_scheduler_or_a_worker_it_lasts_until_the_next_call() -> None:
     )  # it held nothing that anybody asked for
 
 
-def test_times_are_summed_up_without_those_that_nobody_felt() -> None:
+def test_times_exclude_faults_without_effect() -> None:
     injected = [
         Injected(0, "server", "kill", rank, 0.0, recovery=value, detection=0.1)
         for rank, value in enumerate((0.2, None, 0.4, 0.3))
@@ -155,7 +155,7 @@ def test_times_are_summed_up_without_those_that_nobody_felt() -> None:
     assert found["detection_max"] == 0.1 and "takeover_max" not in found
 
 
-def test_the_workers_word_is_compared_with_what_is_on_the_servers() -> None:
+def test_the_workers_counts_are_compared_with_the_servers_values() -> None:
     keys, pushed = np.array([1, 2, 3], np.uint64), np.array([[5], [6], [7]])
     found = _pushing.judge({1: 5, 2: 4, 3: 8, 9: 2}, [(keys, pushed)])
     assert found == {"updates": 18, "others": 2, "lost": 2, "doubled": 1}
@@ -190,7 +190,7 @@ def test_a_trial_that_fails_is_named_and_can_be_repeated(
     assert faults.main(["--only", "2"]) == 0
 
 
-def test_one_trial_is_told_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_trial_prints_its_events(capsys: pytest.CaptureFixture[str]) -> None:
     seed = next(seed for seed in range(100) if _trial.run(seed).faults["kill server"])
     assert faults.main(["--only", str(seed)]) == 0
     said = capsys.readouterr().out
@@ -216,7 +216,7 @@ def test_strikes_at_processes_are_summed_up(
     good: bool,
 ) -> None:
     launched.injected = [Injected(0, "server", "kill", 1, 0.0, 0.25, 0.05, 0.2)]
-    trained = [Trained("nobody", 1.0, "a", 0), Trained("server", 1.5, "a" if same else "b", 1, same)]
+    trained = [Trained("none", 1.0, "a", 0), Trained("server", 1.5, "a" if same else "b", 1, same)]
     _find(monkeypatch, ulfm=True)
     monkeypatch.setattr(_processes, "inject_many", lambda *_: [launched])
     monkeypatch.setattr(_processes, "train", lambda *_: trained)

@@ -1,4 +1,4 @@
-"""The benchmark of idle ranks and of oversubscription: its counts and checks."""
+"""`mpips bench idle`: its counts and verdicts for idle ranks, and for more ranks than cores."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_lateness_is_beyond_trips_that_follow_at_once() -> None:
     assert "late_p99" not in rows["heard", 0.0]
 
 
-def test_oversubscription_is_judged_by_the_ratios_of_rounds() -> None:
+def test_oversubscription_is_measured_by_the_ratios_of_rounds() -> None:
     row = idle.compare_times("requests", [1.0, 2.0, 1.0], [1.4, 2.0, 3.0])
     assert (row["ratio"], row["min"], row["max"], row["few"], row["many"]) == (1.4, 1.0, 3.0, 1.0, 2.0)
 
@@ -89,7 +89,7 @@ def test_the_report_is_honest(changed: dict[str, Any], missed: str) -> None:
     assert all(idle.checks(report).values()) is not bool(missed)
 
 
-def test_only_what_was_measured_is_judged() -> None:
+def test_only_measured_targets_are_compared() -> None:
     many = {key: value for key, value in a_report().items() if key not in ("rest", "wake")}
     assert list(idle.checks(many)) == ["many <= 1.5 times few"]
     assert "nothing happened" not in idle.text(many)
@@ -97,7 +97,7 @@ def test_only_what_was_measured_is_judged() -> None:
     assert len(idle.checks(rest)) == 2 and "few:" not in idle.text(rest)
 
 
-def test_a_rank_that_hears_late_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_receipt_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idle, "LATE", 200e-6)
     assert "additional latency < 1 ms (p99): NO" in idle.text(a_report())
 

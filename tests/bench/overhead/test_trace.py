@@ -1,4 +1,4 @@
-"""`mpips bench trace`: what it makes of the times of its runs."""
+"""`mpips bench trace`: its evaluation of the times of runs."""
 
 from __future__ import annotations
 

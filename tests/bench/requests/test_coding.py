@@ -1,4 +1,4 @@
-"""The benchmark of single filters measures what it says."""
+"""`mpips bench coding`: its measurements."""
 
 from __future__ import annotations
 

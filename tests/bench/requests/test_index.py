@@ -1,4 +1,4 @@
-"""The index benchmark measures what it says."""
+"""`mpips bench index`: its measurements."""
 
 from __future__ import annotations
 

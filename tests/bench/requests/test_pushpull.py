@@ -1,4 +1,4 @@
-"""Benchmarks of the data path: they count, compare and judge right, and say clearly what cannot be."""
+"""Benchmarks of the data path: counts, comparisons, verdicts, and errors for measurements that are impossible."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_fit_of_falling_or_equal_times_is_a_fixed_cost() -> None:
     assert pushpull.fit([7], [3e-3]) == (pytest.approx(3e-3), 0.0)
 
 
-def test_targets_are_judged_by_the_worst_row() -> None:
+def test_targets_are_compared_with_the_worst_row() -> None:
     dense, cached, sparse, one = pushpull.TARGETS
     rows = [
         a_row(0.9), a_row(0.79, op="pull"), a_row(0.1, keys=1000), a_row(0.41, keys=1),
@@ -239,7 +239,7 @@ def test_a_benchmark_with_ps_lite_is_started_by_roles_and_read(tmp_path: Path) -
         ("echo push 1", "a worker printed no line 'pull SECONDS'"),
     ],
 )
-def test_a_benchmark_with_ps_lite_that_fails_is_told(
+def test_a_failing_ps_lite_benchmark_is_reported(
     body: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program = Path(a_program(tmp_path, body))
@@ -298,7 +298,7 @@ def a_request(**changed: Any) -> argparse.Namespace:
     return asked
 
 
-def test_what_does_not_fit_is_said_before_it_is_tried() -> None:
+def test_layouts_that_do_not_fit_are_refused_before_a_run() -> None:
     pushpull.check_memory(a_request(), None, 2)
     pushpull.check_memory(a_request(), 64 * 10**9, 2)
     pushpull.check_memory(a_request(launcher="srun"), 1, 1)

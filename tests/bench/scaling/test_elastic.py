@@ -1,4 +1,4 @@
-"""Benchmarks of replication, of servers that come and go, and of restarts: they count and judge right."""
+"""Benchmarks of replication, of joining and leaving servers, and of restarts: counts and verdicts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def a_change(before: dict[str, int], after: dict[str, int], rank: int, *, joins:
     }  # fmt: skip
 
 
-def test_what_moved_is_set_beside_the_least() -> None:
+def test_moved_keys_are_compared_with_the_minimum() -> None:
     join = elastic.cost(a_change({"1": 450, "2": 450}, {"1": 300, "2": 310, "3": 290}, 3, joins=True), 900)
     assert (join["keys_moved"], join["keys_least"], join["bytes"]) == (290, 300, 10)
     assert join["imbalance"] == pytest.approx(310 / 300)
@@ -141,7 +141,7 @@ def a_run(program: str, replicas: int, sent: int, train: float = 1.0, sha: str =
     }
 
 
-def test_copies_are_set_beside_none() -> None:
+def test_copies_are_compared_with_no_copies() -> None:
     runs = [a_run("sparse_lr", 0, 100, t) for t in (1.0, 2.0, 3.0)]
     runs += [a_run("sparse_lr", 1, 125, t) for t in (2.0, 2.2, 9.0)]
     runs += [a_run("summed", 0, 80), a_run("summed", 1, 100), a_run("single", 0, 80), a_run("single", 1, 160)]
@@ -187,7 +187,7 @@ def a_trial(**changed: Any) -> Trial:
         ({"sha256": "b", "begun": (1, 3), "noted": -1, "latest": -1}, "the parameters differ"),
     ],
 )
-def test_a_restart_is_judged(changed: dict[str, Any], failure: str) -> None:
+def test_the_outcome_of_a_restart(changed: dict[str, Any], failure: str) -> None:
     trial = a_trial(**changed)
     restart.compare_trial(trial, {2: 100.0}, {2: "a"})
     assert len(trial.failures) == bool(failure)

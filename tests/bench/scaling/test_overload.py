@@ -1,4 +1,4 @@
-"""The benchmark of overload: it judges right."""
+"""`mpips bench overload`: its verdicts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_good_run_has_no_problems() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "reported"),
     [
         ({"back": 2.5}, "recovered after 2.50 s"),
         ({"back": float("inf")}, "recovered after inf s"),
@@ -54,9 +54,9 @@ def test_a_good_run_has_no_problems() -> None:
         ({"same": False}, "other bits"),
     ],
 )
-def test_what_must_not_be_is_told(changed: dict[str, Any], told: str) -> None:
+def test_violations_are_reported(changed: dict[str, Any], reported: str) -> None:
     (problem,) = overload.problems(a_report(**changed))
-    assert told in problem
+    assert reported in problem
 
 
 def test_a_slowed_process_goes_on_afterwards() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of growth: it fits, lays beside each other and judges right, and runs."""
+"""`mpips bench scale`: fits, comparisons, verdicts, and a run."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_undisturbed_runs_that_are_the_same_are_good() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "reported"),
     [
         ([a_row(8, 0), a_row(8, 1, sent_again={"chain": 2})], "sent again: {'chain': 2}"),
         ([a_row(8, 0), a_row(8, 1, lost=2)], "healthy ranks excluded: 2"),
@@ -67,9 +67,9 @@ def test_undisturbed_runs_that_are_the_same_are_good() -> None:
         ([a_row(8, 1), a_death(8, survived=None)], "the death was not detected"),
     ],
 )
-def test_what_must_not_be_is_told(rows: list[dict[str, Any]], told: str) -> None:
+def test_violations_are_reported(rows: list[dict[str, Any]], reported: str) -> None:
     (problem,) = scale.problems(rows)
-    assert told in problem
+    assert reported in problem
 
 
 def test_the_report_is_drawn_and_written() -> None:
@@ -95,7 +95,7 @@ def test_only_the_schedulers_messages_grow_on_the_twin() -> None:
     """Two for each worker: a call, and an order; one more for each copy.
 
     A server with a copy has at most three messages for each that it has without: a change and its acknowledgement go
-    along the chain beside it. How many of them travel together depends on the number of servers.
+    along the chain beside it. How many of them are combined depends on the number of servers.
     """
     bound = 0.0
     for replicas in (0, 1):
@@ -109,7 +109,7 @@ def test_only_the_schedulers_messages_grow_on_the_twin() -> None:
 
 
 @pytest.mark.parametrize("asked", [["--ranks", "3"], ["--plot", "x.png"], ["--programs", "lda"]])
-def test_what_cannot_be_run_is_said_first(asked: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_impossible_runs_are_refused_first(asked: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     try:
         code = main(["bench", "scale", *asked])
     except SystemExit as ended:

@@ -1,4 +1,4 @@
-"""`mpips doctor` in an allocation: which launcher and PMI fit, by launchers that behave in every way they may."""
+"""`mpips doctor` in an allocation: which launcher and PMI fit, with scripts in place of the launchers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def script(path: Path, text: str) -> str:
 
 @pytest.fixture
 def srun(tmp_path: Path) -> str:
-    """Give an srun that connects ranks by pmix only; otherwise each is a world of its own."""
+    """Return an srun that connects ranks by pmix only; otherwise each is a world of its own."""
     text = f"""
     case "$*" in
       *--mpi=list*) printf '%s' '{LIST["22.05"]}' >&2; exit 0;;
@@ -53,7 +53,7 @@ def srun(tmp_path: Path) -> str:
     return script(tmp_path / "bin" / "srun", text)
 
 
-def test_what_ranks_say_is_counted() -> None:
+def test_the_reports_of_ranks_are_counted() -> None:
     fits = outcome("mpirun", f"noise\n0: {world(2)}", 0)
     assert (fits.fits, fits.said) == (True, "one world of 2 ranks on one node")
     assert outcome("x", world(2, 2), 0).said.endswith("on 2 nodes")
@@ -190,7 +190,7 @@ def test_where_nothing_fits_it_says_so(
 @pytest.mark.parametrize(
     "said", ["3", "[]", '{"size": "2"}', '{"size": 2, "hosts": "n1"}', 9000 * "[", 5000 * "9"]
 )
-def test_what_is_no_report_of_ranks_is_not_taken_for_one(
+def test_other_output_is_not_taken_for_a_report_of_ranks(
     allocation: Callable[[str], None], srun: str, capsys: pytest.CaptureFixture[str], said: str
 ) -> None:
     allocation(f"echo '{REPORT_PREFIX}{said}'")

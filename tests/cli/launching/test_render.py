@@ -1,4 +1,4 @@
-"""`mpips render` and `mpips submit`: from options, job file and site file to a script, and to Slurm."""
+"""`mpips render` and `mpips submit`: from options, job file and site file to a script, and its submission to Slurm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mpips verify` and `mpips export`: a line each, and numbers that are read back to the same bits."""
+"""`mpips verify` and `mpips export`: one line per checkpoint, and numbers that are read back with the same bits."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_verify_says_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.fixture
 def ended(tmp_path: Path) -> RunFolder:
-    """Give the folder of a run that has ended in order."""
+    """Return the folder of a run that has ended in order."""
     folder = RunFolder(tmp_path / "run")
     write_text(folder.job, '[job]\nprogram = "sketch"\n')
     write_json(folder.run, {"id": "0123"})
@@ -100,7 +100,7 @@ def test_verify_compares_a_run_with_its_hashes(ended: RunFolder, capsys: pytest.
     assert run("verify", str(ended.path)) == 0
 
 
-def test_verify_has_nothing_to_say_of_a_run_without_hashes(ended: RunFolder) -> None:
+def test_verify_of_a_run_without_hashes(ended: RunFolder) -> None:
     write_json(ended.run, {"id": "0123", "exit": {"status": "failed"}})
     with pytest.raises(InputError, match=r"its run.json has no hashes of outputs \(the run: failed\)"):
         run("verify", str(ended.path))
@@ -115,7 +115,7 @@ def test_verify_has_nothing_to_say_of_a_run_without_hashes(ended: RunFolder) -> 
         ("folder", "{0}/folder is not a checkpoint, and holds none"),
     ],
 )
-def test_what_is_no_checkpoint_is_bad_input(tmp_path: Path, name: str, said: str) -> None:
+def test_a_folder_that_is_no_checkpoint_is_bad_input(tmp_path: Path, name: str, said: str) -> None:
     write(tmp_path, 1, W)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")

@@ -1,4 +1,4 @@
-"""`mpips reproduce`: what it starts from is checked before anything is started, and what differs in the end is said."""
+"""`mpips reproduce`: its inputs are checked before anything is started, and differences are reported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recorded(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
-    """Make the folder of a recorded run, as far as it says what the run started from."""
+    """Make the folder of a recorded run, with the fields that describe its inputs."""
     monkeypatch.setattr(input_hashes, "QUICK_LIMIT", 2**20)
     return record(tmp_path / "run", data, "quick")
 
@@ -70,7 +70,7 @@ def kinds(folder: RunFolder) -> list[str]:
 
 @pytest.fixture
 def sound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let there be a record beside what the run started from."""
+    """Add a record to the run's folder."""
     from mpips.launch import mpi_launcher
     from mpips.replay import history
 
@@ -157,12 +157,12 @@ def verdict(before: RunFolder, now: RunFolder) -> tuple[int, str]:
     return compare_results(before, recorded, now, 0)
 
 
-def test_the_same_bits_are_said_to_be(tmp_path: Path) -> None:
+def test_equal_bits_are_reported(tmp_path: Path) -> None:
     code, line = verdict(ended(tmp_path / "a", "ab"), ended(tmp_path / "b", "ab"))
     assert (code, line) == (0, f"mpips: the same bits: parameters_sha256 is ab; run folder: {tmp_path / 'b'}")
 
 
-def test_other_bits_are_told_by_the_first_key_and_by_how_much(tmp_path: Path) -> None:
+def test_different_bits_are_reported_with_first_key_and_difference(tmp_path: Path) -> None:
     before = ended(tmp_path / "a", "ab", keys=np.array([3, 5, 9]), values=np.array([1.0, 0.1, 2.0]))
     now = ended(tmp_path / "b", "cd", keys=np.array([3, 5, 11]), values=np.array([1.0, 0.35, 2.0]))
     code, line = verdict(before, now)
@@ -172,7 +172,7 @@ def test_other_bits_are_told_by_the_first_key_and_by_how_much(tmp_path: Path) ->
     assert "; |difference| max 2, mean 1.41667 over 3 keys; " in line
 
 
-def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+def test_parameters_that_cannot_be_compared_are_reported(tmp_path: Path) -> None:
     values, same = np.array([1.0]), np.array([7.0])
     before = ended(tmp_path / "a", "ab", values=values)
     assert "no model file" in verdict(before, ended(tmp_path / "b", "cd"))[1]

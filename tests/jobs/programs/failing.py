@@ -1,4 +1,4 @@
-"""A small job that fails where, when and how it is told to: workers sum ones into an aggregating vector."""
+"""A small job that fails at a place, time and in a manner that its settings name; workers sum ones into a vector."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ def touch(segment, args):
 def schedule(cluster, settings):
     """Sum ones, some rounds long."""
 
-    def told(*places):
+    def reported(*places):
         return settings.how if settings.at in places else ""
 
     with cluster.phase("load"):
-        cluster.workers.call("load", {"fail": told("load")}, only=[settings.index])
-    update_settings = {"fail": told("update")} if told("update") else {}
+        cluster.workers.call("load", {"fail": reported("load")}, only=[settings.index])
+    update_settings = {"fail": reported("update")} if reported("update") else {}
     w = cluster.create_vector(VectorSpec("w", update="ones", settings=update_settings, aggregate=True))
     number = 0
     with cluster.phase("train"):
@@ -94,9 +94,9 @@ def schedule(cluster, settings):
             if settings.at == "round":  # the others wait in a round that never fills
                 cluster.workers.start("lone", {"round": 10**6}, only=[0])
                 time.sleep(0.2)
-            fail(told("schedule", "round"))
+            fail(reported("schedule", "round"))
             task.result()
-            cluster.servers.call("touch", {"fail": told("server_call")}, vector=w)
+            cluster.servers.call("touch", {"fail": reported("server_call")}, vector=w)
             cluster.event("pass", number=number)
             cluster.say(f"round {number}")
             if settings.up:

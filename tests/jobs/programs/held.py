@@ -1,4 +1,4 @@
-"""Workers that push small changes through filters, one of them this program's own, and flush in the end."""
+"""Workers that push small changes through filters, including one of this program, and flush at the end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def scaled(settings: Scaled) -> Coder:
 
 
 def changes(part: int, step: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Give what a part of the work pushes at a step: whole numbers, most of them small."""
+    """Return what a part of the work pushes at a step: whole numbers, most of them small."""
     rng = np.random.default_rng([part, step])
     keys = np.flatnonzero(rng.random(KEYS) < 0.3).astype(np.uint64)
     return keys, np.where(rng.random(len(keys)) < 0.1, 64.0, rng.integers(-2, 3, len(keys)))

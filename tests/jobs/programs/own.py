@@ -1,4 +1,4 @@
-"""A user's own program: servers hold running averages by an update of its own, and count them in a call of its own."""
+"""A user's program: running averages by an update of its own, and a server function that counts them."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def pushes(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
 
 
 def fives(time: int) -> range:
-    """Let every fifth task wait for all before it, and no other for any."""
+    """Let every fifth task wait for all earlier ones, and no other task for any."""
     return range(time if time % 5 == 0 else 0)
 
 
 def schedule(cluster: Any, settings: Settings) -> dict[str, Any]:
-    """Drive it."""
+    """Run the program."""
     settings_of = {"rate": settings.rate, "refuse": settings.refuse}
     w = cluster.create_vector(VectorSpec("w", extent=100, update="running average", settings=settings_of))
     with cluster.phase("train"):
@@ -90,7 +90,7 @@ class Worker:
         self.model.tau = tau
 
     def average(self, steps: int) -> Answer:
-        """Push ones, and tell how many pushes were under way at each."""
+        """Push ones; return how many pushes were in flight at each."""
         w = self.context.vectors["w"]
         tasks: list[Any] = []
         ahead: list[int] = []

@@ -1,4 +1,4 @@
-"""The kernels of own.py, in a file beside it."""
+"""The kernels of own.py, in a separate file."""
 
 from __future__ import annotations
 

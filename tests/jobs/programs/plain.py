@@ -1,4 +1,4 @@
-"""Workers that push and pull by the shortest way, many requests at once, while servers come, go and are killed."""
+"""Workers that push and pull on the fast path, many requests at once, while servers join, leave and are killed."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
         )
     rest(0.3)
     cluster.workers.call("end")
-    told = [reply.meta for reply in node.wait(work)]
-    pushed = sum(each["pushed"] for each in told)
+    reported = [reply.meta for reply in node.wait(work)]
+    pushed = sum(each["pushed"] for each in reported)
     wrong = 0
     for vector in (ranges, lists):
         sums = np.concatenate([rows[:, 0] for _, rows in cluster.export(vector)])
@@ -60,7 +60,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     return {
         "pushed": pushed,
         "wrong": wrong,
-        "stale": sum(each["stale"] for each in told),
+        "stale": sum(each["stale"] for each in reported),
         "epoch": node.view.epoch,
     }
 

@@ -1,4 +1,4 @@
-"""Small made data sets, their known optimum, and whole sparse_lr jobs on the in-memory twin."""
+"""Small synthetic data sets, their known optimum, and complete sparse_lr jobs on the in-memory twin."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ F8 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Made:
+class DataSet:
     """A data set as files and as dense arrays: column j is key `keys[j]`."""
 
     train: Path
@@ -67,7 +67,7 @@ def optimum(x: F8, y: F8, l1: float) -> float:
 
 
 def newton_step(w: F8, gradient: F8, hessian: F8, l1: float, enough: float) -> F8:
-    """Minimize the quadratic model of the loss, and the l1 norm, by coordinate descent; give the step from w."""
+    """Minimize the quadratic model of the loss, and the l1 norm, by coordinate descent; return the step from w."""
     curve = np.maximum(np.diag(hessian), 1e-12)
     step, slope = np.zeros_like(w), gradient.copy()
     for _ in range(300):
@@ -92,7 +92,7 @@ def svmlight(x: F8, y: F8, keys: NDArray[np.uint64]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def make(folder: Path, kind: str = "real", n: int = 200, m: int = 40, seed: int = 0) -> Made:
+def make(folder: Path, kind: str = "real", n: int = 200, m: int = 40, seed: int = 0) -> DataSet:
     """Make a data set.
 
     kind: "binary", sparse ones of very unequal frequency; "real"; "correlated", a few factors behind all columns;
@@ -120,12 +120,12 @@ def make(folder: Path, kind: str = "real", n: int = 200, m: int = 40, seed: int 
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("train", slice(0, n)), ("test", slice(n, total))):
         (folder / f"{name}.svm").write_text(svmlight(x[part], y[part], keys))
-    return Made(folder / "train.svm", folder / "test.svm", x[:n], y[:n], x[n:], y[n:], keys)
+    return DataSet(folder / "train.svm", folder / "test.svm", x[:n], y[:n], x[n:], y[n:], keys)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job on the twin; `log` is what it wrote to metrics.jsonl."""
+    """The outcome of a job on the twin; `log` is its metrics.jsonl."""
 
     metrics: dict[str, Any]
     sha: str
@@ -149,7 +149,7 @@ class Outcome:
 
 @dataclass
 class Hooks:
-    """What a test does to a run on its way."""
+    """The actions of a test during a run."""
 
     resume: Path | None = None
     checkpoints: Path | None = None
@@ -170,7 +170,7 @@ def job_of(folder: Path, tables: dict[str, dict[str, Any]]) -> Job:
 
 
 def run_twin(
-    made: Made | Path | Sequence[Path],
+    data_set: DataSet | Path | Sequence[Path],
     servers: int = 1,
     workers: int = 1,
     *,
@@ -182,16 +182,16 @@ def run_twin(
     network: dict[str, Any] | None = None,
     **tables: dict[str, Any],
 ) -> Outcome:
-    """Run a whole job in this process, in fake time; keyword arguments are tables of the job file.
+    """Run a whole job in this process, in simulated time; keyword arguments are tables of the job file.
 
     `network` goes to the simulation: faults, spares, replicas and such.
     """
     hooks = hooks or Hooks()
-    if isinstance(made, Made):
-        train: str | list[str] = str(made.train)
-        test = made.test if test is None else test
+    if isinstance(data_set, DataSet):
+        train: str | list[str] = str(data_set.train)
+        test = data_set.test if test is None else test
     else:
-        train = str(made) if isinstance(made, Path) else [str(path) for path in made]
+        train = str(data_set) if isinstance(data_set, Path) else [str(path) for path in data_set]
     data = {"train": train, **({"test": str(test)} if test is not None else {}), **tables.pop("data", {})}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -229,7 +229,7 @@ def run_twin(
 def _stop_when(cluster: Cluster, hooks: Hooks) -> None:
     event, start, learnt = cluster.event, cluster.workers.start, 0
 
-    def told(name: str, **facts: Any) -> None:
+    def reported(name: str, **facts: Any) -> None:
         event(name, **facts)
         hooks.on_event(cluster, name, facts)
         if name == "pass" and facts["pass"] == hooks.stop_after:
@@ -242,5 +242,5 @@ def _stop_when(cluster: Cluster, hooks: Hooks) -> None:
             cluster.orders.stop = "SIGUSR1"
         return start(function, *args, **how)
 
-    cluster.event = told  # type: ignore[method-assign]
+    cluster.event = reported  # type: ignore[method-assign]
     cluster.workers.start = started  # type: ignore[method-assign]
