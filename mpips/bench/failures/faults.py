@@ -20,7 +20,7 @@ from mpips.rundir.progress import Column
 DESCRIPTION = """\
 Inject random faults into runs, and count lost updates.
 
-Trials simulate clusters on the in-memory twin, in fake time: random layouts and random pushes, pulls, rounds of
+Trials simulate clusters on the in-memory twin, in simulated time: random layouts and random pushes, pulls, rounds of
 aggregated pushes and server calls, whose results are known exactly, while ranks are killed, stopped and continued,
 messages are dropped, duplicated and delayed, and servers and workers join and leave. With --processes, ranks of real
 runs are killed and stopped too (Open MPI 5), recoveries are timed, and training with a death must give the same bits.

@@ -25,7 +25,7 @@ ROUNDS = 4
 """Rounds of a pass."""
 VECTOR, EXTENT = "wide", 1 << 20
 TICK = 0.005
-"""Steps of fake time (s)."""
+"""Steps of simulated time (s)."""
 
 
 class Worker:
