@@ -30,7 +30,7 @@ def test_the_same_bytes_as_in_the_foreground(tmp_path: Path) -> None:
     assert (plain / "server-0003.h5").read_bytes() == (folder / "server-0003.h5").read_bytes()
 
 
-def test_the_caller_goes_on_while_it_is_written(tmp_path: Path) -> None:
+def test_the_caller_continues_while_it_is_written(tmp_path: Path) -> None:
     """The caller may even use HDF5 itself; what was started is finished in its order before the writer closes."""
     gate, threads, order = threading.Event(), set(), []
 

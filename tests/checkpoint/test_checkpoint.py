@@ -147,7 +147,7 @@ def test_any_old_layout_is_read_whole(
         assert rows.state["z"].tobytes() == expected.state["z"].tobytes()
 
 
-def test_training_may_go_on_while_a_saved_copy_is_written(tmp_path: Path) -> None:
+def test_training_may_continue_while_a_saved_copy_is_written(tmp_path: Path) -> None:
     segment = filled(SPARSE, [ALL])
     before = segment.export_state()
     saved = save(segment)

@@ -117,7 +117,7 @@ def test_what_was_killed_before_it_was_marked_is_passed_over(tmp_path: Path) -> 
     assert names(prune(tmp_path, 1, A)) == ["step-000001-2", "step-000002-2"]
 
 
-def test_a_descendant_has_what_it_goes_on_from_and_no_more(tmp_path: Path) -> None:
+def test_a_descendant_has_what_it_continues_from_and_no_more(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         write(tmp_path, A, step)
     child = descendant(tmp_path, "c" * 32, (A, 2, 1))

@@ -238,7 +238,7 @@ def test_doctor_gives_advice() -> None:
         ("openmpi", ("Open MPI", "5.0.11"), None, "-"),
     ],
 )
-def test_doctor_says_whether_a_run_outlives_a_death(
+def test_doctor_says_whether_a_run_survives_a_death(
     kind: str, mpi: tuple[str, str], ulfm: bool | None, said: str
 ) -> None:
     from mpips.cli.launching.doctor import describe

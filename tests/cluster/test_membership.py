@@ -282,7 +282,7 @@ def holder_hangs(
 
 
 @pytest.mark.parametrize("servers", [1, 2, 3])
-def test_the_only_holder_of_keys_is_not_waited_for_for_ever(
+def test_the_only_holder_of_keys_is_not_waited_for_forever(
     caplog: pytest.LogCaptureFixture, servers: int
 ) -> None:
     lost = r"^rank 1 \(server 0\): no heartbeat for 5 s \(\[heartbeat\] give_up\).*--resume latest"
@@ -300,7 +300,7 @@ def test_the_only_holder_of_keys_is_waited_for_for_a_while(caplog: pytest.LogCap
     assert noted == [{"silent": 2}], "but people are told"
 
 
-def test_a_leader_that_is_the_only_holder_of_keys_is_not_waited_for_for_ever() -> None:
+def test_a_leader_that_is_the_only_holder_of_keys_is_not_waited_for_forever() -> None:
     observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> None:

@@ -304,7 +304,7 @@ def faulty(spec: FaultsSpec, **options: Any) -> tuple[Network, Node]:
     return network, Node(network.vans[WORKER], LAYOUT, first_view(LAYOUT), faults=faults, **options)
 
 
-def test_a_slow_worker_works_for_longer_and_its_account_says_so() -> None:
+def test_a_slow_worker_works_for_longer_and_its_account_reports_it() -> None:
     network, node = faulty(FaultsSpec(slow=(Slow("worker", 0, 3.0),)))
     for _ in range(2):
         with node.time_use.working():
@@ -424,7 +424,7 @@ def leaving(waits: tuple[float | None, ...], patience: float) -> list[tuple[bool
 
 
 @pytest.mark.parametrize("waits", [(0.0, 0.0, 0.0), (0.0, 0.3, 0.6), (0.6, 0.0, 0.0), (0.0, 0.6, 0.6)])
-def test_all_leave_when_the_last_one_says_so(waits: tuple[float, ...]) -> None:
+def test_all_leave_when_the_last_one_reports_it(waits: tuple[float, ...]) -> None:
     last = max(waits)
     for reported in leaving(waits, patience=1.0):
         assert reported is not None and reported[0] and last <= reported[1] < last + 0.05

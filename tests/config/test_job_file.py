@@ -315,7 +315,7 @@ def test_lines_are_found_past_strings_and_arrays() -> None:
     assert line_of(text, ("e", "missing")) == 11
 
 
-def test_every_shared_key_says_what_it_means() -> None:
+def test_every_shared_key_is_documented() -> None:
     for name, spec in TABLES.items():
         for key in typed.documented(spec):
             assert key.doc, f"[{name}] {key.name} has no text under it"

@@ -39,7 +39,7 @@ def load(path: Path, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("pack", PACKERS)
-def test_what_was_cut_short_is_never_taken_for_whole(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+def test_truncated_files_are_never_taken_for_complete(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     packed = pack(CONTENT)
     assert load(tmp_path / "a", packed) == CONTENT
     assert load(tmp_path / "a", packed + packed) == CONTENT + CONTENT
@@ -130,20 +130,20 @@ def test_a_file_that_is_deleted_or_replaced_while_it_is_read_is_read_on(tmp_path
         (b"1,x\r0,y", "has lines that end in CR alone"),
     ],
 )
-def test_what_is_no_text_is_called_by_its_name(tmp_path: Path, content: bytes, said: str) -> None:
+def test_files_that_are_not_text_are_named_by_their_type(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(DataError, match=f"a:1: {said}"):
         list(line_blocks(str(tmp_path / "a")))
 
 
-def test_files_that_are_named_twice_are_said(tmp_path: Path) -> None:
+def test_files_that_are_named_twice_are_reported(tmp_path: Path) -> None:
     for name in ("a.svm", "b.svm"):
         (tmp_path / name).write_bytes(CONTENT)
     said = unusual_files(DataSpec(train=["a.svm", "*.svm"]), str(tmp_path))
     assert said == f"1 files are named, and read, more than once, the first: {tmp_path}/a.svm"
 
 
-def test_files_that_hold_nothing_are_told_apart(tmp_path: Path) -> None:
+def test_files_that_hold_nothing_are_distinguished(tmp_path: Path) -> None:
     for name, content in (
         ("a", CONTENT), ("b", b""), ("c.gz", gzip.compress(b"")), ("d", b"\xef\xbb\xbf"), ("e", b"\n"),
         ("f.gz", gzip.compress(b"\xef\xbb\xbf")), ("g.xz", b"damaged"), ("h", CONTENT),

@@ -241,7 +241,7 @@ class Counter:
 
 
 @pytest.mark.parametrize("rank", [1, 2])
-def test_a_push_that_also_pulls_is_answered_with_its_rows_whoever_dies(rank: int) -> None:
+def test_a_push_that_also_pulls_is_answered_with_its_rows_whichever_rank_dies(rank: int) -> None:
     def schedule(cluster: Cluster) -> None:
         cluster.create_vector(VectorSpec("v", extent=1000))
         cluster.workers.call("go", {})

@@ -301,7 +301,7 @@ class Counter:
 
 
 @pytest.mark.parametrize("rank", [1, 2])
-def test_a_part_is_answered_with_the_rows_of_its_round_whoever_dies(rank: int, compiled: None) -> None:
+def test_a_part_is_answered_with_the_rows_of_its_round_whichever_rank_dies(rank: int, compiled: None) -> None:
     def schedule(cluster: Cluster) -> None:
         cluster.create_vector(VectorSpec("v", extent=1000, aggregate=True))
         cluster.workers.call("go", {})

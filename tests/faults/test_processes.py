@@ -254,7 +254,7 @@ def listed(folder: Path) -> list[Path]:
     return [path for path in folder.glob("*step*") if not path.name.startswith("old-")]
 
 
-def test_without_ulfm_a_death_ends_the_run_which_goes_on_from_its_checkpoint(
+def test_without_ulfm_a_death_ends_the_run_which_continues_from_its_checkpoint(
     ends: None, training: Callable[..., Run], tmp_path: Path
 ) -> None:
     run = training("struck", spares=0)

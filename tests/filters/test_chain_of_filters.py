@@ -237,7 +237,7 @@ def test_a_chain_that_cannot_be_is_refused(entries: Entries, text: str) -> None:
         named.chain_of(entries)
 
 
-def test_a_rank_that_lacks_a_filter_says_which() -> None:
+def test_a_rank_that_lacks_a_filter_reports_which() -> None:
     @filter_("lacking", lacks=lambda: "the package nonesuch")
     def lacking(settings: Any) -> Coder:
         return doubling().coder
@@ -493,7 +493,7 @@ def held() -> tuple[Chain, Chain]:
     return named.chain_of([HOLD]), Chain()
 
 
-def test_what_depends_on_a_damaged_push_does_not_wait_for_ever() -> None:
+def test_what_depends_on_a_damaged_push_does_not_wait_forever() -> None:
     def go(context: Context) -> dict[str, Any]:
         w, wait = context.vectors["w"], context.node.wait
         pushed = w.push(KeyRange(0, 500), np.zeros(500))

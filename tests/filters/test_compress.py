@@ -38,7 +38,7 @@ def sent(coder: Coder, given: Content) -> Content:
 
 @settings(max_examples=300)
 @given(coders, contents(widths=(0, 1, 2, 3, 5, 40)))
-def test_what_arrives_is_what_was_sent(coder: Coder, given: Content) -> None:
+def test_decoding_restores_what_was_sent(coder: Coder, given: Content) -> None:
     arrived = coder.decode(sent(coder, given))
     assert same(arrived, given)
     assert arrived.note == b"" or sent(coder, given) is given
@@ -110,7 +110,7 @@ def test_planes_are_bytes_by_their_place(n: int, width: int, word: type, seed: i
 # -- what does not pay ---------------------------------------------------------------------------------
 
 
-def test_noise_goes_as_it_came() -> None:
+def test_noise_is_sent_unchanged() -> None:
     given = content(1, DTYPES[1], 20_000, 1, "bits", "none")
     for coder in CODERS.values():
         state, same_content = coder.encode({}, given, about())
@@ -171,7 +171,7 @@ def test_after_failures_it_is_tried_ever_more_rarely_and_a_success_ends_that() -
     assert same(coder.decode(encoded[1]), flat)
 
 
-def test_what_a_codec_cannot_take_at_once_goes_as_it_came() -> None:
+def test_what_a_codec_cannot_take_at_once_is_sent_unchanged() -> None:
     coder = coder_of(Counted().codec._replace(most=1000), True, 128)
     given = Content(None, np.zeros((200, 1)))
     assert coder.encode({}, given, about())[1] is given

@@ -94,7 +94,7 @@ def test_messages_with_non_finite_numbers_are_sent_unchanged(odd: float, dtype: 
         assert coder.encode({}, given, about())[1] is given and coder.decode(given) is given
 
 
-def test_what_it_cannot_or_need_not_round_goes_as_it_came() -> None:
+def test_what_it_cannot_or_need_not_round_is_sent_unchanged() -> None:
     normal = np.random.default_rng(1).normal(0, 1, (500, 1))
     for values in (
         np.where(normal < 0, -1.7e308, 1e308),  # the range overflows

@@ -23,7 +23,7 @@ def sent(given: Content) -> Content:
 
 @settings(max_examples=300)
 @given(contents(widths=(0, 1, 2, 3)))
-def test_what_arrives_is_what_was_sent(given: Content) -> None:
+def test_decoding_restores_what_was_sent(given: Content) -> None:
     small = sent(given)
     assert small.keys is given.keys
     assert same(CODER.decode(small), given)
@@ -58,7 +58,7 @@ def test_only_what_has_no_bit_set_is_removed(dtype: np.dtype[np.float32]) -> Non
     assert back.values.tobytes() == values.tobytes() and back.keys is KEYS
 
 
-def test_a_content_of_few_zeros_goes_as_it_came() -> None:
+def test_a_content_of_few_zeros_is_sent_unchanged() -> None:
     for few in (
         Content(None, np.ones((1000, 1))),
         Content(KEYS, np.where(np.arange(1000) % 9 == 0, 0, 1.0)[:, None].astype(np.float32)),

@@ -62,7 +62,7 @@ def test_it_is_neither_packed_nor_applied(
     assert not list(run.parent.glob("*.zip"))
 
 
-def test_a_report_of_it_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_of_it_reports_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "run"]) == 0
     assert SAID in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ BIG = st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 12)
 
 
 @given(st.lists(BIG, min_size=1, max_size=8), st.integers(0, 10))
-def test_a_row_is_bad_if_python_says_so(places: list[int], entries: int) -> None:
+def test_a_row_is_bad_exactly_if_it_is_for_python(places: list[int], entries: int) -> None:
     indptr = np.array(places, np.int64)
     bad = [row for row in range(len(places) - 1) if not 0 <= places[row] <= places[row + 1] <= entries]
     assert bad_row(indptr, entries) == (bad[0] if bad else -1)

@@ -128,7 +128,7 @@ print(refused(made.double, True), refused(made.double, np.uint8(3)), made.double
         "np.ones(3, 'M8[s]')", "np.ones(3, [('a', 'f4')])", "memoryview(bytes(4))",
     ],
 )  # fmt: skip
-def test_arguments_of_other_types_are_refused_and_the_kernel_goes_on(folder: Path, argument: str) -> None:
+def test_arguments_of_other_types_are_refused_and_the_kernel_continues(folder: Path, argument: str) -> None:
     code = f"""
 table, good = np.ones((4, 6), np.float32), np.ones(3, np.float32)
 print(refused(made.shape, {argument}, table, False, 1))
@@ -239,7 +239,7 @@ def test_a_number_of_threads_changes_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [10, 30, -10])
-def test_damage_is_noticed_and_repaired(folder: Path, place: int) -> None:
+def test_damage_is_detected_and_repaired(folder: Path, place: int) -> None:
     (path,) = folder.rglob("made-*.kernels")
     content = bytearray(path.read_bytes())
     content[place] ^= 1

@@ -216,7 +216,7 @@ SPOILT = {
 
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
 @pytest.mark.parametrize("spoilt", SPOILT)
-def test_what_is_no_whole_file_in_the_cache_is_compiled_again(folder: Path, spoilt: str, suffix: str) -> None:
+def test_incomplete_files_in_the_cache_are_compiled_again(folder: Path, spoilt: str, suffix: str) -> None:
     files = sorted(folder.rglob(f"*double*{suffix}"))
     assert files
     for path in files:
@@ -231,7 +231,7 @@ def test_what_is_no_whole_file_in_the_cache_is_compiled_again(folder: Path, spoi
 
 
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
-def test_one_flipped_bit_in_the_cache_is_noticed(folder: Path, suffix: str) -> None:
+def test_one_flipped_bit_in_the_cache_is_detected(folder: Path, suffix: str) -> None:
     for path in folder.rglob(f"*double*{suffix}"):
         content = bytearray(path.read_bytes())
         content[len(content) // 3] ^= 1

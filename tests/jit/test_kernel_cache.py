@@ -51,7 +51,7 @@ def place(tmp_path: Path) -> kernel_cache.Place:
     return kernel_cache.place(str(tmp_path / "sources"))
 
 
-def test_kernels_are_beside_their_sources(tmp_path: Path) -> None:
+def test_kernels_are_cached_in_the_folder_of_their_sources(tmp_path: Path) -> None:
     found = place(tmp_path)
     assert found == (tmp_path / "sources" / "__pycache__", True, (), "")
 

@@ -91,7 +91,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.mark.parametrize(
     ("owner", "name"), [(owner, name) for owner, names in USED.items() for name in sorted(names)]
 )
-def test_numba_still_has_what_is_used(made: Made, owner: str, name: str) -> None:
+def test_numba_has_the_names_that_are_used(made: Made, owner: str, name: str) -> None:
     assert hasattr(made.objects[owner], name), (
         f"numba {numba.__version__}: the {owner} ({type(made.objects[owner]).__name__}) has no {name} any more, "
         f"which mpips/jit/compiler/numba_internals.py uses; it was tried with {', '.join(TRIED)}"

@@ -123,7 +123,7 @@ def test_bare_ranks_agree_on_one_line(
 
 @pytest.mark.ranks
 @pytest.mark.once
-def test_a_job_that_cannot_start_says_so_in_its_folder(
+def test_a_job_that_cannot_start_reports_it_in_its_folder(
     run_ranks: Callable[..., Finished], tmp_path: Path
 ) -> None:
     done = run_ranks(2, "-m", "mpips", JOB, "--run-dir", tmp_path, timeout=SECONDS)

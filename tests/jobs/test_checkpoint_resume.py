@@ -49,7 +49,7 @@ def test_writing_checkpoints_changes_nothing(data_set: DataSet, written: tuple[P
     assert reported == steps
 
 
-def test_checkpoints_that_cannot_be_written_are_said(data_set: DataSet, tmp_path: Path) -> None:
+def test_checkpoints_that_cannot_be_written_are_reported(data_set: DataSet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     outcome = run_twin(data_set, 1, 2, hooks=Hooks(checkpoints=tmp_path / "file" / "in"), checkpoint=EVERY)
     reported = [event for event in outcome.log if event["event"] == "no checkpoint"]
@@ -95,7 +95,7 @@ def test_resume_on_other_workers_reaches_the_optimum(
     assert again.passes()[0] <= before * (1 + 1e-9), "it goes on where the checkpoint was, not at 0"
 
 
-def test_a_run_that_is_asked_to_stop_goes_on_to_the_same_bits(
+def test_a_run_that_is_asked_to_stop_continues_to_the_same_bits(
     data_set: DataSet, written: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
     _, outcome = written

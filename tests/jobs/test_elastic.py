@@ -290,7 +290,7 @@ def test_joined_columns_are_those_of_all_rows(values: tuple[bool, bool]) -> None
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("algorithm", ["ftrl", "sgd"])
-def test_online_every_example_is_learnt_once_whoever_is_lost(
+def test_online_every_example_is_learnt_once_whichever_rank_is_lost(
     data_set: DataSet, algorithm: str, seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -310,7 +310,7 @@ def test_online_every_example_is_learnt_once_whoever_is_lost(
     assert outcome.metrics["objective"] < 1.1 * plain.metrics["objective"]
 
 
-def test_online_a_lost_part_goes_on_where_it_was(data_set: DataSet) -> None:
+def test_online_a_lost_part_continues_where_it_was(data_set: DataSet) -> None:
     """A step is a mini-batch of every worker; what the lost one had learnt in earlier calls is not learnt again."""
     asked: list[tuple[int, int, int]] = []
     settings = {"algorithm": "ftrl", "batch": 1}
@@ -364,7 +364,7 @@ def test_online_a_newcomer_takes_its_share(data_set: DataSet) -> None:
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_online_a_pass_that_was_stopped_goes_on_with_other_workers(
+def test_online_a_pass_that_was_stopped_continues_with_other_workers(
     data_set: DataSet, tmp_path: Path, workers: int
 ) -> None:
     calls = 0

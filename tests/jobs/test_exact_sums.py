@@ -388,7 +388,7 @@ def test_a_job_that_cannot_is_refused_in_one_line(
     job_of(tmp_path, {"job": {"program": program}, "layout": {"exact_sums": False}, **tables})
 
 
-def test_a_program_of_ones_own_says_that_it_can(tmp_path: Path) -> None:
+def test_a_program_of_ones_own_declares_its_support(tmp_path: Path) -> None:
     (tmp_path / "mean.py").write_text(
         "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Settings:\n    count: int = 1\n\n"
         "def schedule(cluster, settings): return {}\n\nclass Worker: pass\n\n"

@@ -215,7 +215,7 @@ def test_a_kill_from_outside_ends_everything(
 @pytest.mark.parametrize(
     "kind", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=ONCE), pytest.param(signal.SIGHUP, marks=ONCE)]
 )
-def test_a_wish_to_stop_is_heeded(
+def test_a_stop_request_to_stop_is_handled(
     start_mpips: Callable[..., Started], tmp_path: Path, kind: signal.Signals
 ) -> None:
     run = started(start_mpips, tmp_path)
@@ -227,7 +227,7 @@ def test_a_wish_to_stop_is_heeded(
     assert (result["status"], result["exit_code"], result["stopped_by"]) == ("stopped", 85, "SIGUSR1")
 
 
-def test_the_second_wish_ends_a_run_that_does_not_heed(
+def test_the_second_stop_request_ends_a_run_that_does_not_handle_it(
     start_mpips: Callable[..., Started], tmp_path: Path
 ) -> None:
     up = tmp_path / "up"

@@ -253,7 +253,7 @@ def test_checkpoints_change_nothing_and_are_gone_on_from(train: Path, tmp_path: 
         assert again.metrics["log_likelihood"] == plain.metrics["log_likelihood"]
 
 
-def test_another_number_of_workers_goes_on(train: Path, tmp_path: Path) -> None:
+def test_another_number_of_workers_continues(train: Path, tmp_path: Path) -> None:
     """Topics are drawn by the counts that the checkpoint has: as good as those that were, not as at the start."""
     written = run(train, 1, checkpoints=tmp_path, checkpoint={"every": 12})
     (path,) = complete(tmp_path)

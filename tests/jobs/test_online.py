@@ -280,7 +280,7 @@ def test_bad_lines_are_skipped_and_counted(data_set: DataSet, tmp_path: Path, al
 
 
 @pytest.mark.parametrize("algorithm", ["ftrl", "sgd", "darlin"])
-def test_what_is_met_in_columns_is_said_once(tmp_path: Path, algorithm: str) -> None:
+def test_what_is_met_in_columns_is_reported_once(tmp_path: Path, algorithm: str) -> None:
     train, test = tsv(tmp_path, "train.tsv", 300, 1), tsv(tmp_path, "test.tsv", 100, 2)
     names, *rows = test.read_text().splitlines()
     order = [0, *reversed(range(1, len(names.split("\t"))))]
@@ -325,7 +325,7 @@ def test_resume_gives_the_same_bits(data_set: DataSet, tmp_path: Path, algorithm
         assert again.passes("mean loss") == whole.passes("mean loss")[-len(again.passes()) :]
 
 
-def test_a_run_that_is_stopped_within_a_pass_goes_on_to_the_same_bits(
+def test_a_run_that_is_stopped_within_a_pass_continues_to_the_same_bits(
     data_set: DataSet, tmp_path: Path
 ) -> None:
     settings = {"algorithm": "ftrl", "batch": 2}  # 50 mini-batches of each worker

@@ -70,7 +70,7 @@ def read(path: Path) -> dict[str, Any]:
 
 @pytest.mark.ranks
 @pytest.mark.once
-def test_a_run_says_where_it_came_from_and_how_it_ended(
+def test_a_run_reports_where_it_came_from_and_how_it_ended(
     place: Path, run_mpips: Callable[..., Any], tiny_data: Any
 ) -> None:
     done = run_mpips("run", place / "job.toml", "--run-dir", place / "one", cwd=place)

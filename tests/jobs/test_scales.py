@@ -105,7 +105,7 @@ def test_weights_beyond_float32_are_refused_with_the_feature(tmp_path: Path, sca
 
 
 @pytest.mark.parametrize(("scale", "good"), [(1e19, True), (1e-19, True), (MIXED, False)])
-def test_exact_sums_take_one_scale_or_say_so(tmp_path: Path, scale: Any, good: bool) -> None:
+def test_exact_sums_take_one_scale_or_are_refused(tmp_path: Path, scale: Any, good: bool) -> None:
     data, by = scaled(tmp_path, scale)
     exact = {"settings": {"l1": 0.0, "epsilon": 1e-5}, "layout": {"exact_sums": True}}
     if not good:
@@ -165,7 +165,7 @@ def test_more_workers_than_examples_are_refused(tmp_path: Path) -> None:
 # --- What is not proven ----------------------------------------------------------------------------------------------
 
 
-def test_a_feature_with_one_value_far_beyond_its_others_is_solved_or_said(tmp_path: Path) -> None:
+def test_a_feature_with_one_value_far_beyond_its_others_is_solved_or_reported(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(200, 6))
     y = np.where(x @ rng.normal(size=6) + 0.5 * rng.normal(size=200) > 0, 1.0, -1.0)

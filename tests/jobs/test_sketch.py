@@ -162,7 +162,7 @@ def test_any_number_of_workers_may_read_the_same_parts(plain: Run) -> None:
 
 
 @pytest.mark.parametrize("case", range(8))
-def test_every_item_counts_once_whoever_dies(plain: Run, case: int) -> None:
+def test_every_item_counts_once_whichever_rank_dies(plain: Run, case: int) -> None:
     """Ranks: 2 schedulers, 3 servers, 2 workers, 2 spares."""
     rng = random.Random(case)
     layout = {"schedulers": 2, "servers": 3, "workers": 2, "spares": 2}
@@ -180,7 +180,7 @@ def test_every_item_counts_once_whoever_dies(plain: Run, case: int) -> None:
 
 
 @pytest.mark.parametrize("at", [150, 300, 420])
-def test_without_a_spare_another_worker_goes_on(plain: Run, at: int) -> None:
+def test_without_a_spare_another_worker_continues(plain: Run, at: int) -> None:
     outcome = run(faults=[Fault("kill", 4, after_messages=at)], seed=at, sketch=ZIPF)
     is_the_same(outcome, plain)
     assert [each["gone"] for each in outcome.log if each["event"] == "workers"] == [[4]]
@@ -214,7 +214,7 @@ def test_repeated_pushes_are_ignored(plain: Run, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("servers", "workers"), [(2, 2), (1, 3), (4, 1)])
-def test_a_run_that_was_stopped_goes_on(plain: Run, tmp_path: Path, servers: int, workers: int) -> None:
+def test_a_run_that_was_stopped_continues(plain: Run, tmp_path: Path, servers: int, workers: int) -> None:
     stopped = run(checkpoints=tmp_path, stop_within=2, sketch=ZIPF)
     assert stopped.stopped and 0 < stopped.metrics["inserts"] < 3001
     assert stopped.metrics["counted"] == stopped.metrics["inserts"]
@@ -266,7 +266,7 @@ def test_files_of_keys_are_counted(words: tuple[list[Path], Counter[str]]) -> No
         assert outcome.metrics["distinct"] == pytest.approx(len(counts), rel=0.03)
 
 
-def test_files_are_read_once_whoever_dies(words: tuple[list[Path], Counter[str]]) -> None:
+def test_files_are_read_once_whichever_rank_dies(words: tuple[list[Path], Counter[str]]) -> None:
     sketch = {**SKETCH, "batch": 200}
     undisturbed = run(words[0][:1] * 3, sketch=sketch)
     for at in (150, 250):
@@ -356,7 +356,7 @@ def test_a_table_that_is_not_of_its_size_is_not_read(tmp_path: Path, changed: di
         results.query(tmp_path, ["7"])
 
 
-def test_a_program_without_queries_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_program_without_queries_reports_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "job.toml").write_text('[job]\nprogram = "sparse_lr"\n')
     (tmp_path / "result.json").write_text('{"status": "completed"}')
     assert main(["query", str(tmp_path), "1"]) == 2
@@ -380,7 +380,7 @@ def test_bad_files_are_named(tmp_path: Path, text: str, data: dict[str, Any], me
     assert getattr(raised.value, "is_input", True)
 
 
-def test_bad_lines_are_left_out_if_the_job_says_so(tmp_path: Path) -> None:
+def test_bad_lines_are_left_out_if_the_job_allows_it(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("a\t1\nb\tx\nc\t5\n")
     data = {"column": 0, "weight": 1, "on_error": "skip"}
     outcome = run([tmp_path / "a.tsv"], layout={"workers": 1}, data=data, sketch=SKETCH)

@@ -285,7 +285,7 @@ def test_bad_lines_are_named(text: str, columns: tuple[int, int], message: str) 
         parsed(text, DataSpec(), columns)
 
 
-def test_bad_lines_are_skipped_if_the_job_says_so() -> None:
+def test_bad_lines_are_skipped_if_the_job_allows_it() -> None:
     skipped: list[str] = []
     chunk = parsed("a\t1\nb\tx\nc\t3\nd\n", DataSpec(on_error="skip"), (0, 1), skipped)
     assert chunk.keys.tolist() == [hash_of("a"), hash_of("c")] and chunk.weights.tolist() == [1, 3]

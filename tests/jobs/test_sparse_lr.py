@@ -246,7 +246,7 @@ def test_a_run_ends_at_its_target(data_set: Callable[[str], DataSet]) -> None:
     assert last <= 1.05 * best < min(before)
 
 
-def test_the_traffic_of_training_is_told_apart_from_that_of_the_evaluation(
+def test_the_traffic_of_training_is_distinguished_from_that_of_the_evaluation(
     data_set: Callable[[str], DataSet],
 ) -> None:
     (trained,) = [event for event in run_twin(data_set("real"), 2, 2).log if event["event"] == "trained"]
@@ -330,7 +330,7 @@ def late_feature(folder: Path) -> tuple[Path, np.ndarray, np.ndarray]:
     return path, x, y
 
 
-def test_a_feature_that_was_dropped_too_early_comes_back(
+def test_a_feature_that_was_dropped_too_early_is_reactivated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, x, y = late_feature(tmp_path)
@@ -354,7 +354,7 @@ def test_a_feature_that_was_dropped_too_early_comes_back(
     assert outcome.metrics["objective"] <= 1.001 * best
 
 
-def test_a_feature_dropped_during_the_passes_comes_back(
+def test_a_feature_dropped_during_the_passes_is_reactivated(
     data_set: Callable[[str], DataSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every feature but the first ten is thrown out by force in the first pass; the reset finds them again."""

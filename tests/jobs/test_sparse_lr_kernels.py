@@ -151,7 +151,7 @@ def test_prox_step_by_hand() -> None:
     assert worst == pytest.approx(2.0)
 
 
-def test_a_dropped_feature_comes_back_at_the_reset() -> None:
+def test_a_dropped_feature_is_reactivated_at_the_reset() -> None:
     w, d = np.zeros(3), np.full(3, 0.7, np.float32)
     active, slots = np.zeros(3, np.bool_), np.arange(3, dtype=np.int32)
     reply = np.empty(3, np.float32)
@@ -178,7 +178,7 @@ def test_without_the_filter_nothing_starts_inactive_and_nothing_is_dropped() -> 
     assert radius.tolist() == [0.5, 0.5] and active.all()
 
 
-def test_start_keys_drops_for_ever_only_what_is_never_needed() -> None:
+def test_start_keys_drops_forever_only_what_is_never_needed() -> None:
     x, y = problem(5, binary=True)
     part, m = columns(x, y), x.shape[1]
     sums, state = np.empty((m, 4), np.float32), kernels.new_state(part.labels)

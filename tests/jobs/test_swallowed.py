@@ -77,7 +77,7 @@ def run(tmp_path: Path, run_mpips: Callable[..., Finished]) -> Callable[[str], t
     return do
 
 
-def test_pushes_that_nobody_waits_for_are_applied_and_metrics_are_kept(run: Callable[..., tuple]) -> None:
+def test_pushes_without_a_wait_for_it_are_applied_and_metrics_are_kept(run: Callable[..., tuple]) -> None:
     done, result = run("pushes")
     assert done.code == 0, done.stderr
     assert result["metrics"] == {"sum": 30.0, "curve": [0, 1, 2], "loss": None, "odd": None}
@@ -87,7 +87,7 @@ def test_pushes_that_nobody_waits_for_are_applied_and_metrics_are_kept(run: Call
     }
 
 
-def test_a_push_that_fails_and_that_nobody_waits_for_fails_the_run(
+def test_a_push_that_fails_and_without_a_wait_for_it_fails_the_run(
     run: Callable[..., tuple], tmp_path: Path
 ) -> None:
     done, result = run("refused")

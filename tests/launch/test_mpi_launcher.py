@@ -104,7 +104,7 @@ def test_a_launch_can_be_typed() -> None:
     assert str(made) == "env 'A=x y' B=1 mpiexec -n 2 'a b'"
 
 
-def test_what_could_go_on_is_launched_so_that_it_can() -> None:
+def test_what_could_continue_is_launched_so_that_it_can() -> None:
     assert mpi_launcher.survival("auto", OPEN_MPI) is True
     assert mpi_launcher.survival("yes", OPEN_MPI) is True
     assert mpi_launcher.survival("no", OPEN_MPI) is False
@@ -121,7 +121,7 @@ def test_what_could_go_on_is_launched_so_that_it_can() -> None:
         ),
     ],
 )
-def test_an_mpi_that_cannot_go_on_is_not_asked_to(starter: Starter, said: str) -> None:
+def test_an_mpi_that_cannot_continue_is_not_asked_to(starter: Starter, said: str) -> None:
     assert mpi_launcher.survival("auto", starter) is False
     assert mpi_launcher.survival("no", starter) is False
     with pytest.raises(InputError) as caught:
@@ -164,7 +164,7 @@ def test_a_python_without_mpi4py_is_an_input_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("says", ["hello", "{}", "[1]", r"printf \\377", ""])
-def test_a_python_that_says_something_else_is_an_input_error(tmp_path: Path, says: str) -> None:
+def test_a_python_that_reports_itmething_else_is_an_input_error(tmp_path: Path, says: str) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\necho {shlex.quote(says)}; printf '\\377' >&2\n")
     python.chmod(0o755)
@@ -319,7 +319,7 @@ def sleepers(start: Callable[..., Started], folder: Path, how: str) -> Started:
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("kind", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
-def test_every_wish_to_stop_reaches_all_ranks_as_usr1(
+def test_every_stop_request_to_stop_reaches_all_ranks_as_usr1(
     start: Callable[..., Started], tmp_path: Path, kind: signal.Signals
 ) -> None:
     started = sleepers(start, tmp_path, "heeds")

@@ -96,7 +96,9 @@ def test_the_tables_of_a_small_job_in_full(job_file: Path) -> None:
         (1, 1, "aab", "one server: no other server can hold copies"),
     ],
 )
-def test_what_is_wrong_is_said(job_file: Path, servers: int, replicas: int, hosts: str, said: str) -> None:
+def test_what_is_wrong_is_reported(
+    job_file: Path, servers: int, replicas: int, hosts: str, said: str
+) -> None:
     job = job_of(job_file, servers, workers=len(hosts) - servers - 1, replicas=replicas)
     assert any(line.startswith(said) for line in warnings(place(job, hosts)))
 

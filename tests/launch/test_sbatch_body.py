@@ -166,7 +166,7 @@ UNTRAINED = """printf '{"before_training": true}' >"$run/result.json"
 exit 85"""
 
 
-def test_a_run_that_stopped_before_it_trained_is_started_again_but_not_for_ever(stage: Stage) -> None:
+def test_a_run_that_stopped_before_it_trained_is_started_again_but_not_forever(stage: Stage) -> None:
     for restarts in range(4):
         code, said = stage.run(UNTRAINED, restarts=restarts)
         assert (code, stage.requeued()) == (0, ["7"])
@@ -177,18 +177,18 @@ def test_a_run_that_stopped_before_it_trained_is_started_again_but_not_for_ever(
     assert "stopped 5 times in a row without a new checkpoint" in said
 
 
-def test_without_requeue_it_says_how_it_ended(stage: Stage) -> None:
+def test_without_requeue_it_reports_how_it_ended(stage: Stage) -> None:
     assert stage.run(CHECKPOINT + "exit 85", requeue=False)[0] == 85
     assert stage.requeued() == []
 
 
-def test_it_is_not_started_again_for_ever(stage: Stage) -> None:
+def test_it_is_not_started_again_forever(stage: Stage) -> None:
     code, said = stage.run(CHECKPOINT + "exit 85", restarts=50)
     assert (code, stage.requeued()) == (85, [])
     assert "not restarted: it was restarted 50 times" in said
 
 
-def test_a_refused_requeue_says_how_to_go_on(stage: Stage) -> None:
+def test_a_refused_requeue_reports_how_to_continue(stage: Stage) -> None:
     (stage.folder / "refuses").touch()
     code, said = stage.run(CHECKPOINT + "exit 85")
     assert code == 85
@@ -235,7 +235,7 @@ def test_a_torn_checkpoint_is_none(stage: Stage) -> None:
     assert "--resume" not in stage.called()
 
 
-def test_the_first_start_goes_on_from_a_named_checkpoint_and_later_ones_from_the_last(stage: Stage) -> None:
+def test_the_first_start_continues_from_a_named_checkpoint_and_later_ones_from_the_last(stage: Stage) -> None:
     stage.run("exit 1", resume="/old/step-000005")
     assert after(stage.called(), "--resume") == ["/old/step-000005"]
     stage.run(CHECKPOINT + "exit 1", restarts=1, resume="/old/step-000005")

@@ -15,7 +15,7 @@ COUNT = st.integers(1, 40)
 
 
 @given(COUNT, COUNT, COUNT, st.integers(0, 40))
-def test_what_is_granted_has_room_for_every_rank_and_no_empty_node(
+def test_what_is_granted_has_room_forevery_rank_and_no_empty_node(
     servers: int, workers: int, nodes: int, per_node: int
 ) -> None:
     layout = LayoutSpec(servers=servers, workers=workers)

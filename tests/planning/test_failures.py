@@ -60,7 +60,7 @@ def test_without_failures_there_are_only_the_checkpoints() -> None:
     assert found.most == found.seconds
 
 
-def test_who_fails_faster_than_it_is_back_gets_nowhere() -> None:
+def test_a_run_that_fails_faster_than_it_recovers_never_ends() -> None:
     assert lifetime(FailingRun(100.0, 1000, 1000.0, False, 60.0, 2.0, 10.0)).seconds == math.inf
 
 
@@ -82,7 +82,7 @@ def test_a_hopeless_run_is_given_up_soon(mtbf: float) -> None:
 
 @settings(max_examples=50)
 @given(st.floats(1, 1e5), st.integers(1, 1000), st.floats(1e3, 1e9), st.booleans(), st.integers(0, 2**32))
-def test_a_run_never_ends_early_and_a_seed_says_all(
+def test_a_run_never_ends_early_and_is_determined_by_its_seed(
     seconds: float, nodes: int, mtbf: float, survives: bool, seed: int
 ) -> None:
     run = FailingRun(seconds, nodes, mtbf, survives, 1.0, 0.5, seconds / 7)

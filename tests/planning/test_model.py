@@ -59,7 +59,7 @@ def test_runs_that_tell_too_little_are_refused() -> None:
             fit_costs([made(COSTS, layout) for layout in layouts])
 
 
-def test_what_is_shared_shrinks_and_what_is_said_to_all_grows() -> None:
+def test_what_is_shared_shrinks_and_what_is_reported_to_all_grows() -> None:
     machine = Machine(64, 10, 1e9, 10e-6)
     few, many = (predict(COSTS, machine, RankCounts(4, workers)) for workers in (8, 256))
     assert many.compute == pytest.approx(few.compute / 32)

@@ -46,7 +46,7 @@ def test_a_name_is_a_text_that_can_be_sent_and_shown(monkeypatch: pytest.MonkeyP
 
 
 @given(name=st.binary(max_size=64), other=st.binary(max_size=64))
-def test_names_that_differ_are_told_apart(name: bytes, other: bytes) -> None:
+def test_names_that_differ_are_distinguished(name: bytes, other: bytes) -> None:
     def named(raw: bytes) -> str:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(host.socket, "gethostname", lambda: os.fsdecode(raw))

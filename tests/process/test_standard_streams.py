@@ -205,7 +205,7 @@ def test_a_live_table_acts_on_the_terminal_and_what_it_shows_does_not() -> None:
 @pytest.mark.ranks
 @pytest.mark.once
 @pytest.mark.parametrize("where", [">/dev/full", "<&- >&- 2>&-"])
-def test_a_run_goes_on_whatever_becomes_of_its_output(
+def test_a_run_continues_whatever_becomes_of_its_output(
     shell: Callable[..., Finished], toy: Path, where: str
 ) -> None:
     done = shell(f"{MPIPS} run job.toml --run-dir run {where}")
@@ -219,7 +219,7 @@ def test_a_run_goes_on_whatever_becomes_of_its_output(
 @pytest.mark.parametrize(
     "where", ["<&- >&- 2>&-", pytest.param(">/dev/full 2>/dev/full", marks=pytest.mark.once)]
 )
-def test_ranks_go_on_without_their_streams(
+def test_ranks_continue_without_their_streams(
     run_ranks: Callable[..., Finished], starter: Any, toy: Path, where: str
 ) -> None:
     (toy / "rank.py").write_text(

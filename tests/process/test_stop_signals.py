@@ -24,7 +24,7 @@ def hup() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, signal.SIGHUP, signal.SIGUSR2, signal.SIGXCPU])
-def test_a_wish_ends_what_cannot_be_stopped_otherwise_and_is_kept_from_then_on(
+def test_a_stop_request_ends_what_cannot_be_stopped_otherwise_and_is_kept_from_then_on(
     hup: None, kind: signal.Signals
 ) -> None:
     before, ended = signal.getsignal(kind), []
@@ -71,7 +71,7 @@ sys.exit(abs(processes.LauncherProcess(launch, ready=Path(sys.argv[2], "ready").
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_wish_waits_for_the_ranks_and_is_passed_on_until_they_heed_it(
+def test_a_stop_request_waits_for_the_ranks_and_is_passed_on_until_they_handle_it(
     start: Callable[..., Started], tmp_path: Path, kind: signal.Signals
 ) -> None:
     script = tmp_path / "launcher.py"
@@ -129,7 +129,7 @@ JOB = Path(__file__).parents[1] / "jobs" / "programs" / "job.toml"
 @pytest.mark.parametrize(
     "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.once) for kind in KINDS[1:])]
 )
-def test_ranks_that_only_start_heed_a_wish_once_they_can(
+def test_ranks_that_only_start_handle_a_stop_request_once_they_can(
     start_mpips: Callable[..., Started], tmp_path: Path, kind: signal.Signals
 ) -> None:
     started = start_mpips("run", JOB, "--run-dir", tmp_path / "run", "--set", "failing.rounds=0")

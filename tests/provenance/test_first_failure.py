@@ -166,7 +166,7 @@ def test_a_sentence_leaves_out_what_is_known(folder: RunFolder) -> None:
     assert sentence(facts).endswith(f"; its log: {folder.log(2)}")
 
 
-def test_peers_that_are_gone_are_missed_and_one_rank_of_a_host_says_so() -> None:
+def test_peers_that_are_gone_are_missed_and_one_rank_of_a_host_reports_it() -> None:
     with subprocess.Popen(["sleep", "60"]) as lives, subprocess.Popen(["sleep", "60"]) as dies:
         processes = [(os.getpid(), "a"), (lives.pid, "a"), (dies.pid, "a"), (1 << 22, "b")]
         peers = LocalRanks(0, processes)

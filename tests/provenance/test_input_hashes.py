@@ -33,7 +33,7 @@ def test_a_small_file_is_hashed_whole_and_a_large_one_at_its_ends(file: Path) ->
     assert fingerprint(file, len(raw) - 1) == {"sample_sha256": expected}
 
 
-def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
+def test_what_cannot_be_read_reports_why(tmp_path: Path) -> None:
     assert fingerprint(tmp_path / "no", 1) == {"problem": "No such file or directory"}
 
 
@@ -53,7 +53,7 @@ def test_the_jobs_files_are_found_by_role(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("how", "key"), [("full", "sha256"), ("quick", "sample_sha256"), ("none", None)])
-def test_the_job_says_how_much_is_hashed(
+def test_the_job_reports_how_much_is_hashed(
     file: Path, how: str, key: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(input_hashes, "QUICK_LIMIT", 1000)

@@ -153,7 +153,7 @@ def checkpoint(folder: Path, facts: dict[str, Any] | None, step: int = 3) -> Pat
          {"status": "failed", "code": 1, "reason": "rank 2: no", "failed_rank": "rank 2"}),
     ],
 )  # fmt: skip
-def test_the_end_says_why(run: RunFolder, result: dict[str, Any], exit: dict[str, Any]) -> None:
+def test_the_end_reports_why(run: RunFolder, result: dict[str, Any], exit: dict[str, Any]) -> None:
     run_json.conclude(run, result)
     written = run_json.read_run(run)
     assert written is not None
@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_has_no_ancestors(tmp_path: Path) -> None:
     assert run_json.ancestry(tmp_path) == []
 
 
-def test_the_summary_says_where_a_run_came_from(run: RunFolder) -> None:
+def test_the_summary_reports_where_a_run_came_from(run: RunFolder) -> None:
     ranks = [{"rank": rank, "host": f"n{rank}"} for rank in range(5)]
     facts = run_json.read_run(run)
     assert facts is not None

@@ -122,7 +122,7 @@ def test_what_the_program_returned_is_kept_whatever_fails_afterwards(leader: Lea
     assert "metrics.odd.it is a object" in said[0]
 
 
-def test_millions_of_values_that_are_not_finite_are_said_in_a_line(leader: Leader) -> None:
+def test_millions_of_values_that_are_not_finite_are_reported_in_a_line(leader: Leader) -> None:
     said: list[str] = []
     leader._keep(SimpleNamespace(say=said.append), {"x": np.full(20_000, np.nan)})  # type: ignore[arg-type]
     assert "metrics.x[9] is nan; 19,990 more" in said[0] and len(said[0]) < 300

@@ -85,7 +85,7 @@ REMOTE = ("server 0", "n2", "KeyError: 7", "its trace")
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-def test_a_rank_that_is_not_stopped_says_why_it_ends(
+def test_a_rank_that_is_not_stopped_reports_why_it_ends(
     rank: Any, error: BaseException, code: int, why: str, traced: bool
 ) -> None:
     with pytest.raises(Ended):

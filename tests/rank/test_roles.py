@@ -98,7 +98,7 @@ def test_a_rank_that_changes_its_role_keeps_nothing_of_the_former_one() -> None:
     assert seen == [seen[0]] * CHANGES
 
 
-def test_a_rank_that_leaves_and_joins_again_within_one_call_goes_on_as_a_new_worker() -> None:
+def test_a_rank_that_leaves_and_joins_again_within_one_call_continues_as_a_new_worker() -> None:
     SHARE.clear()
 
     def schedule(cluster: Cluster) -> None:

@@ -416,14 +416,14 @@ def diverge(history: History, folder: Path) -> str:
     return str(raised.value)
 
 
-def test_a_shard_says_which_change_does_not_come(recorded: Path, tmp_path: Path) -> None:
+def test_a_shard_reports_which_change_does_not_come(recorded: Path, tmp_path: Path) -> None:
     history = read_history(recorded)
     shard = history.shards[0]
     shard.callers["time"][shard.first[8]] += 1000
     assert "shard 0 waits for its change 9, request" in diverge(history, tmp_path)
 
 
-def test_a_worker_says_which_answer_does_not_come(recorded: Path, tmp_path: Path) -> None:
+def test_a_worker_reports_which_answer_does_not_come(recorded: Path, tmp_path: Path) -> None:
     history = read_history(recorded)
     cells = history.workers[2] = history.workers[2].copy()
     at = np.flatnonzero(cells["kind"] == ANSWER)[3]
@@ -432,7 +432,7 @@ def test_a_worker_says_which_answer_does_not_come(recorded: Path, tmp_path: Path
     assert f"worker 0 (rank 2) waits for the answer of shard {~cells['rank'][at]} to its request" in message
 
 
-def test_another_request_than_the_recorded_one_is_noticed(recorded: Path, tmp_path: Path) -> None:
+def test_another_request_than_the_recorded_one_is_detected(recorded: Path, tmp_path: Path) -> None:
     history = read_history(recorded)
     shard = history.shards[0]
     pushes = np.flatnonzero(shard.commands == Command.PUSH)
@@ -440,7 +440,7 @@ def test_another_request_than_the_recorded_one_is_noticed(recorded: Path, tmp_pa
     assert f"change {pushes[0] + 1}, request" in diverge(history, tmp_path)
 
 
-def test_a_program_that_decides_more_is_noticed(recorded: Path, tmp_path: Path) -> None:
+def test_a_program_that_decides_more_is_detected(recorded: Path, tmp_path: Path) -> None:
     history = read_history(recorded)
     history.leader.decisions.pop()
     assert "asks for decision" in diverge(history, tmp_path)
@@ -460,9 +460,7 @@ def test_a_torn_record_is_refused(recorded: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [NOTIFY, WORKERS])
 @pytest.mark.parametrize("text", [b"{", b"7", b'[-1, "a"]', b'{"call": 1}', b"\xff", b"[" * 100_000])
-def test_a_text_that_nobody_is_told_is_refused(
-    recorded: Path, tmp_path: Path, kind: int, text: bytes
-) -> None:
+def test_an_unknown_text_is_refused(recorded: Path, tmp_path: Path, kind: int, text: bytes) -> None:
     log = Log(tmp_path / "worker-0002.bin", 2)
     log.add(kind, 0, 0, 0, 0, 0, len(text), text)
     log.close()

@@ -217,7 +217,7 @@ def test_an_archive_holds_the_same(run: RunFolder, tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.iterdir()) == ["toy-run", "x.zip"]  # nothing is left behind
 
 
-def test_a_failed_run_says_what_failed(run: RunFolder, tmp_path: Path) -> None:
+def test_a_failed_run_reports_what_failed(run: RunFolder, tmp_path: Path) -> None:
     finish(run, {"status": "failed", "exit_code": 1, "error": "rank 2: no"})
     ro_crate.export(run.path, tmp_path / "out")
     action = action_of(graph_of(tmp_path / "out"))

@@ -129,7 +129,7 @@ def test_another_machines_claim_counts_while_it_is_renewed(
 @pytest.mark.parametrize(
     "said", ["", "[]", "null", '{"id": 1}', '{"id": "", "host": "", "machine": "", "processes": []}']
 )
-def test_a_claim_that_says_nothing_is_waited_for_and_no_longer(
+def test_an_unreadable_claim_is_valid_for_a_limited_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     monkeypatch.setattr(claim, "PATIENCE", 0.1)

@@ -87,7 +87,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(log: RankLog, tmp_pat
     assert (tmp_path / "file").read_text() == "" and not (tmp_path / "log").exists()
 
 
-def test_who_has_no_log_is_not_told(capfd: pytest.CaptureFixture[str]) -> None:
+def test_ranks_without_a_log_are_not_named(capfd: pytest.CaptureFixture[str]) -> None:
     code = "import logging; from mpips.rundir.log import note; note('failed', logging.ERROR, error='x'); print('done')"
     done = subprocess.run(
         [sys.executable, "-c", code],

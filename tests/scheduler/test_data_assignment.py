@@ -70,7 +70,7 @@ def test_whatever_happens_each_part_is_finished_once(parts: int, workers: int, s
     assert done == [steps] * parts
 
 
-def test_a_lost_part_goes_on_where_it_was() -> None:
+def test_a_lost_part_continues_where_it_was() -> None:
     table = Workload(4, [7, 5])
     table.note(1, 10, False)
     table.note(3, 2, True)

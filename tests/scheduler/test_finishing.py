@@ -51,7 +51,7 @@ def test_every_step_is_tried_and_the_first_error_is_raised() -> None:
     assert "top.tsv" in said
 
 
-def test_a_run_that_cannot_go_on_ends_at_once() -> None:
+def test_a_run_that_cannot_continue_ends_at_once() -> None:
     there, done = cluster(), list[int]()
     with pytest.raises(ShardLost):
         finish(there, {}, failing(ShardLost("gone")), lambda: done.append(1))  # type: ignore[func-returns-value]

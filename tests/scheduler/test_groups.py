@@ -48,7 +48,7 @@ def test_without_groups_there_is_one() -> None:
     ]
 
 
-def test_a_spare_takes_the_place_of_who_was_lost_in_its_group_and_all_data_are_taken_once() -> None:
+def test_a_spare_takes_the_place_of_a_lost_worker_of_its_group_and_all_data_are_read_once() -> None:
     def schedule(cluster: Cluster) -> Any:
         def taken(name: str) -> list[int]:
             return sorted(piece for part in cluster.group(name).call("part") for piece in part)
@@ -74,7 +74,9 @@ def test_a_spare_takes_the_place_of_who_was_lost_in_its_group_and_all_data_are_t
     st.integers(0, 3),
     st.randoms(use_true_random=False),
 )
-def test_every_worker_is_in_one_group_and_who_stays_stays(sizes: list[int], spares: int, chance: Any) -> None:
+def test_every_worker_is_in_one_group_and_remaining_workers_stay(
+    sizes: list[int], spares: int, chance: Any
+) -> None:
     groups = {f"g{number}": size for number, size in enumerate(sizes)}
     spec = LayoutSpec(workers=groups, spares=spares)
     layout = Layout.of(spec.size(), spec)

@@ -187,7 +187,7 @@ def test_a_checkpoint_that_another_run_has_removed_is_not_promised(tmp_path: Pat
     simulate(schedule, Worker)
 
 
-def test_a_successor_heeds_a_request_that_only_its_predecessor_got() -> None:
+def test_a_successor_handles_a_request_that_only_its_predecessor_got() -> None:
     """As by `mpips ctl stop`, which is answered, and so not seen by another leader."""
 
     def schedule(cluster: Cluster) -> tuple[int, int, str | None]:

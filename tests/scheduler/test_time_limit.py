@@ -126,7 +126,9 @@ def test_a_successor_stops_as_its_predecessor_would_have() -> None:
 @pytest.mark.parametrize(
     ("grace", "end", "at"), [(5.0, None, 25.0), (0.0, 40.0, 35.0), (5.0, 24.0, 20.0), (0.0, None, 70.0)]
 )
-def test_a_run_that_cannot_stop_in_time_says_so_and_ends(grace: float, end: float | None, at: float) -> None:
+def test_a_run_that_cannot_stop_in_time_reports_it_and_ends(
+    grace: float, end: float | None, at: float
+) -> None:
     """It is asked at 20 s, in a step that takes until 70 s."""
 
     def schedule(cluster: Cluster) -> tuple[float, str]:
@@ -157,7 +159,7 @@ def test_a_run_that_cannot_stop_in_time_says_so_and_ends(grace: float, end: floa
 
 @pytest.mark.ranks
 @pytest.mark.once
-def test_a_run_with_a_limit_ends_as_stopped_and_goes_on(
+def test_a_run_with_a_limit_ends_as_stopped_and_continues(
     run_mpips: Callable[..., Finished], tmp_path: Path
 ) -> None:
     job = Path(__file__).parents[1] / "jobs" / "programs" / "job.toml"

@@ -61,7 +61,7 @@ def test_a_late_request_for_acknowledgements_is_answered_at_once() -> None:
     assert reported.drain() == [(3, ((1, 5),))]
 
 
-def test_an_earlier_question_that_comes_later_takes_nothing_back() -> None:
+def test_a_late_earlier_request_for_acknowledgements_changes_nothing() -> None:
     reported = Told()
     reported.of.expect(3, (1, 45))
     reported.of.add(3, (1, 45))
@@ -159,7 +159,7 @@ class Worker:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_no_worker_waits_for_ever_for_copies_of_its_pushes(seed: int) -> None:
+def test_no_worker_waits_forever_for_copies_of_its_pushes(seed: int) -> None:
     def schedule(cluster: Cluster) -> list[float]:
         vector = cluster.create_vector(VectorSpec("v", extent=len(KEYS), aggregate=True))
         for call in range(8):

@@ -361,7 +361,7 @@ class Row:
             self.deliver()
 
 
-def test_a_change_goes_down_and_the_word_comes_back() -> None:
+def test_a_change_goes_down_the_chain_and_the_acknowledgement_returns() -> None:
     row = Row()
     row.push(5)
     assert row.deliver(2) == [(1, 2, "PUSH"), (2, 3, "PUSH")]
@@ -420,7 +420,7 @@ def test_a_death_at_any_instant_loses_no_answer(dead: int, delivered: int) -> No
         assert logs[0] == ([5] if delivered else [])
 
 
-def test_a_learner_gets_a_copy_while_changes_go_on() -> None:
+def test_a_learner_gets_a_copy_while_changes_continue() -> None:
     row = Row(Chain((1, 2)))
     for token in range(20):
         row.push(token)

@@ -232,7 +232,7 @@ def test_all_callers_of_a_round_hear_that_it_failed_each_under_its_name() -> Non
     assert for_caller(callers[1], reply).meta == {"n": 1}
 
 
-def test_what_only_the_primary_knows_is_forgotten_and_comes_again() -> None:
+def test_the_state_of_the_primary_alone_is_dropped_and_sent_again() -> None:
     shard = make()
     hosted = shard.create(1, VectorSpec("v", extent=100, aggregate=True))
     waiting = request(Command.PUSH, [5], [1.0], round=0)

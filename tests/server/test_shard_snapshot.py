@@ -106,7 +106,9 @@ def test_an_unpacked_snapshot_equals_the_packed_shard(made: tuple[Shard, list[Me
 
 @settings(max_examples=40)
 @given(shards(), st.data())
-def test_a_copy_goes_on_as_the_original_does(made: tuple[Shard, list[Message]], data: st.DataObject) -> None:
+def test_a_copy_continues_as_the_original_does(
+    made: tuple[Shard, list[Message]], data: st.DataObject
+) -> None:
     shard, asked = made
     copied = make()
     unpack(pack(shard), copied)

@@ -201,7 +201,9 @@ def test_names_and_paths_are_taken_literally(warm: Cluster, jobs: Jobs) -> None:
 
 
 @pytest.mark.parametrize("name", ["requeue", "usr1"])
-def test_an_interrupted_job_goes_on_to_the_same_bits(jobs: Jobs, bits: Callable[[], str], name: str) -> None:
+def test_an_interrupted_job_continues_to_the_same_bits(
+    jobs: Jobs, bits: Callable[[], str], name: str
+) -> None:
     job = jobs[name]
     result = job.finish()
     assert result["status"] == "completed" and result["metrics"]["passes"] == PASSES

@@ -59,7 +59,7 @@ def test_its_text_is_clean() -> None:
         ({"id": "echo 0", "unshare": "exit 1"}, "grants no namespaces"),
     ],
 )
-def test_where_there_can_be_no_cluster_it_says_why(
+def test_where_there_can_be_no_cluster_it_reports_why(
     tmp_path: Path, short: Path, commands: dict[str, str], reason: str
 ) -> None:
     done = call("up", short, path=played(tmp_path, **commands))

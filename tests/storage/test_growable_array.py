@@ -40,7 +40,7 @@ def test_rows_stay_and_new_ones_are_filled(
 
 
 @pytest.mark.parametrize("rows", [1000, 1_000_000])
-def test_a_view_that_somebody_holds_stays_as_it_was(rows: int) -> None:
+def test_a_view_in_use_is_unchanged(rows: int) -> None:
     pages = GrowableArray(np.int64, (), rows)
     pages.array[:] = 5
     view = pages.array[: rows // 2]

@@ -269,7 +269,7 @@ def test_parts_to_a_node_leave_in_the_order_of_submission() -> None:
     assert order == [0, 1, 2, 3, 4]
 
 
-def test_a_task_waits_for_every_part_of_another_at_its_node() -> None:
+def test_a_task_waits_forevery_part_of_another_at_its_node() -> None:
     sent: list[tuple[int, Message]] = []
     tasks = Tasks(lambda dest, message: sent.append((dest, message)), window=1)
     tasks.submit([(1, call())])  # fills the window of 1
@@ -604,7 +604,7 @@ def test_times_leap_to_where_none_was_used_and_a_successor_bounds_what_is_acknow
     assert tasks.acked == 2
 
 
-def test_an_inbox_that_is_abandoned_takes_what_comes_again_as_new() -> None:
+def test_after_abandon_repeated_requests_are_new() -> None:
     inbox = RequestDedup(lambda origin, message: None)
     first, second, third = (
         Message(Kind.REQUEST, Command.CALL, origin=3, time=time, after=((0, 1),) if time == 2 else ())
@@ -620,7 +620,7 @@ def test_an_inbox_that_is_abandoned_takes_what_comes_again_as_new() -> None:
     assert inbox.callers()[3] == (0, [0], {})
 
 
-def test_a_read_that_comes_again_is_executed_again() -> None:
+def test_a_read_that_is_repeated_is_executed_again() -> None:
     inbox = RequestDedup(lambda origin, message: None)
     pull = Message(Kind.REQUEST, Command.PULL, origin=3)
     for _ in range(2):

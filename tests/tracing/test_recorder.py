@@ -70,7 +70,7 @@ def only(folder: Path) -> RankTrace:
 # --- the file ------------------------------------------------------------------------------------------
 
 
-def test_what_was_written_is_there_though_the_rank_never_says_goodbye(tmp_path: Path) -> None:
+def test_what_was_written_is_there_though_the_rank_is_killed(tmp_path: Path) -> None:
     clock = Clock()
     trace = begin(tmp_path, 3, clock)
     trace.add(What.COMPUTE, 100.0, 101.5)
@@ -527,7 +527,7 @@ def test_invalid_arguments_are_reported(
     assert captured.err.startswith(f"mpips: error: {said}") and captured.err.count("\n") == 1
 
 
-def test_a_run_without_a_trace_says_how_to_get_one(
+def test_a_run_without_a_trace_reports_how_to_get_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["trace", str(tmp_path)]) == 2

@@ -106,7 +106,7 @@ def test_in_a_crowd_the_core_is_offered_before_the_first_look_already() -> None:
 
 
 @given(st.floats(2e-3, 5.0))
-def test_what_comes_late_is_heard_a_sixteenth_later_at_most(comes: float) -> None:
+def test_the_delay_is_at_most_a_sixteenth_of_the_wait(comes: float) -> None:
     clock = Clock()
     wait(made(clock), clock, comes)
     sleeps = [seconds for kind, seconds in clock.done if kind == "sleep"]
@@ -136,7 +136,7 @@ def test_with_a_wakeup_it_sleeps_longer_and_is_woken_at_once() -> None:
 
 
 @given(st.floats(2e-3, 5.0))
-def test_a_ring_that_is_lost_costs_no_more_than_the_wait_so_far(comes: float) -> None:
+def test_a_lost_wakeup_costs_no_more_than_the_wait_so_far(comes: float) -> None:
     clock = Clock()
     wait(made(clock, Ringer(clock)), clock, comes)
     assert clock.now - comes <= min(comes, DEEP) + LOOK
@@ -199,7 +199,7 @@ def pair() -> Iterator[list[Wakeup]]:
         each.close()
 
 
-def test_a_ring_ends_a_sleep_and_the_sleeper_is_armed_again(pair: list[Wakeup]) -> None:
+def test_a_wakeup_ends_a_sleep_and_the_sleeper_is_armed_again(pair: list[Wakeup]) -> None:
     sleeper, sender = pair
     sleeper.arm()
     assert sender.asleep[0] == 1 and sender.asleep[1] == 0 and sender.flags.tolist() == [1, 0]
@@ -211,7 +211,7 @@ def test_a_ring_ends_a_sleep_and_the_sleeper_is_armed_again(pair: list[Wakeup]) 
     assert sender.asleep[0] == 0
 
 
-def test_one_wakes_once_for_many_rings_and_by_itself_for_none(pair: list[Wakeup]) -> None:
+def test_many_wakeups_end_one_sleep(pair: list[Wakeup]) -> None:
     sleeper, sender = pair
     for _ in range(3):
         sender.wake(0)

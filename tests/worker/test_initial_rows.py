@@ -192,7 +192,7 @@ def saved(folder: Path, init: Initial, servers: int, at: int = 4, of: int = 8) -
     return found[0], result
 
 
-def test_a_checkpoint_has_the_initial_values_and_a_resumed_run_goes_on_with_them(tmp_path: Path) -> None:
+def test_a_checkpoint_has_the_initial_values_and_a_resumed_run_continues_with_them(tmp_path: Path) -> None:
     path, plain = saved(tmp_path / "a", LOW, 2)
     assert {name: spec.init for name, spec in vectors(path).items()} == {"u": LOW, "v": Normal(0.0, 0.3, 2)}
     assert "init Uniform(low=-0.5, high=0.5, seed=1)" in describe(path)

@@ -115,7 +115,7 @@ def line(text: str) -> int:
 PUSHED = f"{__file__}:{line('self.pushes = [vector.push')}"
 
 
-def test_a_push_that_fails_and_that_nobody_waits_for_fails_its_call_and_names_its_line() -> None:
+def test_a_push_that_fails_and_without_a_wait_for_it_fails_its_call_and_names_its_line() -> None:
     with pytest.raises(RemoteError) as raised:
         run(lambda cluster: cluster.workers.call("push", {"value": -1.0}))
     told = str(raised.value)
@@ -167,7 +167,7 @@ def test_a_failure_that_the_program_has_seen_to_fails_nothing() -> None:
     assert "a negative row" in told[0] and f":{line('np.full(100, -1.0)')}" in told[0]
 
 
-def test_a_callback_that_fails_when_nobody_waits_fails_the_call() -> None:
+def test_a_callback_that_fails_without_a_wait_fails_the_call() -> None:
     with pytest.raises(RemoteError, match="in a callback"):
         run(lambda cluster: cluster.workers.call("breaks"))
 
@@ -260,7 +260,7 @@ def test_the_scheduler_gets_the_same_error() -> None:
 
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 1000), after=st.integers(20, 400))
-def test_a_server_that_dies_meanwhile_loses_no_push_that_nobody_waits_for(seed: int, after: int) -> None:
+def test_a_server_that_dies_meanwhile_loses_no_push_without_a_wait_for_it(seed: int, after: int) -> None:
     def do(cluster: Cluster) -> float:
         for _ in range(3):
             cluster.workers.call("push", {"value": 1.0, "times": 10})
@@ -271,7 +271,7 @@ def test_a_server_that_dies_meanwhile_loses_no_push_that_nobody_waits_for(seed: 
     assert run(do, servers=3, replicas=1, seed=seed, delays=delays, faults=faults) == 2 * 3 * 10 * 100
 
 
-def test_a_server_that_nobody_replaces_ends_what_waits_for_it() -> None:
+def test_a_server_without_a_replacement_ends_what_waits_for_it() -> None:
     with pytest.raises(ShardLost):
         run(
             lambda cluster: cluster.workers.call("push", {"value": 1.0, "times": 200}),

@@ -163,7 +163,7 @@ def test_dense_ranges() -> None:
     on_cluster(schedule, servers=3)
 
 
-def test_a_key_that_nobody_pushed_reads_as_zero() -> None:
+def test_a_key_that_was_never_pushed_reads_as_zero() -> None:
     def schedule(cluster: Cluster) -> None:
         vector = cluster.create_vector(VectorSpec("v", "float32", 1))
         keys = np.array([5, 2**63, 2**64 - 1], np.uint64)
@@ -336,7 +336,7 @@ class Rounds(Quiet):
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
 @pytest.mark.parametrize("late", [0, 1, 2])
-def test_all_hear_of_a_bad_round_and_go_on(bad: int, late: int) -> None:
+def test_all_workers_get_the_error_of_a_bad_round_and_continue(bad: int, late: int) -> None:
     def schedule(cluster: Cluster) -> Any:
         vector = cluster.create_vector(VectorSpec("v", "float64", 1, 100, aggregate=True))
         for said in cluster.workers.call("push", {"round": 0, "bad": bad, "late": late}):
@@ -518,7 +518,7 @@ def test_arrays_may_be_used_again_once_a_push_has_failed() -> None:
         assert seen in (1.0, 6.0), "the other part was sent before the error was heard, or it never is"
 
 
-def test_requests_go_to_whoever_holds_the_shard() -> None:
+def test_requests_go_to_the_rank_that_holds_the_shard() -> None:
     layout = Layout.of(4, LayoutSpec(servers=2, workers=1))
     view, network = first_view(layout, replicas=1), Network(4)
     node = Node(network.vans[3], layout, view, window=1)

@@ -59,7 +59,7 @@ def test_violations_are_reported(changed: dict[str, Any], reported: str) -> None
     assert reported in problem
 
 
-def test_a_slowed_process_goes_on_afterwards() -> None:
+def test_a_slowed_process_continues_afterwards() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         begin, end = overload.run_slowed([process.pid], 0.2, 0.002, 0.05)

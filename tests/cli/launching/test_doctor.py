@@ -177,7 +177,7 @@ def test_srun_alone_will_do(allocation: Callable[[str], None], capsys: pytest.Ca
     assert "it is not for you" in found["ping"]["error"]
 
 
-def test_where_nothing_fits_it_says_so(
+def test_where_nothing_fits_it_reports_it(
     allocation: Callable[[str], None], srun: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     allocation("exit 5")

@@ -196,7 +196,7 @@ def play_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, then: str) -> Non
     monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
 
 
-def test_submit_hands_the_script_to_sbatch_and_says_where_to_look(
+def test_submit_hands_the_script_to_sbatch_and_reports_where_to_look(
     job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = rendered(capsys, job, "--nodes", "2", "--requeue")
