@@ -105,7 +105,7 @@ def _load_van() -> None:
 
     mpi4py.rc.initialize = False
     with without_ucx_conf():
-        pass
+        import mpips.transport.mpi.van  # noqa: F401
 
 
 def _orphaned(daemon: str, run: RankRun | None) -> None:

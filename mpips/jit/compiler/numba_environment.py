@@ -52,7 +52,7 @@ def _import_without_scipy() -> None:
         # `import` treats a module that is None as not installed.
         sys.modules["scipy"] = None  # type: ignore[assignment]
     try:
-        pass
+        import numba  # noqa: F401
     finally:
         if hidden:
             del sys.modules["scipy"]
