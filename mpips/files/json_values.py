@@ -66,10 +66,13 @@ def json_data(value: Any, replace: Replace = refuse, key: str = "") -> Any:
     if key.count(".") + key.count("[") > MAX_DEPTH:
         return replace(key[:40] + "...", value, "is nested too deeply")
     if isinstance(value, Mapping):
-        return {
+        made = {
             _name(name): json_data(each, replace, f"{key}.{name}" if key else str(name))
             for name, each in value.items()
         }
+        if len(made) < len(value):
+            return replace(key, value, "has two keys of one name, such as 2 and '2'")
+        return made
     if isinstance(value, (list, tuple, set, frozenset, np.ndarray)):
         return [json_data(each, replace, f"{key}[{at}]") for at, each in enumerate(value)]
     return replace(key, value, f"is a {type(value).__qualname__}, which JSON cannot represent")

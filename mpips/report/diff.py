@@ -361,9 +361,23 @@ def parameters(a: Side, b: Side) -> Parameters:
         if not known:
             return Parameters(None, "nothing", hashes, [], _advice(a, b))
         same = hashes[0] == hashes[1]
-        return Parameters(same, "parameters_sha256", hashes, [], "" if same else _advice(a, b))
+        return Parameters(same, "parameters_sha256", hashes, [], _unread(a, b) if same else _advice(a, b))
     same = all(each.same for each in tables) and (not known or hashes[0] == hashes[1])
     return Parameters(same, compared, hashes, tables)
+
+
+def _unread(a: Side, b: Side) -> str:
+    """Return which model files of one run could not be compared, since the other has no such file; "" if none."""
+    if not a.kind == b.kind == "run":
+        return ""
+    names = {path.name for side in (a, b) for path in side.path.iterdir() if path.suffix in MODELS}
+    lacking = [
+        f"{name} of {label}"
+        for name in sorted(names)
+        for label, side in (("A", a), ("B", b))
+        if name[0] != "." and not (side.path / name).is_file()
+    ]
+    return f"not compared, as it is missing or no file: {', '.join(lacking)}" if lacking else ""
 
 
 def _on_disk(a: Side, b: Side, same: bool) -> tuple[str, list[Difference]]:

@@ -137,7 +137,16 @@ class Cluster:
         return self.some(self.decide(lambda: [rank for rank, _ in self.shards_by_host()]))
 
     def some(self, ranks: Sequence[int]) -> Group:
-        """Return some ranks as a group."""
+        """Return some ranks as a group.
+
+        Raises:
+            UsageError: one is no rank of the run, or is named twice.
+        """
+        size = len(self.node.layout.places)
+        wrong = [rank for rank in ranks if not 0 <= rank < size]
+        if wrong or len(set(ranks)) < len(ranks):
+            what = f"{wrong[0]} is no rank of this run, 0 to {size - 1}" if wrong else "a rank is named twice"
+            raise UsageError(f"cluster.some({list(ranks)}): {what}")
         return Group(self.node, ranks, self.workers.workers_since)
 
     def group(self, name: str) -> Group:
@@ -458,6 +467,8 @@ class Cluster:
             raise UsageError(f"vector {spec.name!r}: its name must not have a dot")
         if spec.name in self.vectors:
             raise UsageError(f"vector {spec.name!r} exists already")
+        if not isinstance(expect, int) or not 0 <= expect < 2**64:
+            raise UsageError(f"vector {spec.name!r}: expect {expect!r} is no number of keys")
         vector = self.vectors[spec.name] = Vector(self.node, spec, len(self.vectors) + 1)
         making = self._making(vector) | {"expect": expect // len(self.servers)}
         tasks = [group.start(BuiltInCall.CREATE_VECTOR, making) for group in (self.servers, self.workers)]

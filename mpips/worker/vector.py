@@ -183,6 +183,10 @@ class Vector:
                 raise UsageError(
                     f"vector {self.spec.name} aggregates: a push must name its round, as in round=0"
                 )
+            if together and not (isinstance(round, int | np.integer) and 0 <= round < 2**63):
+                raise UsageError(
+                    f"vector {self.spec.name}: round {round!r} is not an integer of 0 to 2**63 - 1"
+                )
         if out is not None:
             self._check_out(out, plan.n, command)
         request = Request(self._maker, command, plan, rows, round, out)
@@ -228,6 +232,10 @@ class Vector:
 
     def _checked(self, rows: Rows, n: int) -> Rows:
         """Return rows as an array; UsageError unless they are `n`, of the type and width that the update takes."""
+        if isinstance(rows, np.ma.MaskedArray):
+            raise UsageError(
+                f"vector {self.spec.name}: rows are a masked array; fill it, or leave out masked rows"
+            )
         rows = np.asarray(rows)
         dtype, width = self._takes, self._width
         if rows.ndim and len(rows) != n:

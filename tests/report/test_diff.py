@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,15 @@ def test_a_run_and_its_checkpoint_are_the_same(tmp_path: Path) -> None:
     found = diff.parameters(diff.side(run), diff.side(other))
     assert found.same is None
     assert "no" in found.note
+
+
+def test_a_model_that_one_side_lacks_is_named_though_the_hashes_are_the_same(tmp_path: Path) -> None:
+    a, b = both(tmp_path, same_again(), RESULT)
+    np.savez(a.path / "model.npz", keys=np.array([4], np.uint64), values=np.array([1.0]))
+    assert diff.parameters(a, b).note == "not compared, as it is missing or no file: model.npz of B"
+    os.mkfifo(b.path / "model.npz")
+    found = diff.parameters(a, b)
+    assert found.same is True and found.note.endswith("model.npz of B")
 
 
 def test_models_of_the_same_name_are_compared(tmp_path: Path) -> None:

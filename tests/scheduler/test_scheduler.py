@@ -12,6 +12,7 @@ from simulated import simulate
 
 from mpips.checkpoint import checkpoint, loading
 from mpips.errors import InputError, RemoteError, UsageError
+from mpips.files.json_values import json_data
 from mpips.ranges import KeyRange
 from mpips.scheduler import export
 from mpips.scheduler.scheduler import Cluster
@@ -199,6 +200,37 @@ def test_a_total_is_added_in_rank_order() -> None:
     for seed in range(6):
         delays = random_delays(seed, delay=0.1)
         assert simulate(schedule, Worker, workers=3, seed=seed, delays=delays) == (1e16 - 1e16) + 1.0
+
+
+@pytest.mark.parametrize(
+    ("misuse", "text"),
+    [
+        (
+            lambda cluster, w: cluster.some([99]),
+            r"cluster\.some\(\[99\]\): 99 is no rank of this run, 0 to 2",
+        ),
+        (lambda cluster, w: cluster.some([2, 2]), "a rank is named twice"),
+        (
+            lambda cluster, w: cluster.create_vector(VectorSpec("v"), expect=-1),
+            "expect -1 is no number of keys",
+        ),
+        (lambda cluster, w: w.push(SEVEN, np.ones(1), round=2**70), "is not an integer of 0 to"),
+        (lambda cluster, w: w.push(SEVEN, np.ones(1), round=1.5), "round 1.5 is not an integer"),
+        (lambda cluster, w: w.push(SEVEN, np.ma.masked_array([1.0], [True]), round=0), "are a masked array"),
+    ],
+)
+def test_misuse_is_one_line(misuse: Any, text: str) -> None:
+    def schedule(cluster: Cluster) -> None:
+        w = cluster.create_vector(VectorSpec("w", aggregate=True))
+        with pytest.raises(UsageError, match=text):
+            misuse(cluster, w)
+
+    simulate(schedule, Worker)
+
+
+def test_two_keys_that_json_writes_alike_are_refused() -> None:
+    with pytest.raises(UsageError, match="state has two keys of one name"):
+        json_data({"state": {2: 1, "2": 3}})
 
 
 # Vectors.
