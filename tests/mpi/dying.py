@@ -75,7 +75,7 @@ def exchange_with_survivors(van: MPIVan, heartbeat: Heartbeat, how: str, victim:
             return
         assert intact(got)
         if got.sender == victim:
-            assert how != "stopped" or victim not in van._deaths.ignored
+            assert how != "stopped" or not van._deaths.ignored[victim]
         else:
             missing.remove((got.sender, got.time))
 

@@ -34,6 +34,7 @@ from mpips.transport.fastpath_table import (
 from mpips.transport.header import HEADER_BYTES
 from mpips.transport.key_cache import KeyCache, Known, sign
 from mpips.transport.message import CODES, INLINE, NO_ROUND, NO_SIGNATURE, Command, Kind, Message
+from mpips.transport.mpi.kernels import BODY
 from mpips.transport.mpi.van import MPIVan
 
 EPOCH = 3
@@ -198,6 +199,24 @@ def test_a_list_that_was_used_is_marked(comm: MPI.Intracomm) -> None:
     assert alone.lists.find(SHARD, NAMESPACE, names[2]) is not None
     assert alone.lists.find(SHARD, NAMESPACE, names[3]) is None
     alone.answer()
+
+
+def test_nothing_is_taken_from_a_rank_that_is_ignored(comm: MPI.Intracomm) -> None:
+    """Keys and values that follow its frames are not received: those of another frame would be taken for them."""
+    alone = Alone(comm, "float64", 1, ADD)
+    model, whole = alone.values.copy(), KeyRange(BEGIN, BEGIN + ROWS)
+    while alone.serve(alone.request(Command.PUSH, whole, np.ones((ROWS, 1)))) is not None:
+        pass
+    alone.answer()
+    alone.van._deaths.ignored[0] = True
+    alone.van.fast_path = alone.table
+    for n in (ROWS, ROWS // 2):
+        alone.van.send(0, alone.request(Command.PUSH, KeyRange(BEGIN, BEGIN + n), np.ones((n, 1))))
+    alone.van.send(0, alone.request(Command.PUSH, KeyRange(BEGIN, BEGIN + 1), np.ones((1, 1))))
+    assert alone.is_silent() and np.array_equal(alone.values, model + 1)
+    for n in (ROWS, ROWS // 2):
+        comm.Recv(body := np.zeros(n), source=0, tag=BODY)
+        assert body.all()
 
 
 # --- what it leaves to Python ------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import numpy as np
 from mpi4py import MPI
+from numpy.typing import NDArray
 
 _FT_ENABLE = "OMPI_MCA_mpi_ft_enable"
 _DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
@@ -29,15 +31,17 @@ def survives_deaths() -> bool:
 class Deaths:
     """The ranks that are lost, since they have failed or were excluded.
 
-    `comm` returns the communicator, `lose(rank)` is called when a rank is lost.
+    `comm` returns the communicator, of `size` ranks; `lose(rank)` is called when a rank is lost.
     """
 
-    def __init__(self, comm: Callable[[], MPI.Intracomm], lose: Callable[[int], None]) -> None:
+    def __init__(self, comm: Callable[[], MPI.Intracomm], size: int, lose: Callable[[int], None]) -> None:
         self.survives = survives_deaths()
         self.lost: set[int] = set()
         """Ranks to which nothing is sent any more."""
-        self.ignored: set[int] = set()
-        """Ranks that were excluded, or died in the middle of a message: nothing more is received from them."""
+        self.ignored: NDArray[np.uint8] = np.zeros(size, np.uint8)
+        """By rank: whether it was excluded, or died in the middle of a message: nothing more is received from it.
+
+        Kernels read it."""
         self.abandoned: list[tuple[MPI.Request, object]] = []
         """Requests to and from lost ranks, with the buffers that MPI may still access."""
         self._comm, self._lose = comm, lose
@@ -53,7 +57,7 @@ class Deaths:
 
     def exclude(self, rank: int) -> None:
         """Lose a rank, dead or alive."""
-        self.ignored.add(rank)
+        self.ignored[rank] = True
         self.lost.add(rank)
         self._lose(rank)
         self._news = [each for each in self._news if each != rank]
@@ -68,7 +72,7 @@ class Deaths:
             raise error
         if rank is not None:
             if incomplete:
-                self.ignored.add(rank)
+                self.ignored[rank] = True
             self._fail(rank)
         self._look()
 

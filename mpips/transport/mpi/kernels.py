@@ -33,10 +33,10 @@ from mpips.transport.mpi.abi import (
 FRAME, BODY, URGENT = 1, 2, 3
 """Tags: a frame; keys and values that follow a frame; an urgent frame, which overtakes others and has no buffers."""
 
-NOTHING, TAKEN, BIG, LATE, LATE_BODY, BROKEN, LANDED, DONE, PART = range(9)
+NOTHING, TAKEN, BIG, LATE, LATE_BODY, BROKEN, LANDED, DONE, PART, DROPPED = range(10)
 """Results of a fast path: no message; a frame for Python; a frame larger than the buffer; an incomplete frame; a frame
 with incomplete keys or values; an MPI error; a frame for Python, whose keys and values are in the receive buffer; a
-message that was handled; a part of a round for Python, in the memory of rounds."""
+message that was handled; a part of a round for Python, in the memory of rounds; a frame of a rank that is ignored."""
 
 (
     FLAG,
@@ -58,19 +58,20 @@ message that was handled; a part of a round for Python, in the memory of rounds.
     PART_AT,
     LATE_ROW,
     LATE_AT,
+    IGNORED_AT,
     VECTORS,
-) = range(20)
-"""Cells of the fast paths' memory, i8[24]: the first five are written by MPI; bytes and frames that were moved, and
+) = range(21)
+"""Cells of the fast paths' memory, i8[25]: the first five are written by MPI; bytes and frames that were moved, and
 requests that were answered; where the search for a free slot begins; the size of a body for which there was no buffer
 (0: none); how many of the answered ranks sleep; the size of a change, and of a part of a round, for which there was
 no memory (0: none); the row of the part that Python takes; of keys or values that are incomplete, 1 + the row of the
-change into whose memory they are received (0: the receive buffer, -1 - n: block n of the rounds), and the address; and
-two pairs of address and size, for system calls."""
+change into whose memory they are received (0: the receive buffer, -1 - n: block n of the rounds), and the address; the
+address of u1[ranks], the ranks that are ignored (0: none); and two pairs of address and size, for system calls."""
 CELLS = VECTORS + 4
 
 MEMORY = LIBRARY + CELLS
 STATUS, FRAME_AT, ASKED, HEADS, LISTS, TAILS, FRAMES = range(MEMORY, MEMORY + 7)
-"""The memory of the client fast path, i8[44]: a library's table, the cells, and the addresses of a status, of the frame
+"""The memory of the client fast path, i8[45]: a library's table, the cells, and the addresses of a status, of the frame
 buffer, and of the client's tables."""
 
 EAGER = 4
@@ -82,7 +83,7 @@ FREE, BUSY, LOST, HELD = range(4)
 TRIES = 20_000
 """Tests of a transfer before it is returned as late: some milliseconds."""
 FRAME_ROOM = HEADER_BYTES + INLINE + 4096
-_INT4 = np.int32(0)
+_INT4, _UINT1 = np.int32(0), np.uint8(0)
 
 
 # --- receiving ---------------------------------------------------------------------------------------
@@ -155,6 +156,13 @@ def take(lib: Any, cells: Any, status: Any, frame: Any, tag: int) -> int:
         cells[ERROR] = error
         return BROKEN
     done = complete(lib, cells, status, REQUEST)
+    # Python drops its frames without the keys and values that follow them. Those of another frame would be received.
+    if (
+        done > 0
+        and cells[IGNORED_AT] != 0
+        and at(cells[IGNORED_AT], cells[FROM] + 1, _UINT1)[cells[FROM]] != 0
+    ):
+        return DROPPED
     return TAKEN if done > 0 else LATE if done == 0 else BROKEN
 
 

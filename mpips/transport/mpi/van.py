@@ -55,6 +55,7 @@ from mpips.transport.mpi.kernels import (
     FRAME_ROOM,
     FRAMES,
     FROM,
+    IGNORED_AT,
     LANDED,
     LATE,
     LATE_AT,
@@ -119,7 +120,7 @@ class MPIVan:
         self._comm: MPI.Intracomm | None = comm
         self._status = MPI.Status()
         self._outbox: deque[tuple[MPI.Request, int, object]] = deque()
-        self._deaths = Deaths(self._open, self._forget_sends)
+        self._deaths = Deaths(self._open, self.size, self._forget_sends)
         self.survives = self._deaths.survives
         self._incoming = Incoming(self._deaths)
         self._backoff = backoff or Backoff(wakeup=wakeup)
@@ -130,6 +131,7 @@ class MPIVan:
         self.compiled = self._library is not None
         self._memory = np.zeros(FRAMES + 1, np.int64)
         self._cells = self._memory[MEMORY - CELLS : MEMORY]
+        self._cells[IGNORED_AT] = self._deaths.ignored.ctypes.data
         self._statuses = np.zeros(STATUS_BYTES, np.uint8)
         self._frame = np.zeros(FRAME_ROOM, np.uint8)
         self._answer = self._frame
@@ -429,7 +431,7 @@ class MPIVan:
     def _unpack(self, source: int, frame: bytearray | memoryview) -> Message | None:
         """Return the message of a received frame, or start to receive its keys and values."""
         self.received_bytes += len(frame)
-        if source in self._deaths.ignored:
+        if self._deaths.ignored[source]:
             return None
         if len(frame) >= HEADER_BYTES and frame[header.FLAGS] & WRITTEN_THERE:
             raw = np.frombuffer(frame, np.uint8)
