@@ -165,13 +165,13 @@ def test_ftrl_with_a_large_l1_stays_zero(gradients: list[float]) -> None:
     assert segment.state["z"][0, 0] == pytest.approx(sum(gradients))
 
 
-@pytest.mark.usefixtures("registry")
 @given(st.floats(), st.floats(min_value=0.0, allow_nan=False))
 def test_the_soft_threshold_is_its_definition_to_the_bit(z: float, by: float) -> None:
     expected = z - by if z > by else z + by if z < -by else 0.0
     assert struct.pack("<d", shrink(z, by)) == struct.pack("<d", expected)
 
 
+@pytest.mark.usefixtures("registry")
 def test_the_users_own_update_has_columns_rows_replies_and_reads() -> None:
     @update(
         "mean",
