@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mpips import Answer, Cluster, ConsistencySpec, Context, InputError, exact_sums, progress, replacing
 from mpips import keys as key_arrays
 from mpips.data import DataSpec, Tally, read
-from mpips.data.numbering import Numbering, PairNumbering
+from mpips.data.numbering import numbering_of
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.control import Control
 
@@ -167,7 +167,7 @@ def pull_weights(context: Context, keys: key_arrays.KeyArray) -> NDArray[np.floa
 
 def distinct(keys: key_arrays.KeyArray) -> tuple[key_arrays.KeyArray, NDArray[np.int32]]:
     """Return the distinct keys, sorted, and the position among them of each of `keys`: i4[nnz]."""
-    index = PairNumbering() if key_arrays.is_wide(keys) else Numbering()
+    index = numbering_of(keys)
     slots = index.insert(keys)
     found = index.keys()
     order = key_arrays.order(found)

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.data.examples import Examples
-from mpips.data.numbering import Numbering, PairNumbering
+from mpips.data.numbering import Numbering, PairNumbering, numbering_of
 from mpips.errors import DataError
 from mpips.jit.kernel import kernel
-from mpips.keys import KeyArray, is_wide
+from mpips.keys import KeyArray
 from mpips.keys import order as key_order
 
 
@@ -90,19 +90,19 @@ def load_columns(batches: Iterable[Examples]) -> Columns:
     Peak memory is below three times that of the result, the reader's buffers aside. Raises `DataError`
     beyond 2**31 - 1 examples or distinct keys.
     """
-    index: Numbering | PairNumbering = Numbering()
+    index: Numbering | PairNumbering | None = None
     chunks: deque[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float32] | None]] = deque()
     labels: list[NDArray[np.float32]] = []
     n = nnz = 0
     for batch in batches:
-        if is_wide(batch.keys) and not n:
-            index = PairNumbering()
+        if index is None:
+            index = numbering_of(batch.keys)
         n, nnz = n + len(batch), nnz + len(batch.keys)
         if n >= 2**31:
             raise DataError("one worker cannot hold more than 2**31 - 1 examples; use more workers")
         chunks.append((index.insert(batch.keys), batch.indptr, batch.values))
         labels.append(batch.labels)
-    known_keys = index.keys()
+    known_keys = np.zeros(0, np.uint64) if index is None else index.keys()
     del index
     order = key_order(known_keys)
     keys = known_keys[order]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mpips.errors import LayoutError
 from mpips.jit.kernel import kernel
 from mpips.jit.splitmix import mix
-from mpips.keys import KeyArray
+from mpips.keys import KeyArray, is_wide
 from mpips.storage.key_index import MAX_KEYS, one_by_one
 from mpips.storage.pair_index import PairIndex
 
@@ -223,6 +223,11 @@ class PairNumbering:
         if len(self._index) + len(keys) > MAX_KEYS:
             raise LayoutError(_too_many_keys(len(self._index) + len(keys)))
         return one_by_one(self._index.insert(keys))
+
+
+def numbering_of(keys: KeyArray) -> Numbering | PairNumbering:
+    """Return a new numbering for keys of the size of `keys`."""
+    return PairNumbering() if is_wide(keys) else Numbering()
 
 
 def _as_contiguous(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -39,9 +39,7 @@ class Deaths:
         self.lost: set[int] = set()
         """Ranks to which nothing is sent any more."""
         self.ignored: NDArray[np.uint8] = np.zeros(size, np.uint8)
-        """By rank: whether it was excluded, or died in the middle of a message: nothing more is received from it.
-
-        Kernels read it."""
+        """By rank, read by kernels: it was excluded, or died within a message, and nothing more is received from it."""
         self.abandoned: list[tuple[MPI.Request, object]] = []
         """Requests to and from lost ranks, with the buffers that MPI may still access."""
         self._comm, self._lose = comm, lose

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mpips.jit.kernel import kernel
+from mpips.storage.aggregate import MOST_UNIONS
 from mpips.transport import header
 from mpips.transport.fastpath_table import (
     AGGREGATES,
@@ -382,7 +383,7 @@ def _complete(
     there, sums = room, mine[0, PUSHED]
     if not same:
         behind = -(-total * width * each // 8) * 8
-        if part[STAMPS_ROOM] < 1 + part[CAPACITY] or at(part[STAMPS], 1, _INT8)[0] >= 1 << 30:
+        if part[STAMPS_ROOM] < 1 + part[CAPACITY] or at(part[STAMPS], 1, _INT8)[0] >= MOST_UNIONS:
             return False
         if behind + 8 * total > len(receive_buffer):
             cells[WANTED] = behind + 8 * total
