@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kernel_van import KernelVan
+from server_losses import between_messages, where_messages_overtake
 from simulated import simulate
 
 from mpips.bench.failures import _trial
@@ -21,7 +22,7 @@ from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
 from mpips.transport import in_memory
 from mpips.transport.message import NO_SIGNATURE, Command, Kind, Message
-from mpips.transport.network_faults import Fault, random_arrivals, random_delays
+from mpips.transport.network_faults import Fault, random_arrivals
 from mpips.worker.key_list import KeyList
 from mpips.worker.vector import Vector
 from mpips.worker.worker import Context
@@ -198,26 +199,14 @@ def test_keys_and_values_that_arrive_late_are_applied_by_python(
 def test_a_server_is_lost_between_any_two_messages(part: int, act: str) -> None:
     most = run(part, servers=2, workers=2, replicas=1)
     rng = random.Random(f"{part}/{act}")
-    for number in range(4):
-        fault = Fault(
-            "kill" if act == "kill" else "stop",
-            1 + number % 2,
-            after_messages=rng.randrange(30, most),
-            lasting=None if act != "pause" else rng.choice((0.04, 0.3)),
-        )
-        arrives = random_arrivals(number, rng.choice((0.0, 0.5, 1.0)) if act == "kill" else 0.0)
-        spares = number % 3 % 2
-        run(part, servers=2, workers=2, spares=spares, replicas=1, faults=[fault], arrives=arrives)
+    for how in between_messages(act, rng, 4, most):
+        run(part, workers=2, **how)
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_server_is_lost_with_its_messages_where_they_overtake_each_other(seed: int) -> None:
-    rng = random.Random(seed)
-    for number in range(6):
-        servers = 2 + number % 2
-        faults = [Fault("kill", rng.randint(1, servers), after_messages=rng.randrange(60, 600))]
-        delays, arrives = random_delays(seed, delay=0.003), random_arrivals(seed, 1.0)
-        run(seed, servers=servers, workers=2, replicas=1, faults=faults, delays=delays, arrives=arrives)
+    for how in where_messages_overtake(seed, 6):
+        run(seed, workers=2, **how)
 
 
 @pytest.mark.parametrize("first", range(0, 20, 10))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from kernel_van import KernelVan
+from server_losses import between_messages, where_messages_overtake
 from simulated import simulate
 
 from mpips.cluster.node import Node
@@ -23,7 +24,7 @@ from mpips.storage.segment import Segment
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
 from mpips.transport import in_memory
-from mpips.transport.network_faults import Fault, random_arrivals, random_delays
+from mpips.transport.network_faults import Fault, random_arrivals
 from mpips.worker.key_list import KeyList
 from mpips.worker.worker import Context
 
@@ -221,26 +222,14 @@ def test_parts_that_arrive_late_are_summed_by_python(
 def test_a_server_is_lost_between_any_two_messages(part: int, act: str, compiled: None) -> None:
     most, _ = run(part, servers=2, workers=2, replicas=1)
     rng = random.Random(f"{part}/{act}")
-    for number in range(3):
-        fault = Fault(
-            "kill" if act == "kill" else "stop",
-            1 + number % 2,
-            after_messages=rng.randrange(30, most),
-            lasting=None if act != "pause" else rng.choice((0.04, 0.3)),
-        )
-        arrives = random_arrivals(number, rng.choice((0.0, 0.5, 1.0)) if act == "kill" else 0.0)
-        spares = number % 3 % 2
-        run(part, servers=2, workers=2, spares=spares, replicas=1, faults=[fault], arrives=arrives)
+    for how in between_messages(act, rng, 3, most):
+        run(part, workers=2, **how)
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_server_is_lost_with_its_messages_where_they_overtake_each_other(seed: int, compiled: None) -> None:
-    rng = random.Random(seed)
-    for number in range(4):
-        servers = 2 + number % 2
-        faults = [Fault("kill", rng.randint(1, servers), after_messages=rng.randrange(60, 600))]
-        delays, arrives = random_delays(seed, delay=0.003), random_arrivals(seed, 1.0)
-        run(seed, servers=servers, workers=3, replicas=1, faults=faults, delays=delays, arrives=arrives)
+    for how in where_messages_overtake(seed, 4):
+        run(seed, workers=3, **how)
 
 
 class Pusher:
