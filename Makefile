@@ -1,6 +1,7 @@
 # make demo    installs, trains on real data in a few minutes, and writes a report
 # make test    the whole suite under Open MPI, and all tests that use MPI under MPICH too
 # make test-slurm   of these, complete jobs on a real Slurm, which it installs and starts (as root on Debian; else skipped)
+# make test-hosts   of these, what befalls hosts and networks, on virtual hosts (as root on Linux; else skipped)
 # make lint    ruff and mypy
 # make clean   removes the environments
 
@@ -15,7 +16,7 @@ SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$
 RANK_TESTS = $(shell grep -rl --include='test_*.py' 'mark\.ranks' tests)
 
 .PHONY: demo test ready kernels test-openmpi test-jobs test-first test-others ranks-jobs ranks-parts test-mpich test-slurm
-.PHONY: slurm-openmpi slurm-mpich slurm-one-by-one lint clean help
+.PHONY: test-hosts slurm-openmpi slurm-mpich slurm-one-by-one lint clean help
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -59,6 +60,9 @@ ranks-parts: .venv/test-ready
 # The two MPI wheels share file names, so each has an environment of its own.
 test-mpich: .venv-mpich/test-ready
 	.venv-mpich/bin/python -m pytest -m "ranks and not once" $(RANK_TESTS) $(PYTEST_ARGS)
+
+test-hosts: .venv/test-ready
+	.venv/bin/python -m pytest tests/hosts $(PYTEST_ARGS)
 
 # Each on a cluster of its own. Jobs in a queue wait much, so both run at the same time.
 test-slurm:
