@@ -85,6 +85,21 @@ def plain_pairs(keys: KeyArray) -> NDArray[np.uint64]:
     return numbers if numbers.flags.carray else np.array(numbers, KEY64)
 
 
+@kernel("b1(u8[::1])")
+def ascending(keys: NDArray[np.uint64]) -> bool:
+    """Return whether 64-bit keys are sorted and unique."""
+    total, block = len(keys), 4096
+    for start in range(1, total, block):
+        earlier, later = keys[start - 1 :], keys[start:]
+        wrong = 0
+        # Without an early exit, so that the compiler vectorizes it.
+        for i in range(min(block, total - start)):
+            wrong += later[i] <= earlier[i]
+        if wrong:
+            return False
+    return True
+
+
 @kernel("b1(u8[:,::1])")
 def ascending_pairs(keys: NDArray[np.uint64]) -> bool:
     """Return whether pairs are sorted and unique."""

@@ -16,18 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from mpips.transport.fastpath_table import FastPathTable
+from mpips.transport.fastpath.server import serve
+from mpips.transport.fastpath.table import FastPathTable
 from mpips.transport.header import DETACHED, HEADER, WIDE_KEYS
 from mpips.transport.in_memory import Network, TwinVan
 from mpips.transport.message import Message, bodies, decode, frame_bytes, from_bytes, to_bytes
 from mpips.transport.mpi.abi import LIBRARY, MEMCPY, STATUS_BYTES
-from mpips.transport.mpi.fastpath_server import serve
 from mpips.transport.mpi.kernels import (
-    BIG,
     CELLS,
     FRAME,
     FRAME_ROOM,
-    LANDED,
     LATE_AT,
     LATE_BODY,
     LATE_ROW,
@@ -40,6 +38,8 @@ from mpips.transport.mpi.kernels import (
     SIZE,
     SLEEPERS,
     TAKEN,
+    TAKEN_WITH_BODIES,
+    TOO_LARGE,
     WANTED,
     WANTED_BLOCK,
     WANTED_ROOM,
@@ -215,7 +215,7 @@ class KernelVan(TwinVan):
         self.received_bytes += int(cells[RECEIVED])
         cells[SENT] = cells[RECEIVED] = 0
         if len(table.push_log):
-            table.tell()
+            table.report_pushes()
         wanted = (WANTED, table.provide), (WANTED_ROOM, chain.provide), (WANTED_BLOCK, table.rounds.provide)
         for cell, provide in wanted:
             if cells[cell]:
@@ -227,13 +227,13 @@ class KernelVan(TwinVan):
         assert not self._receives
         if found in (NOTHING, LATE_BODY):
             return None
-        assert found in (TAKEN, BIG, LANDED, PART)
+        assert found in (TAKEN, TOO_LARGE, TAKEN_WITH_BODIES, PART)
         self.received_bytes += len(self._raw)
         if found == PART:
             message = table.rounds.take(int(cells[PART_AT]))
             assert to_bytes(message) == bytes(self._raw)
             return message
-        if found != LANDED:
+        if found != TAKEN_WITH_BODIES:
             return from_bytes(self._raw)
         message, *_ = decode(bytearray(self._frame[: int(cells[SIZE])].data))
         at = 0

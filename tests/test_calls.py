@@ -12,7 +12,7 @@ from mpips.config.program import load_program
 from mpips.errors import JobError
 from mpips.rank.simulation import simulate
 from mpips.server.server import Server
-from mpips.server.shard_functions import OWN as SHARDS
+from mpips.server.shard_functions import BUILT_IN as SHARDS
 from mpips.storage.updates import call
 from mpips.worker.worker import CallExecutor, Context
 

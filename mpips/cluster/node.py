@@ -56,7 +56,7 @@ from mpips.transport.van import Van
 
 if TYPE_CHECKING:
     # For types only, since it loads kernels.
-    from mpips.transport.fastpath_table import FastPathTable
+    from mpips.transport.fastpath.table import FastPathTable
 
 T = TypeVar("T")
 URGENT = frozenset(

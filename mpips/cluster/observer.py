@@ -17,7 +17,7 @@ from mpips.transport.message import Message
 
 if TYPE_CHECKING:
     # For types only, since it loads kernels.
-    from mpips.transport.fastpath_table import FastPathTable
+    from mpips.transport.fastpath.table import FastPathTable
 
 P = ParamSpec("P")
 Callbacks = tuple[Callable[P, None], ...]

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from mpips.cluster.view import View
     from mpips.config.job_file import Job
     from mpips.tasks.caller import Tasks
-    from mpips.transport.fastpath_table import FastPathTable
+    from mpips.transport.fastpath.table import FastPathTable
 
 CELL = struct.Struct("<HHIiIqq")
 CELL_BYTES = CELL.size
@@ -216,7 +216,7 @@ class Recorder:
     # --- changes at a server ------------------------------------------------------------------------
 
     def _serves(self, table: FastPathTable) -> None:
-        table.follow(self._pushed)
+        table.observe_pushes(self._pushed)
 
     def _pushed(self, shard: int, command: int, callers: list[tuple[int, int]]) -> None:
         """Record a push, or a round of pushes, that the server's fast path has applied."""

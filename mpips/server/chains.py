@@ -15,7 +15,7 @@ from mpips.server.acknowledgements import Acknowledgements
 from mpips.server.fast_path import FastPath
 from mpips.server.replication import Link, RateLimit
 from mpips.server.shard import Shard
-from mpips.server.shard_functions import OWN
+from mpips.server.shard_functions import BUILT_IN
 from mpips.server.shard_snapshot import unpack
 from mpips.tasks.request_dedup import RequestDedup
 from mpips.transport.message import NO_SIGNATURE, Command, Message
@@ -193,5 +193,5 @@ class Chains:
     def _repeat(self, shard: Shard, change: Message) -> None:
         if change.signature != NO_SIGNATURE:
             self._fast_path.resolve(shard, change)
-        shard.repeat(change, OWN.get(change.meta.get("call", "")))
+        shard.repeat(change, BUILT_IN.get(change.meta.get("call", "")))
         self._fast_path.repeated(self.links[shard.number], change)

@@ -24,7 +24,7 @@ from mpips.server.chains import Chains
 from mpips.server.fast_path import FastPath
 from mpips.server.replication import Link
 from mpips.server.shard import Caller, Hosted, RoundAnswer, Shard, for_caller, slots_of
-from mpips.server.shard_functions import OWN
+from mpips.server.shard_functions import BUILT_IN
 from mpips.storage.aggregate import Aggregator, Summed
 from mpips.storage.segment import Segment, Slots
 from mpips.storage.updates import call_named
@@ -189,7 +189,7 @@ class Executor:
         # A push has exposed its rows before; a call may have changed any of them.
         if request.command is Command.CALL:
             self._fast_path.open(link)
-        link.announce(lambda: _written_down(request, [caller], _named(shard, request), values))
+        link.announce(lambda: _chain_message(request, [caller], _named(shard, request), values))
         link.after_all(lambda: self._node.answer(request.origin, reply))
         return ready
 
@@ -274,7 +274,7 @@ class Executor:
             # All keys of the range.
             whole = segment.spec.dense and isinstance(summed.slots, slice)
             keys = None if whole else segment.keys_of(summed.slots)
-            link.announce(lambda: _written_down(first, callers, keys, sums, wants))
+            link.announce(lambda: _chain_message(first, callers, keys, sums, wants))
         if ahead:
             link.after_all(lambda: self._acknowledge(callers, shard.number))
         else:
@@ -314,11 +314,11 @@ class Executor:
     def _call(self, link: Link, shard: Shard, request: Message) -> list[Message]:
         """Run a function that the scheduler calls on a shard."""
         name, args = request.meta["call"], request.meta["args"]
-        own = OWN.get(name)
-        if own is None and call_named(name).reads:
+        built_in = BUILT_IN.get(name)
+        if built_in is None and call_named(name).reads:
             answer = call_named(name).function(shard.hosted(request.namespace).segment, args)
             return self._answer(link, shard, request, reply_to(request, meta=answer))
-        return self._change(link, shard, request, lambda request: shard.call(request, own))
+        return self._change(link, shard, request, lambda request: shard.call(request, built_in))
 
 
 def _named(shard: Shard, request: Message) -> KeyArray | None:
@@ -333,7 +333,7 @@ def _caller(request: Message) -> Caller:
     return Caller(request.origin, request.time, request.acked, int(request.command))
 
 
-def _written_down(
+def _chain_message(
     request: Message,
     callers: Sequence[Caller],
     keys: KeyArray | None,

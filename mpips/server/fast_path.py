@@ -15,7 +15,7 @@ from mpips.cluster.view import NOBODY
 from mpips.server.replication import Link
 from mpips.server.shard import AGGREGATE, Round, RoundAnswer, Shard, callers_of
 from mpips.tasks.request_dedup import Kept, RequestDedup
-from mpips.transport.fastpath_table import (
+from mpips.transport.fastpath.table import (
     AGGREGATES,
     COPIES,
     NO_PUSH,
@@ -25,9 +25,9 @@ from mpips.transport.fastpath_table import (
     VERSION,
     FastPathTable,
 )
+from mpips.transport.fastpath.unacknowledged import FOLLOWING, KEEPS_LISTS, LATEST, PRECEDING
 from mpips.transport.key_cache import KeyCache, Known
 from mpips.transport.message import NO_SIGNATURE, Command, Kind, Message
-from mpips.transport.unacknowledged import FOLLOWING, KEEPS, LATEST, PRECEDING
 
 
 class FastPath:
@@ -56,7 +56,7 @@ class FastPath:
             state = self.table.unacknowledged.links[link.number]
             state[FOLLOWING] = 1 + link.next
             # A learner acknowledges what it could not apply without the keys.
-            state[KEEPS] = link.next != link.chain.learner
+            state[KEEPS_LISTS] = link.next != link.chain.learner
             self.settled(link.number, link.last)
         for namespace in shard.vectors:
             self.expose(link, namespace)
@@ -65,14 +65,14 @@ class FastPath:
     def expose(self, link: Link, namespace: int) -> None:
         """Update the addresses of a vector's rows; a change may have moved them."""
         assert link.shard is not None
-        simple = link.shard.vectors[namespace].simple
-        if simple is None or link.chain.closing:
+        served = link.shard.vectors[namespace].served_rows
+        if served is None or link.chain.closing:
             return
         # Kernels send no change again after a loss, and list its keys by the index of a sparse segment, if they may.
-        listing = simple.rows > 0 or simple.key_index[0] != 0
+        listing = served.rows > 0 or served.key_index[0] != 0
         if link.next != NOBODY and (self._node.resend is not None or not listing):
-            simple = simple._replace(push=NO_PUSH)
-        self.table.open(link.number, namespace, simple, REQUESTS if link.primary else COPIES)
+            served = served._replace(push=NO_PUSH)
+        self.table.open(link.number, namespace, served, REQUESTS if link.primary else COPIES)
 
     def listen(self, link: Link) -> None:
         """Let the fast path take the changes of a shard's primary, unless Python has some that are to come later."""
@@ -148,7 +148,7 @@ class FastPath:
 
     def forget_told(self, number: int) -> None:
         """Send lists of keys to the next member of a shard's chain again: it has dropped one."""
-        self._lists.untell(number)
+        self._lists.forget_forwarded(number)
 
     def record(self, shard: Shard) -> None:
         """Record the requests that the fast path has executed at a shard: their answers, changes and clocks."""

@@ -104,7 +104,7 @@ class Link:
         self._again: Counter[str] = Counter() if again is None else again
         # By query: the last change that was sent before it.
         self._asked: dict[int, int] = {}
-        self._questions = 0
+        self._queries = 0
         self.everywhere = 0
         """The last change on all members from here on; at a learner, the last received without a gap."""
         self.early: dict[int, Message] = {}
@@ -201,7 +201,7 @@ class Link:
                 self._send(message.sender, self.sent[message.time])
         elif message.command is Command.ASK_RECEIVED:
             if message.sender == self.previous:
-                self._tell_received(message.round)
+                self._report_received(message.round)
         elif message.sender == self.previous:
             self._change(message)
 
@@ -249,8 +249,8 @@ class Link:
         elif self.next == NOBODY and shard is not None:
             self.everywhere = shard.changes
         if self.previous != NOBODY:
-            word = Message(Kind.CHAIN, Command.APPLIED, shard=self.number, time=self.everywhere)
-            self._send(self.previous, word)
+            acknowledgement = Message(Kind.CHAIN, Command.APPLIED, shard=self.number, time=self.everywhere)
+            self._send(self.previous, acknowledgement)
 
     def _acknowledged(self, time: int) -> None:
         """Record that all members from here on have applied the changes up to `time`."""
@@ -286,7 +286,7 @@ class Link:
             if self.shard is not None:
                 self.shard.abandon()
         if self.learning:
-            self._begin_anew()
+            self._drop_copy()
             return
         if before.learner == self.me:
             self._apply()
@@ -329,15 +329,15 @@ class Link:
             timer.heard(now)
             self._asked.clear()
         elif timer.expired(now):
-            self._questions += 1
-            self._asked[self._questions] = next(reversed(self.sent))
-            ask = Message(Kind.CHAIN, Command.ASK_RECEIVED, shard=self.number, round=self._questions)
+            self._queries += 1
+            self._asked[self._queries] = next(reversed(self.sent))
+            ask = Message(Kind.CHAIN, Command.ASK_RECEIVED, shard=self.number, round=self._queries)
             self._send(self.next, ask)
         self._heard = False
 
-    def _tell_received(self, question: int) -> None:
-        come = self.everywhere if self.learning or self.shard is None else self.shard.changes
-        received = Message(Kind.CHAIN, Command.RECEIVED, shard=self.number, time=come, round=question)
+    def _report_received(self, query: int) -> None:
+        last = self.everywhere if self.learning or self.shard is None else self.shard.changes
+        received = Message(Kind.CHAIN, Command.RECEIVED, shard=self.number, time=last, round=query)
         received.after = tuple((time, time + 1) for time in self.early)
         self._send(self.previous, received)
         if not self.learning:
@@ -416,7 +416,7 @@ class Link:
         self._pieces.clear()
         return True
 
-    def _begin_anew(self) -> None:
+    def _drop_copy(self) -> None:
         self.shard, self.everywhere = None, 0
         self.early.clear()
         self.sent.clear()

@@ -25,7 +25,7 @@ from mpips.storage.segment import Segment, Slots, one_by_one
 from mpips.storage.updates import VectorSpec, call_named, value_row
 from mpips.storage.vector_clock import RangedClock
 from mpips.tasks.request_dedup import Kept, RequestDedup
-from mpips.transport.fastpath_table import ADAGRAD, ADAM, ADD, ASSIGN, FTRL, NO_PUSH, SGD, Simple
+from mpips.transport.fastpath.table import ADAGRAD, ADAM, ADD, ASSIGN, FTRL, NO_PUSH, SGD, ServedRows
 from mpips.transport.message import CODES, NO_ROUND, Command, Kind, Message, reply_to
 
 # The vector clock's entry for the sum over all workers.
@@ -75,19 +75,19 @@ class Hosted:
         self.broken: dict[Round, tuple[Exception, set[int]]] = {}
         self._place: tuple[Any, ...] = ()
         self._numbers = np.zeros(0)
-        self._simple: Simple | None = None
+        self._served_rows: ServedRows | None = None
 
     @property
-    def simple(self) -> Simple | None:
-        """Return how the fast path may serve these rows; None if a push or pull is not simple enough."""
+    def served_rows(self) -> ServedRows | None:
+        """Return how the fast path may serve these rows; None if a push or pull needs Python."""
         segment = self.segment
         place = segment.moves, segment.index_addresses, id(self.aggregator), len(self.aggregator.stamps)
         if (*place, segment.settings) != self._place:
             self._place = *place, dict(segment.settings)
-            self._simple = self._described()
-        return self._simple
+            self._served_rows = self._described()
+        return self._served_rows
 
-    def _described(self) -> Simple | None:
+    def _described(self) -> ServedRows | None:
         segment = self.segment
         spec, update = segment.spec, segment.update
         push = PUSHES.get(update.name, NO_PUSH) if segment.push_row == value_row(spec) else NO_PUSH
@@ -106,7 +106,7 @@ class Hosted:
             self._numbers = np.array([segment.settings[name] for name in update.defaults or ()], np.float64)
             settings = self._numbers.ctypes.data
         stamps = self.aggregator.stamps
-        return Simple(
+        return ServedRows(
             values.ctypes.data, code, spec.width, begin, last, rows, push, True, segment.capacity,
             segment.index_addresses, state, settings, spec.aggregate, (stamps.ctypes.data, len(stamps)),
         )  # fmt: skip
@@ -212,13 +212,13 @@ class Shard:
             rows = segment.pull_slots(slots)
         return RoundAnswer(segment, slots, rows)
 
-    def call(self, request: Message, own: Callable[..., dict[str, Any]] | None) -> Message:
-        """Apply a function: an `own` one of the server, with its arguments, or a registered one, with the segment."""
+    def call(self, request: Message, built_in: Callable[..., dict[str, Any]] | None) -> Message:
+        """Apply a function: a `built_in` one, with its arguments, or a registered one, with the segment."""
         self._begin_change(request)
         name, args = request.meta["call"], request.meta["args"]
         try:
-            if own is not None:
-                answer = own(self, **args)
+            if built_in is not None:
+                answer = built_in(self, **args)
             else:
                 answer = call_named(name).function(self.hosted(request.namespace).segment, args)
         except Exception as error:
@@ -233,14 +233,14 @@ class Shard:
 
     # --- at the other members of the chain ------------------------------------------------
 
-    def repeat(self, change: Message, own: Callable[..., dict[str, Any]] | None) -> None:
+    def repeat(self, change: Message, built_in: Callable[..., dict[str, Any]] | None) -> None:
         """Apply a change of the primary, and keep the replies to its callers."""
         callers = callers_of(change)
         # As the primary had it: the change itself may be sent on.
         request = copy(change)
         request.origin, request.time = callers[0][:2]
         if change.command is Command.CALL:
-            kept: Kept = self.call(request, own)
+            kept: Kept = self.call(request, built_in)
         elif change.round == NO_ROUND:
             kept = self.push(request)
         else:

@@ -43,7 +43,7 @@ def restore(shard: Shard, folder: str) -> dict[str, Any]:
     return {}
 
 
-OWN: dict[str, Callable[..., dict[str, Any]]] = {
+BUILT_IN: dict[str, Callable[..., dict[str, Any]]] = {
     BuiltInCall.CREATE_VECTOR: create_vector,
     BuiltInCall.RESTORE: restore,
 }

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mpips.cluster.view import View
     from mpips.tasks.caller import Tasks
     from mpips.tasks.part import Part
-    from mpips.transport.fastpath_table import FastPathTable
+    from mpips.transport.fastpath.table import FastPathTable
     from mpips.transport.van import Van
 
 T = TypeVar("T")

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from mpips.errors import ClosedError
 from mpips.transport.buffer_pool import BufferPool
-from mpips.transport.fastpath_table import FastPathTable
+from mpips.transport.fastpath.table import FastPathTable
 from mpips.transport.message import Message, from_bytes, to_bytes
 from mpips.transport.network_faults import Arrives, Delays, Fault, all_arrive, no_delay
 

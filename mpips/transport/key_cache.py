@@ -31,7 +31,7 @@ _SEED0, _SEED1, _SEED2, _SEED3 = _SEEDS
 _P, _Q = U8(0xBF58476D1CE4E5B9), U8(0x94D049BB133111EB)
 _S29, _S32 = U8(29), U8(32)
 
-SIGNATURE_LOW, SIGNATURE_HIGH, SHARD, NAMESPACE, FIRST, COUNT, SLOTS, USED, TOLD = range(9)
+SIGNATURE_LOW, SIGNATURE_HIGH, SHARD, NAMESPACE, FIRST, COUNT, SLOTS, USED, FORWARDED = range(9)
 """Columns of the table for kernels: a run of COUNT slots from FIRST on, or COUNT slots at address SLOTS (0: a run);
 whether the list was used since the last eviction, and was sent to the next member of the shard's chain."""
 EMPTY = -1
@@ -179,9 +179,9 @@ class KeyCache:
         if gone:
             self._rebuild()
 
-    def untell(self, shard: int) -> None:
+    def forget_forwarded(self, shard: int) -> None:
         """Record that the next member of a shard's chain may not know its lists."""
-        self.table[self.table[:, SHARD] == shard, TOLD] = 0
+        self.table[self.table[:, SHARD] == shard, FORWARDED] = 0
 
     def _evict(self, newest: Name) -> None:
         """Evict lists until a quarter of the bound is free: first those not used since the last eviction, by age."""
@@ -207,7 +207,7 @@ class KeyCache:
 
 
 def _empty(capacity: int) -> NDArray[np.int64]:
-    table = np.zeros((capacity, TOLD + 1), np.int64)
+    table = np.zeros((capacity, FORWARDED + 1), np.int64)
     table[:, COUNT] = EMPTY
     return table
 

@@ -20,7 +20,7 @@ from mpips.transport.message import NO_ROUND, Message
 
 if TYPE_CHECKING:
     # Imported late, since it loads kernels.
-    from mpips.transport.fastpath_table import FastPathTable
+    from mpips.transport.fastpath.table import FastPathTable
 
 
 NO_KEYS, NO_BYTES = np.empty(0, np.uint64), np.empty(0, np.uint8)
@@ -37,7 +37,7 @@ class Van(Protocol):
     receive_buffer: Callable[[Message], NDArray[Any] | None]
     """Returns the array that receives the detached values of a message; None: a new array."""
     fast_path: FastPathTable | None
-    """The requests that the van may answer itself; see `mpips.transport.fastpath_table`."""
+    """The requests that the van may answer itself; see `mpips.transport.fastpath.table`."""
     compiled: bool
     """Whether the fast paths are in use: they need this MPI's functions."""
     epoch: int

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from mpips.cluster.node import Node
 from mpips.errors import UsageError
-from mpips.jit.kernel import kernel
-from mpips.keys import KEY128, KeyArray, ascending_pairs, from_pairs, pairs, upper
+from mpips.keys import KEY128, KeyArray, ascending, ascending_pairs, from_pairs, pairs, upper
 from mpips.ranges import KeyRange
 from mpips.storage.updates import VectorSpec
 from mpips.transport.key_cache import sign
@@ -25,21 +24,6 @@ from mpips.worker.plan import Plan, Slice
 
 MOST_PLANS = 1 << 10
 """Largest number of ranges, and of samples of lists, that a vector caches; a full cache is cleared."""
-
-
-@kernel("b1(u8[::1])")
-def ascending(keys: NDArray[np.uint64]) -> bool:
-    """Return whether keys are sorted and unique."""
-    total, block = len(keys), 4096
-    for start in range(1, total, block):
-        earlier, later = keys[start - 1 :], keys[start:]
-        wrong = 0
-        # Without an early exit, so that the compiler vectorizes it.
-        for i in range(min(block, total - start)):
-            wrong += later[i] <= earlier[i]
-        if wrong:
-            return False
-    return True
 
 
 class Handle(Protocol):

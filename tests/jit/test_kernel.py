@@ -247,7 +247,7 @@ from mpips.rank.main import main
 assert main(["--warm-up", {str(ROOT / "tests" / "jobs" / "programs" / "job.toml")!r}]) == 0
 before = {{name for name in sys.modules if name.startswith("mpips.")}}
 from mpi4py import MPI
-print("mpips.transport.mpi.fastpath_server" in before, MPI.Is_initialized())
+print("mpips.transport.fastpath.server" in before, MPI.Is_initialized())
 """
     assert python(tmp_path, code) == ["True", "False"]
 

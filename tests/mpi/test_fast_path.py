@@ -18,7 +18,7 @@ from mpips.ranges import KeyRange
 from mpips.server.server import KEY_CACHE, Server
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
-from mpips.transport import fastpath_table as lane_module
+from mpips.transport.fastpath import table as table_module
 from mpips.transport.message import Message
 from mpips.transport.mpi import van as van_module
 from mpips.transport.mpi.process_memory import discover
@@ -378,7 +378,7 @@ def test_a_list_that_its_vector_does_not_remember_to_have_told(monkeypatch: pyte
 def test_messages_larger_than_mpi_sends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It travels in pieces, however it is asked for."""
     monkeypatch.setattr(van_module, "_PIECE", 1 << 16)
-    monkeypatch.setattr(lane_module, "MOST_BYTES", 1 << 16)
+    monkeypatch.setattr(table_module, "MOST_BYTES", 1 << 16)
     spec = VectorSpec("wide", "float64", 1, 200_000, dense=True)
 
     def ask(callers: Callers) -> int:

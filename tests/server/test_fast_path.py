@@ -11,10 +11,10 @@ from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.node import Node
 from mpips.cluster.view import first_view
 from mpips.server.server import Server
-from mpips.transport.fastpath_table import BEGIN, COPIES, NO_PUSH, OPEN, PULL, PUSH, REQUESTS, VERSION
+from mpips.transport.fastpath.table import BEGIN, COPIES, NO_PUSH, OPEN, PULL, PUSH, REQUESTS, VERSION
+from mpips.transport.fastpath.unacknowledged import FOLLOWING, IN_PYTHON, LAST_CHANGE, PRECEDING
 from mpips.transport.in_memory import Network
 from mpips.transport.message import Command, Kind, Message
-from mpips.transport.unacknowledged import FOLLOWING, IN_PYTHON, LAST, PRECEDING
 
 LAYOUT = Layout.of(4, LayoutSpec(servers=2, workers=1))
 SERVER, WORKER = 1, 3
@@ -64,18 +64,18 @@ def test_a_shard_with_copies_is_served_and_python_waits_for_its_own_changes() ->
     state = server.fast_path.table.unacknowledged.links[SHARD]
     # The vector was created by a change.
     assert columns(server) == [True, True, True]
-    assert (state[FOLLOWING], state[LAST], state[IN_PYTHON]) == (1 + link.next, 1, 1)
+    assert (state[FOLLOWING], state[LAST_CHANGE], state[IN_PYTHON]) == (1 + link.next, 1, 1)
     assert link.shard is not None
     for change in (1, 2):
         acknowledged.time = change
         server.node.shards(acknowledged)
-        assert (state[LAST], state[IN_PYTHON]) == (0, 0)
+        assert (state[LAST_CHANGE], state[IN_PYTHON]) == (0, 0)
         push = Message(Kind.REQUEST, Command.PUSH, WORKER, origin=WORKER, shard=SHARD, time=change)
         begin = link.shard.vectors[0].segment.ranges[0].begin
         push.keys, push.values = np.array([begin], np.uint64), np.ones((1, 1))
         server.node.shards(push)
         assert link.shard.changes == change + 1 == server.fast_path.table.parts[SHARD, 0, VERSION]
-        assert (state[LAST], state[IN_PYTHON]) == (change + 1, 1)
+        assert (state[LAST_CHANGE], state[IN_PYTHON]) == (change + 1, 1)
 
 
 def test_the_last_member_is_served_unless_python_has_later_changes() -> None:

@@ -33,10 +33,10 @@ from mpips.transport.mpi.abi import (
 FRAME, BODY, URGENT = 1, 2, 3
 """Tags: a frame; keys and values that follow a frame; an urgent frame, which overtakes others and has no buffers."""
 
-NOTHING, TAKEN, BIG, LATE, LATE_BODY, BROKEN, LANDED, DONE, PART, DROPPED = range(10)
+NOTHING, TAKEN, TOO_LARGE, LATE, LATE_BODY, BROKEN, TAKEN_WITH_BODIES, DONE, PART, DROPPED = range(10)
 """Results of a fast path: no message; a frame for Python; a frame larger than the buffer; an incomplete frame; a frame
 with incomplete keys or values; an MPI error; a frame for Python, whose keys and values are in the receive buffer; a
-message that was handled; a part of a round for Python, in the memory of rounds; a frame of a rank that is ignored."""
+message that was handled; a part of a round for Python, in the memory of rounds; a frame from a rank that is ignored."""
 
 (
     FLAG,
@@ -74,10 +74,10 @@ STATUS, FRAME_AT, ASKED, HEADS, LISTS, TAILS, FRAMES = range(MEMORY, MEMORY + 7)
 """The memory of the client fast path, i8[45]: a library's table, the cells, and the addresses of a status, of the frame
 buffer, and of the client's tables."""
 
-EAGER = 4
+POLLS_BEFORE_YIELD = 4
 """Polls after which a rank yields before each further poll."""
-OFTEN = 8
-"""One of so many polls also probes for urgent frames."""
+URGENT_PERIOD = 8
+"""Polls from one that also probes for urgent frames to the next."""
 FREE, BUSY, LOST, HELD = range(4)
 """States of a send slot; LOST: a send to an excluded rank, whose completion is not waited for; HELD: not sent yet."""
 TRIES = 20_000
@@ -149,7 +149,7 @@ def take(lib: Any, cells: Any, status: Any, frame: Any, tag: int) -> int:
     cells[FROM] = at(where + lib[SOURCE], 1, _INT4)[0]
     size = cells[SIZE]
     if size > len(frame):
-        return BIG
+        return TOO_LARGE
     cells[REQUEST] = 0
     error = call(lib[IMRECV], (frame.ctypes.data, size, lib[BYTE], base + 8 * MESSAGE, base + 8 * REQUEST))
     if error != 0:
@@ -167,14 +167,14 @@ def take(lib: Any, cells: Any, status: Any, frame: Any, tag: int) -> int:
 
 
 @kernel()
-def look(lib: Any, cells: Any, status: Any, frame: Any, urgent: bool, offer: bool) -> int:
-    """Receive the next frame from any source, first `urgent` ones; if there is none, yield if `offer`."""
+def poll(lib: Any, cells: Any, status: Any, frame: Any, urgent: bool, yields: bool) -> int:
+    """Receive the next frame from any source, first `urgent` ones; if there is none, yield if `yields`."""
     found = NOTHING
     if urgent:
         found = take(lib, cells, status, frame, URGENT)
     if found == NOTHING:
         found = take(lib, cells, status, frame, FRAME)
-    if found == NOTHING and offer:
+    if found == NOTHING and yields:
         call(lib[YIELD], ())
     return found
 

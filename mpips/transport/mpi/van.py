@@ -26,12 +26,7 @@ from mpips.errors import ClosedError, UsageError
 from mpips.transport import header
 from mpips.transport.backoff import Backoff, minimise_timer_slack
 from mpips.transport.buffer_pool import LEAST, BufferPool
-from mpips.transport.fastpath_table import FastPathTable
-from mpips.transport.header import HEADER_BYTES, WRITTEN_THERE
-from mpips.transport.message import ANSWER, INLINE, NO_ROUND, Kind, Message, bodies, decode, encode
-from mpips.transport.mpi.abi import STATUS_BYTES, library
-from mpips.transport.mpi.deaths import Deaths, over
-from mpips.transport.mpi.fastpath_client import (
+from mpips.transport.fastpath.client import (
     ANSWERED,
     BYTES,
     COMING,
@@ -42,10 +37,14 @@ from mpips.transport.mpi.fastpath_client import (
     receive,
     take_answer,
 )
-from mpips.transport.mpi.fastpath_server import serve
+from mpips.transport.fastpath.server import serve
+from mpips.transport.fastpath.table import FastPathTable
+from mpips.transport.header import HEADER_BYTES, WRITTEN_THERE
+from mpips.transport.message import ANSWER, INLINE, NO_ROUND, Kind, Message, bodies, decode, encode
+from mpips.transport.mpi.abi import STATUS_BYTES, library
+from mpips.transport.mpi.deaths import Deaths, over
 from mpips.transport.mpi.incoming import Body, Frame, Incoming
 from mpips.transport.mpi.kernels import (
-    BIG,
     BODY,
     BROKEN,
     BUSY,
@@ -56,7 +55,6 @@ from mpips.transport.mpi.kernels import (
     FRAMES,
     FROM,
     IGNORED_AT,
-    LANDED,
     LATE,
     LATE_AT,
     LATE_BODY,
@@ -77,6 +75,8 @@ from mpips.transport.mpi.kernels import (
     SIZE,
     SLEEPERS,
     STATUS,
+    TAKEN_WITH_BODIES,
+    TOO_LARGE,
     URGENT,
     WANTED,
     WANTED_BLOCK,
@@ -226,7 +226,7 @@ class MPIVan:
             self._count(cells)
             if found & 0xFF == ANSWERED:
                 self.slot = found >> 8
-                if self._fast_client.reached[self.slot]:
+                if self._fast_client.writable[self.slot]:
                     self._fast_client.out[self.slot] = None
                 self._backoff.reset()
                 self._answer = self._frame
@@ -250,7 +250,7 @@ class MPIVan:
         if found == BROKEN:
             self._handle_error(source)
             return None
-        if found == BIG:
+        if found == TOO_LARGE:
             return self._begin(source, size, MPI.Message.fromhandle(int(cells[MESSAGE])))
         if found == LATE:
             request = MPI.Request.fromhandle(int(cells[REQUEST]))
@@ -265,10 +265,10 @@ class MPIVan:
             self.received_bytes += size + (payload if payload > INLINE else 0)
             return message
         frame = bytearray(self._frame[:size].data)
-        if found in (LATE_BODY, LANDED):
+        if found in (LATE_BODY, TAKEN_WITH_BODIES):
             message, key_bytes, value_bytes = decode(frame, self.buffers)
             self.received_bytes += size + key_bytes + value_bytes
-            if found == LANDED:
+            if found == TAKEN_WITH_BODIES:
                 assert table is not None
                 at = 0
                 for body in bodies(message):
@@ -332,21 +332,21 @@ class MPIVan:
         ):
             return -1
         self._check_thread()
-        reach = fresh and nbytes >= LEAST and self.process_memory.has(dest)
+        may_write = fresh and nbytes >= LEAST and self.process_memory.has(dest)
         slot: int = ask(
             self._memory, head, time, acked, self.epoch, dest, NO_BYTES if rows is None else rows,
-            NO_BYTES if out is None else out, rows is not None, out is not None, first, nbytes, wire_type, reach,
+            NO_BYTES if out is None else out, rows is not None, out is not None, first, nbytes, wire_type, may_write,
             keys, begin, count, round,
         )  # fmt: skip
         if self._cells[ERROR]:
             self._handle_error()
         if slot >= 0:
             client = self._fast_client
-            client.rows[slot], client.out[slot], client.keys[slot], client.reached[slot] = (
+            client.rows[slot], client.out[slot], client.keys[slot], client.writable[slot] = (
                 rows,
                 out,
                 keys,
-                reach,
+                may_write,
             )
             self._polls = POLLS
             self._wake(dest)
@@ -374,7 +374,7 @@ class MPIVan:
             for position in range(int(cells[SLEEPERS])):
                 self._wake(int(table.sleepers[position]))
             if len(table.push_log):
-                table.tell()
+                table.report_pushes()
             if table.served is not None:
                 table.served(int(cells[SERVED]))
             self._count(cells)

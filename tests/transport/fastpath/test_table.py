@@ -18,7 +18,7 @@ from mpips.server.shard import Hosted, Shard
 from mpips.storage.segment import Segment
 from mpips.storage.updates import VectorSpec, update
 from mpips.tasks.request_dedup import RequestDedup
-from mpips.transport.fastpath_table import (
+from mpips.transport.fastpath.table import (
     ADD,
     ASSIGN,
     BUFFERS,
@@ -29,7 +29,7 @@ from mpips.transport.fastpath_table import (
     WINDOW,
     FastPathTable,
     Finished,
-    Simple,
+    ServedRows,
 )
 from mpips.transport.header import HEADER_BYTES
 from mpips.transport.key_cache import KeyCache, Known, sign
@@ -67,8 +67,8 @@ class Alone:
         rng = np.random.default_rng(5)
         self.values = rng.integers(-99, 99, (ROWS, width)).astype(dtype)
         address, code = self.values.ctypes.data, CODES[self.values.dtype]
-        self.simple = Simple(address, code, width, BEGIN, BEGIN + ROWS - 1, ROWS, push, pull)
-        self.table.open(SHARD, NAMESPACE, self.simple)
+        self.served_rows = ServedRows(address, code, width, BEGIN, BEGIN + ROWS - 1, ROWS, push, pull)
+        self.table.open(SHARD, NAMESPACE, self.served_rows)
         self.table.admitted(SHARD, 0, -1)
         self.time = 0
         self._answers: list[Message] = []
@@ -298,7 +298,7 @@ def test_what_is_left_to_python(comm: MPI.Intracomm, name: str) -> None:
     alone.table.provide(1 << 20)
     before = alone.values.copy()
     alone.lists.keep(SHARD, NAMESPACE, KNOWN, Known(slice(0, 10)))
-    alone.table.open(SHARD, 0, alone.simple._replace(begin=0))
+    alone.table.open(SHARD, 0, alone.served_rows._replace(begin=0))
     assert alone.serve(alone.request(Command.PULL, TEN, time=0)) is None
     list(alone.table.finished(SHARD))
     alone.answer()
@@ -325,12 +325,12 @@ def test_a_vector_may_be_open_for_some_things_only(comm: MPI.Intracomm) -> None:
     assert alone.serve(alone.request(Command.PULL, TEN)) is None
     list(alone.table.finished(SHARD))
     alone.answer()
-    alone.table.open(SHARD, NAMESPACE, alone.simple._replace(push=ADD, pull=False))
+    alone.table.open(SHARD, NAMESPACE, alone.served_rows._replace(push=ADD, pull=False))
     assert alone.serve(alone.request(Command.PULL, TEN)) is not None
     assert alone.serve(alone.request(Command.PUSH, TEN, ONES)) is None
     list(alone.table.finished(SHARD))
     alone.answer()
-    alone.table.open(SHARD, NAMESPACE, alone.simple._replace(begin=0, rows=0, push=ADD))  # a sparse one
+    alone.table.open(SHARD, NAMESPACE, alone.served_rows._replace(begin=0, rows=0, push=ADD))  # a sparse one
     alone.lists.keep(SHARD, NAMESPACE, KNOWN, Known(slice(0, 10)))
     assert alone.serve(alone.request(Command.PULL, TEN)) is not None
     assert alone.serve(alone.request(Command.PULL, KNOWN)) is None
@@ -355,7 +355,7 @@ def test_nothing_of_a_closed_shard_nor_of_a_forgotten_caller_is_answered(comm: M
     assert not served()
     alone.table.admitted(SHARD, 0, alone.time)
     assert not served()
-    alone.table.open(SHARD, NAMESPACE, alone.simple)
+    alone.table.open(SHARD, NAMESPACE, alone.served_rows)
     assert served()
 
 
@@ -434,7 +434,7 @@ RESIDENT = """
 import resource
 from pathlib import Path
 from mpips.transport.key_cache import KeyCache
-from mpips.transport.fastpath_table import FastPathTable
+from mpips.transport.fastpath.table import FastPathTable
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
@@ -460,17 +460,17 @@ def test_shards_that_are_elsewhere_take_no_memory() -> None:
 
 def test_a_vector_of_any_number_can_be_opened_and_closed() -> None:
     table = FastPathTable(2, 1, KeyCache(0))
-    simples = {
-        number: Simple(number, 0, 1, number, number + 9, 10, ADD, True) for number in (0, 3, 4, 500, 7)
+    served = {
+        number: ServedRows(number, 0, 1, number, number + 9, 10, ADD, True) for number in (0, 3, 4, 500, 7)
     }
-    for number, simple in simples.items():
-        table.open(1, number, simple)
+    for number, rows in served.items():
+        table.open(1, number, rows)
         table.parts[1, number, CHANGES] = number
-    for number, simple in simples.items():
-        assert table.parts[1, number, :CHANGES].tolist() == [1, *simple.columns()]
+    for number, rows in served.items():
+        assert table.parts[1, number, :CHANGES].tolist() == [1, *rows.columns()]
     assert not table.parts[0].any()
-    table.open(1, 4, simples[4]._replace(address=77))
-    assert table.changes(1) == sum(simples), "what has changed is not forgotten where rows move"
+    table.open(1, 4, served[4]._replace(address=77))
+    assert table.changes(1) == sum(served), "what has changed is not forgotten where rows move"
     table.close(1)
     assert not table.parts.any()
 
@@ -478,7 +478,7 @@ def test_a_vector_of_any_number_can_be_opened_and_closed() -> None:
 def test_pushes_are_reported_in_order_in_a_recorded_run(comm: MPI.Intracomm) -> None:
     alone = Alone(comm, "float32", 1, ADD)
     reported: list[Any] = []
-    alone.table.follow(lambda *push: reported.append(push))
+    alone.table.observe_pushes(lambda *push: reported.append(push))
     times = []
     for command in (Command.PUSH, Command.PULL, Command.PUSH):
         rows = None if command is Command.PULL else ONES
@@ -503,9 +503,9 @@ class Sparse(Alone):
         self.expose()
 
     def expose(self) -> None:
-        simple = self.shard.vectors[NAMESPACE].simple
-        assert simple is not None
-        self.table.open(SHARD, NAMESPACE, simple)
+        served_rows = self.shard.vectors[NAMESPACE].served_rows
+        assert served_rows is not None
+        self.table.open(SHARD, NAMESPACE, served_rows)
 
 
 def listing(rng: np.random.Generator, kind: str, n: int, owned: KeyRange) -> Any:

@@ -11,8 +11,15 @@ from typing import Any
 import numpy as np
 
 from mpips.jit.kernel import kernel
-from mpips.transport import header, unacknowledged
-from mpips.transport.fastpath_table import (
+from mpips.transport import header
+from mpips.transport.fastpath import unacknowledged
+from mpips.transport.fastpath.callers import has_room, note, wake_later
+from mpips.transport.fastpath.chain import count_change, find_slot, record
+from mpips.transport.fastpath.headers import write_acknowledgement
+from mpips.transport.fastpath.round_completion import send_answers
+from mpips.transport.fastpath.round_memory import find_clock, find_kept_place, keep_rows, set_clock
+from mpips.transport.fastpath.rows import apply_push, find_slots
+from mpips.transport.fastpath.table import (
     AGGREGATES,
     BEGIN,
     COPIES,
@@ -25,33 +32,7 @@ from mpips.transport.fastpath_table import (
     VERSION,
     WIDTH,
 )
-from mpips.transport.header import DETACHED, HEADER_BYTES, LISTED, WIDE_KEYS
-from mpips.transport.key_cache import COUNT as LIST_COUNT
-from mpips.transport.key_cache import FIRST as LIST_FIRST
-from mpips.transport.key_cache import SLOTS as LIST_SLOTS
-from mpips.transport.key_cache import USED, look_up
-from mpips.transport.message import INLINE, NO_ROUND, Command
-from mpips.transport.mpi.abi import at
-from mpips.transport.mpi.fastpath_callers import has_room, note, wake_later
-from mpips.transport.mpi.fastpath_chain import count_change, find_slot, record
-from mpips.transport.mpi.fastpath_headers import write_acknowledgement
-from mpips.transport.mpi.fastpath_rounds import find_clock, find_place, keep_rows, send_answers, set_clock
-from mpips.transport.mpi.fastpath_rows import apply_push, find_slots
-from mpips.transport.mpi.kernels import (
-    BODY,
-    DONE,
-    FRAME,
-    FREE,
-    FROM,
-    LANDED,
-    RECEIVED,
-    SIZE,
-    TAKEN,
-    WANTED,
-    post,
-    receive_bodies,
-)
-from mpips.transport.unacknowledged import (
+from mpips.transport.fastpath.unacknowledged import (
     AFTER,
     BUFFER,
     BYTES,
@@ -62,7 +43,7 @@ from mpips.transport.unacknowledged import (
     FOLLOWING,
     IN_PYTHON,
     IN_ROUND,
-    LAST,
+    LAST_CHANGE,
     NUMBER,
     OF,
     PRECEDING,
@@ -70,6 +51,27 @@ from mpips.transport.unacknowledged import (
     SENDS,
     SLOT,
     TOTAL,
+)
+from mpips.transport.header import DETACHED, HEADER_BYTES, LISTED, WIDE_KEYS
+from mpips.transport.key_cache import COUNT as LIST_COUNT
+from mpips.transport.key_cache import FIRST as LIST_FIRST
+from mpips.transport.key_cache import SLOTS as LIST_SLOTS
+from mpips.transport.key_cache import USED, look_up
+from mpips.transport.message import INLINE, NO_ROUND, Command
+from mpips.transport.mpi.abi import at
+from mpips.transport.mpi.kernels import (
+    BODY,
+    DONE,
+    FRAME,
+    FREE,
+    FROM,
+    RECEIVED,
+    SIZE,
+    TAKEN,
+    TAKEN_WITH_BODIES,
+    WANTED,
+    post,
+    receive_bodies,
 )
 
 _PUSH_PULL = int(Command.PUSH_PULL)
@@ -109,8 +111,8 @@ def take_acknowledgement(
                 post(lib, cells, sends, SENDS * row + SEND_ANSWER, answer, HEADER_BYTES, dest, FRAME)
                 wake_later(cells, asleep, sleepers, dest)
             changes[row, unacknowledged.SHARD] = 0
-    if number >= link[LAST]:
-        link[LAST] = 0
+    if number >= link[LAST_CHANGE]:
+        link[LAST_CHANGE] = 0
     left = 0
     for i in range(1, 1 + held[0, 0]):
         entry = held[i]
@@ -225,7 +227,7 @@ def take_change(
     if of_round:
         entry = find_clock(memory, shard, namespace, words)
         rows, wants = -(-value_bytes // 8) * 8, frame[header.COMMAND] == _PUSH_PULL
-        found, kept, block = find_place(lib, cells, status, memory, who, many, rows + 4 * count, wants)
+        found, kept, block = find_kept_place(lib, cells, status, memory, who, many, rows + 4 * count, wants)
         if entry < 0 or not found:
             return TAKEN
     content: Any = np.int64(frame.ctypes.data) + HEADER_BYTES + CALLERS_BYTES * many
@@ -238,7 +240,7 @@ def take_change(
     if listed and not named and count > 0:
         mine, first, run = find_slots(part, at(content, count, _UINT8), at(there, count, _INT4), True)
         if not mine:
-            return LANDED if follow else TAKEN
+            return TAKEN_WITH_BODIES if follow else TAKEN
         where = 0 if run else there
     if count > 0:
         apply_push(lib, part, content + key_bytes, count, first, where, there)

@@ -1,7 +1,7 @@
-"""Server fast path: receives messages, and answers simple pushes and pulls in compiled code (see
-`mpips.transport.fastpath_table`).
+"""Server fast path: receives messages, and answers plain pushes and pulls in compiled code (see
+`mpips.transport.fastpath.table`).
 
-    while there is a message: if it is simple: find its rows; apply it; answer; record it; else: return it to Python
+    while there is a message: if it is plain: find its rows; apply it; answer; record it; else: return it to Python
 
 No call blocks: a transfer that is not complete after some milliseconds is returned to Python unfinished, and the van
 completes it like any slow message. The module is long because its kernel names the constants of all tables that it
@@ -16,7 +16,21 @@ import numpy as np
 
 from mpips.jit.kernel import kernel
 from mpips.transport import header
-from mpips.transport.fastpath_table import (
+from mpips.transport.fastpath.callers import has_room, note, wake_later
+from mpips.transport.fastpath.chain import (
+    count_change,
+    find_row,
+    find_slot,
+    hold,
+    list_keys,
+    record,
+    send_change,
+)
+from mpips.transport.fastpath.copies import take_acknowledgement, take_change
+from mpips.transport.fastpath.headers import write_answer, write_caller, write_change
+from mpips.transport.fastpath.round_parts import take_part
+from mpips.transport.fastpath.rows import COPY, apply_push, find_slots, move_rows, named_rows
+from mpips.transport.fastpath.table import (
     AGGREGATES,
     ASSIGN,
     BEGIN,
@@ -34,6 +48,7 @@ from mpips.transport.fastpath_table import (
     VERSION,
     WIDTH,
 )
+from mpips.transport.fastpath.unacknowledged import CALLERS_BYTES, FOLLOWING, KEEPS_LISTS, LAST_CHANGE, ROOM
 from mpips.transport.header import (
     DETACHED,
     HEADER_BYTES,
@@ -42,49 +57,34 @@ from mpips.transport.header import (
     WRITE_THERE,
     WRITTEN_THERE,
 )
-from mpips.transport.key_cache import TOLD
+from mpips.transport.key_cache import FORWARDED
 from mpips.transport.message import INLINE, NO_ROUND, Command, Kind
 from mpips.transport.mpi.abi import MEMCPY, WRITE, at, call
-from mpips.transport.mpi.fastpath_callers import has_room, note, wake_later
-from mpips.transport.mpi.fastpath_chain import (
-    count_change,
-    find_row,
-    find_slot,
-    hold,
-    list_keys,
-    record,
-    send_change,
-)
-from mpips.transport.mpi.fastpath_copies import take_acknowledgement, take_change
-from mpips.transport.mpi.fastpath_headers import write_answer, write_caller, write_change
-from mpips.transport.mpi.fastpath_rounds import take_part
-from mpips.transport.mpi.fastpath_rows import COPY, apply_push, find_slots, move_rows, named_rows
 from mpips.transport.mpi.kernels import (
     BODY,
     DONE,
-    EAGER,
     FRAME,
     FROM,
     HELD,
-    LANDED,
     LATE_ROW,
     NOTHING,
-    OFTEN,
+    POLLS_BEFORE_YIELD,
     RECEIVED,
     SENT,
     SERVED,
     SIZE,
     SLEEPERS,
     TAKEN,
+    TAKEN_WITH_BODIES,
+    URGENT_PERIOD,
     VECTORS,
     WANTED,
     WANTED_ROOM,
     is_free,
-    look,
+    poll,
     post,
     receive_bodies,
 )
-from mpips.transport.unacknowledged import CALLERS_BYTES, FOLLOWING, KEEPS, LAST, ROOM
 
 _MAGIC = int.from_bytes(MAGIC, "little")
 _REQUEST, _CHAIN = int(Kind.REQUEST), int(Kind.CHAIN)
@@ -94,8 +94,8 @@ _INT4, _UINT8 = np.int32(0), np.uint64(0)
 
 
 @kernel()
-def _is_simple(frame: Any, epoch: int) -> Any:
-    """Return whether a frame may be simple: a push or pull without dependencies, metadata or filters."""
+def _is_plain(frame: Any, epoch: int) -> Any:
+    """Return whether a frame may be plain: a push or pull without dependencies, metadata or filters."""
     small = frame.view(np.int32)
     words = frame.view(np.int64)
     return (
@@ -176,7 +176,7 @@ def serve(
     held: Any,
     memory: Any,
 ) -> int:
-    """Receive, and answer simple requests, until there is a message for Python, or none in `tries` polls.
+    """Receive, and answer plain requests, until there is a message for Python, or none in `tries` polls.
 
     `parts` i8[shards, namespaces, 24]; `rows_of` i4[shards, ranks]: a caller's row in `callers` i8[n, 3 + 64], 0: not
     known; `lists`: `KeyCache.table`; `slots` i8[64, 3] and `frames` u1[64, bytes]: answers being sent; `buffers` i8[n,
@@ -185,14 +185,14 @@ def serve(
     `sleepers` i4[256]; `pids` i8[ranks]: processes whose memory answers may be written to
     (`mpips.transport.mpi.process_memory`), 0: none; `push_log` i8[0 or n, 5]: the pushes in order, for a record;
     `links`, `changes`, `sends`, `changed` (the frames of changes), `answers` and `held`: see
-    `mpips.transport.unacknowledged`; `memory`: see `mpips.transport.rounds`.
+    `mpips.transport.fastpath.unacknowledged`; `memory`: see `mpips.transport.fastpath.rounds`.
     """
     small = frame.view(np.int32)
     words = frame.view(np.int64)
     left, most, turn = tries, MOST_AT_ONCE, -1
     while left > 0 and most > 0 and (len(push_log) == 0 or push_log[0, 0] < MOST_AT_ONCE):
         turn += 1
-        found = look(lib, cells, status, frame, turn % OFTEN == 0, tries - left >= EAGER)
+        found = poll(lib, cells, status, frame, turn % URGENT_PERIOD == 0, tries - left >= POLLS_BEFORE_YIELD)
         if found == NOTHING:
             if cells[SLEEPERS] > 0:
                 # Python wakes them.
@@ -230,7 +230,7 @@ def serve(
             cells[SERVED] += 1
             left, most = tries, most - 1
             continue
-        if size < HEADER_BYTES or not _is_simple(frame, epoch):
+        if size < HEADER_BYTES or not _is_plain(frame, epoch):
             return TAKEN
         # The caller, shard and namespace.
         shard, namespace, origin = small[header.SHARD], small[header.NAMESPACE], small[header.ORIGIN]
@@ -281,7 +281,7 @@ def serve(
         out = find_slot(lib, cells, status, slots)
         if out < 0:
             return TAKEN
-        buffer, following, last = -1, links[shard, FOLLOWING] - 1, links[shard, LAST]
+        buffer, following, last = -1, links[shard, FOLLOWING] - 1, links[shard, LAST_CHANGE]
         if push:
             if (
                 part[PUSH] == NO_PUSH
@@ -294,7 +294,7 @@ def serve(
         else:
             if part[PULL] == 0 or frame[header.DTYPE] != NO_VALUES:
                 return TAKEN
-            reached = False
+            written = False
             if (
                 apart
                 and where == 0
@@ -305,10 +305,10 @@ def serve(
             ):
                 each = 4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8
                 values = part[VALUES] + first * width * each
-                reached = _write(lib, cells, pids[origin], values, words[header.ROWS], nbytes)
-                if not reached:
+                written = _write(lib, cells, pids[origin], values, words[header.ROWS], nbytes)
+                if not written:
                     pids[origin] = 0
-            if apart and not reached:
+            if apart and not written:
                 for each in range(len(buffers)):
                     if buffers[each, 3] >= nbytes and is_free(lib, cells, status, buffers, each):
                         buffer = each
@@ -317,12 +317,12 @@ def serve(
                     cells[WANTED] = nbytes
                     return TAKEN
         # Of the change that is sent on: the keys of a run of dense rows are a range, and a known list is only named.
-        change, change_keys, room, named, told = -1, 0, 0, False, False
+        change, change_keys, room, named, forwarded = -1, 0, 0, False, False
         if push and following >= 0:
             run = part[ROWS] > 0 and where == 0 and not listed
-            named = known >= 0 and not run and links[shard, KEEPS] != 0
-            told = named and lists[known, TOLD] != 0
-            change_keys = 0 if run or told else 8 * count
+            named = known >= 0 and not run and links[shard, KEEPS_LISTS] != 0
+            forwarded = named and lists[known, FORWARDED] != 0
+            change_keys = 0 if run or forwarded else 8 * count
             room = change_keys + nbytes if change_keys + nbytes > INLINE else 0
             change = find_row(lib, cells, status, changes, sends, room)
             if change < 0:
@@ -347,7 +347,7 @@ def serve(
             if not mine:
                 if follow and change >= 0:
                     call(lib[MEMCPY], (np.int64(receive_buffer.ctypes.data), content, payload))
-                return LANDED if follow else TAKEN
+                return TAKEN_WITH_BODIES if follow else TAKEN
             where = 0 if run else there
         if push and change >= 0:
             source = content + key_bytes
@@ -361,7 +361,7 @@ def serve(
             if change_keys > 0 and not listed:
                 list_keys(part, count, first, where, target)
             begin, end = words[header.FIRST], words[header.LAST]
-            if change_keys == 0 and not told:
+            if change_keys == 0 and not forwarded:
                 begin, end = part[BEGIN] + first, part[BEGIN] + first + count - 1
             write_change(
                 body, frame, _PUSH, 1, me, epoch, number, count if change_keys > 0 else -1, count, begin, end, room > 0,
@@ -384,9 +384,9 @@ def serve(
                 following,
             )
             wake_later(cells, asleep, sleepers, following)
-            links[shard, LAST] = number
+            links[shard, LAST_CHANGE] = number
             if named:
-                lists[known, TOLD] = 1
+                lists[known, FORWARDED] = 1
             apply_push(lib, part, source, count, first, where, there)
             write_answer(answers[change], frame, 0, -1, 0, me, epoch, False)
         elif push:
@@ -397,11 +397,11 @@ def serve(
             target = np.int64(head.ctypes.data) + HEADER_BYTES
             if buffer >= 0:
                 target = buffers[buffer, 2]
-            if not reached:
+            if not written:
                 move_rows(lib, part[DTYPE], part[VALUES], target, count, first, where, width, COPY)
             write_answer(head, frame, part[DTYPE], count, width, me, epoch, apart)
             head.view(np.int64)[header.ROUND] = parts[shard, 0, VERSION]
-            if reached:
+            if written:
                 head[header.FLAGS] = WRITTEN_THERE
                 cells[SENT] += nbytes
             total = HEADER_BYTES + (0 if apart else nbytes)

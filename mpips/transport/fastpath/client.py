@@ -31,7 +31,6 @@ from mpips.transport.mpi.kernels import (
     BODY,
     BROKEN,
     CELLS,
-    EAGER,
     FRAME,
     FRAME_AT,
     FRAME_ROOM,
@@ -43,7 +42,7 @@ from mpips.transport.mpi.kernels import (
     MEMORY,
     NEXT,
     NOTHING,
-    OFTEN,
+    POLLS_BEFORE_YIELD,
     RECEIVED,
     REQUEST,
     SECOND,
@@ -51,9 +50,10 @@ from mpips.transport.mpi.kernels import (
     STATUS,
     TAILS,
     TAKEN,
+    URGENT_PERIOD,
     complete,
     is_free,
-    look,
+    poll,
     post,
     post_receive,
 )
@@ -105,7 +105,7 @@ def ask(
     first: int,
     nbytes: int,
     kind: int,
-    reach: bool,
+    may_write: bool,
     keys: Any,
     begin: int,
     count: int,
@@ -113,8 +113,8 @@ def ask(
 ) -> Any:
     """Send a request; return its slot, -1 if none is free.
 
-    A push sends `nbytes` of `rows` from byte `first` on, a pull receives its answer there in `out`. With `reach` the
-    server may write the answer into this process's memory. `kind` is the wire type of the values, `head` the address of
+    A push sends `nbytes` of `rows` from byte `first` on, a pull receives its answer there in `out`, which the server
+    may write into this process's memory if `may_write`. `kind` is the wire type of the values, `head` the address of
     the prepared header. The request lists `count` of `keys` from `begin` on, unless there are none.
     """
     lib, cells = memory[: MEMORY - CELLS], memory[MEMORY - CELLS : MEMORY]
@@ -143,8 +143,8 @@ def ask(
     asked[slot, PLACE] = place
     asked[slot, BYTES] = nbytes if pulls else 0
     asked[slot, DTYPE] = kind
-    asked[slot, OPEN] = 1 if reach else 0
-    if reach:
+    asked[slot, OPEN] = 1 if may_write else 0
+    if may_write:
         frame[header.FLAGS] |= WRITE_THERE
         words[header.ROWS] = place
     size = HEADER_BYTES
@@ -212,8 +212,8 @@ def _matches(frame: Any, size: int, source: int, asked: Any) -> Any:
 
 
 @kernel("i8(i8[::1], i8)")
-def receive(memory: Any, looks: int) -> Any:
-    """Receive one message, with `looks` polls; complete the request in a slot if the message answers it.
+def receive(memory: Any, polls: int) -> Any:
+    """Receive one message, with `polls` polls; complete the request in a slot if the message answers it.
 
     Returns one of the results of `mpips.transport.mpi.kernels`, or ANSWERED + 256 * slot.
     """
@@ -222,8 +222,8 @@ def receive(memory: Any, looks: int) -> Any:
     asked = table(memory[ASKED], SLOTS, OPEN + 1, _INT8)
     frame = at(memory[FRAME_AT], FRAME_ROOM, _BYTE1)
     found = NOTHING
-    for turn in range(looks):
-        found = look(lib, cells, status, frame, turn % OFTEN == 0, turn >= EAGER)
+    for turn in range(polls):
+        found = poll(lib, cells, status, frame, turn % URGENT_PERIOD == 0, turn >= POLLS_BEFORE_YIELD)
         if found != NOTHING:
             break
     if found != TAKEN:
@@ -274,12 +274,13 @@ class FastPathClient:
         """By slot: the array that is received into, kept alive likewise."""
         self.keys: list[NDArray[np.uint64] | None] = [None] * SLOTS
         """By slot: the array of the keys that are sent, kept alive likewise."""
-        self.reached = [False] * SLOTS
+        self.writable = [False] * SLOTS
+        """By slot: whether the server may write the answer into this process's memory."""
         self._lost: list[NDArray[Any] | None] = []
 
     def withdraw(self, slot: int) -> None:
         """Free a slot: an answer to its request is then handled as a message."""
         due, self.asked[slot, WAITS] = self.asked[slot, WAITS] == DUE, 0
         # The server may still write into this array, so it is never freed.
-        if due and self.reached[slot]:
+        if due and self.writable[slot]:
             self._lost.append(self.out[slot])

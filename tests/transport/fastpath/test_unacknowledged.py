@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpips.transport.fastpath_table import FastPathTable
-from mpips.transport.header import HEADER_BYTES
-from mpips.transport.key_cache import KeyCache
-from mpips.transport.message import Command, Kind, Message, bodies, encode
-from mpips.transport.mpi.kernels import HELD
-from mpips.transport.unacknowledged import (
+from mpips.transport.fastpath.table import FastPathTable
+from mpips.transport.fastpath.unacknowledged import (
     CALLER,
     IN_PYTHON,
     LARGE,
-    LAST,
+    LAST_CHANGE,
     LATEST,
     MOST_ROOM,
     NUMBER,
@@ -22,6 +18,10 @@ from mpips.transport.unacknowledged import (
     SENDS,
     SHARD,
 )
+from mpips.transport.header import HEADER_BYTES
+from mpips.transport.key_cache import KeyCache
+from mpips.transport.message import Command, Kind, Message, bodies, encode
+from mpips.transport.mpi.kernels import HELD
 
 CALLING = 3
 
@@ -51,7 +51,7 @@ def put(table: FastPathTable, row: int, shard: int, number: int, keys: int) -> M
     chain.changes[row, 2:5] = len(frame), *sizes
     answer, _ = encode(Message(Kind.REPLY, Command.PUSH, 0, CALLING, shard, time=number))
     chain.answers[row] = answer
-    chain.links[shard, LAST] = max(number, chain.links[shard, LAST])
+    chain.links[shard, LAST_CHANGE] = max(number, chain.links[shard, LAST_CHANGE])
     return change
 
 
@@ -100,15 +100,15 @@ def test_the_last_unacknowledged_change_is_that_of_the_fast_path_once_python_has
     made = table()
     chain = made.unacknowledged
     chain.set_unacknowledged(1, 7)
-    assert chain.links[1, [LAST, IN_PYTHON]].tolist() == [7, 1]
+    assert chain.links[1, [LAST_CHANGE, IN_PYTHON]].tolist() == [7, 1]
     put(made, 16, 1, 8, 1)
     put(made, 17, 1, 9, 1)
     put(made, 18, 0, 20, 1)
     chain.set_unacknowledged(1, 0)
-    assert chain.links[1, [LAST, IN_PYTHON]].tolist() == [9, 0]
+    assert chain.links[1, [LAST_CHANGE, IN_PYTHON]].tolist() == [9, 0]
     made.take_over(1, LATEST)
     chain.set_unacknowledged(1, 0)
-    assert chain.links[1, [LAST, IN_PYTHON]].tolist() == [0, 0]
+    assert chain.links[1, [LAST_CHANGE, IN_PYTHON]].tolist() == [0, 0]
 
 
 def test_memory_is_made_for_free_rows_only_and_so_much_at_most() -> None:

@@ -14,7 +14,8 @@ from mpips.errors import ProtocolError
 from mpips.jit import kernel_cache, kernel_index, numba_installed
 from mpips.ranges import KeyRange
 from mpips.transport import header
-from mpips.transport.fastpath_table import FastPathTable
+from mpips.transport.fastpath.client import SLOTS, ask
+from mpips.transport.fastpath.table import FastPathTable
 from mpips.transport.header import DETACHED, WRITTEN_THERE
 from mpips.transport.key_cache import KeyCache
 from mpips.transport.message import (
@@ -30,7 +31,6 @@ from mpips.transport.message import (
     reply_to,
     to_bytes,
 )
-from mpips.transport.mpi.fastpath_client import SLOTS, ask
 from mpips.transport.mpi.kernels import FRAME
 from mpips.transport.mpi.van import MPIVan
 

@@ -15,8 +15,9 @@ from mpips.storage.index_insert import insert
 from mpips.storage.index_layout import COUNT, DONE, FIRST, ROOM, UNSET
 from mpips.storage.index_lookup import find
 from mpips.storage.update_kernels import adagrad_rows, adam_rows, ftrl_rows, sgd_rows
-from mpips.transport import header, rounds
-from mpips.transport.fastpath_table import (
+from mpips.transport import header
+from mpips.transport.fastpath import rounds
+from mpips.transport.fastpath.table import (
     ADAGRAD,
     ADD,
     ARENA,
@@ -51,7 +52,7 @@ from mpips.transport.mpi.abi import MEMCPY, at, call, table
 MOST_KEYS = 1 << 27
 """Keys that a request may list; it is handled in Python if it lists more."""
 COPY = 0
-"""The action of a pull, in addition to those of pushes (`mpips.transport.fastpath_table`)."""
+"""The action of a pull, in addition to those of pushes (`mpips.transport.fastpath.table`)."""
 # A number of rows above every slot: slots are not checked again.
 EVERYWHERE = 1 << 40
 _INT4, _FLOAT4, _FLOAT8, _INT8, _UINT8 = np.int32(0), np.float32(0), np.float64(0), np.int64(0), np.uint64(0)
@@ -249,7 +250,7 @@ def _sum_like(lib: Any, parts: Any, target: int, count: int, like: Any, size: in
 
 @kernel()
 def sum_parts(lib: Any, parts: Any, target: int, count: int, kind: int) -> None:
-    """Sum the parts of a round (`mpips.transport.rounds`), which have the same keys; `count` numbers of a wire type."""
+    """Sum the parts of a round, which have the same keys: `count` numbers of a wire type each."""
     if kind == 0:
         _sum_like(lib, parts, target, count, _FLOAT4, 4)
     elif kind == 1:

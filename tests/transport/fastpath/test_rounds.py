@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mpips.ranges import KeyRange
-from mpips.transport.rounds import BUSY, BYTES, CLOCK, MOST_BYTES, ORDER, REACHED, SMALL, Rounds
+from mpips.transport.fastpath.rounds import BUSY, BYTES, CLOCK, MOST_BYTES, ORDER, REACHED, SMALL, Rounds
 
 
 def test_blocks_are_made_for_two_rounds_doubled_and_bounded() -> None:

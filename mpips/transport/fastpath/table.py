@@ -1,12 +1,12 @@
 """The state that the server's fast path and Python share: which requests it may answer, and which it has answered.
 
-The fast path (`mpips.transport.mpi.fastpath_server`) applies a push or pull where it receives it, if the request has no
+The fast path (`mpips.transport.fastpath.server`) applies a push or pull where it receives it, if the request has no
 dependencies, and names a range or a cached list of keys or lists keys without a signature; a push, if the vector's
-update is built in. Where the shard has copies it sends them the change, and answers once they have it; so it does at
-the copy (`mpips.transport.unacknowledged`). All other requests go to Python, and also one with new keys for which the
-index or the rows must grow. `FastPathTable` says which shards and vectors may be served (`parts`). Python takes over
-the finished requests (`finished`) before it reads the shard, so that each push is applied exactly once, and is
-recorded.
+update is built in. Where the shard has a copy, the primary's fast path sends it the change, and answers once the copy
+has it; the copy's fast path applies it (`mpips.transport.fastpath.unacknowledged`). All other requests go to Python,
+and also one with new keys for which the index or the rows must grow. `FastPathTable` says which shards and vectors may
+be served (`parts`). Python takes over the finished requests (`finished`) before it reads the shard, so that each push
+is applied exactly once, and is recorded.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.transport.fastpath.rounds import Rounds
+from mpips.transport.fastpath.unacknowledged import Taken, Unacknowledged
 from mpips.transport.header import HEADER_BYTES
 from mpips.transport.key_cache import KeyCache
 from mpips.transport.message import INLINE, Message, bodies, decode
-from mpips.transport.rounds import Rounds
-from mpips.transport.unacknowledged import Taken, Unacknowledged
 
 OPEN, VALUES, DTYPE, WIDTH, BEGIN, LAST, ROWS, PUSH, PULL, CAPACITY = range(10)
 HEAD, KNOWN, KNOWN_ROOM, ARENA, ARENA_ROOM, TOP, TOP_ROOM = range(10, 17)
@@ -62,7 +62,7 @@ class Finished(NamedTuple):
     times: list[tuple[int, bool]]
 
 
-class Simple(NamedTuple):
+class ServedRows(NamedTuple):
     """A vector's rows at one shard, as columns of `parts`."""
 
     address: int
@@ -116,20 +116,20 @@ class FastPathTable:
 
     # What may be served.
 
-    def open(self, shard: int, namespace: int, simple: Simple, what: int = REQUESTS) -> None:
+    def open(self, shard: int, namespace: int, rows: ServedRows, what: int = REQUESTS) -> None:
         """Let the fast path serve a vector's rows at a shard, or update their address; `what` is a value of OPEN."""
         if namespace >= self.parts.shape[1]:
             grown = np.zeros((len(self.parts), 2 * (namespace + 1), self.parts.shape[2]), np.int64)
             grown[:, : self.parts.shape[1]] = self.parts
             self.parts = grown
-        self.parts[shard, namespace, :CHANGES] = (what, *simple.columns())
+        self.parts[shard, namespace, :CHANGES] = (what, *rows.columns())
 
     def close(self, shard: int) -> None:
         """Stop serving a shard, and forget its callers; call `finished` and `take_over` before."""
         self.parts[shard] = 0
         self.rows_of[shard] = 0
         self.unacknowledged.links[shard] = 0
-        self.cache.untell(shard)
+        self.cache.forget_forwarded(shard)
 
     def admitted(self, shard: int, origin: int, time: int) -> None:
         """Record that Python has admitted a request: the fast path may serve its caller from now on."""
@@ -194,11 +194,11 @@ class FastPathTable:
 
     # What is recorded.
 
-    def follow(self, noted: Noted) -> None:
+    def observe_pushes(self, noted: Noted) -> None:
         """Call `noted` for each change by pushes, in order."""
         self.push_log, self._noted = np.zeros((1 + MOST_AT_ONCE + self.rounds.most, 5), np.int64), noted
 
-    def tell(self) -> None:
+    def report_pushes(self) -> None:
         """Report the pushes since the last call."""
         count = int(self.push_log[0, 0])
         self.push_log[0, 0] = 0

@@ -3,9 +3,9 @@
     primary      sends a change on; applies it; answers once it is acknowledged
     last member  applies it; acknowledges
 
-The messages of chains that arrive are handled in `mpips.transport.mpi.fastpath_copies`. Where a shard has more members,
+The messages of chains that arrive are handled in `mpips.transport.fastpath.copies`. Where a shard has more members,
 or the last member sends a copy to a learner, the members behind the primary are served by Python. What is
-unacknowledged is in arrays that Python can take over: see `mpips.transport.unacknowledged`.
+unacknowledged is in arrays that Python can take over: see `mpips.transport.fastpath.unacknowledged`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ from typing import Any
 import numpy as np
 
 from mpips.jit.kernel import kernel
-from mpips.transport import unacknowledged
-from mpips.transport.fastpath_table import BEGIN, CHANGES, KNOWN, KNOWN_ROOM, NEWS, ROWS, SLOTS_OUT, VERSION
-from mpips.transport.header import HEADER_BYTES
-from mpips.transport.mpi.abi import at
-from mpips.transport.mpi.kernels import BODY, FRAME, FROM, NEXT, is_free, post
-from mpips.transport.unacknowledged import (
+from mpips.transport.fastpath import unacknowledged
+from mpips.transport.fastpath.table import BEGIN, CHANGES, KNOWN, KNOWN_ROOM, NEWS, ROWS, SLOTS_OUT, VERSION
+from mpips.transport.fastpath.unacknowledged import (
     AFTER,
     BUFFER,
     BYTES,
@@ -43,6 +40,9 @@ from mpips.transport.unacknowledged import (
     TOTAL,
     VALUE_BYTES,
 )
+from mpips.transport.header import HEADER_BYTES
+from mpips.transport.mpi.abi import at
+from mpips.transport.mpi.kernels import BODY, FRAME, FROM, NEXT, is_free, post
 
 _INT4, _UINT8 = np.int32(0), np.uint64(0)
 

@@ -2,13 +2,14 @@
 
     WAITS     parts of some workers have arrived; nothing is changed
     APPLIED   the sum of all parts is applied; the answers wait until all copies have it
-    DONE      answered; at a copy: applied
+    ANSWERED      answered; at a copy: applied
     FREE      no request of the round can arrive again, or Python keeps its answers
 
-Each part has a block of memory: its frame, keys and values, and later the answer to it. A round is summed, applied and
-answered by one call of a kernel when its last part has arrived (`mpips.transport.mpi.fastpath_rounds`), and only if
-nothing is missing for it: until then, Python can take over the parts as messages (`take`, `take_round`). `marks` counts
-the rounds that Python has parts of, by a hash: kernels leave to it what may belong to one of them.
+Each part has a block of memory: its frame, keys and values, and later the answer to it
+(`mpips.transport.fastpath.round_parts`). A round is summed, applied and answered by one call of a kernel when its last
+part has arrived (`mpips.transport.fastpath.round_completion`), and only if nothing is missing for it: until then,
+Python can take over the parts as messages (`take`, `take_round`). `marks` counts the rounds that Python has parts of,
+by a hash: kernels leave to it what may belong to one of them.
 
 An answer with rows is kept until its caller has acknowledged it, since a repeated push gets the same answer. A copy
 keeps the rows of the whole round for that. What kernels cannot write down themselves, the vector's clock, they list in
@@ -41,9 +42,9 @@ SMALL = 1 << 20
 STATE, SHARD, NAMESPACE, ROUND, FIRST, ARRIVED, KEPT, UNION = range(8)
 """Columns of `rounds`: state; shard, vector, round, and first key of its range; parts that have arrived; whether its
 answers must be kept; whether the part of the first worker has the rows of all (at a copy)."""
-FREE, WAITS, APPLIED, DONE = range(4)
+FREE, WAITS, APPLIED, ANSWERED = range(4)
 
-BLOCK, ADDRESS, SIZE, PUSHED, COUNT, RUN, SLOTS, TIME, ANSWER = range(9)
+BLOCK, ADDRESS, FRAME_SIZE, PUSHED, COUNT, RUN, SLOTS, TIME, ANSWER = range(9)
 """Columns of `parts`, by round and worker: 1 + its block (0: none), and its address; bytes of its frame; address
 and number of its rows, which are those of a run of slots from RUN on, or of those listed at the address SLOTS (0: a
 run); time of its request; bytes of the answer's rows (-1: it has none)."""
@@ -138,7 +139,7 @@ class Rounds:
     def take(self, index: int) -> Message:
         """Take over a part as the message that it came in; `index` is its row in `parts`."""
         part, row = self.parts[index], self.rounds[index // self.most]
-        message = self._message(part, int(part[SIZE]))
+        message = self._message(part, int(part[FRAME_SIZE]))
         self._release(part)
         row[ARRIVED] -= 1
         if row[ARRIVED] == 0:
@@ -201,7 +202,7 @@ class Rounds:
 
     def answers(self, row: int) -> list[Message]:
         """Take over the unsent answers of a round."""
-        self.rounds[row, STATE] = DONE
+        self.rounds[row, STATE] = ANSWERED
         return [self._answer(self.parts[index]) for index in self._indices(row) if self.parts[index, BLOCK]]
 
     def _answer(self, part: NDArray[np.int64]) -> Message:

@@ -2,7 +2,7 @@
 
 The primary's fast path applies a push to a shard with copies, sends the change on, and keeps both the change and its
 answer in a row of `changes`. An acknowledgement of the next member releases the answers and frees the rows
-(`mpips.transport.mpi.fastpath_chain`). Answers to pulls that read such changes wait in `held`.
+(`mpips.transport.fastpath.chain`). Answers to pulls that read such changes wait in `held`.
 
 Python may take over the rows of a shard at any time (`take_over`), and does so before it changes the shard itself or
 adopts a view. So a change in Python that is not acknowledged is older than all rows of its shard.
@@ -16,19 +16,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.transport.fastpath.rounds import Rounds
 from mpips.transport.header import HEADER, HEADER_BYTES
 from mpips.transport.key_cache import Name
 from mpips.transport.message import INLINE, Message, bodies, decode
-from mpips.transport.rounds import Rounds
 
-FOLLOWING, PRECEDING, LAST, IN_PYTHON, KEEPS = range(5)
+FOLLOWING, PRECEDING, LAST_CHANGE, IN_PYTHON, KEEPS_LISTS = range(5)
 """Columns of `links`, by shard: at a primary 1 + the rank of the next member, at the last member 1 + that of the
 previous one (0: none, or Python handles the chain's messages); the number of the last change that is not acknowledged
 (0: none); whether Python has such a change; whether the next member keeps lists of keys, which are sent to it once."""
 SHARD, NUMBER, SIZE, KEY_BYTES, VALUE_BYTES, ROOM, ROOM_BYTES, CALLER, IN_ROUND = range(9)
 """Columns of `changes`: 1 + the shard (0: acknowledged); number of the change; bytes of its frame, and of the keys and
 values that follow it; address and size of the memory for these; rank that gets the answer; 1 + the row of the round
-whose answers wait instead (`mpips.transport.rounds`; 0: none)."""
+whose answers wait instead (`mpips.transport.fastpath.rounds`; 0: none)."""
 CHANGES_OUT = 256
 """Rows of `changes`."""
 LARGE = 128
@@ -61,7 +61,7 @@ class Unacknowledged:
 
     def __init__(self, shards: int, rounds: Rounds) -> None:
         self._rounds = rounds
-        self.links = np.zeros((shards, KEEPS + 1), np.int64)
+        self.links = np.zeros((shards, KEEPS_LISTS + 1), np.int64)
         self.changes = np.zeros((CHANGES_OUT, IN_ROUND + 1), np.int64)
         self.sends = np.zeros((SENDS * CHANGES_OUT, 3), np.int64)
         callers = CALLERS_BYTES * max(1, rounds.most)
@@ -79,7 +79,7 @@ class Unacknowledged:
         """Set the number of the last unacknowledged change of a shard in Python, 0 if there is none."""
         link = self.links[shard]
         link[IN_PYTHON] = last > 0
-        link[LAST] = last or self.last(shard)
+        link[LAST_CHANGE] = last or self.last(shard)
 
     def lists(self) -> set[Name]:
         """Return the lists of keys that changes name."""
@@ -95,7 +95,7 @@ class Unacknowledged:
 
         `answer_to_pull(slot, total, buffer, bytes)` returns the answer with these columns of `held`, and frees them.
         """
-        if not self.links[shard, LAST]:
+        if not self.links[shard, LAST_CHANGE]:
             return []
         taken = [*self._changes(shard, through), *self._held(shard, through, answer_to_pull)]
         # A stable sort: a change before what has read it.

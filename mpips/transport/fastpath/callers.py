@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mpips.jit.kernel import kernel
-from mpips.transport.fastpath_table import ACKED, HIGHEST, NOTED, TIMES, WINDOW
+from mpips.transport.fastpath.table import ACKED, HIGHEST, NOTED, TIMES, WINDOW
 from mpips.transport.mpi.kernels import SLEEPERS
 
 

@@ -1,0 +1,180 @@
+"""Server fast path: takes the parts of rounds, that is, pushes that are summed over all workers (paper, section 3.4).
+
+A part is kept until those of all workers have arrived. The last one completes the round
+(`mpips.transport.fastpath.round_completion`). Until then nothing is changed, and Python can take over the parts (see
+`mpips.transport.fastpath.rounds`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mpips.jit.kernel import kernel
+from mpips.transport import header
+from mpips.transport.fastpath.round_completion import complete_round
+from mpips.transport.fastpath.round_memory import find_block, find_free, open_round
+from mpips.transport.fastpath.rounds import (
+    ACKED_AT,
+    ADDRESS,
+    ANSWER,
+    ARRIVED,
+    BLOCK,
+    BLOCKS_AT,
+    BUSY,
+    BYTES,
+    COUNT,
+    FIRST,
+    FRAME_SIZE,
+    FREE,
+    INDEX_AT,
+    MADE,
+    MARKS,
+    MARKS_AT,
+    MOST,
+    NAMESPACE,
+    PARTS_AT,
+    PLACE,
+    PUSHED,
+    ROUND,
+    ROUNDS,
+    ROUNDS_AT,
+    RUN,
+    SHARD,
+    SLOTS,
+    STATE,
+    TIME,
+    UNION,
+    WAITS,
+    WORKERS,
+    mark_of,
+)
+from mpips.transport.fastpath.rows import find_slots, named_rows
+from mpips.transport.fastpath.table import AGGREGATES, DTYPE, HIGHEST, NO_PUSH, PUSH, WIDTH
+from mpips.transport.header import DETACHED, HEADER_BYTES
+from mpips.transport.message import INLINE
+from mpips.transport.mpi.abi import MEMCPY, at, call, table
+from mpips.transport.mpi.kernels import (
+    DONE,
+    LATE_ROW,
+    PART,
+    PART_AT,
+    RECEIVED,
+    SIZE,
+    TAKEN,
+    WANTED_BLOCK,
+    receive_bodies,
+)
+
+_INT4, _INT8, _UINT8 = np.int32(0), np.int64(0), np.uint64(0)
+
+
+@kernel()
+def take_part(
+    lib: Any,
+    cells: Any,
+    status: Any,
+    frame: Any,
+    me: int,
+    epoch: int,
+    parts: Any,
+    rows_of: Any,
+    callers: Any,
+    lists: Any,
+    receive_buffer: Any,
+    asleep: Any,
+    sleepers: Any,
+    push_log: Any,
+    links: Any,
+    changes: Any,
+    sends: Any,
+    changed: Any,
+    memory: Any,
+) -> int:
+    """Take a part of a round, of a caller that is served, and complete the round; DONE, or a result for Python."""
+    small, words = frame.view(np.int32), frame.view(np.int64)
+    shard, namespace, origin = small[header.SHARD], small[header.NAMESPACE], small[header.ORIGIN]
+    number, begin = words[header.ROUND], words[header.FIRST]
+    part, caller = parts[shard, namespace], callers[rows_of[shard, origin]]
+    worker = at(memory[INDEX_AT], rows_of.shape[1], _INT8)[origin] - 1
+    if worker < 0 or part[AGGREGATES] == 0 or part[PUSH] == NO_PUSH:
+        return TAKEN
+    if at(memory[MARKS_AT], MARKS, _INT8)[mark_of(shard, namespace, number, begin)] != 0:
+        return TAKEN
+    most, row = memory[MOST], -1
+    rounds = table(memory[ROUNDS_AT], ROUNDS, UNION + 1, _INT8)
+    every = table(memory[PARTS_AT], ROUNDS * most, ANSWER + 1, _INT8)
+    for each in range(ROUNDS):
+        if (
+            rounds[each, STATE] == WAITS
+            and rounds[each, ROUND] == number
+            and rounds[each, SHARD] == shard
+            and rounds[each, NAMESPACE] == namespace
+            and rounds[each, FIRST] == begin
+        ):
+            row = each
+            break
+    if row >= 0 and every[row * most + worker, BLOCK] > 0:
+        return TAKEN
+    # The rows, and memory for them: the frame, keys and values as they come, and the slots of listed keys.
+    found, listed, _, count, first, where = named_rows(part, frame, lists, shard, namespace, 0)
+    width, size = part[WIDTH], cells[SIZE]
+    nbytes = count * width * (4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8)
+    key_bytes = 8 * count if listed else 0
+    payload = key_bytes + nbytes
+    follow = payload > INLINE
+    if (
+        not found
+        or words[header.ROWS] != count
+        or frame[header.DTYPE] != part[DTYPE]
+        or small[header.WIDTH] != width
+        or follow != ((frame[header.FLAGS] & DETACHED) != 0)
+        or size != HEADER_BYTES + (0 if follow else payload)
+    ):
+        return TAKEN
+    places = HEADER_BYTES + -(-payload // 8) * 8
+    wanted = places + (4 * count if listed else 0)
+    if row < 0:
+        row = find_free(lib, cells, status, memory)
+        if row < 0:
+            return TAKEN
+    block = find_block(memory, wanted)
+    if block < 0:
+        cells[WANTED_BLOCK] = wanted
+        return TAKEN
+    blocks = table(memory[BLOCKS_AT], memory[MADE], BYTES + 1, _INT8)
+    address = blocks[block, PLACE]
+    if follow:
+        arrived = receive_bodies(lib, cells, status, address + HEADER_BYTES, key_bytes, nbytes)
+        if arrived != TAKEN:
+            cells[LATE_ROW] = -1 - block
+            return arrived
+    call(lib[MEMCPY], (address, frame.ctypes.data, size))
+    if rounds[row, STATE] == FREE:
+        open_round(rounds, row, WAITS, shard, namespace, number, begin)
+    index = row * most + worker
+    mine = every[index]
+    blocks[block, BUSY] = 1
+    mine[BLOCK], mine[ADDRESS], mine[FRAME_SIZE] = block + 1, address, size
+    mine[TIME], mine[PUSHED] = words[header.TIME], address + HEADER_BYTES + key_bytes
+    rounds[row, ARRIVED] += 1
+    cells[PART_AT] = index
+    if listed and count > 0:
+        there = address + places
+        keys, slots = at(address + HEADER_BYTES, count, _UINT8), at(there, count, _INT4)
+        inside, first, run = find_slots(part, keys, slots, True)
+        if not inside:
+            return PART
+        where = 0 if run else there
+    mine[COUNT], mine[RUN], mine[SLOTS] = count, first, where
+    caller[HIGHEST] = max(caller[HIGHEST], words[header.TIME])
+    acked = at(memory[ACKED_AT], rows_of.shape[1], _INT8)
+    acked[origin] = max(acked[origin], words[header.ACKED])
+    if rounds[row, ARRIVED] == memory[WORKERS] and not complete_round(
+        lib, cells, status, frame, me, epoch, parts, rows_of, callers, lists, receive_buffer, asleep, sleepers,
+        push_log, links, changes, sends, changed, memory, row,
+    ):  # fmt: skip
+        return PART
+    cells[RECEIVED] += size + (payload if follow else 0)
+    return DONE
