@@ -1,7 +1,6 @@
 """The choice of the workers when some are lost, join or leave.
 
-For the migration of key ranges between servers see `mpips.cluster.view`, `mpips.server.replication` and
-`mpips.server.shard_snapshot`.
+For the migration of key ranges between servers see `mpips.server.migration`.
 """
 
 from __future__ import annotations

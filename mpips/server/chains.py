@@ -13,7 +13,8 @@ from mpips.cluster.node import Node
 from mpips.cluster.view import View
 from mpips.server.acknowledgements import Acknowledgements
 from mpips.server.fast_path import FastPath
-from mpips.server.replication import Link, RateLimit
+from mpips.server.migration import RateLimit
+from mpips.server.replication import Link
 from mpips.server.shard import Shard
 from mpips.server.shard_functions import BUILT_IN
 from mpips.server.shard_snapshot import unpack
@@ -114,7 +115,7 @@ class Chains:
         else:
             self._fast_path.catch_up(link)
         if message.command is Command.ASK_KEYS:
-            self._fast_path.forget_told(link.number)
+            self._fast_path.forget_forwarded(link.number)
         link.take(message)
         self._fast_path.listen(link)
         for passed_on in observers.passed_on:
@@ -154,39 +155,38 @@ class Chains:
         self._drained.clear()
         for link in self.links.values():
             if link.learning and link.shard is not None:
-                self._tell_leader(Command.COPY_COMPLETE, link)
+                self._report_to_leader(Command.COPY_COMPLETE, link)
             self._report_drained(link)
 
     def _report_drained(self, link: Link) -> None:
         """Report to the leader, once per view, that a closing chain has no unacknowledged change."""
         if link.chain.closing and link.primary and link.replicated and link.number not in self._drained:
             self._drained.add(link.number)
-            self._tell_leader(Command.DRAINED, link)
+            self._report_to_leader(Command.DRAINED, link)
 
-    def _tell_leader(self, command: Command, link: Link) -> None:
+    def _report_to_leader(self, command: Command, link: Link) -> None:
         meta = {"shard": link.number, "since": link.chain.since}
         self._node.control(self._node.view.leader, command, meta)
 
     # --- copies --------------------------------------------------------------------------------
 
-    def piece(self, message: Message) -> None:
-        """Receive a piece of a copy of which this server is the learner."""
+    def take_chunk(self, message: Message) -> None:
+        """Receive a chunk of a copy of which this server is the learner."""
         link = self.links.get(message.shard)
-        if link is not None and link.piece(message, self._make, unpack):
-            self._tell_leader(Command.COPY_COMPLETE, link)
+        if link is not None and link.take_chunk(message, self._make, unpack):
+            self._report_to_leader(Command.COPY_COMPLETE, link)
 
-    def fed(self, message: Message) -> None:
-        """Receive a learner's acknowledgement of a piece."""
+    def chunk_received(self, message: Message) -> None:
+        """Receive a learner's acknowledgement of a chunk."""
         link = self.links.get(message.shard)
         if link is not None:
-            link.fed(message)
+            link.chunk_received(message)
 
     def tick(self) -> None:
-        """Send pieces of copies within the rate limit, report drained shards, and query silent successors."""
+        """Send chunks of copies within the rate limit, report drained shards, and query silent successors."""
         now = self._node.van.now()
         for link in self.links.values():
-            if link.feed is not None:
-                link.send_pieces()
+            link.send_chunks()
             self._report_drained(link)
             link.probe(now)
 

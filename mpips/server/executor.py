@@ -259,7 +259,7 @@ class Executor:
         wants = any(request.command is Command.PUSH_PULL for request in requests)
 
         follows = link.next >= 0
-        # What kernels sum is as fast without.
+        # Rounds that kernels sum are not faster if they are answered ahead.
         ahead = self._ahead and follows and not link.full and not self._fast_path.sums(link, first.namespace)
         # An update may overwrite its argument.
         sums = summed.rows.copy() if follows else summed.rows

@@ -146,7 +146,7 @@ class FastPath:
             change.slots = segment.resolve(change.keys, create=True)
             self._lists.keep(shard.number, change.namespace, change.signature, Known(change.slots))
 
-    def forget_told(self, number: int) -> None:
+    def forget_forwarded(self, number: int) -> None:
         """Send lists of keys to the next member of a shard's chain again: it has dropped one."""
         self._lists.forget_forwarded(number)
 

@@ -28,43 +28,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.cluster.view import NOBODY, Chain
+from mpips.server.migration import IncomingCopy, OutgoingCopy, RateLimit, Send
 from mpips.server.shard import Shard
-from mpips.server.shard_snapshot import pack
 from mpips.tasks.retransmission import Timer
 from mpips.transport.message import Command, Kind, Message
 
-Send = Callable[[int, Message], None]
 Repeat = Callable[[Shard, Message], None]
-PIECE = 1 << 17
-"""Words of 8 bytes in a chunk of a copy: 1 MiB."""
-AHEAD = 4
-"""Unacknowledged chunks at once."""
 MOST_CHANGES, MOST_BYTES = 256, 1 << 26
 """Numbers of unacknowledged changes, and of their bytes, at which callers have to wait for acknowledgements."""
-
-
-class RateLimit:
-    """Rate limit of copies: bytes per second (0: no limit) in all."""
-
-    def __init__(self, rate: float, now: Callable[[], float]) -> None:
-        self._rate, self._now, self._free = rate, now, 0.0
-
-    def may(self) -> bool:
-        """Return whether a chunk may be sent now."""
-        return self._rate == 0 or self._now() >= self._free
-
-    def sent(self, size: int) -> None:
-        """Record that `size` bytes were sent."""
-        if self._rate:
-            self._free = max(self._free, self._now()) + size / self._rate
-
-
-class Feed:
-    """A copy that is being sent to a learner."""
-
-    def __init__(self, packed: NDArray[np.int64], changes: int) -> None:
-        self.packed, self.changes = packed, changes
-        self.next, self.count, self.acknowledged = 0, -(-len(packed) // PIECE), 0
 
 
 class _Release(NamedTuple):
@@ -109,9 +80,10 @@ class Link:
         """The last change on all members from here on; at a learner, the last received without a gap."""
         self.early: dict[int, Message] = {}
         """Changes received out of order; at a learner, all received ones."""
-        self.feed: Feed | None = None
+        self.outgoing: OutgoingCopy | None = None
+        """The copy that this server, the last member, sends to a learner."""
         self._releases: deque[_Release] = deque()
-        self._pieces: dict[int, Message] = {}
+        self._incoming = IncomingCopy()
 
     @property
     def primary(self) -> bool:
@@ -242,9 +214,9 @@ class Link:
     def _acknowledge(self) -> None:
         shard = self.shard
         if self.learning:
-            while self.feed_known and self.everywhere + 1 in self.early:
+            while self.copy_known and self.everywhere + 1 in self.early:
                 self.everywhere += 1
-            if not self.feed_known:
+            if not self.copy_known:
                 return
         elif self.next == NOBODY and shard is not None:
             self.everywhere = shard.changes
@@ -292,13 +264,13 @@ class Link:
             self._apply()
         # The missing changes before them are sent again, and they too.
         self.early.clear()
-        self.feed = None
+        self.outgoing = None
         following = self.next
         if following in (NOBODY, chain.learner):
             assert self.shard is not None
             self._acknowledged(self.shard.changes)
             if following != NOBODY:
-                self._start_feed()
+                self.outgoing = OutgoingCopy(self.shard)
         else:
             self.send_again()
         if self.previous != NOBODY:
@@ -359,61 +331,39 @@ class Link:
 
     # --- copies ------------------------------------------------------------------------------------
 
-    def _start_feed(self) -> None:
-        assert self.shard is not None
-        self.feed = Feed(pack(self.shard), self.shard.changes)
+    def send_chunks(self) -> None:
+        """Send as many chunks of a copy as may be unacknowledged, if this server sends one."""
+        if self.outgoing is not None:
+            self.outgoing.send_chunks(self.chain.learner, self._send, self._rate_limit)
 
-    def send_pieces(self) -> None:
-        """Send as many chunks of a copy as may be outstanding."""
-        feed = self.feed
-        while (
-            feed is not None
-            and feed.next < feed.count
-            and feed.next < feed.acknowledged + AHEAD
-            and self._rate_limit.may()
-        ):
-            piece = feed.packed[feed.next * PIECE : (feed.next + 1) * PIECE]
-            message = Message(
-                Kind.CONTROL, Command.COPY_PIECE, shard=self.number, time=feed.changes, round=feed.next
-            )
-            message.values, message.meta = piece, {"of": feed.count}
-            self._send(self.chain.learner, message)
-            self._rate_limit.sent(piece.nbytes)
-            feed.next += 1
-
-    def fed(self, message: Message) -> None:
+    def chunk_received(self, message: Message) -> None:
         """Receive the learner's acknowledgement of a chunk."""
-        if (
-            self.feed is not None
-            and message.sender == self.chain.learner
-            and message.epoch >= self.chain.since
-        ):
-            self.feed.acknowledged += 1
-            self.send_pieces()
+        current = message.sender == self.chain.learner and message.epoch >= self.chain.since
+        if self.outgoing is not None and current:
+            self.outgoing.acknowledged()
+            self.send_chunks()
 
     @property
-    def feed_known(self) -> bool:
+    def copy_known(self) -> bool:
         """Whether a learner knows the last change that its copy includes."""
-        return bool(self._pieces) or self.shard is not None
+        return bool(self._incoming) or self.shard is not None
 
-    def piece(
+    def take_chunk(
         self, message: Message, make: Callable[[int], Shard], fill: Callable[[NDArray[np.int64], Shard], None]
     ) -> bool:
         """Receive a chunk of this learner's copy; return whether the copy is complete."""
         if not self.learning or message.sender != self.previous or message.epoch < self.chain.since:
             return False
-        if not self._pieces:
+        if not self._incoming:
             self.everywhere = message.time
-        self._pieces[message.round] = message
+        packed = self._incoming.add(message)
         self._send(message.sender, Message(Kind.CONTROL, Command.COPY_RECEIVED, shard=self.number))
         self._acknowledge()
-        if len(self._pieces) < message.meta["of"]:
+        if packed is None:
             return False
-        parts = [self._pieces[number].values for number in sorted(self._pieces)]
-        packed = np.concatenate([part.reshape(-1) for part in parts if part is not None])
         self.shard = make(self.number)
         fill(packed, self.shard)
-        self._pieces.clear()
+        self._incoming.clear()
         return True
 
     def _drop_copy(self) -> None:
@@ -421,7 +371,7 @@ class Link:
         self.early.clear()
         self.sent.clear()
         self._sent_bytes = 0
-        self._pieces.clear()
+        self._incoming.clear()
 
 
 def _size(change: Message) -> int:

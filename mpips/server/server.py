@@ -80,8 +80,8 @@ class Server:
             Registration(
                 controls={
                     Command.ASK_ACKNOWLEDGED: self._ask_acknowledged,
-                    Command.COPY_PIECE: self.chains.piece,
-                    Command.COPY_RECEIVED: self.chains.fed,
+                    Command.COPY_CHUNK: self.chains.take_chunk,
+                    Command.COPY_RECEIVED: self.chains.chunk_received,
                     Command.ASK_ROUNDS: self._send_rounds,
                 },
                 ticks=(self._tick,),

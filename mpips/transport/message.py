@@ -89,9 +89,9 @@ class Command(IntEnum):
     ASK_VIEW = 10
     # Chain: the rest of the chain has applied all changes up to `time`.
     APPLIED = 11
-    # Control: a piece of a copy of a shard, for a new member of its chain.
-    COPY_PIECE = 12
-    # Control: that piece has arrived.
+    # Control: a chunk of a copy of a shard, for a new member of its chain.
+    COPY_CHUNK = 12
+    # Control: that chunk has arrived.
     COPY_RECEIVED = 13
     # Control: the sender's copy of a shard is complete.
     COPY_COMPLETE = 14
@@ -135,7 +135,7 @@ class Command(IntEnum):
     ORDERS = 33
     # Control: the sender has these.
     ORDERS_KEPT = 34
-    # control: the sender was asked to stop, and the leader perhaps was not
+    # Control: the sender was asked to stop, and the leader perhaps was not
     ASKED_TO_STOP = 35
 
 

@@ -33,8 +33,9 @@ from mpips.cluster.view import (
     without_server,
 )
 from mpips.errors import ShardLost
-from mpips.server import replication
-from mpips.server.replication import Link, RateLimit
+from mpips.server import migration
+from mpips.server.migration import RateLimit
+from mpips.server.replication import Link
 from mpips.transport.message import Command, Kind, Message
 
 LEADER = 0
@@ -43,6 +44,8 @@ THREE = Chain((1, 2, 3))
 
 class Listed:
     """A shard that is the list of what was applied to it."""
+
+    number = 0
 
     def __init__(self) -> None:
         self.log: list[int] = []
@@ -56,10 +59,10 @@ class Listed:
 
 
 @pytest.fixture(autouse=True)
-def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replication, "PIECE", 3)
-    monkeypatch.setattr(replication, "AHEAD", 2)
-    monkeypatch.setattr(replication, "pack", lambda shard: np.array([shard.changes, *shard.log], np.int64))
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migration, "CHUNK", 3)
+    monkeypatch.setattr(migration, "WINDOW", 2)
+    monkeypatch.setattr(migration, "pack", lambda shard: np.array([shard.changes, *shard.log], np.int64))
 
 
 def make_shard(_: int) -> Any:
@@ -107,8 +110,8 @@ class Server:
         elif message.kind is Kind.CHAIN:
             self.link.take(message)
         elif message.command is Command.COPY_RECEIVED:
-            self.link.fed(message)
-        elif self.link.piece(message, make_shard, fill):
+            self.link.chunk_received(message)
+        elif self.link.take_chunk(message, make_shard, fill):
             self.tell(Command.COPY_COMPLETE)
 
     def adopt(self, view: View) -> None:
@@ -130,7 +133,7 @@ class Server:
         link = self.link
         if link is None:
             return
-        link.send_pieces()
+        link.send_chunks()
         if link.learning and link.shard is not None:
             self.tell(Command.COPY_COMPLETE)
         if link.chain.closing and link.primary and link.replicated:
@@ -351,9 +354,9 @@ class Row:
             if message.kind is Kind.CHAIN:
                 self.links[dest].take(message)
             elif message.command is Command.COPY_RECEIVED:
-                self.links[dest].fed(message)
+                self.links[dest].chunk_received(message)
             else:
-                self.links[dest].piece(message, make_shard, fill)
+                self.links[dest].take_chunk(message, make_shard, fill)
         return moved
 
     def run(self) -> None:
@@ -429,42 +432,26 @@ def test_a_learner_gets_a_copy_while_changes_continue() -> None:
     row.links[3] = row.link(3, learning, None)
     for rank in (1, 2):
         row.links[rank].rewire(learning)
-    row.links[2].send_pieces()
-    pieces = [message for _, dest, message in row.sent if message.command is Command.COPY_PIECE]
-    assert len(pieces) == replication.AHEAD, "so many on their way at once"
+    row.links[2].send_chunks()
+    chunks = [message for _, dest, message in row.sent if message.command is Command.COPY_CHUNK]
+    assert len(chunks) == migration.WINDOW, "unacknowledged at once"
     row.push(20)
     while row.links[3].shard is None:
         row.push(21 + len(row.answers))
         row.deliver(2)
     assert 20 not in row.log(3) or row.log(3) == row.log(1)[: len(row.log(3))]
     row.run()
-    assert len(row.answers) == len(row.log(1)), "its word counts before its copy is whole"
+    assert len(row.answers) == len(row.log(1)), "its acknowledgements count before its copy is complete"
     for link in row.links.values():
         link.rewire(Chain((1, 2, 3), since=10))
     assert row.log(3) == row.log(2) == row.log(1)
 
 
-def test_the_word_of_a_former_chain_does_not_count() -> None:
+def test_acknowledgements_of_a_former_chain_are_ignored() -> None:
     row = Row()
     row.push(5)
-    row.deliver(3)  # the last member's word is with the second, whose own is on its way
-    (word,) = [message for _, dest, message in row.sent if dest == 1]
+    row.deliver(3)  # the last member's acknowledgement has reached the second, whose own is in flight
+    (acknowledgement,) = [message for _, dest, message in row.sent if dest == 1]
     row.links[1].rewire(Chain((1, 3), since=10))
-    row.links[1].take(word)
+    row.links[1].take(acknowledgement)
     assert row.answers == [] and not row.links[1].replicated
-
-
-def test_a_pace_bounds_what_all_copies_take_together() -> None:
-    now = [0.0]
-    rate_limit = RateLimit(100.0, lambda: now[0])
-    assert rate_limit.may()
-    rate_limit.sent(50)
-    rate_limit.sent(50)
-    for at, may in ((0.0, False), (0.99, False), (1.0, True)):
-        now[0] = at
-        assert rate_limit.may() is may
-    rate_limit.sent(10)
-    assert not rate_limit.may()
-    free = RateLimit(0.0, lambda: now[0])
-    free.sent(10**9)
-    assert free.may()
