@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import tempfile
@@ -34,26 +33,14 @@ from mpips.filters.named import chain_of
 from mpips.ranges import KeyRange
 from mpips.replay.history import (
     CELLS,
-    Cells,
     History,
-    LeaderHistory,
-    ShardHistory,
-    last_decisions,
-    load_events,
-    merged,
     read_cells,
     read_history,
 )
 from mpips.replay.recorder import (
     ANSWER,
-    CELL,
-    CELL_BYTES,
     CHANGE,
-    HEAD,
-    MAGIC,
-    MARK,
     NOTIFY,
-    VERSION,
     WORKERS,
     Log,
     size,
@@ -168,7 +155,7 @@ def again(
 
 @settings(max_examples=10)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 3), st.floats(0.0, 0.01))
-def test_a_run_is_done_again_to_the_bit(seed: int, servers: int, workers: int, delay: float) -> None:
+def test_a_run_is_replayed_to_the_same_bits(seed: int, servers: int, workers: int, delay: float) -> None:
     layout = {"servers": servers, "workers": workers}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -187,7 +174,7 @@ def test_other_schedules_give_other_bits() -> None:
 
 @settings(max_examples=10)
 @given(st.data())
-def test_a_run_in_which_ranks_die_is_done_again_on_ranks_that_do_not(data: st.DataObject) -> None:
+def test_a_run_in_which_ranks_die_is_replayed_without_deaths(data: st.DataObject) -> None:
     """Scheduler, servers and workers die at any instant; spares take the places of workers."""
     seed, spares = data.draw(st.integers(0, 10**6)), data.draw(st.integers(0, 2))
     layout = {"servers": 3, "workers": 3, "spares": spares, "schedulers": 2}
@@ -209,7 +196,7 @@ def test_a_run_in_which_ranks_die_is_done_again_on_ranks_that_do_not(data: st.Da
         assert again(place, schedule, seed + 1, **layout) == first
 
 
-# Ranks that change their roles: in the run that is done again nobody gives up shards, so a rank may have some and work.
+# Ranks that change their roles: in the replay no shard moves, so a worker may hold shards.
 
 ORDERS = ("join server", "join worker", "leave server", "leave worker")
 
@@ -270,7 +257,7 @@ def mobile(
 def test_a_server_that_becomes_a_worker_and_a_worker_that_becomes_a_server_do_so_again(
     tmp_path: Path,
 ) -> None:
-    """Rank 1 gives up its shards, works, has some again; in the end all servers work, and a worker is the server."""
+    """Rank 1 gives up its shards, becomes a worker, then a server again; at the end all former servers are workers."""
     orders = [
         ("leave server", 0), ("join worker", 0), ("leave worker", 2), ("join server", 0), ("leave worker", 1),
         ("leave server", 0), ("join server", 0), ("join worker", 0), ("leave server", 0), ("join worker", 0),
@@ -290,7 +277,7 @@ def test_a_server_that_becomes_a_worker_and_a_worker_that_becomes_a_server_do_so
 
 @settings(max_examples=10)
 @given(st.data())
-def test_a_run_in_which_ranks_change_their_roles_is_done_again(data: st.DataObject) -> None:
+def test_a_run_in_which_ranks_change_their_roles_is_replayed(data: st.DataObject) -> None:
     """Servers and workers come, go and die at any instant; a rank may be the one now and the other then."""
     seed, spares = data.draw(st.integers(0, 10**6)), data.draw(st.integers(0, 1))
     orders = data.draw(
@@ -360,7 +347,7 @@ def filters() -> tuple[Chain, Chain]:
 
 @settings(max_examples=12)
 @given(st.data())
-def test_a_run_with_anything_in_it_is_done_again_where_nothing_happens(data: st.DataObject) -> None:
+def test_a_run_with_random_faults_is_replayed_without_them(data: st.DataObject) -> None:
     """Ranks die, hang for a while or forever, join and leave; messages are lost and doubled; filters are there."""
     draw = data.draw
     layout = {
@@ -397,7 +384,7 @@ def test_a_run_with_anything_in_it_is_done_again_where_nothing_happens(data: st.
             assert "such a run cannot be replayed" in str(error)
 
 
-# What does not go on as it is recorded, is said, and by nobody waited for.
+# A replay that cannot continue as recorded ends with an error.
 
 
 @pytest.fixture(scope="module")
@@ -446,7 +433,7 @@ def test_a_program_that_decides_more_is_detected(recorded: Path, tmp_path: Path)
     assert "asks for decision" in diverge(history, tmp_path)
 
 
-# Putting together what several ranks have noted.
+# Files of records.
 
 
 def test_a_torn_record_is_refused(recorded: Path, tmp_path: Path) -> None:
@@ -487,68 +474,6 @@ def test_a_missing_file_is_missed(recorded: Path, tmp_path: Path) -> None:
         read_history(tmp_path / "nowhere")
 
 
-def copies(*logs: list[tuple[int, int, int, int]]) -> list[Cells]:
-    """Make the records of servers: (kind, epoch, number, time) each."""
-    made = []
-    for log in logs:
-        cells = np.zeros(len(log), CELLS)
-        for cell, (kind, epoch, number, time) in zip(cells, log, strict=True):
-            cell["kind"], cell["epoch"], cell["value"], cell["time"], cell["more"] = (
-                kind,
-                epoch,
-                number,
-                time,
-                1,
-            )
-        made.append(cells)
-    return made
-
-
-def test_what_a_lost_primary_alone_had_has_not_happened() -> None:
-    lost = [(CHANGE, 0, 1, 10), (CHANGE, 0, 2, 20), (CHANGE, 0, 3, 66), (CHANGE, 0, 4, 67)]
-    heir = [(CHANGE, 0, 1, 10), (CHANGE, 0, 2, 20), (MARK, 1, 2, 0), (CHANGE, 1, 3, 30)]
-    _, callers, _ = merged("shard 0", copies(lost, heir))
-    assert callers["time"].tolist() == [10, 20, 30]
-
-
-def test_servers_that_do_not_agree_are_found_out() -> None:
-    one, other = [(CHANGE, 0, 1, 10), (CHANGE, 0, 2, 20)], [(CHANGE, 0, 1, 10), (CHANGE, 0, 2, 21)]
-    with pytest.raises(RecordError, match="do not agree on what change 2 was"):
-        merged("shard 0", copies(one, other))
-    with pytest.raises(RecordError, match="change 1 of 2 is missing"):
-        merged("shard 0", copies(one[1:]))
-
-
-@given(st.data())
-def test_any_history_of_primaries_is_put_together(data: st.DataObject) -> None:
-    """Each primary has what is true so far, and notes more, of which its heir has had some when it takes over."""
-    truth: list[int] = []
-    logs: list[list[tuple[int, int, int, int]]] = []
-    times = count(1)
-    for epoch in range(data.draw(st.integers(1, 5))):
-        log = [(CHANGE, 0 if not epoch else epoch - 1, at + 1, time) for at, time in enumerate(truth)]
-        from_copy = data.draw(st.integers(0, len(log)))  # what came as a copy is noted by others
-        log = [*log[from_copy:], (MARK, epoch, len(truth), 0)]
-        more = [next(times) for _ in range(data.draw(st.integers(0, 5)))]
-        log += [(CHANGE, epoch, len(truth) + 1 + at, time) for at, time in enumerate(more)]
-        logs.append(log)
-        truth += more[: data.draw(st.integers(0, len(more)))] if data.draw(st.booleans()) else more
-    kept = len(truth)
-    logs.append(
-        [(CHANGE, len(logs), at + 1, time) for at, time in enumerate(truth)]
-        + [(MARK, len(logs) + 1, kept, 0)]
-    )
-    _, callers, _ = merged("shard 0", copies(*data.draw(st.permutations(logs))))
-    assert callers["time"].tolist() == truth
-
-
-def test_the_last_leader_has_the_last_word() -> None:
-    lines = [(0, 0, "a"), (1, 0, "b"), (1, 9, "c"), (2, 9, "d")]
-    assert last_decisions({"number": n, "epoch": e, "value": v} for n, e, v in lines) == ["a", "c", "d"]
-    with pytest.raises(RecordError, match="decision 1 of the program is missing"):
-        last_decisions({"number": n, "epoch": 0, "value": 0} for n in (0, 2))
-
-
 def test_a_file_of_a_record_grows_and_counts_what_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "worker-0003.bin"
     log = Log(path, 3)
@@ -559,32 +484,3 @@ def test_a_file_of_a_record_grows_and_counts_what_is_whole(tmp_path: Path) -> No
     assert (read_cells(path) == before).all()
     assert before[before["kind"] == CHANGE]["value"][-1] == 4999
     assert size(tmp_path) == {"bytes": path.stat().st_size, "cells": 1 + len(before)}
-
-
-def test_of_a_record_that_is_a_hole_nothing_is_kept(tmp_path: Path) -> None:
-    path, cells = tmp_path / "record", 1 << 35
-    path.write_bytes(CELL.pack(HEAD, 0, 0, 0, MAGIC, VERSION, cells))
-    os.truncate(path, cells * CELL_BYTES)
-    with pytest.raises(RecordError, match="record: truncated"):
-        read_cells(path)
-    with pytest.raises(RecordError, match="record: truncated"):
-        load_events(path)
-
-
-@pytest.mark.parametrize("load", [load_events, LeaderHistory.load, ShardHistory.load])
-@pytest.mark.parametrize(
-    "spoilt", [b"", b"{}", CELL.pack(NOTIFY, 0, 0, 0, 0, 0, -1), CELL.pack(WORKERS, 0, 0, 0, 0, 0, 9), None]
-)
-def test_a_course_that_is_damaged_or_no_file_is_refused(
-    tmp_path: Path, load: Callable[[Path], object], spoilt: bytes | None
-) -> None:
-    path = tmp_path / "history"
-    if spoilt is None:
-        os.mkfifo(path)
-    else:
-        path.write_bytes(spoilt)
-    if load is load_events and spoilt == b"":
-        assert load(path) == []
-        return
-    with pytest.raises(InputError, match="history"):
-        load(path)

@@ -176,7 +176,7 @@ def test_rounded_terms_add_up_the_same_in_any_order_and_grouping(
     assert off <= len(values) * Fraction(bound) * len(values) * Fraction(2) ** -BITS
 
 
-def test_plain_terms_would_not() -> None:
+def test_sums_of_terms_that_are_not_rounded_depend_on_their_order() -> None:
     """The opposite, so that the test above means something."""
     rng = np.random.default_rng(1)
     values = rng.normal(size=1000)
@@ -210,7 +210,7 @@ def test_a_quantum_for_each_sum() -> None:
 
 
 @pytest.mark.parametrize("bound", [-1.0, math.nan, math.inf, 2.0**960])
-def test_bounds_that_there_is_no_quantum_for(bound: float) -> None:
+def test_bounds_without_a_quantum_are_refused(bound: float) -> None:
     with pytest.raises(ValueError, match="must lie in"):
         quantum(bound)
     with pytest.raises(ValueError, match="must lie in"):

@@ -69,7 +69,7 @@ def test_a_large_array_grows_without_a_copy() -> None:
     assert (view[:10] == 1).all()
 
 
-def test_room_grows_by_shares_and_never_below_what_is_wanted() -> None:
+def test_capacity_grows_by_a_factor_and_at_least_as_requested() -> None:
     small, large = GrowableArray(np.int64, (), 100), GrowableArray(np.int64, (), 10_000_000)
     assert small.next_capacity(101) == 200
     assert small.next_capacity(5000) == 5000

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpips.errors import JournalLost, RemoteError, WorkerLost
+from mpips.errors import RemoteError, WorkerLost
 from mpips.tasks.ahead import AHEAD
 from mpips.tasks.caller import JUMP, Tasks
 from mpips.tasks.request_dedup import RequestDedup
 from mpips.tasks.retransmission import BURST, SHARE, Timer
-from mpips.tasks.task import Task, remote_error
+from mpips.tasks.task import Task
 from mpips.transport.message import Command, Kind, Message, missing_of
 
 
@@ -224,7 +224,7 @@ def test_a_failing_callback_of_the_caller_is_raised_at_its_task() -> None:
         raise task.error or AssertionError
 
 
-# What a caller's half does with callbacks, with what cannot travel, and with time.
+# Callbacks, messages that cannot be encoded, and timeouts.
 
 
 def drained(tasks: Tasks, sent: list[tuple[int, Message]]) -> list[int]:
@@ -449,27 +449,6 @@ def test_without_losses_there_are_no_probes() -> None:
     assert len(sent) == 1
 
 
-def test_a_repeated_request_is_answered_from_the_reply_that_was_kept() -> None:
-    sent: list[Message] = []
-    inbox = RequestDedup(lambda dest, message: sent.append(message))
-    request = Message(Kind.REQUEST, Command.CALL, sender=3, origin=3)
-    assert inbox.admit(request) == [request]
-    assert inbox.admit(request) == [] and sent == [] and inbox.unfinished() == 1
-    inbox.finish(3, 0, Message(Kind.REPLY, Command.CALL, meta={"n": 1}))
-    for _ in range(2):  # the first reply was lost as well
-        assert inbox.admit(request) == [] and inbox.unfinished() == 0
-    assert [message.meta for message in sent] == [{"n": 1}] * 2
-    assert inbox.admit(Message(Kind.REQUEST, Command.CALL, sender=3, origin=3, time=1, acked=1)) != []
-    assert inbox.admit(request) == [] and len(sent) == 3, "the caller has it: it was acknowledged"
-    lost = sent[2]
-    assert (lost.kind, lost.origin, lost.time) == (Kind.FAILURE, 3, 0) and "journal is lost" in lost.meta[
-        "text"
-    ]
-    tasks = Tasks(lambda dest, message: None)
-    tasks.answer(lost)  # a caller that has the answer does not mind
-    assert isinstance(remote_error(lost), JournalLost), "another is told why it will never have it"
-
-
 def test_only_what_was_answered_is_acknowledged() -> None:
     sent: list[int] = []
     tasks = Tasks(lambda dest, message: sent.append(message.acked))
@@ -482,7 +461,7 @@ def test_only_what_was_answered_is_acknowledged() -> None:
     assert sent == [0, 0, 0, 0, 1, 1, 1]
 
 
-# Callees that are other ranks now, and callers that are.
+# Addresses and callers that have moved to other ranks.
 
 
 def test_unanswered_parts_are_sent_again_when_their_address_moves() -> None:
@@ -546,7 +525,7 @@ def test_abandoned_parts_fail_once_and_do_not_block_others(window: int) -> None:
     assert tasks.unfinished == {} and outstanding(tasks, 1) == outstanding(tasks, 2) == 0
 
 
-def test_a_worse_error_takes_the_place_of_a_loss() -> None:
+def test_another_error_replaces_the_loss_of_a_worker() -> None:
     tasks = Tasks(lambda dest, message: None)
     task = tasks.submit([(1, call()), (2, call()), (3, call())])
     for rank, meta in (
@@ -587,7 +566,7 @@ def test_a_succeeding_caller_takes_known_replies_and_sends_the_rest() -> None:
     assert noted == [(0, 1), (0, ~2)] and not heir.known_replies
 
 
-def test_times_leap_to_where_none_was_used_and_a_successor_bounds_what_is_acknowledged() -> None:
+def test_skipped_times_are_unused_and_acknowledged_times_are_bounded_by_successors() -> None:
     times: list[tuple[int, int]] = []
     tasks = Tasks(lambda dest, message: times.append((message.time, message.acked)))
     for _ in range(3):
@@ -602,27 +581,3 @@ def test_times_leap_to_where_none_was_used_and_a_successor_bounds_what_is_acknow
     assert tasks.acked == 2 * JUMP + 1
     tasks.stable = lambda: 2
     assert tasks.acked == 2
-
-
-def test_after_abandon_repeated_requests_are_new() -> None:
-    inbox = RequestDedup(lambda origin, message: None)
-    first, second, third = (
-        Message(Kind.REQUEST, Command.CALL, origin=3, time=time, after=((0, 1),) if time == 2 else ())
-        for time in range(3)
-    )
-    assert inbox.admit(first) == [first] and inbox.admit(second) == [second] and inbox.admit(third) == []
-    inbox.forget(second)
-    assert inbox.admit(second) == [second] and inbox.admit(second) == []
-    inbox.abandon()
-    assert inbox.unfinished() == 0
-    assert inbox.admit(third) == [] and inbox.admit(first) == [first]
-    assert inbox.finish(3, 0) == [third], "it waits for the same as before"
-    assert inbox.callers()[3] == (0, [0], {})
-
-
-def test_a_read_that_is_repeated_is_executed_again() -> None:
-    inbox = RequestDedup(lambda origin, message: None)
-    pull = Message(Kind.REQUEST, Command.PULL, origin=3)
-    for _ in range(2):
-        assert inbox.admit(pull) == [pull] and inbox.admit(pull) == []
-        inbox.finish(3, 0)
