@@ -65,7 +65,7 @@ def test_programs_import_public_names_only(source: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_name_says_what_it_is(name: str) -> None:
+def test_each_public_name_has_a_docstring(name: str) -> None:
     thing: Any = getattr(mpips, name)
     if inspect.isclass(thing):
         own = [
@@ -96,7 +96,7 @@ def examples(name: str) -> list[doctest.DocTest]:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("registered")
-def test_the_examples_of_docstrings_are_so(name: str) -> None:
+def test_the_examples_of_docstrings_are_correct(name: str) -> None:
     for test in examples(name):
         assert doctest.DocTestRunner().run(test).failed == 0
 
@@ -109,7 +109,7 @@ def test_each_name_is_used_in_an_example_of_its_own_or_of_the_page(name: str) ->
 
 
 @pytest.mark.usefixtures("registered")
-def test_the_examples_of_the_page_are_so() -> None:
+def test_the_examples_of_the_page_are_correct() -> None:
     failed, tried = doctest.testfile(str(PAGE), module_relative=False)
     assert tried
     assert not failed

@@ -63,7 +63,7 @@ def test_waiting_is_that_of_the_passes_up_to_the_target_where_they_tell() -> Non
     assert _runs.waiting(run) == pytest.approx((0.8 * 1.0 + 0.2 * 0.5) / 9.0)
 
 
-def test_what_a_run_left_is_read(tmp_path: Path) -> None:
+def test_result_and_passes_of_a_run_are_read(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"status": "completed"}')
     lines = [{"event": "start"}, {"event": "pass", "pass": 1}, {"event": "checkpoint"}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -77,7 +77,7 @@ def test_a_table_is_aligned_and_leaves_gaps_open() -> None:
     assert shown == ["    first    b", "xxxxxxxxx  1.2", "        1    -"]
 
 
-def test_a_busy_machine_is_called_so() -> None:
+def test_load_of_other_processes_is_reported() -> None:
     assert "noise" not in _runs.described(CONDITIONS)
     assert "times are unreliable" in _runs.described(CONDITIONS | {"load": 5.0})
     assert {"cpu", "cores", "load"} <= _runs.conditions().keys()
@@ -97,7 +97,7 @@ def test_folders_are_removed_unless_kept(tmp_path: Path) -> None:
 # --- arguments -----------------------------------------------------------------------------------------
 
 
-def test_every_benchmark_is_listed_and_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_benchmark_is_listed_and_its_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(modules()) == [
         "coding", "delay", "elastic", "faults", "filters", "ftrl", "idle", "index", "lda", "memory", "overlap",
         "overload", "paper", "pushpull", "record", "replication", "restart", "scale", "sketch", "sparse_lr", "trace",
@@ -203,7 +203,7 @@ def delay_report(times: dict[int, list[float]]) -> dict[str, object]:
     }  # fmt: skip
 
 
-def test_the_delay_report_is_honest_either_way() -> None:
+def test_the_delay_report_says_whether_a_delay_is_faster() -> None:
     pays = delay.text(delay_report({0: [3.0, 2.0, 1.5, 1.0], 4: [2.0, 1.0]}))
     assert "tau = 4 is faster than tau = 0: 2.00 times; waiting 25 % there, 25 % here" in pays
     costs = delay.text(delay_report({0: [2.0, 1.0], 4: [3.0, 2.0, 1.5, 1.0]}))
@@ -218,7 +218,7 @@ def test_the_delay_plot_is_drawn_where_a_tau_missed_too(tmp_path: Path) -> None:
     assert drawn.startswith("<svg") and "tau = 0" in drawn and "tau = 4" not in drawn
 
 
-def test_the_bound_is_the_lowest_ceiling() -> None:
+def test_the_bottleneck_is_the_lowest_limit() -> None:
     stages = {"unpack": 0.5, "parse": 0.5, "unique": 0.4, "gradient": 0.6, "pull": 0.1, "push": 0.3}
     report = {"stages": stages, "layout": {"servers": 2, "workers": 2}, "conditions": CONDITIONS}
     found = list(ftrl.ceilings(report).values())

@@ -61,7 +61,7 @@ def test_a_direction_is_newtons_where_the_memory_spans_a_quadratic() -> None:
     assert np.abs(x).max() < 1e-9
 
 
-def test_where_both_ways_lead_up_the_slope_is_0() -> None:
+def test_the_pseudo_gradient_is_0_where_the_objective_rises_in_both_directions() -> None:
     w, gradient = np.array([0.0, 0.0, 0.0, 2.0, -2.0]), np.array([0.5, 3.0, -3.0, 0.5, 0.5])
     assert lbfgs.pseudo_gradient(w, gradient, 1.0).tolist() == [0.0, 2.0, -2.0, 1.5, -0.5]
 
@@ -184,7 +184,7 @@ def test_an_unknown_experiment_is_reported_with_the_known_ones(
     assert "fig9" in capsys.readouterr().err
 
 
-def test_the_listing_is_counted_anew_with_the_code() -> None:
+def test_the_counted_lines_are_those_of_the_present_code() -> None:
     here = _runs.job_file().parent
     assert measured()["lines"]["listing"] == code_lines.lines_of([here / "job.py", here / "settings.py"])
     assert measured()["lines"]["method"] == code_lines.lines_of(here / name for name in code_lines.METHOD)

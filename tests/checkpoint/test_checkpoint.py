@@ -283,7 +283,7 @@ def test_a_crash_at_any_write_leaves_the_former_checkpoint(
     assert outcomes == ["step-000100"] * (limit - 1) + ["step-000120"]
 
 
-def test_a_half_written_folder_is_made_anew(tmp_path: Path) -> None:
+def test_an_incomplete_folder_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     former = write(tmp_path, 1)
     folder = begin(tmp_path, 2)
     write_shard(folder, 0, {"w": filled(SPARSE, [ALL])})
@@ -345,7 +345,7 @@ def test_prune_keeps_the_newest_and_what_is_being_written(tmp_path: Path) -> Non
     assert prune(tmp_path / "nowhere", 1) == []
 
 
-# What is refused, and what is empty.
+# Invalid and empty checkpoints.
 
 
 def test_shards_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_flipped_bit_is_found_and_the_file_named(sound: Path, tmp_path: Path, 
     assert all(path.name in problem and "\n" not in problem for problem in problems)
 
 
-def test_a_file_without_an_end_is_not_read(tmp_path: Path) -> None:
+def test_a_file_larger_than_the_manifest_says_is_not_read(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     os.truncate(folder / "server-0001.h5", 1 << 40)
     (problem,) = verify(folder)
@@ -115,7 +115,7 @@ def test_a_manifest_that_was_tampered_with_is_found(tmp_path: Path, hashed: bool
         (folder / "manifest.json").write_text(
             text.replace('"step": 120', '"step":  120').replace(": 1,", ":  1,")
         )
-        assert verify(folder) == [f"{folder}/manifest.json: damaged: it is not written as it was"]
+        assert verify(folder) == [f"{folder}/manifest.json: damaged: its text is not as mpips writes it"]
 
 
 def test_a_damaged_chunk_is_not_read(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def rewrite(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
-def test_any_value_in_any_place(
+def test_commands_survive_any_value_in_any_place_of_a_manifest(
     bad: Path, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = read_manifest(bad)
@@ -79,7 +79,9 @@ def test_only_regular_files_of_the_folder_are_read(bad: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link", "device", "huge", "deep"])
-def test_a_manifest_that_is_none(bad: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_manifest_that_is_no_json_file_is_refused(
+    bad: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = bad / "manifest.json"
     path.rename(bad / "elsewhere")
     if kind == "fifo":
@@ -157,7 +159,7 @@ def test_a_shard_that_unpacks_to_more_than_it_is_is_refused(bad: Path) -> None:
         {"clocks": {"w": [["x"], [0], [1], [1]]}}, {"clocks": {"w": [[0], [0], [None], [2**64]]}},
     ],
 )  # fmt: skip
-def test_clocks_that_are_none_are_refused_in_a_line(bad: Path, meta: object) -> None:
+def test_invalid_clocks_are_refused_in_a_line(bad: Path, meta: object) -> None:
     shard = next(e for e in read_manifest(bad)["files"] if e["kind"] == "server")
     with h5py.File(bad / shard["name"], "r+") as file:
         del file["meta"]

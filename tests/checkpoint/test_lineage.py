@@ -96,7 +96,9 @@ def test_no_two_runs_get_the_same_folder(tmp_path: Path) -> None:
         (Lineage(), False),
     ],
 )
-def test_a_torn_attempt_goes_if_it_is_the_runs_own(tmp_path: Path, lineage: Lineage, gone: bool) -> None:
+def test_an_incomplete_attempt_is_removed_by_its_own_run_only(
+    tmp_path: Path, lineage: Lineage, gone: bool
+) -> None:
     torn = begin(tmp_path, 2, A)
     again = begin(tmp_path, 2, lineage)
     assert (again == torn) is gone

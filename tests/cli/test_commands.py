@@ -42,7 +42,7 @@ def job_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_help_teaches_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
@@ -61,7 +61,7 @@ def test_without_a_command_it_shows_the_help(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("command", ["run", "ctl", "doctor", "job", "inspect", "convert"])
-def test_each_command_teaches_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_each_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
@@ -189,7 +189,7 @@ def test_job_shows_every_table_and_the_programs_own(
 
 
 @pytest.mark.ranks
-def test_doctor_lets_two_ranks_talk(run_mpips: Callable[..., Finished]) -> None:
+def test_doctor_exchanges_messages_between_two_ranks(run_mpips: Callable[..., Finished]) -> None:
     done = run_mpips("doctor", "--json", timeout=120)
     assert done.code == 0, done.stderr
     found = json.loads(done.stdout)

@@ -46,11 +46,13 @@ def test_a_file_of_a_run_or_checkpoint_is_not_replaced(
 @pytest.mark.parametrize(
     "name", ["report.html", "mine.tsv", "trace/trace.json.gz", "new.tsv", "logs/new.txt", "none/x"]
 )
-def test_others_are(run: Path, name: str) -> None:
+def test_other_files_may_be_replaced(run: Path, name: str) -> None:
     output_file.check(run / name, [run, run / "model.h5", run / "missing"])
 
 
-def test_nor_is_what_the_command_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path) -> None:
+def test_a_file_that_the_command_reads_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path
+) -> None:
     job = tmp_path / "job.toml"
     job.write_text('[job]\nprogram = "sketch"\n')
     (tmp_path / "link.toml").hardlink_to(job)

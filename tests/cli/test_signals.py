@@ -26,7 +26,9 @@ sys.exit(importlib.import_module("mpips.cli.main").main())
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda kind: kind.name)
-def test_what_it_was_writing_is_removed(tmp_path: Path, kind: signal.Signals) -> None:
+def test_temporary_files_are_removed_when_a_signal_ends_a_command(
+    tmp_path: Path, kind: signal.Signals
+) -> None:
     root = str(Path(__file__).parents[2])
     run = subprocess.Popen(
         [sys.executable, "-P", "-c", SLOW], cwd=tmp_path, env={**os.environ, "PYTHONPATH": root},

@@ -34,7 +34,7 @@ def make(
     return Faults(spec, role, index, clock.now, clock.sleep, struck.append), clock, struck
 
 
-def test_a_step_strikes_once_and_also_when_it_was_jumped_over() -> None:
+def test_a_fault_at_a_step_happens_once_also_when_that_step_is_skipped() -> None:
     faults, _, struck = make(
         FaultsSpec(
             kill=(InjectedSignal("server", 0, at_step=5),), stop=(InjectedSignal("server", 0, at_step=2),)
@@ -51,7 +51,7 @@ def test_a_step_strikes_once_and_also_when_it_was_jumped_over() -> None:
     assert struck == [signal.SIGSTOP, signal.SIGKILL]
 
 
-def test_a_time_strikes_once() -> None:
+def test_a_fault_at_a_time_happens_once() -> None:
     faults, clock, struck = make(FaultsSpec(kill=(InjectedSignal("server", 0, at_seconds=1.5),)))
     clock.time += 1.4
     faults.poll()
@@ -63,7 +63,7 @@ def test_a_time_strikes_once() -> None:
 
 
 @pytest.mark.parametrize(("role", "index"), [("worker", 0), ("server", 1)])
-def test_other_ranks_are_left_alone(role: str, index: int) -> None:
+def test_faults_affect_their_own_rank_only(role: str, index: int) -> None:
     spec = FaultsSpec(kill=(InjectedSignal("server", 0, at_step=0),), slow=(Slow("server", 0, 9.0),))
     faults, clock, struck = make(spec, role, index)
     faults.step(10)
@@ -81,7 +81,7 @@ def test_slow_work_takes_factor_times_as_long(pieces: list[float], factor: float
     assert all(seconds >= 50e-6 for seconds in clock.slept)
 
 
-def test_oversleeping_is_paid_back() -> None:
+def test_a_sleep_that_was_too_long_shortens_the_next_ones() -> None:
     clock, slept = Clock(), []
 
     def oversleep(seconds: float) -> None:
@@ -107,7 +107,7 @@ def slept(spec: Slow, pieces: int, between: float) -> list[bool]:
     return out
 
 
-def test_now_and_then_a_straggler_is_slow_as_often_as_was_said_under_the_seed() -> None:
+def test_an_intermittent_straggler_is_slow_with_its_probability_by_the_seed() -> None:
     spec = Slow("server", 0, 3.0, probability=0.25)
     found = slept(spec, 4000, 0.0)
     assert sum(found) == pytest.approx(1000, abs=4 * 27.4)  # four standard deviations
@@ -123,14 +123,14 @@ def test_a_straggler_stays_slow_for_its_spell() -> None:
     assert 120 <= changes <= 280  # some 10 pieces a spell, and every other spell is like the one before it
 
 
-def test_messages_are_normal_unless_meddled_with() -> None:
+def test_messages_are_delivered_once_without_delay_by_default() -> None:
     faults, _, _ = make(FaultsSpec())
     assert not faults.affects_messages
     assert faults.message() is NORMAL
     assert not make(FaultsSpec(drop=Chance(0.0)))[0].affects_messages
 
 
-def test_certain_chances() -> None:
+def test_a_fault_of_probability_1_affects_every_message() -> None:
     assert make(FaultsSpec(drop=Chance(1.0)))[0].message() == ()
     assert make(FaultsSpec(delay=Chance(1.0, 0.5)))[0].message() == (0.5,)
     assert make(FaultsSpec(duplicate=Chance(1.0, 0.25)))[0].message() == (0.0, 0.25)
@@ -153,7 +153,7 @@ def test_chances_follow_seed_and_rank() -> None:
     assert 320 < dropped < 480
 
 
-def test_a_strike_has_one_time() -> None:
+def test_a_fault_has_either_a_step_or_a_time() -> None:
     with pytest.raises(ValueError, match="at_step or at_seconds"):
         InjectedSignal("server", 0)
     with pytest.raises(ValueError, match="at_step or at_seconds"):

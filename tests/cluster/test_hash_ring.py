@@ -106,7 +106,9 @@ def test_vacant_slots_leave_the_owners_of_keys_alone(ring: Ring, k: int, extent:
 
 
 @given(rings(), st.integers(60, 70), extents)
-def test_a_newcomer_takes_shards_and_nothing_else_moves(ring: Ring, newcomer: int, extent: int) -> None:
+def test_a_joining_server_takes_shards_and_no_other_shard_moves(
+    ring: Ring, newcomer: int, extent: int
+) -> None:
     ring = Ring((*ring.slots, VACANT), ring.virtual_servers)
     joined = ring.join(newcomer)
     mine = [shard for shard in range(joined.shards) if joined.holders(shard) == (newcomer,)]
@@ -120,7 +122,7 @@ def test_a_newcomer_takes_shards_and_nothing_else_moves(ring: Ring, newcomer: in
 
 
 @given(rings(), st.integers(60, 70), st.integers(0, 4))
-def test_a_newcomer_changes_only_the_chains_that_it_is_in(ring: Ring, newcomer: int, k: int) -> None:
+def test_a_joining_server_changes_only_its_own_chains(ring: Ring, newcomer: int, k: int) -> None:
     ring = Ring((*ring.slots, VACANT), ring.virtual_servers)
     joined = ring.join(newcomer)
     for shard in range(ring.shards):
@@ -148,7 +150,7 @@ def test_a_departed_server_gives_each_shard_to_its_first_backup(
 
 
 @given(rings(), st.integers(0, 4), st.data())
-def test_backups_are_the_next_owners_should_servers_leave(ring: Ring, k: int, data: st.DataObject) -> None:
+def test_replicas_are_in_the_order_of_succession(ring: Ring, k: int, data: st.DataObject) -> None:
     shard = data.draw(st.integers(0, ring.shards - 1))
     remaining = ring
     for holder in ring.holders(shard, k):
@@ -190,7 +192,7 @@ def test_ownership_does_not_depend_on_hosts(ring: Ring, k: int) -> None:
 
 
 @given(spread(least=2), st.integers(1, 4), st.data())
-def test_with_hosts_too_only_the_departeds_chains_change_owner(
+def test_with_hosts_too_only_shards_of_the_departed_server_change_their_owner(
     ring: Ring, k: int, data: st.DataObject
 ) -> None:
     departed = data.draw(st.sampled_from(ring.servers))
@@ -264,12 +266,12 @@ def test_loads_are_even(virtual_servers: int) -> None:
 
 
 @pytest.mark.parametrize("vacant", [1, 4])
-def test_loads_are_as_even_with_slots_to_spare(vacant: int) -> None:
+def test_loads_are_even_with_vacant_slots(vacant: int) -> None:
     for servers in (1, 2, 3, 7, 16):
         assert fullest(Ring.of(range(servers), 0, servers + vacant)) < 1.01
 
 
-def test_the_number_of_shards_is_as_said() -> None:
+def test_the_number_of_shards_is_a_function_of_the_slots() -> None:
     assert [Ring.of([0], 0, slots).shards for slots in (1, 2, 7, 16)] == [1, 2, 22, 121]
 
 
@@ -281,7 +283,7 @@ def test_loads_after_a_departure_are_bounded(servers: int) -> None:
         assert all(fullest(ring.leave(server)) < bound for server in range(servers))
 
 
-def test_uniform_keys_find_even_servers_whatever_the_extent() -> None:
+def test_uniform_keys_load_servers_evenly_for_any_extent() -> None:
     keys = np.random.default_rng(4).integers(0, END, 40_000, dtype=np.uint64, endpoint=False)
     ring = Ring.of(range(7), 0, 9)
     owners = np.array([ring.holders(shard)[0] for shard in range(ring.shards)])
@@ -323,7 +325,7 @@ def test_a_server_without_a_host_is_refused() -> None:
         Ring.of([1, 2], 0, 3, ["a", "b", "b"]).join(3)
 
 
-def test_wrong_questions_are_refused() -> None:
+def test_invalid_changes_and_extents_are_refused() -> None:
     ring = Ring.of([1], 0, 2)
     with pytest.raises(ValueError, match="server 2 is not on the ring"):
         ring.leave(2)

@@ -50,14 +50,14 @@ def heard(heart: Heartbeat, rank: int) -> bool:
 # --- when somebody is silent ---------------------------------------------------------------------
 
 
-def test_a_rank_never_heard_is_never_silent() -> None:
+def test_a_rank_that_was_never_received_from_does_not_count_as_silent() -> None:
     clock = SilenceClock(longest_gap=1.0)
     for now in range(100):
         clock.advance(float(now))
     assert clock.silent([0, 1, 2], 5.0) == []
 
 
-def test_a_rank_nearby_that_was_never_heard_is_silent_in_the_end() -> None:
+def test_a_rank_of_the_same_host_that_was_never_received_from_counts_as_silent_later() -> None:
     clock = SilenceClock(longest_gap=1.0, near={1, 2})
     silent = []
     for now in range(40):
@@ -71,7 +71,7 @@ def test_a_rank_nearby_that_was_never_heard_is_silent_in_the_end() -> None:
     assert silent[30:33] == [[1]] * 3 and silent[33:] == [[1, 2]] * 7
 
 
-def test_a_rank_is_silent_after_patience_and_no_longer_when_heard_again() -> None:
+def test_a_rank_is_silent_after_patience_until_its_next_heartbeat() -> None:
     clock = SilenceClock(longest_gap=1.0)
     clock.advance(0.0)
     clock.record(1)
@@ -102,7 +102,7 @@ def test_a_stopped_receiver_suspects_no_other_rank() -> None:
     longest_gap=st.floats(0.1, 2.0),
     patience=st.floats(0.1, 50.0),
 )
-def test_silence_is_never_longer_than_the_turns_that_were_listened(
+def test_silence_is_measured_while_receiving_only(
     gaps: list[float], longest_gap: float, patience: float
 ) -> None:
     clock, now = SilenceClock(longest_gap), 0.0
@@ -119,7 +119,7 @@ def test_silence_is_never_longer_than_the_turns_that_were_listened(
 # --- hearts --------------------------------------------------------------------------------------
 
 
-def test_hearts_hear_those_whose_targets_they_are(hearts: Callable[..., list[Heartbeat]]) -> None:
+def test_heartbeats_reach_their_targets_only(hearts: Callable[..., list[Heartbeat]]) -> None:
     first, second, third = hearts(3)
     first.targets, second.targets = [1], [0, 2]
     wait_for(lambda: heard(first, 1) and heard(second, 0) and heard(third, 1))
@@ -127,7 +127,7 @@ def test_hearts_hear_those_whose_targets_they_are(hearts: Callable[..., list[Hea
     assert not heard(first, 2)
 
 
-def test_a_heart_that_stops_is_found_silent_and_its_neighbour_is_not(
+def test_a_rank_whose_heartbeats_end_is_silent_and_another_is_not(
     hearts: Callable[..., list[Heartbeat]],
 ) -> None:
     watcher, stopping, beating = hearts(3)
@@ -138,7 +138,7 @@ def test_a_heart_that_stops_is_found_silent_and_its_neighbour_is_not(
     wait_for(lambda: watcher.silent([1, 2], 0.5) == [1])
 
 
-def test_forged_torn_and_repeated_datagrams_do_not_count(hearts: Callable[..., list[Heartbeat]]) -> None:
+def test_forged_truncated_and_repeated_datagrams_do_not_count(hearts: Callable[..., list[Heartbeat]]) -> None:
     watcher, other, third = hearts(3)
     to, where = watcher.address, ("127.0.0.1", watcher.address.port)
     genuine = heartbeat.datagram(other.address, to, 1, 7)
@@ -210,7 +210,7 @@ def flooded(heart: Heartbeat) -> Callable[[], bool]:
     return lambda: (heartbeat._dropped_datagrams(mail) or 0) > 1000 or heart._flooded
 
 
-def test_a_flood_causes_and_hides_no_silence(
+def test_a_flood_of_datagrams_neither_causes_nor_hides_silence(
     hearts: Callable[..., list[Heartbeat]], flood: Callable[..., None]
 ) -> None:
     watcher, stopping, beating = made = hearts(3)
@@ -250,7 +250,7 @@ def test_a_flood_that_the_kernel_does_not_filter_is_no_silence(
     assert [record.message for record in caplog.records if record.message == "flooded"] == ["flooded"]
 
 
-def test_what_may_have_been_missed_is_no_silence() -> None:
+def test_time_in_which_datagrams_may_be_lost_does_not_count_as_silence() -> None:
     clock = SilenceClock(longest_gap=1.0)
     clock.advance(0.0)
     clock.record(1)
@@ -337,7 +337,7 @@ def test_an_address_survives_the_exchange(
     assert Address.from_bytes(raw) == address
 
 
-def test_no_two_hearts_have_the_same_secrets() -> None:
+def test_tokens_and_keys_are_unique() -> None:
     first, second = Heartbeat(0), Heartbeat(0)
     assert len({first.address.token, first.address.key, second.address.token, second.address.key}) == 4
     first.close()

@@ -90,7 +90,7 @@ def go(cluster: Cluster, first: int, count: int = 3) -> None:
 
 @pytest.mark.parametrize("spares", [0, 1])
 @pytest.mark.parametrize("dead", [1, 2, 3])
-def test_a_dead_server_is_replaced_and_the_chains_are_whole_again(dead: int, spares: int) -> None:
+def test_a_dead_server_is_replaced_and_chains_are_complete_again(dead: int, spares: int) -> None:
     observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> None:
@@ -235,7 +235,7 @@ def test_a_short_pause_is_no_death() -> None:
     assert observed["view"].losses == ()
 
 
-def test_a_scheduler_that_hangs_is_out_when_it_wakes() -> None:
+def test_a_hung_scheduler_is_excluded_and_succeeded() -> None:
     observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> int:
@@ -255,7 +255,7 @@ def test_a_scheduler_that_hangs_is_out_when_it_wakes() -> None:
     assert [(loss.rank, loss.cause) for loss in observed["view"].losses] == [(0, "hung")]
 
 
-# A rank that hangs, and whose keys nobody else has.
+# A rank that hangs and holds the only copy of some keys.
 
 
 def holder_hangs(
@@ -353,7 +353,7 @@ def test_where_no_rank_outlives_another_any_that_hangs_ends_the_run(
 
 @pytest.mark.parametrize("replicas", [0, 1, 2])
 def test_all_ranks_with_the_journal_may_hang_at_once(replicas: int) -> None:
-    """Whoever comes next knows nothing, and says so, or begins anew."""
+    """The next leader has no journal: it reports that, or starts the program again."""
     observed: dict[str, Any] = {}
     begun: list[int] = []
 
@@ -458,7 +458,7 @@ def test_one_rank_succeeds_a_leader_that_has_sent_its_last_view_to_some(sent: in
     assert workers in [(3,), (3, 4)]
 
 
-def test_who_joins_and_leaves_takes_and_gives_shards() -> None:
+def test_a_joining_server_receives_shards_and_a_leaving_one_gives_them_up() -> None:
     observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> None:
@@ -503,7 +503,7 @@ def test_the_last_server_cannot_leave_even_if_both_are_asked_at_once() -> None:
 @pytest.mark.parametrize("after", range(0, 120, 12))
 @pytest.mark.parametrize("dead", [1, 4])
 def test_a_death_while_a_server_joins(dead: int, after: int) -> None:
-    """The newcomer (4) or one that feeds it (1) dies after so many more messages."""
+    """The joining server (4), or one that sends it a copy (1), dies after so many more messages."""
     observed: dict[str, Any] = {}
 
     def schedule(cluster: Cluster) -> None:
@@ -521,12 +521,12 @@ def test_a_death_while_a_server_joins(dead: int, after: int) -> None:
     assert set(observed["view"].ring.servers) == {1, 2, 4} - {dead}
 
 
-# Anything at any instant.
+# Random faults.
 
 
 @call("test_membership span", reads=True)
 def span(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
-    """Say of a shard how many rows it has, and the least and the most of their values."""
+    """Return how many rows a shard has, and the least and the largest of their values."""
     _, values = segment.export()
     return {"rows": len(values), "least": int(values.min(initial=10**6)), "most": int(values.max(initial=0))}
 
@@ -570,7 +570,7 @@ def one_run(seed: int, kind: str, hosts: int = 1) -> None:
     servers, workers = rng.randint(copies + 1, 4), rng.randint(1 + (kind == "one of each"), 3)
     spares, schedulers = rng.randint(int(kind in ("worker", "one of each")), 2), rng.randint(1, 2)
     if kind == "one of each":
-        schedulers = 2  # the one that has the journal is not struck with the one that leads
+        schedulers = 2  # the rank that has the journal does not die with the leader
     first = {"scheduler": 0, "server": schedulers, "worker": schedulers + servers}
     count = {"scheduler": 1, "server": servers, "worker": workers}
     faults = []
@@ -609,14 +609,14 @@ def one_run(seed: int, kind: str, hosts: int = 1) -> None:
         assert all(count == 1 for key, count in plain.items() if key >= 500)
     else:
         assert kind in ("worker", "one of each") and lost == 1
-        # Of the call that was broken off there may be any part, but nothing twice.
+        # Any part of the interrupted call may have been applied, but nothing twice.
         assert min(summed.values()) >= 9 * (workers - 1) and max(summed.values()) <= 12 * workers
         assert 9 * (workers - 1) <= own <= 12 * workers and 9 * (workers - 1) <= common <= 12 * workers
 
 
 @pytest.mark.parametrize("kind", ["server", "scheduler", "worker", "one of each"])
 @pytest.mark.parametrize("seed", range(10))
-def test_every_push_is_applied_exactly_once_whatever_is_struck(seed: int, kind: str) -> None:
+def test_every_push_is_applied_exactly_once_whichever_rank_dies(seed: int, kind: str) -> None:
     one_run(seed, kind)
 
 

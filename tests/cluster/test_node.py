@@ -72,7 +72,7 @@ def test_a_request_of_a_later_epoch_waits_for_the_view() -> None:
     assert before.error is after.error is last.error is None
 
 
-def test_what_a_gone_rank_has_sent_is_dropped() -> None:
+def test_messages_from_an_excluded_rank_are_dropped() -> None:
     _, server, worker = all_nodes = nodes(Network(3))
     served: list[int] = []
     server.handlers[Command.CALL] = lambda request: served.append(request.sender)
@@ -120,7 +120,7 @@ def test_a_late_answer_to_a_former_worker_answers_nothing_of_the_scheduler_that_
     assert task.done and replies == [{"of": "new"}]
 
 
-def test_parts_at_a_gone_rank_fail_at_once_and_later_ones_too() -> None:
+def test_parts_at_a_lost_rank_fail_at_once_and_later_ones_too() -> None:
     scheduler, server, worker = nodes(Network(3))
     for node in (server, worker):
         node.handlers[Command.CALL] = node.callee.reply
@@ -181,7 +181,7 @@ def test_a_command_without_a_handler_is_refused() -> None:
     assert task.error.text == "this rank serves no CALL requests" and task.error.role == "server 0"
 
 
-def test_an_answer_that_cannot_travel_fails_the_request_only() -> None:
+def test_an_answer_that_cannot_be_encoded_fails_only_its_request() -> None:
     scheduler, server, _ = all_nodes = nodes(Network(3))
     answers = iter([np.ones((2, 1), bool), np.ones((2, 1))])
     server.handlers[Command.CALL] = lambda request: server.callee.reply(request, next(answers))
@@ -279,7 +279,7 @@ def test_work_within_a_wait_is_not_waiting() -> None:
     )
 
 
-def test_long_loops_still_hear_a_stop() -> None:
+def test_poll_between_receives_a_stop_message_in_a_long_loop() -> None:
     scheduler, _, worker = nodes(Network(3))
     seen = []
     with pytest.raises(Stopped) as stopped:
@@ -343,7 +343,7 @@ def test_a_dropped_message_does_not_arrive() -> None:
     "spec",
     [FaultsSpec(drop=Chance(1.0)), FaultsSpec(delay=Chance(1.0, 9.0)), FaultsSpec(duplicate=Chance(1.0))],
 )
-def test_control_messages_are_spared(spec: FaultsSpec) -> None:
+def test_injected_faults_do_not_affect_control_messages(spec: FaultsSpec) -> None:
     network, node = faulty(spec)
     node.control(SERVER, Command.FAILED, {"text": "help"})
     assert arrivals(network, node, 1.0) == [0.0]
@@ -371,7 +371,7 @@ def test_silent_ranks_are_probed_less_and_less_often(resend: float | None) -> No
     assert looks.max() < 0.5 / 4, "but a few per period"
 
 
-def test_a_lossy_wire_and_a_node_that_sends_again_lose_nothing() -> None:
+def test_retransmission_delivers_every_request_over_a_lossy_network() -> None:
     # The same faults as a job can ask for, in either direction.
     network = Network(3)
     spec = FaultsSpec(seed=3, drop=Chance(0.3), duplicate=Chance(0.2, 0.05), delay=Chance(0.3, 0.1))
@@ -451,7 +451,7 @@ def test_what_is_still_being_sent_is_waited_for_and_a_late_stop_changes_nothing(
     assert asked[:4] == [2, 1, 1, 0]
 
 
-def test_small_messages_travel_together_at_the_end_of_a_turn() -> None:
+def test_small_messages_are_sent_together_at_the_end_of_a_turn() -> None:
     """A turn is over when nothing waits, or after so many messages; a view that is adopted ends it too."""
     network = Network(3)
     sender, receiver, _ = nodes(network)

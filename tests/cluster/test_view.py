@@ -177,7 +177,7 @@ views = st.builds(
 
 @settings(max_examples=150)
 @given(views, st.integers(0, 2**32), st.integers(0, 3), st.integers(0, 25))
-def test_whatever_happens_chains_come_to_be_what_the_ring_wants(
+def test_chains_converge_to_the_order_of_the_ring_after_any_changes(
     view: View, seed: int, replicas: int, steps: int
 ) -> None:
     history = History(seed, view, replicas)
@@ -198,7 +198,7 @@ def test_whatever_happens_chains_come_to_be_what_the_ring_wants(
 
 
 @given(views)
-def test_the_first_view_is_sound_and_has_nothing_to_mend(view: View) -> None:
+def test_the_first_view_is_valid_and_needs_no_repair(view: View) -> None:
     sound(view)
     replicas = len(view.chains[0].members) - 1
     assert repaired(view, replicas) == view
@@ -277,7 +277,7 @@ def test_hosts_are_kept_in_the_text_of_a_view() -> None:
     assert make(servers=2, spares=1).ring.hosts == ()
 
 
-def test_a_copy_that_was_being_made_is_begun_anew_when_the_chain_changes() -> None:
+def test_an_incomplete_copy_is_started_again_when_the_chain_changes() -> None:
     view = make(servers=3, spares=0, replicas=1)
     one = replace(view, chains=(Chain((1, 2), learner=3), *view.chains[1:]))
     for rank, rest in ((1, (2,)), (2, (1,)), (3, (1, 2))):
@@ -298,7 +298,7 @@ def test_a_lost_shard_says_what_would_have_helped() -> None:
         without(make(servers=1, spares=1), [loss(view, 1)])
 
 
-def test_who_is_about_to_leave_stays_when_it_is_the_only_one_left() -> None:
+def test_a_leaving_server_stays_if_it_is_the_last_one() -> None:
     view = make(servers=2, spares=0, replicas=1)
     leaving, other = view.ring.servers
     view = without_server(view, leaving)
@@ -308,7 +308,7 @@ def test_who_is_about_to_leave_stays_when_it_is_the_only_one_left() -> None:
     assert {chain.members for chain in after.chains} == {(leaving,)}
 
 
-def test_what_the_ring_has_no_room_for_changes_nothing() -> None:
+def test_a_join_without_a_vacant_slot_changes_nothing() -> None:
     view = with_workers(next_epoch(make(servers=2, workers=2, spares=0)), [3])
     assert view.roles[4] is Role.SPARE, "a worker that has left"
     assert with_server(view, 4) == view, "but all slots are taken"
@@ -319,7 +319,7 @@ def test_what_the_ring_has_no_room_for_changes_nothing() -> None:
     assert without_server(left, 1) == left
 
 
-def test_a_chain_takes_another_order_only_once_it_stands_still() -> None:
+def test_a_chain_changes_its_order_only_while_it_is_closed() -> None:
     view = make(servers=2, spares=0, replicas=1)
     shard = 0
     wanted = view.ring.holders(shard, 1)

@@ -120,7 +120,7 @@ def test_a_job_of_one_line_is_all_defaults(job_file: Callable[..., Path]) -> Non
     assert (job.layout.size(), job.checkpoint.every, job.checkpoint.keep) == (3, 0, 2)
 
 
-def test_what_keeps_a_run_going_has_defaults(job_file: Callable[..., Path]) -> None:
+def test_tables_of_fault_tolerance_have_defaults(job_file: Callable[..., Path]) -> None:
     job = load(job_file(), (), programs)
     assert (job.ring.replicas, job.ring.repair_bandwidth) == (1, 200e6)
     assert job.ring.key_cache == 256e6
@@ -128,7 +128,7 @@ def test_what_keeps_a_run_going_has_defaults(job_file: Callable[..., Path]) -> N
     assert (job.checkpoint.every_seconds, job.layout.hand_over) == (0.0, False)
 
 
-def test_what_keeps_a_run_going_can_be_set(job_file: Callable[..., Path]) -> None:
+def test_tables_of_fault_tolerance_can_be_set(job_file: Callable[..., Path]) -> None:
     settings = [
         "ring.replicas=9",
         "ring.repair_bandwidth=0",
@@ -246,7 +246,7 @@ def test_a_wrong_override_is_named_itself(job_file: Callable[..., Path], overrid
     assert refusal(job_file(), override).startswith(said)
 
 
-def test_files_that_cannot_be_read(tmp_path: Path, job_file: Callable[..., Path]) -> None:
+def test_unreadable_job_files_are_refused_in_one_line(tmp_path: Path, job_file: Callable[..., Path]) -> None:
     assert refusal(tmp_path / "none.toml") == "FILE: no such job file"
     assert "cannot be read" in refusal(tmp_path)
     path = job_file()

@@ -66,14 +66,14 @@ def folder(tmp_path: Path) -> RunFolder:
 @pytest.mark.parametrize(
     "name", ["own.py", "own", "os.path", "mpips.launch.ping", "mpips.cli.main", "../own.py", "\x1b[2J"]
 )
-def test_what_does_not_come_with_mpips_is_not_loaded(name: str, own: Path) -> None:
+def test_a_program_that_does_not_come_with_mpips_is_not_loaded(name: str, own: Path) -> None:
     with pytest.raises(JobError, match="--program"):
         trusted_loader(None)(name, own.parent)
     assert not (own.parent / "ran").exists()
 
 
 @pytest.mark.parametrize("name", ["sketch", "mpips.jobs.sketch.job"])
-def test_what_comes_with_it_is(name: str, tmp_path: Path) -> None:
+def test_a_program_that_comes_with_mpips_is_loaded(name: str, tmp_path: Path) -> None:
     (tmp_path / "sketch.py").write_text("raise AssertionError")
     assert trusted_loader(None)(name, tmp_path).module.__name__ == "mpips.jobs.sketch.job"
 

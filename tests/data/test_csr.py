@@ -195,7 +195,7 @@ def test_values_are_written_short(number: float, word: str) -> None:
     assert svmlight_lines(row) == f"-1 18446744073709551615:{word}\n".encode()
 
 
-def test_refusals_leave_the_target_alone(tmp_path: Path) -> None:
+def test_a_refused_conversion_does_not_change_the_target(tmp_path: Path) -> None:
     source = tmp_path / "a.svm"
     source.write_text("1 1:1\n")
     with pytest.raises(InputError, match="cannot convert to columns: keys are hashes"):
@@ -216,7 +216,7 @@ def test_refusals_leave_the_target_alone(tmp_path: Path) -> None:
     assert target.read_text() == "old" and sorted(tmp_path.iterdir()) == [source, target]
 
 
-def test_packed_name_needs_packed_content(tmp_path: Path) -> None:
+def test_the_ending_of_the_target_determines_its_compression(tmp_path: Path) -> None:
     source = tmp_path / "a.svm"
     source.write_text("1 1:1\n")
     convert(str(source), str(tmp_path / "b.svm.gz"))

@@ -107,7 +107,7 @@ def test_hdf5_is_known_by_its_magic(tmp_path: Path) -> None:
         list(read([str(tmp_path / "fake.h5")], DataSpec()))
 
 
-def test_format_that_does_not_show(tmp_path: Path) -> None:
+def test_an_undetectable_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("\n# nothing\n")
     with pytest.raises(DataError, match="holds no examples, only blank lines or comments"):
         list(read([str(tmp_path / "a")], DataSpec()))
@@ -190,7 +190,7 @@ def test_a_minibatch_of_nothing() -> None:
 
 @quick
 @given(st.lists(st.integers(0, 9), max_size=6), st.integers(0, 99))
-def test_columns_are_the_rows_turned(lengths: list[int], seed: int) -> None:
+def test_columns_are_the_transposed_rows(lengths: list[int], seed: int) -> None:
     batches = chain_of(lengths, seed)
     columns = load_columns(iter(batches))
     matrix = dense(batches)

@@ -83,7 +83,9 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @quick
 @given(nearly(svmlight_lines), st.integers(1, 3), st.integers(1, 3), st.integers(1, 6))
-def test_svmlight(interpreted: None, content: bytes, parts: int, rows: int, room: int) -> None:
+def test_svmlight_parser_never_leaves_its_block(
+    interpreted: None, content: bytes, parts: int, rows: int, room: int
+) -> None:
     block = np.frombuffer(content + b"\n", np.uint8).astype(np.int64).view(Guarded)
     for part in range(parts):
         (state,) = guarded(np.zeros(kernels.STATE_SIZE, np.int64))
@@ -145,7 +147,7 @@ def walk_rows(
     st.integers(0, 6),
     st.booleans(),
 )
-def test_rows(
+def test_row_parser_never_leaves_its_block(
     interpreted: None,
     data: st.DataObject,
     parts: int,

@@ -301,7 +301,7 @@ def test_truncated_or_damaged_archive_names_the_file(tmp_path: Path, ending: str
         loads(path, bytes(damaged))
 
 
-def test_reading_can_be_left_off_early(tmp_path: Path) -> None:
+def test_a_reader_can_be_closed_before_its_end(tmp_path: Path) -> None:
     path = tmp_path / "a.svm.gz"
     path.write_bytes(gzip.compress(b"1 1:1 2:1 3:1\n" * 400_000))
     stream = read([str(path)], DataSpec())

@@ -144,7 +144,7 @@ def run(seed: int, **how: Any) -> int:
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_kernels_do_most_of_it(replicas: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_handle_most_messages(replicas: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Python handles pushes of 128-bit keys to shards with copies.
     monkeypatch.setitem(globals(), "SPECS", SPECS[:-1])
     posted = run(1, servers=replicas + 1, workers=2, replicas=replicas)

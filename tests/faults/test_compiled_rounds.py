@@ -155,7 +155,7 @@ def run(seed: int, count: int = 12, **how: Any) -> tuple[int, list[str]]:
 
 
 @pytest.mark.parametrize("servers, replicas", [(1, 0), (2, 0), (2, 1), (3, 2)])
-def test_kernels_do_most_of_it_and_the_bits_are_the_same(
+def test_kernels_handle_most_rounds_with_the_bits_of_python(
     servers: int, replicas: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Server] = []
@@ -197,7 +197,7 @@ def clocks_of(servers: list[Server]) -> dict[tuple[int, int, int], list[list[Any
     return found
 
 
-def test_a_recorded_run_is_done_again_to_the_bit(tmp_path: Path, compiled: None) -> None:
+def test_a_recorded_run_is_replayed_to_the_same_bits(tmp_path: Path, compiled: None) -> None:
     how = {"servers": 2, "workers": 2}
     _, first = run(1, record=tmp_path / "record", replicas=1, **how)
     assert KernelVan.handled
@@ -242,7 +242,7 @@ class Pusher:
         self.context.vectors["v"].push(KeyRange(0, 10), np.ones(10), round=number)
 
 
-def test_a_server_tells_whose_part_is_missing_in_a_round_that_kernels_keep(
+def test_a_server_names_the_missing_workers_of_a_round_on_the_fast_path(
     compiled: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     servers: dict[int, Server] = {}

@@ -113,7 +113,7 @@ def test_a_disk_that_fails_at_any_write(tmp_path: Path, disk: dict[str, Any], er
     assert verify(tmp_path / "step-000002") == []
 
 
-def test_a_folder_that_vanishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removed_folder_is_reported_at_any_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = begin(tmp_path, 1)
     shutil.rmtree(folder)
     with pytest.raises(CheckpointError, match=r"cannot write .*server-0000\.h5: No such file or directory"):

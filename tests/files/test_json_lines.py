@@ -24,7 +24,9 @@ from mpips.files.json_lines import JsonLines, JsonLinesWriter, ignored_lines_war
         (b'{"a": 1}\n\0\0\0\0', b'{"a": 1}\n'),
     ],
 )
-def test_a_torn_end_is_cut_off(tmp_path: Path, before: bytes, kept: bytes) -> None:
+def test_an_incomplete_last_line_is_removed_before_an_append(
+    tmp_path: Path, before: bytes, kept: bytes
+) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(before)
     with JsonLinesWriter(path) as lines:

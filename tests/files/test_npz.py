@@ -52,13 +52,15 @@ def header(text: str) -> bytes:
         (member(header("__import__('os').abort()\n")), "malformed"),
     ],
 )  # fmt: skip
-def test_what_it_promises_and_does_not_hold_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+def test_an_archive_that_declares_more_than_it_holds_is_refused(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(ValueError, match=said):
         load(tmp_path / "a.npz", follow=False)
 
 
-def test_a_directory_that_claims_too_much_is_refused(tmp_path: Path) -> None:
+def test_an_archive_directory_that_declares_too_many_bytes_is_refused(tmp_path: Path) -> None:
     content = bytearray(
         member(header("{'descr': '|u1', 'fortran_order': False, 'shape': (9,)}\n") + bytes(9))
     )
@@ -69,7 +71,7 @@ def test_a_directory_that_claims_too_much_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "a.npz", follow=False)
 
 
-def test_little_that_unpacks_to_much_is_refused(tmp_path: Path) -> None:
+def test_a_too_large_compression_ratio_is_refused(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", keys=np.zeros(6_000_000), values=np.zeros(6_000_000))
     with pytest.raises(ValueError, match=r"values\.npy declares more bytes than the file can hold"):
         load(tmp_path / "a.npz", follow=False)

@@ -51,7 +51,7 @@ def test_a_link_is_followed_only_where_that_is_meant(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd", "../a", "a\0b"])
-def test_only_plain_names_lead_into_a_folder(tmp_path: Path, name: str) -> None:
+def test_only_plain_file_names_are_accepted_in_a_folder(tmp_path: Path, name: str) -> None:
     with pytest.raises(OSError, match="not a plain file name"):
         inside(tmp_path, name)
     assert inside(tmp_path, "a.h5") == tmp_path / "a.h5"

@@ -112,7 +112,7 @@ def test_a_chain_undoes_in_reverse_what_it_did() -> None:
         assert not got.filtered and got.values is not None and np.array_equal(got.values, rows)
 
 
-def test_what_a_chain_does_nothing_about_travels_as_it_is() -> None:
+def test_a_message_that_no_filter_changes_is_sent_as_it_is() -> None:
     rows = np.arange(3.0)[:, None]
     for chain in (Chain(), named.chain_of([{"name": "significant", "threshold": 1e-9}])):
         made = chain.encode(1, message(Content(None, rows)), about(sums=False))
@@ -167,7 +167,7 @@ def test_a_message_of_another_chain_is_refused() -> None:
         named.chain_of([ZEROS, ZSTD]).decode(made)
 
 
-def test_keys_that_are_known_travel_only_if_some_are_left_out() -> None:
+def test_known_keys_are_sent_only_if_rows_were_dropped() -> None:
     keys = np.arange(1000, dtype=np.uint64)
     rows = np.zeros((1000, 1))
     rows[::50] = 3.0
@@ -265,7 +265,7 @@ def test_filters_are_the_same_if_their_settings_and_code_are() -> None:
 
 
 @pytest.mark.parametrize("key_bits", [64, 128])
-def test_states_are_cut_anew_for_other_shards_and_added_up_for_fewer_workers(key_bits: int) -> None:
+def test_states_are_split_by_the_present_shards_and_summed_over_former_workers(key_bits: int) -> None:
     holding = {"name": "significant", "threshold": 10.0}
     keys: Any = np.arange(0, 100, dtype=np.uint64)
     if key_bits == 128:
@@ -332,7 +332,7 @@ def test_a_filter_that_fails_leaves_those_before_it_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["u1", "?", "f2", "u8", ">f8"])
-def test_what_cannot_travel_is_left_to_be_refused(dtype: str) -> None:
+def test_values_that_cannot_be_sent_are_not_filtered(dtype: str) -> None:
     rows = np.zeros((4000, 1), dtype)
     for entries in ([ZSTD], [ZEROS]):
         made = named.chain_of(entries).encode(1, message(Content(None, rows)), about())
@@ -402,7 +402,7 @@ CHAINS: list[tuple[Entries, Entries]] = [
 
 @pytest.mark.parametrize("entries", CHAINS)
 @pytest.mark.parametrize("trouble", ["none", "lossy", "a server dies"])
-def test_what_was_pushed_is_all_there_in_the_end(entries: tuple[Entries, Entries], trouble: str) -> None:
+def test_filters_lose_no_push_until_the_flush(entries: tuple[Entries, Entries], trouble: str) -> None:
     def schedule(cluster: Cluster) -> Any:
         w = cluster.create_vector(VectorSpec("w", extent=KEYS))
         cluster.workers.call("push")
@@ -445,7 +445,7 @@ class Damaging:
 
 
 @pytest.mark.parametrize("way", ["push", "pull"])
-def test_damage_on_the_way_is_an_error_where_it_is_waited_for(way: str) -> None:
+def test_a_damaged_message_is_an_error_where_the_task_is_waited_for(way: str) -> None:
     class Worker:
         def __init__(self, context: Context) -> None:
             self.context = context
@@ -604,7 +604,7 @@ def test_an_abandoned_round_keeps_the_rows_of_living_workers(after: int) -> None
     assert all(survivors * each <= total <= 3 * each + twice for total in got)
 
 
-def test_a_message_that_comes_twice_is_read_twice_the_same() -> None:
+def test_a_message_that_is_decoded_twice_gives_the_same() -> None:
     chain = named.chain_of([ZEROS, {"name": "fixed_point", "bytes": 2, "least": 0}, ZSTD])
     content = Content(np.arange(500, dtype=np.uint64), np.random.default_rng(1).normal(size=(500, 2)))
     made = sent(chain.encode(1, message(content), about()))
@@ -614,7 +614,7 @@ def test_a_message_that_comes_twice_is_read_twice_the_same() -> None:
     assert first.values.tobytes() == second.values.tobytes()
 
 
-def test_the_guide_s_filter_does_what_it_says() -> None:
+def test_the_example_filter_of_the_documentation_works() -> None:
     text = (Path(__file__).parents[2] / "docs" / "filters.md").read_text()
     block = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert block is not None

@@ -147,7 +147,7 @@ def test_numbers_are_rounded_up_as_often_as_they_should_be(fraction: float) -> N
 
 
 @pytest.mark.parametrize("change", ["seed", "origin", "shard", "time"])
-def test_another_message_draws_anew(change: str) -> None:
+def test_rounding_is_independent_between_messages(change: str) -> None:
     first = steps_up(0.5, 100_000, about())
     np.testing.assert_array_equal(steps_up(0.5, 100_000, about()), first)
     for value in (0, 2**31, -1):
@@ -318,7 +318,7 @@ def test_a_truncated_payload_is_refused_at_every_length() -> None:
 
 
 @pytest.mark.parametrize("bounds", [(1.0, 0.0), (np.nan, 1.0), (0.0, np.inf)])
-def test_bounds_that_are_none_are_refused(bounds: tuple[float, float]) -> None:
+def test_invalid_bounds_are_refused(bounds: tuple[float, float]) -> None:
     _, whole = CODERS[1].encode({}, content(3, DTYPES[0], 500, 1, "normal", "none"), about())
     payload = whole.values.copy()
     payload[:16] = np.array(bounds).view(np.uint8)

@@ -67,7 +67,7 @@ def test_a_share_of_q_is_kept_whatever_the_keys(keep: float, kind: str) -> None:
 
 
 @pytest.mark.parametrize("change", ["seed", "origin", "shard", "time"])
-def test_another_message_draws_anew(change: str) -> None:
+def test_sampling_is_independent_between_messages(change: str) -> None:
     keys = KEYS["runs"]
     first = kept(0.5, keys, about())
     for value in (0, 2**31, -1):
@@ -152,16 +152,16 @@ def test_where_all_are_kept_the_list_stays_itself(keys: NDArray[np.uint64] | Non
         (RandomSkip(0.5), Content(np.empty(0, np.uint64), np.ones((0, 1)))),
     ],
 )
-def test_what_it_is_not_for_passes_unchanged(settings: RandomSkip, content: Content) -> None:
+def test_other_vectors_and_integers_are_unchanged(settings: RandomSkip, content: Content) -> None:
     assert random_skip(settings).encode({}, content, about())[1] is content
 
 
-def test_a_note_is_none_of_its_own() -> None:
+def test_a_note_is_refused_by_its_decoder() -> None:
     with pytest.raises(FilterError, match="note has 1 bytes, expected 0"):
         random_skip(RandomSkip(0.5)).decode(Content(None, np.ones((1, 1)), b"a"))
 
 
-def test_it_is_known_by_its_name_with_its_settings() -> None:
+def test_it_is_found_by_its_name_with_its_settings() -> None:
     found = known["random_skip"]
     assert found.make(typed.build(found.settings, {"keep": 0.25})).drops
     for wrong in (0, 1.5):

@@ -112,7 +112,7 @@ def held_in(state: State) -> dict[int, list[float]]:
     st.sampled_from(["constant", "inverse"]),
     st.booleans(),
 )
-def test_nothing_is_lost_and_all_goes_by_the_rule(
+def test_rows_are_held_and_sent_by_the_threshold_and_none_is_lost(
     data: st.DataObject, dtype: str, width: int, decay: Any, wide: bool
 ) -> None:
     threshold = data.draw(st.sampled_from([0.25, 1.0, 3.0, 1e12]))
@@ -278,7 +278,7 @@ def test_one_large_number_sends_its_row_and_nan_is_large() -> None:
         (Content(keys_of(1), column(0.5)), about(flush=True)),
     ],
 )
-def test_what_it_is_not_for_passes_unchanged(content: Content, where: About) -> None:
+def test_other_vectors_and_commands_are_unchanged(content: Content, where: About) -> None:
     state, sent = significant(Significant(1, vectors=("w",))).encode({}, content, where)
     assert sent is content
     assert state == {}
@@ -295,12 +295,12 @@ def test_rows_that_cannot_be_added_to_what_is_held_are_refused() -> None:
                 coder.encode(state, Content(keys_of(1), wrong), about(flush=flush))
 
 
-def test_a_note_is_none_of_its_own() -> None:
+def test_a_note_is_refused_by_its_decoder() -> None:
     with pytest.raises(FilterError, match="note has 3 bytes, expected 0"):
         significant(Significant(1)).decode(Content(None, column(1), b"abc"))
 
 
-def test_it_is_known_by_its_name_with_its_settings() -> None:
+def test_it_is_found_by_its_name_with_its_settings() -> None:
     found = known["significant"]
     settings: Any = typed.build(found.settings, {"threshold": 1, "decay": "inverse", "vectors": ["w"]})
     assert settings == Significant(1.0, "inverse", ("w",))

@@ -89,7 +89,7 @@ def test_keys_of_128_bits_are_counted_by_both_halves() -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_fresh_keys_are_let_through_no_more_often_than_the_sketch_errs(depth: int) -> None:
+def test_new_keys_pass_at_most_at_the_error_rate_of_the_sketch(depth: int) -> None:
     """After j keys a fresh one finds all its counters taken with a probability of at most (j / width) ** depth.
 
     Fixed keys, bound at five standard deviations: a wrong choice of keys had a probability of 3e-7.
@@ -151,7 +151,7 @@ def test_all_of_a_range_is_listed_once_rows_are_left_out() -> None:
         (Tail(2), np.ones((0, 1))),
     ],
 )
-def test_what_it_is_not_for_passes_unchanged(settings: Tail, values: NDArray[Any]) -> None:
+def test_other_vectors_are_unchanged(settings: Tail, values: NDArray[Any]) -> None:
     content = Content(None, values)
     state, sent = tail(settings).encode({}, content, about(range=KeyRange(0, len(values))))
     assert sent is content
@@ -168,12 +168,12 @@ def test_a_sketch_of_other_settings_is_refused() -> None:
             tail(other).encode(state, content, about())
 
 
-def test_a_note_is_none_of_its_own() -> None:
+def test_a_note_is_refused_by_its_decoder() -> None:
     with pytest.raises(FilterError, match="note has 1 bytes, expected 0"):
         tail(Tail(2)).decode(Content(None, np.ones((1, 1)), b"a"))
 
 
-def test_it_is_known_by_its_name_with_its_settings() -> None:
+def test_it_is_found_by_its_name_with_its_settings() -> None:
     found = known["tail"]
     settings: Any = typed.build(found.settings, {"at_least": 3})
     assert settings == Tail(3, 2**20, 2, ())

@@ -50,7 +50,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_parser: None) -> Pa
 @pytest.mark.parametrize(
     "command", [["crate", "run"], ["query", "run", "key"], ["infer", "run"], ["infer", "run/model.h5"]]
 )
-def test_it_is_neither_packed_nor_applied(
+def test_an_altered_output_is_neither_packed_nor_applied(
     run: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     if command[0] == "crate":
@@ -62,7 +62,7 @@ def test_it_is_neither_packed_nor_applied(
     assert not list(run.parent.glob("*.zip"))
 
 
-def test_a_report_of_it_reports_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_warns_of_an_altered_output(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "run"]) == 0
     assert SAID in capsys.readouterr().err
 

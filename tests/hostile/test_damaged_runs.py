@@ -119,7 +119,7 @@ def judge(command: tuple[str, ...], capsys: pytest.CaptureFixture[str], what: ob
         assert said.splitlines()[-1].startswith("mpips: error: "), f"{command}: {what}: {said}"
 
 
-def test_the_undamaged_one_is_read(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_read_the_undamaged_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lay(place / "run")
     assert main(list(COMMANDS[0])) == 0
     assert main(list(COMMANDS[1])) == 0
@@ -129,7 +129,7 @@ def test_the_undamaged_one_is_read(place: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("name", ["run.json", "result.json"])
 @pytest.mark.parametrize("command", COMMANDS[:4], ids=lambda command: command[0])
-def test_any_value_in_any_place(
+def test_commands_survive_any_value_in_any_place_of_run_and_result(
     place: Path, name: str, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, at in enumerate(places(FILES[name])):
@@ -140,7 +140,7 @@ def test_any_value_in_any_place(
 
 
 @pytest.mark.parametrize("command", COMMANDS[:4], ids=lambda command: command[0])
-def test_any_value_in_the_metrics_and_the_job(
+def test_commands_survive_any_value_in_the_metrics_and_the_job(
     place: Path, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, at in enumerate(places(LINES)):
@@ -157,7 +157,9 @@ def test_any_value_in_the_metrics_and_the_job(
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("kind", ["text", "bytes", "deep", "huge", "fifo", "link", "device", "folder"])
-def test_no_file_of_the_kind(place: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_survive_files_of_any_other_kind(
+    place: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     lay(place / "run")
     path = place / "run" / name
     path.unlink()

@@ -14,7 +14,7 @@ EXAMPLES = 150
 
 
 @pytest.mark.parametrize("what", ["examples", "model", "sketch", "checkpoint", "sampler", "blocks"])
-def test_whatever_a_file_says_is_an_error_or_a_sound_answer(what: str, tmp_path: Path) -> None:
+def test_a_fuzzed_file_gives_an_error_or_a_valid_result(what: str, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, root / "tests" / "fuzzed.py", what, str(EXAMPLES)],

@@ -41,12 +41,12 @@ def test_differences_that_wrap_around_are_seen() -> None:
         ([[0, 1, 3]], [0, 1, 2], "one-dimensional"),
     ],
 )
-def test_rows(indptr: list[int], columns: list[int], said: str) -> None:
+def test_flaws_of_compressed_rows_are_described(indptr: list[int], columns: list[int], said: str) -> None:
     flaw = rows_flaw(np.array(indptr), np.array(columns), 2, 5)
     assert said in flaw and bool(said) is bool(flaw)
 
 
-def test_cells() -> None:
+def test_flaws_of_tables_are_described() -> None:
     assert not cells_flaw(np.zeros(6, np.int64), 2, 3)
     assert "has 5 cells" in cells_flaw(np.zeros(5, np.int64), 2, 3)
     assert cells_flaw(np.zeros(6), 2, 3) and cells_flaw(np.zeros((2, 3), np.int64), 2, 3)

@@ -102,7 +102,7 @@ print(counts, made.double.__name__, sorted({"numba", "llvmlite", "scipy"} & sys.
     run(folder, code, "4 3.0 6 18.0\n[5 5 5] double []")
 
 
-def test_what_numba_converts_is_converted(folder: Path) -> None:
+def test_arguments_are_converted_as_by_numba(folder: Path) -> None:
     code = """
 table = np.ones((4, 6), np.float32)
 read = np.ones(3, np.float32)
@@ -212,7 +212,7 @@ def test_a_kernel_of_one_that_was_loaded_is_compiled(folder: Path) -> None:
     run(folder, f"{code}\nprint(by_numba())", "3.0\n6.0 3.0\nFalse")
 
 
-def test_what_a_loaded_kernel_cannot_do_numba_does(folder: Path) -> None:
+def test_numba_handles_what_cached_kernels_do_not_support(folder: Path) -> None:
     code = "print(made.ones(2), by_numba()); print(made.helper(2), made.helper(1.5))"
     run(folder, code, "[1. 1.] True\n4 3.0")
     (folder / "made.py").write_text(KERNELS)

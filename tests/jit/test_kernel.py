@@ -96,7 +96,7 @@ print(made_kernels.double.__name__, "scipy" in sys.modules)
     assert python(folder, code) == ["False", "3.0", "True", "double", "False"]
 
 
-def test_who_compiles_a_caller_of_a_cached_kernel_gets_what_was_declared(folder: Path) -> None:
+def test_a_caller_of_a_cached_kernel_is_compiled_with_the_declared_types(folder: Path) -> None:
     said = python(folder, f"import made_kernels, made_caller{LOADED}print(made_caller.fourfold(1.5))")
     assert said == ["True", "2", "0", "6.0"]
 
@@ -106,7 +106,7 @@ def test_a_kernel_that_has_been_loaded_can_be_built_into_another(folder: Path) -
     assert python(folder, f"import made_kernels\n{code}") == ["3.0", "True", "2", "0", "6.0"]
 
 
-def test_of_a_cached_kernel_the_machine_code_is_loaded_and_nothing_to_build_upon(folder: Path) -> None:
+def test_only_the_machine_code_of_a_cached_kernel_is_loaded(folder: Path) -> None:
     code = """
 import made_kernels
 import llvmlite.binding as llvm
@@ -134,11 +134,11 @@ def test_a_cached_kernel_takes_nothing_that_was_not_declared(folder: Path) -> No
     assert said == ["refused", "False", "2", "0"]
 
 
-def test_a_numba_that_keeps_its_cache_another_way_is_let_do_it() -> None:
+def test_another_cache_format_of_numba_counts_as_not_cached() -> None:
     assert not is_cached(SimpleNamespace(), ["f8(f8)"])  # it has none of the parts that are looked at
 
 
-def test_threads_may_be_first_together(folder: Path) -> None:
+def test_threads_may_call_a_kernel_first_at_the_same_time(folder: Path) -> None:
     code = """
 import made_kernels, threading
 together, found = threading.Barrier(8), []
@@ -274,7 +274,7 @@ def test_settings_of_numba_in_the_working_folder_are_not_read(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("first", ["mpips.jit.kernel", "mpips.jit.numba_pointers"])
-def test_settings_that_numba_cannot_read_are_not_spoken_of(tmp_path: Path, first: str) -> None:
+def test_unreadable_settings_of_numba_cause_no_warning(tmp_path: Path, first: str) -> None:
     """Numba reads them by PyYAML, which may be missing; whichever module loads numba."""
     (tmp_path / ".numba_config.yaml").touch()
     code = f"import sys; sys.modules['yaml'] = None; import {first}"

@@ -74,9 +74,7 @@ def test_without_a_home_they_are_in_a_private_folder_with_a_warning(
 ) -> None:
     deny(tmp_path / "sources" / "__pycache__")
     deny(tmp_path / "a file")
-    monkeypatch.setattr(
-        "pwd.getpwuid", lambda uid: {}[uid]
-    )  # who is nobody has a number that is not in the table
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # a user id that is not in the table
     monkeypatch.setenv("HOME", str(tmp_path / home) if home == "a file" else home)
     kernel_cache.place.cache_clear()
     found = kernel_cache.choose(str(tmp_path / "sources"))
@@ -89,7 +87,7 @@ def test_without_a_home_they_are_in_a_private_folder_with_a_warning(
     assert said.count("\n") == 1 and str(private) in said and "__pycache__" in said
 
 
-def test_what_the_launcher_has_said_is_not_said_again(
+def test_a_remark_that_the_launcher_has_printed_is_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(kernel_cache.REPORTED, "said")
@@ -213,7 +211,7 @@ def test_a_kernel_that_was_cut_off_is_compiled_again(tmp_path: Path, suffix: str
         assert done.stdout.startswith("42"), done.stderr
 
 
-def test_homes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_user_folders_that_do_not_exist_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert user_folders.home({"HOME": str(tmp_path)}) == tmp_path
     assert user_folders.home({"HOME": "/nonexistent"}) is None
     assert user_folders.config({"HOME": "/nonexistent"}) is None

@@ -140,7 +140,7 @@ def test_the_installed_numba_is_one_that_was_tried() -> None:
     assert first <= here <= last, f"numba {version('numba')} was not tried: see {INTERNALS.name}"
 
 
-def test_three_modules_alone_use_what_numba_keeps_to_itself() -> None:
+def test_only_three_modules_use_private_names_of_numba() -> None:
     private = re.compile(
         r"\.(_cache_file|_compile_for_args|_config_fname|_impl\.re\w+|_index_key|_load_overload|_shared_module|targetctx)\b"
     )

@@ -38,7 +38,7 @@ def test_a_file_that_has_changed_is_compiled_again(package: Path, tmp_path: Path
     assert not Mark("own.py", tmp_path, [], package).is_set
 
 
-def test_a_cache_that_was_cleared_is_seen(package: Path, tmp_path: Path) -> None:
+def test_a_cleared_cache_is_detected(package: Path, tmp_path: Path) -> None:
     mark = Mark("own.py", tmp_path, [], package)
     mark.set()
     (package / "jobs" / "__pycache__" / "one.nbc").unlink()

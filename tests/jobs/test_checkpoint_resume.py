@@ -164,7 +164,7 @@ def test_a_checkpoint_counts_though_an_old_one_cannot_be_removed(
     assert done.stopped and [step_of(path) for path in complete(tmp_path)] == [1, 2, 3]
 
 
-def test_what_a_checkpoint_says(written: tuple[Path, Outcome]) -> None:
+def test_a_checkpoint_is_described_by_job_step_vectors_and_files(written: tuple[Path, Outcome]) -> None:
     folder, _ = written
     path = complete(folder)[0]
     text = inspection.describe(path)
@@ -362,7 +362,7 @@ def test_a_signal_stops_the_run_and_resume_ends_with_the_same_bits(
 
 @pytest.mark.ranks
 @pytest.mark.once
-def test_resume_of_what_is_not_there_is_one_line_and_exit_2(
+def test_resume_from_a_missing_or_damaged_checkpoint_is_one_line_and_exit_2(
     job: Path, written: tuple[Path, Outcome], tmp_path: Path, run_mpips: Callable[..., Any]
 ) -> None:
     done = run_mpips("run", job, "--resume", "latest", "--run-dir", "none", cwd=tmp_path)

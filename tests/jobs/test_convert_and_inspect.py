@@ -33,7 +33,7 @@ def test_what_was_converted_trains_to_the_same_bits(
     assert run_twin(tmp_path / target, 2, 3, settings=settings).sha == plain.sha
 
 
-def test_there_and_back(data_set: DataSet, tmp_path: Path) -> None:
+def test_conversion_to_hdf5_and_back_keeps_the_bits_of_training(data_set: DataSet, tmp_path: Path) -> None:
     for source, target in (
         (data_set.train, "a.h5"),
         (tmp_path / "a.h5", "b.svm"),
@@ -54,7 +54,9 @@ def test_columns_are_hashed_once(tmp_path: Path) -> None:
     assert len(plain.keys) > 10
 
 
-def test_inspect(data_set: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_program_step_vectors_and_shards(
+    data_set: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     outcome = run_twin(data_set, 3, 2, hooks=Hooks(checkpoints=tmp_path), checkpoint={"every": 3, "keep": 9})
     path = complete(tmp_path)[-1]
     assert main(["inspect", str(path)]) == 0

@@ -189,7 +189,7 @@ def test_without_any_worker_the_run_ends_with_a_clear_error(data_set: DataSet) -
         run(data_set, layout={"workers": 2}, faults=faults)
 
 
-# --- Who reads what ----------------------------------------------------------------------------------------
+# --- Reading lost parts ----------------------------------------------------------------------------------------
 
 
 def test_survivors_read_what_was_lost_and_nothing_else(data_set: DataSet) -> None:

@@ -101,7 +101,9 @@ def test_the_same_bits_with_other_settings(
     assert one.metrics["objective"] <= 1.001 * optimum(data.x, data.y, l1)
 
 
-def test_without_it_the_number_of_workers_shows(data_set: Callable[[str], DataSet]) -> None:
+def test_without_exact_sums_the_bits_depend_on_the_number_of_workers(
+    data_set: Callable[[str], DataSet],
+) -> None:
     """So that the tests above mean something."""
     assert len({run_twin(data_set("mixed"), 1, workers).sha for workers in (1, 2, 3)}) == 3
 
@@ -179,7 +181,7 @@ def test_one_is_lost_in_any_phase_to_the_same_bits(
     instants: dict[str, list[int]],
     function: str,
 ) -> None:
-    """What a pass and its reset have changed by then, weights, radii, who is active, is taken back."""
+    """The changes of a pass and its reset (weights, radii, active set) are undone."""
     instant = instants[function][len(instants[function]) // 2]
     for after in (instant + 1, instant + 3, instant + 6):
         network = {"faults": [Fault("kill", 4, after_messages=after)]}
@@ -347,7 +349,7 @@ def test_sums_of_features_are_exact_in_any_parts_and_near_the_truth(seed: int, o
     assert len(set(results)) == 1
 
 
-def test_what_is_small_beside_other_features_has_a_bound_of_its_own() -> None:
+def test_a_small_feature_has_a_bound_of_its_own() -> None:
     """What bounds the sums of all data is far above a feature's own sums; their parts hold what that leaves out."""
     rng = np.random.default_rng(0)
     x = np.abs(rng.normal(size=200)).astype(np.float32) * np.float32(1e-6)
@@ -360,7 +362,7 @@ def test_what_is_small_beside_other_features_has_a_bound_of_its_own() -> None:
     assert sums[3] == 0.0 and sums[1] == pytest.approx((x.astype(float) ** 2).sum(), rel=1e-3)
 
 
-# --- Who cannot ------------------------------------------------------------------------------------------------------
+# --- Refused jobs --------------------------------------------------------------------------------------------------
 
 REFUSED = [
     ("sparse_lr", {"sparse_lr": {"algorithm": "ftrl"}}, "ftrl learns one mini-batch of each worker at a time"),
@@ -375,7 +377,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("program,tables,why", REFUSED)
-def test_a_job_that_cannot_is_refused_in_one_line(
+def test_exact_sums_are_refused_in_one_line_where_they_are_impossible(
     tmp_path: Path, program: str, tables: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(JobError, match=rf"^{tmp_path}/job\.toml:\d+: exact_sums: .*{why}") as caught:

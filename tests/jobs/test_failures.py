@@ -106,7 +106,7 @@ def test_an_error_ends_the_run_and_names_its_rank(
         pytest.param("schedule", "exit", "SystemExit: 0", marks=ONCE),
     ],
 )
-def test_no_exception_is_too_base(
+def test_any_exception_of_a_program_fails_the_run_in_one_line(
     job: Callable[..., Finished], tmp_path: Path, at: str, how: str, said: str
 ) -> None:
     done = job(at=at, how=how)
@@ -217,7 +217,7 @@ def test_a_kill_from_outside_ends_everything(
 @pytest.mark.parametrize(
     "kind", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=ONCE), pytest.param(signal.SIGHUP, marks=ONCE)]
 )
-def test_a_stop_request_to_stop_is_handled(
+def test_a_signal_stops_the_run_with_exit_code_85(
     start_mpips: Callable[..., Started], tmp_path: Path, kind: signal.Signals
 ) -> None:
     run = started(start_mpips, tmp_path)
@@ -243,7 +243,7 @@ def test_the_second_stop_request_ends_a_run_that_does_not_handle_it(
     assert result_of(tmp_path / "run")["status"] == "failed"
 
 
-def test_a_worker_that_hears_nothing_does_not_keep_the_others(
+def test_a_worker_that_receives_nothing_does_not_keep_the_others_from_ending(
     job: Callable[..., Finished], tmp_path: Path
 ) -> None:
     done = job(workers=2, at="deaf")
@@ -370,7 +370,7 @@ def test_lost_and_doubled_messages_change_nothing(job: Callable[..., Finished], 
 
 
 @ONCE
-def test_bare_ranks_that_are_asked_to_stop_while_they_compile_leave_it(
+def test_bare_ranks_that_are_asked_to_stop_abandon_compilation(
     start_ranks: Callable[..., Started], run_mpips: Callable[..., Finished], tmp_path: Path
 ) -> None:
     """It would take a minute, and what comes after it would end at once."""

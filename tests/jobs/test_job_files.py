@@ -19,7 +19,7 @@ JOBS: dict[str, tuple[list[str], Callable[[dict[str, Any]], bool]]] = {
 """By file: overrides that shorten it, and a check of its metrics."""
 
 
-def test_these_are_all() -> None:
+def test_every_job_file_of_the_project_is_tested() -> None:
     assert {f"{path.parent.name}/{path.name}" for path in ROOT.glob("jobs/*/*.toml")} == set(JOBS)
 
 

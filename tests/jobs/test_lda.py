@@ -163,7 +163,7 @@ def test_the_likelihood_is_that_of_the_paper(train: Path) -> None:
     )
 
 
-def test_what_a_run_leaves(train: Path, tmp_path: Path) -> None:
+def test_a_run_writes_metrics_model_and_topics(train: Path, tmp_path: Path) -> None:
     vocab = tmp_path / "vocab"
     vocab.write_text("".join(f"word{w}\n" for w in range(WORDS)))
     outcome = run(train, 2, data={"test": str(train), "vocab": str(vocab)}, settings={"sweeps": 6})
@@ -242,7 +242,7 @@ def test_workers_join_and_leave_with_their_topics(train: Path) -> None:
     assert likelihood[-1] > likelihood[9] * 1.02
 
 
-def test_checkpoints_change_nothing_and_are_gone_on_from(train: Path, tmp_path: Path) -> None:
+def test_checkpoints_change_no_bit_and_can_be_resumed(train: Path, tmp_path: Path) -> None:
     plain = run(train, 2)
     written = run(train, 1, checkpoints=tmp_path, checkpoint={"every": 4, "keep": 9})
     assert written.sha == plain.sha

@@ -97,7 +97,7 @@ def test_a_long_document_of_one_topic() -> None:
     assert found == pytest.approx(wanted, abs=1e-6)
 
 
-def test_what_makes_no_likelihood() -> None:
+def test_invalid_counts_topics_and_priors_have_no_likelihood() -> None:
     block, z = made(1, 3, 4, 5)
     with pytest.raises(ValueError, match="must be 0 to 3"):
         doc_likelihood(block, z - 1, 4, np.ones(4))

@@ -86,7 +86,7 @@ def test_the_posterior_of_three_documents(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
-def test_a_long_chain_is_at_home_in_the_posterior(kind: str) -> None:
+def test_a_long_chain_samples_the_posterior(kind: str) -> None:
     """From a topic of its own for everyone the chain finds the posterior: every 20th state, nearly independent."""
     exact, draws = posterior(), 4000
     z = [0, 1, 2, 0, 1, 2]

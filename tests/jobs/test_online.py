@@ -100,7 +100,7 @@ def test_the_same_bits_for_any_number_of_servers(data_set: DataSet, algorithm: s
     ],
 )
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_with_delay_it_learns_all_the_same(
+def test_with_delay_the_objective_is_close_to_the_sequential_one(
     data_set: DataSet, algorithm: str, consistency: dict[str, Any]
 ) -> None:
     settings = {"algorithm": algorithm, "batch": 10, "passes": 10, "l1": 0.1, "alpha": 0.5}
@@ -280,7 +280,7 @@ def test_bad_lines_are_skipped_and_counted(data_set: DataSet, tmp_path: Path, al
 
 
 @pytest.mark.parametrize("algorithm", ["ftrl", "sgd", "darlin"])
-def test_what_is_met_in_columns_is_reported_once(tmp_path: Path, algorithm: str) -> None:
+def test_unusual_contents_of_columns_are_reported_once(tmp_path: Path, algorithm: str) -> None:
     train, test = tsv(tmp_path, "train.tsv", 300, 1), tsv(tmp_path, "test.tsv", 100, 2)
     names, *rows = test.read_text().splitlines()
     order = [0, *reversed(range(1, len(names.split("\t"))))]

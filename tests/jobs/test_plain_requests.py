@@ -14,7 +14,9 @@ PROGRAM = Path(__file__).parent / "programs" / "plain.py"
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("what", ["moves", "is killed"])
-def test_a_server(tmp_path: Path, run_mpips: Callable[..., Any], starter: Any, what: str) -> None:
+def test_a_server_serves_plain_requests(
+    tmp_path: Path, run_mpips: Callable[..., Any], starter: Any, what: str
+) -> None:
     killed = what == "is killed"
     if killed and not starter.mpi.ulfm:
         pytest.skip("this MPI ends all ranks when one dies")

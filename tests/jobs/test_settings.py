@@ -32,7 +32,7 @@ CASES = [(job, key, value) for job, keys in BAD.items() for key, values in keys.
 
 
 @pytest.mark.parametrize(("program", "key", "value"), CASES)
-def test_a_number_that_makes_no_sense(tmp_path: Path, program: str, key: str, value: str) -> None:
+def test_invalid_numbers_in_settings_are_refused(tmp_path: Path, program: str, key: str, value: str) -> None:
     job = tmp_path / "job.toml"
     job.write_text(f'[job]\nprogram = "{program}"\n[{program}]\n{key} = {value}\n')
     with pytest.raises(JobError, match=rf"job\.toml:4: {key}"):
@@ -40,7 +40,7 @@ def test_a_number_that_makes_no_sense(tmp_path: Path, program: str, key: str, va
 
 
 @pytest.mark.parametrize("program", BAD)
-def test_all_numbers_are_tried(program: str) -> None:
+def test_every_number_of_the_settings_has_invalid_examples(program: str) -> None:
     fields = load_program(program, Path()).settings.__dataclass_fields__.values()  # type: ignore[attr-defined]
     numbers = {each.name for each in fields if each.type in ("int", "float")}
     assert numbers == BAD[program].keys()

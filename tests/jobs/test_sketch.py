@@ -333,7 +333,9 @@ def test_the_query_command(
     [{"depth": 5}, {"width": 2**40}, {"width": -64, "depth": -4}, {"table": np.zeros(256, np.int32)}, {"depth": 4.0},
      {"table": np.zeros((4, 64), np.int64)}, {"seed": -1}, {"text": None}],
 )  # fmt: skip
-def test_a_table_that_is_not_of_its_size_is_not_read(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_a_table_whose_size_does_not_match_its_shape_is_refused(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
     whole: dict[str, Any] = {
         "table": np.ones(256, np.int64),
         "depth": 4,

@@ -260,7 +260,7 @@ def test_columns_of_tables(rows: list[tuple[str, str, int]], ending: str) -> Non
     assert last.keys.tolist() == chunk.keys.tolist() and last.weights.tolist() == chunk.weights.tolist()
 
 
-def test_hashes_tell_texts_apart() -> None:
+def test_hashes_of_different_texts_differ() -> None:
     texts = ["", "a", "a\0", "\0a", "\0", "\0\0", "abcdefgh", "abcdefgh\0", "abcdefghi", "habcdefg"]
     texts += [f"key{number}" for number in range(20_000)] + ["x" * n for n in range(3, 60)]
     assert len({hash_of(text) for text in texts}) == len(texts)

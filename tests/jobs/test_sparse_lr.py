@@ -91,7 +91,7 @@ def test_the_optimum_with_any_number_of_blocks(data_set: Callable[[str], DataSet
     check(outcome, data, 3.0, optimum(data.x, data.y, 3.0))
 
 
-def test_no_feature_is_wanted_at_a_heavy_penalty(data_set: Callable[[str], DataSet]) -> None:
+def test_a_large_penalty_leaves_all_weights_at_zero(data_set: Callable[[str], DataSet]) -> None:
     data = data_set("real")
     outcome = run_twin(data, 2, 2, settings={"l1": 1e6})
     assert outcome.metrics["objective"] == pytest.approx(len(data.y) * np.log(2.0), rel=1e-12)
@@ -107,7 +107,7 @@ def test_without_a_penalty(tmp_path: Path) -> None:
     assert outcome.metrics["objective"] <= 1.0001 * objective(free.coef_[0], data.x, data.y, 0.0)
 
 
-def test_no_mixture_is_made_of_rounding_errors(tmp_path: Path) -> None:
+def test_no_mixture_amplifies_rounding_errors(tmp_path: Path) -> None:
     """Here some passes move w by a few units in the last place, and a mixture of 1e12 times that looked like a gain."""
     data = make(tmp_path, "correlated", n=22, m=30, seed=655927)
     l1 = 7.7943824863083115
@@ -221,7 +221,7 @@ LOSSLESS = [{"name": "zeros", "least": 0}, {"name": "lz4", "least": 0}]
 
 
 @pytest.mark.parametrize("kind,workers", [("binary", 2), ("real", 3), ("correlated", 1)])
-def test_rounding_filters_find_the_optimum_and_do_not_feign_a_better_one(
+def test_rounding_filters_find_the_optimum_and_report_its_objective(
     data_set: Callable[[str], DataSet], kind: str, workers: int
 ) -> None:
     data, filters = data_set(kind), {"push": ROUNDING, "pull": ROUNDING}

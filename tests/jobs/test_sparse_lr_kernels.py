@@ -430,7 +430,7 @@ def test_a_target_ends_a_run_and_without_the_filter_there_is_no_reset_for_slowne
     assert (decision.reset, decision.stop) == (False, True)
 
 
-def test_tiny_steps_do_not_pass_for_convergence() -> None:
+def test_slow_progress_does_not_count_as_convergence() -> None:
     slow = [
         1000.0 * (1.0 + 1.0 / k) for k in range(1, 1001)
     ]  # 1 / k: relative change 1e-5 long before the end

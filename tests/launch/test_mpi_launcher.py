@@ -82,7 +82,7 @@ def test_threads_are_one_unless_the_user_says_otherwise() -> None:
     assert added == {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 
-def test_only_open_mpi_as_root_needs_leave() -> None:
+def test_only_open_mpi_as_root_gets_permission_to_run_as_root() -> None:
     leave = {"OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"}
     assert leave <= set(mpi_launcher.launch_environment("openmpi", {}, root=True))
     assert not leave & set(mpi_launcher.launch_environment("openmpi", {}, root=False))
@@ -164,7 +164,7 @@ def test_a_python_without_mpi4py_is_an_input_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("says", ["hello", "{}", "[1]", r"printf \\377", ""])
-def test_a_python_that_reports_itmething_else_is_an_input_error(tmp_path: Path, says: str) -> None:
+def test_unexpected_output_of_the_python_that_loads_mpi_is_an_input_error(tmp_path: Path, says: str) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\necho {shlex.quote(says)}; printf '\\377' >&2\n")
     python.chmod(0o755)
@@ -181,7 +181,7 @@ def test_a_python_that_does_not_end_is_an_input_error(
         mpi_launcher.find_mpi(str(python))
 
 
-def test_whatever_is_on_the_path_the_launcher_is_found(
+def test_the_launcher_is_found_behind_unusable_files_on_the_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nowhere" / "python"))
@@ -257,7 +257,7 @@ def test_the_verdict_is_the_results(
     assert "\n" not in line
 
 
-def test_without_a_result_what_a_rank_has_said_is_the_reason() -> None:
+def test_without_a_result_the_error_printed_by_a_rank_is_the_reason() -> None:
     output = "mpips: error: first\n pass 7\nmpips: error: /r/metrics.jsonl: No space left on device\nabort"
     _, line = mpi_launcher.verdict(None, 74, Path("/runs/x"), output=output)
     assert line == "mpips: failed: /r/metrics.jsonl: No space left on device; run folder: /runs/x"
@@ -319,7 +319,7 @@ def sleepers(start: Callable[..., Started], folder: Path, how: str) -> Started:
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("kind", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
-def test_every_stop_request_to_stop_reaches_all_ranks_as_usr1(
+def test_every_stop_signal_reaches_all_ranks_as_usr1(
     start: Callable[..., Started], tmp_path: Path, kind: signal.Signals
 ) -> None:
     started = sleepers(start, tmp_path, "heeds")
@@ -330,7 +330,7 @@ def test_every_stop_request_to_stop_reaches_all_ranks_as_usr1(
 
 
 @pytest.mark.ranks
-def test_a_second_interrupt_kills_ranks_that_do_not_heed(
+def test_a_second_interrupt_kills_ranks_that_ignore_the_first(
     start: Callable[..., Started], tmp_path: Path
 ) -> None:
     started = sleepers(start, tmp_path, "ignores")
@@ -382,7 +382,7 @@ sys.exit(code or (folder / ("ompi." + (folder / "number").read_text().strip())).
 """
 
 
-def test_a_launcher_does_not_meet_what_another_of_its_number_left_behind(
+def test_the_session_folder_of_a_killed_launcher_is_removed(
     start: Callable[..., Started], tmp_path: Path
 ) -> None:
     started = start(
@@ -402,7 +402,7 @@ def test_a_launcher_that_waits_for_a_stopped_rank_is_ended_once_there_is_a_resul
     assert done.code == code, done.stderr
 
 
-def test_a_result_that_a_launcher_may_have_asked_for_is_not_the_last_word() -> None:
+def test_a_provisional_result_does_not_end_the_wait_for_the_launcher() -> None:
     launch = Launch("openmpi", ("true",), {})
     result = {"status": "failed", "provisional": True}
     assert LauncherProcess(launch, lambda: result)._status() == ""

@@ -44,7 +44,7 @@ def job_of(job_file: Path, servers: int, workers: int = 1, spares: int = 0, repl
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 9))
-def test_ranks_are_dealt_in_turn_as_far_as_there_is_room(ranks: int, nodes: int, extra: int) -> None:
+def test_ranks_are_placed_round_robin_within_capacities(ranks: int, nodes: int, extra: int) -> None:
     names = [f"n{number}" for number in range(nodes)]
     assert round_robin(ranks, names) == tuple(names[rank % nodes] for rank in range(ranks))
     room = [(ranks + number * extra) // nodes + 1 for number in range(nodes)]
@@ -113,7 +113,7 @@ def test_a_large_layout_stays_readable(job_file: Path) -> None:
 # The command.
 
 
-def test_the_command_teaches_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["layout", "--help"])
     assert caught.value.code == 0
@@ -126,7 +126,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return captured.out.splitlines()
 
 
-def test_the_command_deals_a_job_to_nodes(
+def test_the_command_places_a_job_on_nodes(
     job_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = ["--set", "layout.servers=2", "--set", "layout.workers=2"]
@@ -172,7 +172,7 @@ def test_the_command_shows_a_run_as_it_was(
         (["--nodes", "1", "--ntasks-per-node", "2"], "3 ranks do not fit on 1 nodes, which take 2"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_invalid_options_are_refused_in_one_line(
     job_file: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["layout", str(job_file), *arguments]) == 2

@@ -165,7 +165,7 @@ def test_every_value_arrives_byte_for_byte_or_is_refused(
 @given(TEXT, st.sampled_from(["name", "partition", "account", "qos", "option", "time", "pmi", "module"]))
 @example("a\n#SBATCH --wrap=x", "name")
 @example("a --uid=0", "partition")
-def test_what_slurm_reads_fits_a_pattern_or_is_refused(text: str, where: str) -> None:
+def test_values_that_slurm_parses_match_a_pattern_or_are_refused(text: str, where: str) -> None:
     assume(text)
     try:
         site = {
@@ -188,7 +188,7 @@ def test_what_slurm_reads_fits_a_pattern_or_is_refused(text: str, where: str) ->
 @pytest.mark.parametrize(
     "option", ["--nodes=9", "--wrap=x", "--array=1-9", "--signal=KILL@1", "--job-name=x"]
 )
-def test_what_the_script_decides_cannot_be_set_behind_its_back(option: str) -> None:
+def test_options_that_mpips_sets_are_refused(option: str) -> None:
     with pytest.raises(ValueError, match="is decided by"):
         Site(options=(option,))
     with pytest.raises(InputError, match="is decided by"):

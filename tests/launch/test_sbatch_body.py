@@ -195,14 +195,14 @@ def test_a_refused_requeue_reports_how_to_continue(stage: Stage) -> None:
     assert f"submit the job again, with --resume {stage.runs}/toy-7/checkpoints/STEP" in said
 
 
-def test_a_requeue_that_ends_who_asked_for_it_was_none_the_less_done(stage: Stage) -> None:
+def test_a_requeue_that_ends_the_script_is_not_reported_as_refused(stage: Stage) -> None:
     (stage.folder / "ends").touch()
     code, said = stage.run(CHECKPOINT + "exit 85")
     assert (code, stage.requeued()) == (0, ["7"])
     assert "refused" not in said
 
 
-def test_a_lost_rank_sends_it_back_until_it_gets_no_further(stage: Stage) -> None:
+def test_a_job_that_lost_a_rank_is_requeued_while_there_are_new_checkpoints(stage: Stage) -> None:
     for restarts in (0, 1):
         assert stage.run(CHECKPOINT + "exit 1", restarts=restarts)[0] == 0
         assert stage.requeued() == ["7"]
@@ -229,7 +229,7 @@ def test_a_restart_without_a_checkpoint_begins_anew_and_keeps_what_was_written(s
     assert (stage.runs / "toy-7" / "start-1" / "run.json").read_text() == "first\n"
 
 
-def test_a_torn_checkpoint_is_none(stage: Stage) -> None:
+def test_an_incomplete_checkpoint_is_not_resumed(stage: Stage) -> None:
     stage.run('mkdir -p "$run/checkpoints/step-000010"; exit 1')
     stage.run("exit 0", restarts=1)
     assert "--resume" not in stage.called()
@@ -281,7 +281,7 @@ def test_modules_setup_and_variables_come_in_this_order(stage: Stage, tmp_path: 
     ]  # fmt: skip
 
 
-def test_what_is_not_there_is_one_line(stage: Stage, tmp_path: Path) -> None:
+def test_a_missing_python_folder_or_module_is_reported_in_one_line(stage: Stage, tmp_path: Path) -> None:
     host = os.uname().nodename
     for more, said in (
         ({"python": "/no/python"}, f"there is no Python /no/python on {host}"),
@@ -388,7 +388,7 @@ def test_the_last_task_of_an_array_is_asked_for_by_its_own_name(stage: Stage) ->
     assert stage.requeued() == ["7_3"]
 
 
-def test_what_a_setup_file_leaves_behind_changes_nothing(stage: Stage) -> None:
+def test_shell_options_and_folder_of_a_setup_file_have_no_effect(stage: Stage) -> None:
     setup = stage.folder / "setup.sh"
     setup.write_text('for each; do echo "sees $each" >&2; done\nset -euo pipefail\ncd /tmp\nset -- gnu\n')
     code, said = stage.run(CHECKPOINT + "exit 85", site=Site(setup=str(setup)))
@@ -427,7 +427,7 @@ def test_a_job_that_was_submitted_from_inside_another_is_itself(stage: Stage) ->
     assert names & PARENT.keys() == {"SLURM_RESTART_COUNT"}
 
 
-def test_a_jobs_name_says_nothing_about_it(stage: Stage) -> None:
+def test_facts_of_a_job_are_not_read_from_its_name(stage: Stage) -> None:
     stage.variables["SLURM_JOB_NAME"] = "x ArrayJobId=5 ArrayTaskId=1 Restarts=9 JobState=FAILED"
     assert stage.run(CHECKPOINT + "exit 85")[0] == 0
     assert stage.requeued() == ["7"] and after(stage.called(), "--run-dir") == ["runs/toy-7"]

@@ -47,7 +47,7 @@ def test_a_list_of_more_nodes_than_there_are_is_refused_before_it_is_made() -> N
 
 
 @given(st.text("n[]0123456789,-", max_size=20))
-def test_no_text_does_worse_than_being_refused(text: str) -> None:
+def test_any_text_is_a_list_of_nodes_or_refused(text: str) -> None:
     try:
         found = nodes(text)
     except ValueError:
@@ -103,7 +103,7 @@ def test_the_nodes_of_a_heterogeneous_job_are_those_of_all_components() -> None:
     assert (found["nodes"], found["het_size"], found["tasks_per_node"]) == (["n1", "n2", "big1"], 2, [3, 3])
 
 
-def test_what_cannot_be_read_is_none_and_takes_nothing_else_along() -> None:
+def test_an_unreadable_fact_is_none_and_the_others_are_kept() -> None:
     odd = facts(TOLD | {"SLURM_JOB_NODELIST": "n[", "SLURM_TASKS_PER_NODE": "?"})["slurm"]
     assert odd["nodes"] is odd["tasks_per_node"] is odd["end"] is None
     assert odd["job_id"] == "17"
@@ -184,7 +184,7 @@ def test_the_number_of_nodes_is_that_of_the_allocation(reported: dict[str, str],
     assert node_count(reported) == count
 
 
-def test_a_job_is_submitted_without_what_tells_of_the_one_around_it() -> None:
+def test_a_job_is_submitted_without_variables_of_the_surrounding_job() -> None:
     around = {
         "SLURM_ARRAY_TASK_ID": "1",
         "SLURM_RESTART_COUNT": "2",

@@ -15,7 +15,7 @@ COUNT = st.integers(1, 40)
 
 
 @given(COUNT, COUNT, COUNT, st.integers(0, 40))
-def test_what_is_granted_has_room_forevery_rank_and_no_empty_node(
+def test_the_requested_nodes_have_room_for_every_rank_and_none_is_empty(
     servers: int, workers: int, nodes: int, per_node: int
 ) -> None:
     layout = LayoutSpec(servers=servers, workers=workers)
@@ -29,7 +29,7 @@ def test_what_is_granted_has_room_forevery_rank_and_no_empty_node(
     assert part.per_node == per_node or (per_node == 0 and (part.per_node - 1) * nodes < layout.size())
 
 
-def test_too_little_room_says_what_would_do() -> None:
+def test_too_little_room_is_refused_with_options_that_fit() -> None:
     with pytest.raises(InputError) as caught:
         uniform(SEVEN, 2, 3, 1)
     assert str(caught.value) == (

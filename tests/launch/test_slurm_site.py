@@ -29,11 +29,11 @@ def test_an_editor_of_windows_may_have_written_it(tmp_path: Path) -> None:
         slurm_site.load(path)
 
 
-def test_none_is_needed() -> None:
+def test_no_site_file_gives_the_defaults() -> None:
     assert slurm_site.load(None) == Site()
 
 
-def test_the_example_is_one() -> None:
+def test_the_example_site_file_is_valid() -> None:
     assert slurm_site.load(Path(__file__).parents[2] / "slurm" / "site.toml").launcher in ("mpirun", "srun")
 
 

@@ -138,7 +138,7 @@ def together(
         beside.Free()
 
 
-# --- anything, in any order, against numpy ---------------------------------------------------------------
+# --- random requests, compared with numpy ---------------------------------------------------------------
 
 
 class Asking:
@@ -242,7 +242,7 @@ def ask_anything(seed: int, rounds: int) -> Callable[[Callers], int]:
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize("dense", [True, False], ids=["dense", "sparse"])
 @pytest.mark.parametrize(("shards", "most"), [(1, KEY_CACHE), (3, KEY_CACHE), (1, 4000)])
-def test_anything_in_any_order(dense: bool, shards: int, most: float) -> None:
+def test_random_requests_in_any_order_are_applied_once(dense: bool, shards: int, most: float) -> None:
     extent = BLOCK * (min(MPI.COMM_WORLD.Get_size(), MOST) - 1)
     specs = [
         VectorSpec(f"{dtype}-{width}-{update}", dtype, width, extent, update, dense=dense)
@@ -317,7 +317,7 @@ def test_pushes_to_shards_with_copies_are_applied_and_copied_without_python(size
     together(specs, ask, check, servers=2, replicas=1, prepare=prepare)
 
 
-# --- what is easily got wrong ----------------------------------------------------------------------------
+# --- particular cases ----------------------------------------------------------------------------
 
 SUMS = VectorSpec("sums", "int64", 1, 1000, dense=True)
 
@@ -357,7 +357,9 @@ def test_requests_repeated_in_another_view_are_applied_once(ahead: int) -> None:
 
 
 @pytest.mark.mpi(min_size=2)
-def test_a_list_that_its_vector_does_not_remember_to_have_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_sent_with_keys_again_when_the_vector_has_forgotten_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(request_module, "MOST_SIGNATURES", 1)
 
     def ask(callers: Callers) -> int:

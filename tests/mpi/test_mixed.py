@@ -104,7 +104,7 @@ def lead(node: Node, folder: Path) -> None:
 
 
 @pytest.mark.mpi(min_size=3)
-def test_sums_are_exact_whoever_answers(tmp_path: Path) -> None:
+def test_sums_are_exact_on_the_fast_path_and_in_python(tmp_path: Path) -> None:
     comm = MPI.COMM_WORLD.Dup()
     size = comm.Get_size()
     servers = (size - 1) // 2

@@ -23,7 +23,7 @@ def daly(run: FailingRun) -> float:
 
 @pytest.mark.parametrize("every", [100.0, 400.0, 1200.0, 3600.0])
 @pytest.mark.parametrize("mtbf", [90_000.0, 360_000.0])
-def test_the_mean_is_dalys(every: float, mtbf: float) -> None:
+def test_the_mean_run_time_is_that_of_dalys_formula(every: float, mtbf: float) -> None:
     run = MORTAL._replace(every=every, mtbf=mtbf)
     ends = [simulate_once(run, np.random.default_rng([1, number])) for number in range(150)]
     failures, seconds, _ = np.array(ends).T

@@ -38,7 +38,7 @@ def made(costs: Costs, layout: RankCounts, cores: int = 2, noise: float = 1.0) -
     )  # fmt: skip
 
 
-def test_costs_are_found_again() -> None:
+def test_fitted_costs_are_those_that_the_measurements_were_made_of() -> None:
     found = fit_costs([made(COSTS, layout) for layout in LAYOUTS])
     for name in Costs.__dataclass_fields__:
         assert getattr(found, name) == pytest.approx(getattr(COSTS, name), rel=1e-6, abs=1e-12), name
@@ -53,13 +53,13 @@ def test_noise_makes_no_cost_negative_and_no_prediction_wild(noise: list[float])
         assert said == pytest.approx(real, rel=0.35)
 
 
-def test_runs_that_tell_too_little_are_refused() -> None:
+def test_too_few_or_too_similar_runs_are_refused() -> None:
     for layouts in ([RankCounts(1, 1)] * 3, [RankCounts(1, 2), RankCounts(2, 2), RankCounts(3, 2)]):
         with pytest.raises(InputError, match="at least three layouts"):
             fit_costs([made(COSTS, layout) for layout in layouts])
 
 
-def test_what_is_shared_shrinks_and_what_is_reported_to_all_grows() -> None:
+def test_shared_costs_fall_and_total_bytes_grow_with_the_number_of_workers() -> None:
     machine = Machine(64, 10, 1e9, 10e-6)
     few, many = (predict(COSTS, machine, RankCounts(4, workers)) for workers in (8, 256))
     assert many.compute == pytest.approx(few.compute / 32)

@@ -36,7 +36,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_a_name_is_a_text_that_can_be_sent_and_shown(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_any_host_name_becomes_a_short_printable_text(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(host.socket, "gethostname", lambda: name)
     text = host.host_name()
     assert 0 < len(text.encode()) <= host.NAME_BYTES

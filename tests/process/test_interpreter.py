@@ -91,7 +91,7 @@ def test_every_line_that_starts_python_leaves_the_working_folder_out() -> None:
         (":.", ["/bin", "HERE"], False, ["/bin", "HERE"], "."),
     ],
 )
-def test_what_is_forgotten(
+def test_the_working_folder_is_removed_from_the_module_path(
     named: str | None, path: list[str], by_module: bool, left: list[str], reported: str | None,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

@@ -26,7 +26,7 @@ def test_one_line_keeps_no_line_end() -> None:
     assert printable("a\nb\tc", keep="") == r"a\nb\tc"
 
 
-def test_what_is_very_long_keeps_its_ends_and_says_its_length() -> None:
+def test_long_texts_are_shortened_to_their_ends_and_length() -> None:
     name = "a" + 99_998 * "x" + "b"
     said = one_line(f"{name} is not in\n{name}")
     assert "\n" not in said and len(said) < 1000

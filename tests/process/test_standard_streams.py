@@ -205,7 +205,7 @@ def test_a_live_table_acts_on_the_terminal_and_what_it_shows_does_not() -> None:
 @pytest.mark.ranks
 @pytest.mark.once
 @pytest.mark.parametrize("where", [">/dev/full", "<&- >&- 2>&-"])
-def test_a_run_continues_whatever_becomes_of_its_output(
+def test_a_run_continues_when_its_output_cannot_be_written(
     shell: Callable[..., Finished], toy: Path, where: str
 ) -> None:
     done = shell(f"{MPIPS} run job.toml --run-dir run {where}")

@@ -38,7 +38,7 @@ def test_a_stop_request_ends_what_cannot_be_stopped_otherwise_and_is_kept_from_t
     assert signal.getsignal(kind) is before
 
 
-def test_what_nohup_ignores_is_no_wish(hup: None) -> None:
+def test_an_ignored_hangup_signal_is_no_stop_request(hup: None) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with StopRequests() as requests:
         requests.record_only()

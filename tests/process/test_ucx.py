@@ -41,7 +41,7 @@ def said(folder: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_it_is_not_read(how: str, tmp_path: Path) -> None:
+def test_ucx_conf_of_the_working_folder_is_not_read(how: str, tmp_path: Path) -> None:
     (tmp_path / "ucx.conf").write_text("UCX_LOG_LEVEL=debug\n")
     (tmp_path / "job.toml").write_text('[job]\nprogram = "no such"\n')
     if "UCX  DEBUG" not in said(tmp_path, "-c", "from mpi4py import MPI"):
@@ -52,7 +52,9 @@ def test_it_is_not_read(how: str, tmp_path: Path) -> None:
     assert how == "find" or "mpips: the ucx.conf of the working folder is not read" in found
 
 
-def test_the_working_folder_is_left_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_working_folder_is_changed_while_mpi_is_loaded_and_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with ucx.without_ucx_conf():
         assert os.getcwd() == str(tmp_path)

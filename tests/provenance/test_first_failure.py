@@ -70,7 +70,7 @@ def log(folder: RunFolder, rank: int, event: str, after: float, **facts: Any) ->
         lines.append({"wall": START + after, "rank": rank, "event": event, **facts})
 
 
-def test_nothing_is_known_of_a_run_without_a_word(folder: RunFolder) -> None:
+def test_a_run_without_logged_failures_has_no_first_failure(folder: RunFolder) -> None:
     assert first(folder) is None
     log(folder, 0, "start", 1)
     log(folder, 2, "lost", 2, lost=1, **DIED)  # it was survived
@@ -150,7 +150,7 @@ def test_what_launchers_say() -> None:
 
 
 @given(st.text(max_size=60))
-def test_no_words_of_a_launcher_do_harm(text: str) -> None:
+def test_any_output_of_a_launcher_is_parsed_without_an_error(text: str) -> None:
     assert all(
         words.startswith("ended by ")
         for words in ranks_ended_by_signal(HYDRA + text + PRTE, first_ended=[0]).values()
@@ -183,7 +183,7 @@ def test_peers_that_are_gone_are_missed_and_one_rank_of_a_host_reports_it() -> N
     assert LocalRanks(3, processes).missing() == []
 
 
-def test_the_kernels_word_on_memory_is_heard(tmp_path: Path) -> None:
+def test_oom_kills_are_read_from_the_control_group(tmp_path: Path) -> None:
     (tmp_path / "proc/self").mkdir(parents=True)
     group = tmp_path / "sys/fs/cgroup/slurm/job_7"
     group.mkdir(parents=True)
@@ -195,7 +195,7 @@ def test_the_kernels_word_on_memory_is_heard(tmp_path: Path) -> None:
     assert oom_kills(tmp_path) is None
 
 
-def test_who_ends_first_is_seen_from_outside(tmp_path: Path) -> None:
+def test_the_watch_records_which_rank_ends_first(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with (
         subprocess.Popen(["sleep", "60"]) as one,
@@ -217,7 +217,7 @@ def test_who_ends_first_is_seen_from_outside(tmp_path: Path) -> None:
     assert watch.first_ended == (1,)
 
 
-def test_a_watch_over_nothing_ends_when_it_is_told_to(tmp_path: Path) -> None:
+def test_a_watch_without_ranks_ends_with_its_context(tmp_path: Path) -> None:
     with FirstExitWatch(RunFolder(tmp_path)) as watch:
         pass
     assert watch.first_ended == () and not watch.is_alive()

@@ -29,7 +29,7 @@ def tree(tmp_path: Path) -> Path:
     return made
 
 
-def test_no_tree_has_no_state(tmp_path: Path) -> None:
+def test_a_folder_outside_of_a_tree_has_no_state(tmp_path: Path) -> None:
     assert git_state.root_of(tmp_path / ("x" * 300)) is None, "a folder that cannot be looked into"
     assert git_state.state_of(tmp_path) is None
 
@@ -48,7 +48,7 @@ def test_a_clean_tree_is_its_commit(tree: Path) -> None:
     }  # fmt: skip
 
 
-def test_what_was_changed_has_a_name(tree: Path) -> None:
+def test_a_difference_is_identified_by_its_hash(tree: Path) -> None:
     hashes = set()
     for text in ("2\n", "3\n", "2\n"):
         (tree / "x").write_text(text)
@@ -85,14 +85,14 @@ def test_the_users_git_settings_do_not_change_the_hash(tree: Path, monkeypatch: 
     assert git_state.state_of(tree) == before
 
 
-def test_a_remote_gives_no_password_away(tree: Path) -> None:
+def test_the_address_of_a_remote_has_no_password(tree: Path) -> None:
     git(tree, "remote", "add", "origin", "https://me:secret@example.org/x.git")
     state = git_state.state_of(tree)
     assert state is not None
     assert state["remote"] == "https://example.org/x.git"
 
 
-def test_who_does_not_answer_in_time_is_left(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_queries_that_exceed_the_timeout_are_killed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tree / "slow").mkdir()
     script = tree / "slow" / "git"
     real = subprocess.run(["which", "git"], capture_output=True, text=True, check=True).stdout.strip()

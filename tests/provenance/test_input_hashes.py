@@ -113,7 +113,7 @@ def test_a_file_of_a_year_that_no_calendar_has_is_a_problem_and_no_more(
     assert input_hashes.stat_facts(file) == {"problem": "year 14645 is out of range"}
 
 
-def test_looking_for_inputs_ends_no_rank() -> None:
+def test_an_error_of_the_input_search_does_not_end_the_rank() -> None:
     def fail() -> list[tuple[str, Path]]:
         raise RuntimeError("no such thing")
 

@@ -153,7 +153,9 @@ def checkpoint(folder: Path, facts: dict[str, Any] | None, step: int = 3) -> Pat
          {"status": "failed", "code": 1, "reason": "rank 2: no", "failed_rank": "rank 2"}),
     ],
 )  # fmt: skip
-def test_the_end_reports_why(run: RunFolder, result: dict[str, Any], exit: dict[str, Any]) -> None:
+def test_the_reason_of_the_end_is_recorded(
+    run: RunFolder, result: dict[str, Any], exit: dict[str, Any]
+) -> None:
     run_json.conclude(run, result)
     written = run_json.read_run(run)
     assert written is not None
@@ -162,7 +164,7 @@ def test_the_end_reports_why(run: RunFolder, result: dict[str, Any], exit: dict[
     assert ("outputs" in written) == (result["status"] != "failed")
 
 
-def test_the_end_names_what_is_left_behind(run: RunFolder, tmp_path: Path) -> None:
+def test_the_end_lists_outputs_and_checkpoints(run: RunFolder, tmp_path: Path) -> None:
     (run.path / "model.npz").write_bytes(b"x")
     mine = run_json.read_run(run)
     assert mine is not None
@@ -179,7 +181,7 @@ def test_the_end_names_what_is_left_behind(run: RunFolder, tmp_path: Path) -> No
     assert outputs["checkpoints"] == [{"folder": str(path), "step": 3, "manifest_sha256": sha}]
 
 
-def test_the_first_word_on_the_end_stands(run: RunFolder) -> None:
+def test_the_first_recorded_end_is_kept(run: RunFolder) -> None:
     run_json.conclude(run, {"status": "failed", "error": "rank 1 died"})
     run_json.conclude(run, {"status": "failed", "error": "no result"})
     written = run_json.read_run(run)
@@ -187,7 +189,7 @@ def test_the_first_word_on_the_end_stands(run: RunFolder) -> None:
     assert written["exit"]["reason"] == "rank 1 died"
 
 
-def test_what_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
+def test_provenance_that_cannot_be_written_raises_no_error(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     run_json.amend(folder, inputs=[])
     run_json.conclude(folder, {"status": "completed"})

@@ -79,14 +79,14 @@ def test_a_full_disk_on_any_rank_is_the_exit_code(leader: Leader) -> None:
     assert leader._failure(RemoteError(2, "worker 0", "n1", "KeyError: 2"))["exit_code"] == 1
 
 
-def test_a_run_that_is_done_again_suspects_its_record(leader: Leader) -> None:
+def test_an_error_of_a_replay_mentions_that_the_record_may_be_damaged(leader: Leader) -> None:
     leader.node.policy = SimpleNamespace(is_replay=True)  # type: ignore[assignment]
     result = leader._failure(RemoteError(2, "worker 0", "n1", "TypeError: no", "its trace"))
     assert "TypeError: no; the record may be damaged, or of another program" in result["error"]
     assert leader.error == ""
 
 
-def test_what_a_program_does_that_cannot_be_names_rank_and_log(leader: Leader) -> None:
+def test_a_usage_error_names_rank_and_log(leader: Leader) -> None:
     log(leader, 2, 1.0, "keys must be sorted")
     wrong = RemoteError(2, "worker 0", "n1", "keys must be sorted", "its trace", True, is_usage=True)
     result = leader._failure(wrong)
@@ -140,7 +140,7 @@ def test_what_a_program_returns_is_kept_whatever_it_is(leader: Leader) -> None:
         assert leader._returned == {"metrics": kept}
 
 
-def test_metrics_that_hold_themselves_have_an_end(leader: Leader) -> None:
+def test_metrics_that_contain_themselves_are_cut_at_a_depth(leader: Leader) -> None:
     metrics: dict[str, Any] = {"sum": 1.0}
     metrics["self"] = metrics
     leader._keep(SimpleNamespace(say=str), metrics)  # type: ignore[arg-type]

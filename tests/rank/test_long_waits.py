@@ -74,7 +74,7 @@ def test_waiting_and_missing_workers_of_a_round_are_reported() -> None:
     assert after == []
 
 
-def test_a_run_of_long_calls_is_not_talked_over() -> None:
+def test_a_run_of_long_calls_prints_few_messages() -> None:
     SAID.clear()
 
     def schedule(cluster: Cluster) -> None:

@@ -77,7 +77,7 @@ def run(
 
 @pytest.mark.parametrize("replicas", [0, 1])
 @pytest.mark.parametrize("resend", [None, 0.05])
-def test_a_pulse_of_slowness_is_over_when_it_is_over(replicas: int, resend: float | None) -> None:
+def test_the_rate_recovers_after_slow_servers(replicas: int, resend: float | None) -> None:
     """Also where timers run, as if messages could be lost, no data are sent twice."""
     found, done, _ = run(pulse=PULSE, replicas=replicas, resend=resend)
     assert found["rows"] == [found["pushes"]] * len(KEYS)
@@ -88,7 +88,7 @@ def test_a_pulse_of_slowness_is_over_when_it_is_over(replicas: int, resend: floa
 
 
 @pytest.mark.parametrize("replicas", [0, 1])
-def test_a_server_that_stands_still_below_the_patience_costs_that_time_only(replicas: int) -> None:
+def test_the_rate_recovers_after_a_server_stops_for_less_than_the_patience(replicas: int) -> None:
     fault = Fault("stop", 1, at=PULSE[0], lasting=0.6)
     found, done, _ = run(replicas=replicas, resend=0.05, faults=[fault], patience=0.75)
     assert found["rows"] == [found["pushes"]] * len(KEYS)
@@ -98,7 +98,7 @@ def test_a_server_that_stands_still_below_the_patience_costs_that_time_only(repl
 
 
 @pytest.mark.parametrize("replicas", [0, 1])
-def test_a_flood_is_held_back_at_its_source(replicas: int) -> None:
+def test_messages_in_flight_are_bounded_when_a_worker_floods(replicas: int) -> None:
     """What waits for a server is bounded by the windows, and by as many probes, however much is asked for."""
     found, _, delays = run(pulse=PULSE, floods=True, replicas=replicas, resend=0.05)
     assert found["rows"] == [found["pushes"]] * len(KEYS)
@@ -124,7 +124,7 @@ class Hurrying:
 
 
 @pytest.mark.parametrize("replicas", [0, 1])
-def test_a_worker_that_never_waits_is_held_back_and_does_the_same_again(
+def test_a_worker_that_never_waits_is_slowed_down_and_its_replay_is_the_same(
     replicas: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(vector, "MOST_QUEUED", 50)
@@ -156,7 +156,7 @@ def test_a_worker_that_never_waits_is_held_back_and_does_the_same_again(
         run(replicas, faults=[Fault("kill", 1, at=0.1)])
 
 
-def test_rows_under_way_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bytes_of_rows_in_flight_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vector, "MOST_BYTES", 3 * ONES.nbytes)
     most: list[int] = []
 

@@ -88,7 +88,7 @@ def test_a_run_that_resumed_is_continued_from_where_it_came_from(job: Job) -> No
         latest(job, stopped)
 
 
-def test_a_run_that_did_not_end_so_is_not_begun_anew(job: Job) -> None:
+def test_a_run_that_has_trained_is_not_started_from_its_beginning(job: Job) -> None:
     with pytest.raises(CheckpointError, match="there is no complete checkpoint of the run in"):
         latest(job, run("a-1", "2026-01-01"))
     with pytest.raises(CheckpointError, match="there is no complete checkpoint in"):

@@ -77,8 +77,8 @@ def test_nothing_is_sent_twice_and_only_the_schedulers_messages_grow(
     for worker in range(first_worker, ranks):
         assert on_pass[worker] <= ROUNDS * shards + servers * replicas + 1
     held = sum(on_pass[server] for server in range(1, first_worker))
-    # Servers: an answer for each request, a change and the word on it for each copy, and one message to each worker
-    # for all words.
+    # Servers: an answer for each request, a change and its acknowledgement for each copy, and one message to each
+    # worker for all acknowledgements.
     assert held <= shards * ROUNDS * (workers + 2 * replicas) + servers * workers * replicas + workers
     assert leaving[0] == 2 * (ranks - 1), "to stop, and that all have"
     assert max(leaving[rank] for rank in range(1, ranks)) <= 2

@@ -237,7 +237,7 @@ def test_checkpoints_without_provenance_are_compared_by_their_jobs(tmp_path: Pat
 # --- the command --------------------------------------------------------------------------------------
 
 
-def test_people_get_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_differences_are_printed_as_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = FACTS["job"] | {"layout": {"servers": 1, "tau": 4}, "toy": {"rate": 0.25}}
     threads = {"OMP_NUM_THREADS": "1", "NUMBA_X": "close"}
     a, b = both(tmp_path, same_again(job=job, environment=threads), RESULT | {"metrics": {"objective": 8.0}})
@@ -289,7 +289,7 @@ def test_long_lists_and_values_are_cut_unless_all_is_wanted(
 @pytest.mark.parametrize(
     ("result", "code"), [(RESULT, 0), (RESULT | {"parameters_sha256": "x"}, 1), ({"status": "failed"}, 1)]
 )
-def test_programs_get_json_and_an_exit_code(
+def test_differences_are_printed_as_json_with_an_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], result: dict[str, Any], code: int
 ) -> None:
     a, b = both(tmp_path, same_again(packages={"numpy": "3"}), result)

@@ -143,7 +143,7 @@ def test_a_run_with_two_recoveries(tmp_path: Path) -> None:
     assert "model.npz" not in text, "tiles are figures"
 
 
-def test_it_needs_nothing_else(tmp_path: Path) -> None:
+def test_a_page_has_no_script_and_no_external_content(tmp_path: Path) -> None:
     html = page([read(folder(tmp_path / "a"))])
     assert not re.search(r"https?:|//[a-z]|<script|<link|<img|@import|url\(", html)
 
@@ -325,7 +325,7 @@ def test_no_damage_to_a_trace_stops_the_report(tmp_path: Path, data: st.DataObje
 
 
 @pytest.mark.parametrize("part", [(0, b"\xff\xff\xff\x7f\xff\xff\xff\x7f"), (46, b"\xff"), (44, b"\xff\xff")])
-def test_a_record_that_is_none_is_found(tmp_path: Path, part: tuple[int, bytes]) -> None:
+def test_an_invalid_record_of_a_trace_is_reported(tmp_path: Path, part: tuple[int, bytes]) -> None:
     run = traced(folder(tmp_path / "a"))
     path = RunFolder(run).trace_of(3)
     content, at = bytearray(path.read_bytes()), HEADER + RECORD.size + part[0]

@@ -181,7 +181,7 @@ def test_inputs_are_named_by_what_is_known_of_them(graph: Graph) -> None:
     assert "sha256" not in test
 
 
-def test_nothing_personal_is_given_away(graph: Graph, tmp_path: Path) -> None:
+def test_a_crate_has_no_personal_data(graph: Graph, tmp_path: Path) -> None:
     text = "".join(each.read_text(errors="replace") for each in (tmp_path / "out").iterdir())
     assert "lovelace" not in text
     assert "4711" not in text
@@ -309,7 +309,7 @@ def test_an_invalid_run_json_is_reported(run: RunFolder, tmp_path: Path, facts: 
         ("/data/ada.x", "/data/ada.x"),
     ],
 )
-def test_names_go_out_of_paths_only(text: str, expected: str) -> None:
+def test_user_names_are_removed_from_paths_only(text: str, expected: str) -> None:
     assert crate_files.impersonal(text, {"ada"}) == expected
 
 

@@ -50,7 +50,7 @@ def test_a_named_folder_may_exist_but_not_hold_a_run(tmp_path: Path) -> None:
         RunFolder.claim(tmp_path)
 
 
-def test_resuming_sets_the_old_verdict_aside(tmp_path: Path) -> None:
+def test_resuming_renames_the_previous_result(tmp_path: Path) -> None:
     folder = RunFolder.claim(tmp_path / "new" / "run")
     write_json(folder.result, {"status": "stopped"})
     release(folder.path)

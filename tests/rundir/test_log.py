@@ -120,7 +120,7 @@ logging.getLogger("mine").warning("cup")
     assert [line["event"] for line in lines(tmp_path / "log")] == ["failed", "log", "log"]
 
 
-def test_what_cannot_be_written_down_ends_nothing(
+def test_a_message_that_cannot_be_formatted_raises_no_error(
     log: RankLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging, "raiseExceptions", False)  # as in production; else it would show a traceback

@@ -100,7 +100,7 @@ def leading(run: Path, ok: bool = True) -> Iterator[list[Order]]:
         ("tau", {"tau": 0}),
     ],
 )
-def test_an_order_is_heard_and_answered_and_leaves_nothing(
+def test_an_order_is_received_and_answered_and_its_files_are_removed(
     run: Path, verb: str, arguments: dict[str, Any]
 ) -> None:
     with leading(run) as heard:
@@ -122,7 +122,7 @@ def test_orders_come_oldest_first_and_once(run: Path, clock: Clock) -> None:
     assert fresh(orders, clock) == []
 
 
-def test_the_folder_is_looked_at_once_a_period(run: Path, clock: Clock) -> None:
+def test_the_folder_is_polled_once_a_period(run: Path, clock: Clock) -> None:
     orders = Orders(run, clock, period=0.2)
     assert orders.poll() == []
     give(run, "1")
@@ -223,7 +223,7 @@ def test_an_order_that_is_no_file_is_answered_and_not_waited_for(run: Path, cloc
     )
 
 
-def test_orders_do_not_come_from_elsewhere(run: Path, clock: Clock, tmp_path: Path) -> None:
+def test_orders_are_not_read_through_a_symbolic_link(run: Path, clock: Clock, tmp_path: Path) -> None:
     orders = Orders(run, clock)
     (run / "orders").rename(tmp_path / "elsewhere")
     (run / "orders").symlink_to(tmp_path / "elsewhere")
@@ -272,7 +272,7 @@ def test_files_that_are_none_of_its_business_are_left_alone(run: Path, clock: Cl
     assert set(os.listdir(run / "orders")) == names | {"folder.json"}
 
 
-def test_a_folder_that_vanishes_is_no_matter(run: Path, clock: Clock) -> None:
+def test_a_removed_folder_of_orders_raises_no_error(run: Path, clock: Clock) -> None:
     orders = Orders(run, clock)
     give(run, "1")
     (order,) = fresh(orders, clock)
@@ -311,7 +311,7 @@ def test_a_withdrawn_order_is_not_answered(run: Path, clock: Clock) -> None:
     assert os.listdir(run / "orders") == []
 
 
-def test_silence_withdraws_the_order(run: Path) -> None:
+def test_an_order_without_an_answer_is_withdrawn(run: Path) -> None:
     ok, text = ask(run, "checkpoint", patience=0.05)
     assert not ok
     assert text.startswith("no answer within 0.05 s, and the order was withdrawn")

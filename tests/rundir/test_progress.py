@@ -82,7 +82,7 @@ def test_plain_output_has_no_control_characters() -> None:
     assert stream.getvalue() == "pass   objective    ex/s\n   1     2.00000       -\nconverged\n"
 
 
-def test_live_output_writes_the_last_line_over() -> None:
+def test_live_output_overwrites_the_last_line() -> None:
     stream = io.StringIO()
     table = Table(COLUMNS, stream, live=True, width=80)
     table.update({"pass": 1})
@@ -112,7 +112,7 @@ def screen(text: str) -> list[str]:
     return lines
 
 
-def test_the_environment_says_what_the_pipe_ends_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_describe_the_end_of_the_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPIPS_PROGRESS", "live")
     monkeypatch.setenv("COLUMNS", "77")
     assert progress.wants_live(io.StringIO())

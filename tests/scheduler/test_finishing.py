@@ -108,7 +108,7 @@ def test_a_test_file_that_begins_badly_ends_the_run_before_training(
         ("1 0:1\n", "1 7:1\n", ""),  # how many words there are is not known yet
     ],
 )
-def test_documents_to_be_scored_are_looked_at(
+def test_documents_to_be_scored_are_checked_before_training(
     tmp_path: Path, train: str, test: str | bytes, said: str
 ) -> None:
     (tmp_path / "train").write_text(train)
@@ -120,7 +120,7 @@ def test_documents_to_be_scored_are_looked_at(
         corpus.look_at([tmp_path / "test"], None, tmp_path / "train")
 
 
-def test_keys_to_be_asked_for_are_looked_at_before_counting(tmp_path: Path) -> None:
+def test_keys_to_be_queried_are_checked_before_counting(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("word\tother\nx\ty\n")
     (tmp_path / "b.tsv").write_text("other\nx\n")
     data, events = {"column": "word", "test": str(tmp_path / "b.tsv")}, list[str]()
@@ -187,7 +187,7 @@ def test_lda_says_what_another_sweep_would_bring(tmp_path: Path) -> None:
     assert outcome.metrics["gain_per_sweep"] == pytest.approx((each[29] - each[26]) / 3)
 
 
-def test_models_need_no_locks(tmp_path: Path) -> None:
+def test_models_are_written_and_read_without_file_locks(tmp_path: Path) -> None:
     path = tmp_path / "model.h5"
     pieces = [(np.arange(3), np.array([[1, 0], [0, 2], [3, 0]]))]
     with ExitStack() as held:

@@ -80,7 +80,7 @@ class Worker:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_worker_that_waits_for_nothing_is_found_out(seed: int) -> None:
+def test_a_worker_that_waits_for_nothing_is_a_deadlock(seed: int) -> None:
     with pytest.raises(Deadlock):
         simulate(lambda cluster: cluster.workers.call("hang"), Worker, workers=3, seed=seed, horizon=1.0)
 
@@ -162,7 +162,7 @@ def test_an_answer_that_cannot_travel_fails_its_call_and_names_the_rank() -> Non
     simulate(schedule, Worker, workers=2)
 
 
-def test_a_failing_callback_is_heard_and_tasks_after_it_still_go() -> None:
+def test_a_failing_callback_is_raised_and_dependent_tasks_still_start() -> None:
     def boom(_: Any) -> None:
         raise KeyError("mine")
 
@@ -355,7 +355,7 @@ def test_a_checkpoint_that_could_not_be_read_back_is_refused_where_it_is_asked_f
     simulate(schedule, Worker)
 
 
-def test_rounds_of_different_ranges_do_not_meet() -> None:
+def test_rounds_of_different_ranges_with_one_number_are_separate() -> None:
     # Two blocks take the same round number at once, as when a number counts passes over the blocks.
     class Blocks(Worker):
         def both(self) -> None:

@@ -78,7 +78,7 @@ def run(schedule: Callable[[Cluster], Any], asked: float = ASKED, **how: Any) ->
         return left[-1]
 
 
-def test_a_load_is_left_at_the_next_piece_on_all_workers() -> None:
+def test_a_stop_request_ends_a_load_at_the_next_piece_on_all_workers() -> None:
     def schedule(cluster: Cluster) -> None:
         with cluster.phase("load"):
             cluster.workers.call("load")
@@ -105,7 +105,7 @@ def steps(cluster: Cluster) -> tuple[int, str | None]:
 
 
 @pytest.mark.parametrize("within", ["train", "later load", "no phase"])
-def test_what_was_trained_is_not_left(within: str) -> None:
+def test_a_stop_request_does_not_end_a_load_after_training(within: str) -> None:
     def schedule(cluster: Cluster) -> tuple[int, str | None]:
         if within == "no phase":
             cluster.workers.call("load", {"pieces": 30})

@@ -37,12 +37,14 @@ class Job:
     ("limit", "allocation", "end"),
     [(0, None, None), (50, None, 150), (0, 400, 400), (50, 400, 150), (500, 400, 400)],
 )
-def test_what_comes_first_is_the_end(limit: float, allocation: float | None, end: float | None) -> None:
+def test_the_end_is_that_of_limit_or_allocation(
+    limit: float, allocation: float | None, end: float | None
+) -> None:
     assert end_of(Job(limit), 100, allocation) == end  # type: ignore[arg-type]
     assert end_of(Job(limit, CheckpointSpec(before_end=0)), 100, allocation) is None  # type: ignore[arg-type]
 
 
-def test_the_pace_is_that_of_the_last_steps_and_the_longest_checkpoint() -> None:
+def test_the_reserve_covers_the_last_steps_and_the_longest_checkpoint() -> None:
     durations = Durations()
     assert (durations.step, durations.checkpoint) == (0, 0)
     for now in (100, 130, 132, 135):
@@ -111,7 +113,7 @@ def test_a_run_stops_before_its_end_with_time_for_one_more_step() -> None:
     assert slow == 5 and 30 <= at < 31
 
 
-def test_a_short_time_is_not_all_margin() -> None:
+def test_the_reserve_is_at_most_a_quarter_of_a_short_time() -> None:
     steps, at, _ = run(end=8.0, step=1.0)
     assert steps == 5 and at < 6, "of 8 s a quarter is kept, and a step"
 

@@ -24,7 +24,7 @@ from mpips.transport.network_faults import Fault, random_delays
 KEYS = np.arange(40, dtype=np.uint64)
 
 
-class Told:
+class Recorded:
     """Acknowledgements, and what was sent by itself."""
 
     def __init__(self) -> None:
@@ -36,8 +36,8 @@ class Told:
         return sent
 
 
-def test_they_go_with_the_next_answer_unless_they_are_asked_for() -> None:
-    reported = Told()
+def test_acknowledgements_are_sent_with_the_next_answer_unless_requested() -> None:
+    reported = Recorded()
     reported.of.expect(3, (0, 5))
     reported.of.add(3, (0, 5))
     reported.of.send_due()
@@ -54,7 +54,7 @@ def test_they_go_with_the_next_answer_unless_they_are_asked_for() -> None:
 
 
 def test_a_late_request_for_acknowledgements_is_answered_at_once() -> None:
-    reported = Told()
+    reported = Recorded()
     reported.of.expect(3, (1, 5))
     reported.of.add(3, (1, 5))
     reported.of.ask(3, [(1, 5)])
@@ -62,7 +62,7 @@ def test_a_late_request_for_acknowledgements_is_answered_at_once() -> None:
 
 
 def test_a_late_earlier_request_for_acknowledgements_changes_nothing() -> None:
-    reported = Told()
+    reported = Recorded()
     reported.of.expect(3, (1, 45))
     reported.of.add(3, (1, 45))
     reported.of.expect(3, (1, 53))
@@ -73,8 +73,8 @@ def test_a_late_earlier_request_for_acknowledgements_changes_nothing() -> None:
     assert reported.drain() == [(3, ((1, 45), (1, 53)))]
 
 
-def test_a_primary_that_is_asked_before_it_executes_a_push_again_tells_of_it() -> None:
-    reported = Told()
+def test_a_request_for_acknowledgement_may_precede_the_repeated_push() -> None:
+    reported = Recorded()
     reported.of.ask(3, [(1, 53)])
     reported.of.expect(3, (1, 53))
     reported.of.add(3, (1, 53))
@@ -82,8 +82,8 @@ def test_a_primary_that_is_asked_before_it_executes_a_push_again_tells_of_it() -
     assert reported.drain() == [(3, ((1, 53),))]
 
 
-def test_what_another_primary_will_tell_is_not_waited_for() -> None:
-    reported = Told()
+def test_acknowledgements_of_shards_that_moved_are_not_waited_for() -> None:
+    reported = Recorded()
     for push in ((0, 5), (1, 6)):
         reported.of.expect(3, push)
         reported.of.expect(4, push)
@@ -93,14 +93,14 @@ def test_what_another_primary_will_tell_is_not_waited_for() -> None:
     reported.of.send_due()
     assert reported.sent == []
     reported.of.retain({0}, lambda origin: origin == 3)
-    assert reported.drain() == [(3, ((0, 5),))], "and who is lost is told nothing"
+    assert reported.drain() == [(3, ((0, 5),))], "and lost callers get nothing"
     assert reported.of.take(4) == ()
 
 
 @given(st.integers(0, 2**32))
 def test_requested_acknowledgements_arrive_for_all_pushes(seed: int) -> None:
-    """Pushes, questions, copies and answers come in any order; each push counts as told once."""
-    rng, reported = random.Random(seed), Told()
+    """Pushes, requests for acknowledgements, copies and answers come in any order; each push is acknowledged once."""
+    rng, reported = random.Random(seed), Recorded()
     waiting: list[Push] = []
     heard: list[Push] = []
     asking: list[list[Push]] = []
@@ -181,7 +181,7 @@ def servers_of(internals: Internals) -> list[Server]:
 
 
 def test_the_answer_to_a_repeated_push_of_a_round_that_failed_is_final() -> None:
-    """The caller is told ahead, with what is held for it; the kept answer says neither."""
+    """The push is answered ahead, with held acknowledgements; the kept answer has neither."""
     internals = Internals()
     kept: list[Any] = []
 

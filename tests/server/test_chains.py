@@ -57,7 +57,7 @@ def test_changes_of_other_primaries_wait_for_an_idle_moment_and_are_applied_one_
     assert not server.chains.apply_queued()
 
 
-def test_only_so_many_changes_wait() -> None:
+def test_the_queue_of_changes_is_bounded() -> None:
     server, number, _ = member()
     shard = server.chains.links[number].shard
     assert shard is not None

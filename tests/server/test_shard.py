@@ -208,7 +208,7 @@ def test_calls_and_failures_are_repeated_like_any_change() -> None:
 
 
 @pytest.mark.usefixtures("registry")
-def test_all_callers_of_a_round_hear_that_it_failed_each_under_its_name() -> None:
+def test_all_callers_of_a_failed_round_get_the_error_as_reply_to_their_request() -> None:
     @update("test_shard picky")
     def picky(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> None:
         raise ValueError("no")

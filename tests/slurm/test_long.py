@@ -110,7 +110,9 @@ def test_a_run_under_mpirun_continues_after_any_loss(
 
 
 @pytest.mark.parametrize("launcher", ["mpirun", "srun"])
-def test_a_node_without_power(warm: Cluster, write: Callable[..., Path], bits: str, launcher: str) -> None:
+def test_a_run_continues_after_a_node_loses_power(
+    warm: Cluster, write: Callable[..., Path], bits: str, launcher: str
+) -> None:
     """The node is gone from one moment to the next, and nobody tells Slurm."""
     job = warm.submit(
         write(f"power-{launcher}", 15.0), *TWO, "--launcher", launcher, "--sbatch=--exclude=n1,n2"

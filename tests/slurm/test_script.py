@@ -41,7 +41,7 @@ def played(folder: Path, **commands: str) -> Path:
     return folder
 
 
-def test_its_text_is_clean() -> None:
+def test_the_script_passes_shellcheck() -> None:
     assert subprocess.run(["bash", "-n", SCRIPT], check=False).returncode == 0
     beside = Path(sys.executable).parent / "shellcheck"
     checker = beside if beside.exists() else shutil.which("shellcheck")

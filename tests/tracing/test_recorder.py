@@ -127,7 +127,7 @@ def test_a_full_disk_ends_the_trace_and_nothing_else(tmp_path: Path, monkeypatch
     assert len(only(tmp_path).records) == PIECE // RECORD.size
 
 
-def test_names_find_room_or_are_none(tmp_path: Path) -> None:
+def test_names_beyond_the_table_are_empty(tmp_path: Path) -> None:
     trace = begin(tmp_path)
     numbers = {
         text: trace.file.name(text) for text in (f"a name of some length, number {i}" for i in range(3000))
@@ -164,7 +164,7 @@ def test_brief_spans_beyond_the_budget_are_summed_and_long_ones_are_not(tmp_path
     assert sum(reported["uses"].values()) == pytest.approx(reported["seconds"])
 
 
-def test_the_gate_opens_again_once_enough_has_been_saved(tmp_path: Path) -> None:
+def test_the_token_bucket_opens_again_once_it_is_full(tmp_path: Path) -> None:
     clock = Clock()
     trace = begin(tmp_path, clock=clock, detail=5)
     for number in range(51):
@@ -181,7 +181,7 @@ def test_the_gate_opens_again_once_enough_has_been_saved(tmp_path: Path) -> None
     assert only(tmp_path).of(What.EXECUTE)["time"].tolist()[-1] == 77
 
 
-def test_the_rests_of_a_server_and_what_compiled_code_served(tmp_path: Path) -> None:
+def test_idle_times_and_requests_of_the_fast_path_are_recorded(tmp_path: Path) -> None:
     clock = Clock()
     trace = begin(tmp_path, clock=clock, role="server")
 
@@ -247,7 +247,7 @@ def test_own_times_add_up_to_what_is_covered(intervals: list[tuple[int, int]]) -
         assert start[outer[i]] <= start[i] <= end[i] <= end[outer[i]]
 
 
-def test_clocks_of_machines_are_set_by_what_they_asked_each_other(tmp_path: Path) -> None:
+def test_clocks_of_machines_are_aligned_by_their_requests(tmp_path: Path) -> None:
     """The callee's time of day is 3 s wrong; requests take 2 ms, executed in the middle or later."""
     random = np.random.default_rng(1)
     here, there = Clock(50.0), Clock(900.0)  # the same moment
@@ -268,7 +268,7 @@ def test_clocks_of_machines_are_set_by_what_they_asked_each_other(tmp_path: Path
     assert max(abs(by) for by in align(traces).values()) < 1e-4  # nothing is left to be done
 
 
-def test_requests_are_tied_to_what_was_done_for_them_alone(tmp_path: Path) -> None:
+def test_requests_are_matched_with_their_own_executions_only(tmp_path: Path) -> None:
     caller, callee = begin(tmp_path, 0), begin(tmp_path, 1, role="server")
     for time, address in ((1, -1), (2, -1), (1, -2), (4, 1)):
         caller.add(What.REQUEST, 1.0, 2.0, 1, 1, address, 0, time)
@@ -282,7 +282,7 @@ def test_requests_are_tied_to_what_was_done_for_them_alone(tmp_path: Path) -> No
     assert pairs.caller.tolist() == [0, 0] and pairs.callee.tolist() == [1, 1]
 
 
-def test_what_was_asked_again_is_tied_to_what_was_done_last(tmp_path: Path) -> None:
+def test_a_repeated_request_is_matched_with_its_last_execution(tmp_path: Path) -> None:
     caller, first, second = (begin(tmp_path, rank) for rank in range(3))
     caller.add(What.REQUEST, 5.0, 6.0, 1, 2, -1, 0, 1)
     first.add(What.EXECUTE, 4.0, 4.5, 1, 0, -1, 0, 1)  # and died
@@ -429,7 +429,7 @@ def check_events(found: list[dict[str, Any]]) -> dict[str, int]:
     return {"spans": sum(each["ph"] == "X" for each in found), "flows": len(flows)}
 
 
-def test_the_events_are_what_viewers_read(run: Path) -> None:
+def test_the_events_have_the_format_of_trace_viewers(run: Path) -> None:
     written = chrome.write(read(run), run / "out" / "trace.json.gz")
     found = events(run / "out" / "trace.json.gz")
     counted = check_events(found)
@@ -476,7 +476,7 @@ def test_a_part_of_the_events(run: Path) -> None:
     assert max(each["ts"] for each in found) <= (within[1] - low) * 1e6 + 1e-3
 
 
-def test_each_requests_way_is_known(run: Path) -> None:
+def test_each_request_is_matched_with_its_execution(run: Path) -> None:
     traces = read(run)
     pairs = matched_requests(traces)
     asked = sum(len(trace.of(What.REQUEST)) for trace in traces)

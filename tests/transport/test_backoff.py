@@ -99,7 +99,7 @@ def test_with_a_core_of_its_own_a_short_wait_makes_no_system_call() -> None:
     assert kinds(clock) == {"yield"}
 
 
-def test_in_a_crowd_the_core_is_offered_before_the_first_look_already() -> None:
+def test_with_oversubscribed_cores_it_yields_before_the_first_poll() -> None:
     clock = Clock()
     made(clock, oversubscribed=True).wait()
     assert clock.done == [("yield", 0.0)]
@@ -114,7 +114,7 @@ def test_the_delay_is_at_most_a_sixteenth_of_the_wait(comes: float) -> None:
     assert clock.now - comes <= min(comes / 16, CAP) + LOOK
 
 
-def test_between_two_sleeps_it_looks_several_times() -> None:
+def test_between_two_sleeps_it_polls_several_times() -> None:
     clock = Clock()
     looks = wait(made(clock), clock, 1.0)
     sleeps = sum(kind == "sleep" for kind, _ in clock.done)

@@ -44,7 +44,7 @@ def numbers(count: int, delays: Callable[..., object], seed: int = 0) -> list[in
     return arrived
 
 
-def test_calm_keeps_order() -> None:
+def test_without_delays_messages_arrive_in_order() -> None:
     assert numbers(50, no_delay) == list(range(50))
 
 
@@ -60,7 +60,7 @@ def test_drop_and_duplicate() -> None:
     assert 30 < missing < 90 and 30 < repeated < 90
 
 
-def test_a_seed_is_a_run() -> None:
+def test_a_simulation_is_a_function_of_its_seed() -> None:
     runs = [numbers(100, random_delays(5, delay=0.1, drop=0.1, duplicate=0.1), seed=9) for _ in range(2)]
     assert runs[0] == runs[1]
     assert runs[0] != numbers(100, random_delays(6, delay=0.1, drop=0.1, duplicate=0.1), seed=9)
@@ -133,7 +133,7 @@ def watcher(until: float) -> Callable[[TwinVan], list[tuple[float, int]]]:
 
 
 @pytest.mark.parametrize("instant", [{"at": 0.0}, {"at": 0.0125}, {"after_messages": 0}])
-def test_the_others_learn_of_a_death_once_each_and_soon(instant: dict[str, Any]) -> None:
+def test_a_death_is_detected_once_by_each_other_rank_within_the_time(instant: dict[str, Any]) -> None:
     fault = Fault("kill", 0, **instant)
     network = Network(4, seed=5, faults=[fault], detection=0.2)
     results = network.run([forever] + [watcher(1.0)] * 3)
@@ -150,7 +150,7 @@ def test_the_others_learn_of_a_death_once_each_and_soon(instant: dict[str, Any])
     assert Network(4, seed=6, faults=[fault], detection=0.2).run([forever] + [watcher(1.0)] * 3) != results
 
 
-def test_time_lands_on_strikes_and_detections() -> None:
+def test_simulated_time_stops_at_faults_and_detections() -> None:
     """Nothing else happens: a tick of ten seconds would step over both."""
     network = Network(2, tick=10.0, faults=[Fault("kill", 0, at=1.5)], detection=0.25)
     ((time, rank),) = network.run([forever, watcher(5.0)])[1]
@@ -208,7 +208,7 @@ def test_an_idle_rank_that_is_killed_unwinds() -> None:
     assert log == ["left"]
 
 
-def test_killing_itself_and_killing_who_has_ended() -> None:
+def test_a_rank_may_kill_itself_and_ended_ranks_are_not_killed() -> None:
     def suicide(van: TwinVan) -> str:
         network.kill(van.rank)
         van.now()
@@ -267,7 +267,7 @@ def test_what_a_killed_rank_had_posted_arrives_unless_the_policy_says_otherwise(
     assert 30 < len(got) < 70 and set(got) < set(range(100))
 
 
-def test_a_buried_rank_is_neither_heard_nor_reached_nor_reported() -> None:
+def test_an_excluded_rank_is_neither_received_from_nor_sent_to_nor_reported() -> None:
     def chatter(van: TwinVan) -> list[int]:
         for number in range(20):
             van.send(1, Message(Kind.REQUEST, Command.CALL, 0, time=number))
@@ -380,7 +380,7 @@ def test_waiting_for_the_dead_or_the_stopped_is_a_deadlock() -> None:
         Network(2, faults=[Fault("stop", 0, at=0.5)]).run([forever, waits], horizon=2.0)
 
 
-def test_a_campaign_is_deterministic() -> None:
+def test_a_simulation_with_faults_is_a_function_of_its_seed() -> None:
     """Ranks pass a token around while others die and hang: the whole course is a function of the seed."""
 
     def course(seed: int) -> list[Any]:
@@ -420,7 +420,7 @@ def test_a_campaign_is_deterministic() -> None:
     assert course(1) != course(2)
 
 
-def test_a_fault_has_one_instant() -> None:
+def test_a_fault_has_either_a_time_or_a_number_of_messages() -> None:
     for instant in ({}, {"at": 1.0, "after_messages": 1}):
         with pytest.raises(ValueError, match="give either `at` or"):
             Fault("kill", 0, **instant)  # type: ignore[arg-type]

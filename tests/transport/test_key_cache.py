@@ -42,7 +42,7 @@ def test_different_lists_have_different_signatures(one: list[int], other: list[i
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=40), st.data())
-def test_one_bit_of_one_key_counts(numbers: list[int], data: st.DataObject) -> None:
+def test_signatures_depend_on_each_bit_of_each_key(numbers: list[int], data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(numbers) - 1))
     flipped = list(numbers)
     flipped[place] ^= 1 << data.draw(st.integers(0, 63))
@@ -51,14 +51,14 @@ def test_one_bit_of_one_key_counts(numbers: list[int], data: st.DataObject) -> N
 
 
 @given(Lists, st.permutations(range(8)))
-def test_the_order_counts(numbers: list[int], order: list[int]) -> None:
+def test_signatures_depend_on_the_order_of_keys(numbers: list[int], order: list[int]) -> None:
     numbers = [*range(8), *numbers]
     shuffled = [*order, *numbers[8:]]
     assert (sign(as_keys(shuffled)) == sign(as_keys(numbers))) == (shuffled == numbers)
 
 
 @given(Lists, st.integers(1, 9))
-def test_the_length_counts(numbers: list[int], more: int) -> None:
+def test_signatures_depend_on_the_length_of_the_list(numbers: list[int], more: int) -> None:
     whole = as_keys([*numbers, *[0] * more])
     signatures = {sign(whole[:n]) for n in range(len(numbers), len(whole) + 1)}
     assert len(signatures) == more + 1
@@ -182,7 +182,7 @@ def held(cache: KeyCache, most: int = 1000) -> set[int]:
 
 
 @pytest.mark.parametrize("by_kernel", [False, True])
-def test_what_was_used_lately_outlives_what_was_not(by_kernel: bool) -> None:
+def test_recently_used_lists_are_evicted_last(by_kernel: bool) -> None:
     cache = KeyCache(16 * ENTRY_BYTES)
     keep_many(cache, range(16))
     assert held(cache) == set(range(16)) and cache.evicted == 0

@@ -100,7 +100,7 @@ def test_large_arrays_are_not_copied() -> None:
 
 
 @given(st.binary(max_size=300))
-def test_garbage_is_refused(raw: bytes) -> None:
+def test_arbitrary_bytes_are_refused(raw: bytes) -> None:
     with pytest.raises(ProtocolError):
         decode(bytearray(raw))
 
@@ -129,7 +129,7 @@ def test_values_of_other_types_are_refused() -> None:
         ({"values": np.ones((2, 1), ">f8")}, "values of type >f8"),
     ],
 )
-def test_what_would_arrive_as_something_else_is_refused(arrays: dict[str, np.ndarray], text: str) -> None:  # type: ignore[type-arg]
+def test_arrays_that_cannot_be_encoded_are_refused(arrays: dict[str, np.ndarray], text: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(ProtocolError, match=text):
         encode(Message(Kind.REQUEST, Command.PUSH, **arrays))
 
@@ -168,5 +168,5 @@ def test_messages_that_travel_together_arrive_as_they_were_sent(sent: list[Messa
 
 
 @pytest.mark.parametrize("numbers", [Kind, Command])
-def test_no_two_names_have_the_same_number(numbers: type[IntEnum]) -> None:
+def test_kinds_and_commands_have_distinct_numbers(numbers: type[IntEnum]) -> None:
     assert len(numbers.__members__) == len(set(numbers))

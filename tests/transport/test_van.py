@@ -39,7 +39,7 @@ def test_the_remaining_ranks_continue(
     assert said == []
 
 
-def test_without_the_launchers_word_no_mpi_is_taken_to_survive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_launchers_option_mpi_does_not_survive_deaths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMPI_MCA_mpi_ft_enable", raising=False)
     assert not deaths.survives_deaths()
 
@@ -191,7 +191,7 @@ def test_what_had_come_from_the_dead_is_received(comm: FakeComm) -> None:
     assert taken(van) == [(2, 5)]
 
 
-def test_a_torn_message_is_dropped_and_those_after_it(comm: FakeComm) -> None:
+def test_an_incomplete_message_of_a_dead_rank_and_later_ones_are_dropped(comm: FakeComm) -> None:
     van = van_over(comm)
     comm.arriving = [
         (2, frame_of(2, 1, LARGE), FakeRequest(True)),
@@ -211,7 +211,7 @@ def test_a_torn_message_is_dropped_and_those_after_it(comm: FakeComm) -> None:
     assert van.failed() == [2]
 
 
-def test_a_frame_on_its_way_keeps_only_its_own_sender_waiting(comm: FakeComm) -> None:
+def test_a_late_frame_delays_only_frames_of_its_sender(comm: FakeComm) -> None:
     van, slow = van_over(comm), FakeRequest()
     comm.arriving = [
         (2, frame_of(2, 1, MEDIUM), slow),
@@ -289,7 +289,7 @@ def test_excluded_ranks_are_not_reported(comm: FakeComm) -> None:
     assert taken(van) == []
 
 
-def test_other_errors_go_up_and_so_do_deaths_that_mpi_does_not_survive(
+def test_other_mpi_errors_and_fatal_deaths_are_raised(
     comm: FakeComm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     van = van_over(comm)

@@ -17,5 +17,7 @@ from conftest import Finished
 
 
 @pytest.mark.parametrize(("beside", "case"), cases(Path(__file__).parent))
-def test_case(beside: Path, case: dict[str, Any], tmp_path: Path, run_mpips: Callable[..., Finished]) -> None:
+def test_each_unusual_case_gives_its_expected_result(
+    beside: Path, case: dict[str, Any], tmp_path: Path, run_mpips: Callable[..., Finished]
+) -> None:
     check(case, beside, tmp_path, run_mpips)

@@ -93,7 +93,7 @@ def factorised(made: list[VectorSpec], steps: int = 40, begin: int = 0) -> Calla
     return schedule
 
 
-def test_zero_is_a_saddle_and_a_random_start_learns() -> None:
+def test_factorisation_learns_from_random_initial_values_and_not_from_zero() -> None:
     before, after, digests = simulate(factorised(specs(0.0, 0.0)), Factoriser, workers=2)
     assert after == before == pytest.approx(float((ratings() ** 2).sum()))
     assert digests[0] == digests[1]  # No row is other than its initial value.

@@ -213,7 +213,7 @@ ONES = np.ones(len(KEYS))
 
 
 @pytest.mark.parametrize("servers", [1, 3])
-def test_the_keys_of_a_list_travel_once(servers: int) -> None:
+def test_the_keys_of_a_list_are_sent_once(servers: int) -> None:
     def schedule(cluster: Cluster) -> None:
         vector, wait = cluster.create_vector(VectorSpec("v", "float64", 1, EXTENT)), cluster.node.wait
         named = vector.key_list(KEYS)
@@ -225,7 +225,7 @@ def test_the_keys_of_a_list_travel_once(servers: int) -> None:
     assert counted(schedule, servers=servers) == {"both": shards, "signature": 5 * shards}
 
 
-def test_the_keys_of_an_array_travel_twice() -> None:
+def test_the_keys_of_an_array_are_sent_twice() -> None:
     def schedule(cluster: Cluster) -> None:
         vector, wait = cluster.create_vector(VectorSpec("v", "float64", 1, EXTENT)), cluster.node.wait
         for _ in range(5):
@@ -235,7 +235,7 @@ def test_the_keys_of_an_array_travel_twice() -> None:
     assert counted(schedule) == {"keys": 1, "both": 1, "signature": 4}
 
 
-def test_a_list_of_two_vectors_is_told_for_each() -> None:
+def test_the_keys_of_a_list_are_sent_once_per_vector() -> None:
     def schedule(cluster: Cluster) -> None:
         wait = cluster.node.wait
         for name, value in (("v", 2.0), ("w", 3.0)):
@@ -248,7 +248,7 @@ def test_a_list_of_two_vectors_is_told_for_each() -> None:
     assert counted(schedule) == {"both": 2, "signature": 4}
 
 
-def test_a_server_that_remembers_nothing_is_sent_the_keys_each_time() -> None:
+def test_a_server_without_a_key_cache_is_sent_the_keys_each_time() -> None:
     def schedule(cluster: Cluster) -> None:
         vector, wait = cluster.create_vector(VectorSpec("v", "float64", 1, EXTENT)), cluster.node.wait
         named = vector.key_list(KEYS)
@@ -259,7 +259,7 @@ def test_a_server_that_remembers_nothing_is_sent_the_keys_each_time() -> None:
     assert counted(schedule, most=0) == {"both": 1 + 5, "signature": 5, "asked": 5}
 
 
-def test_lists_in_turn_at_a_server_that_remembers_few_of_them() -> None:
+def test_lists_in_turn_at_a_server_with_a_small_cache_are_evicted() -> None:
     lists = [np.arange(at, EXTENT, 100, dtype=np.uint64) for at in range(12)]
 
     def schedule(cluster: Cluster) -> None:
@@ -277,7 +277,7 @@ def test_lists_in_turn_at_a_server_that_remembers_few_of_them() -> None:
 
 
 @pytest.mark.parametrize("aggregate", [False, True])
-def test_lists_in_rounds(aggregate: bool) -> None:
+def test_lists_can_be_pushed_in_rounds(aggregate: bool) -> None:
     """Also where shards have none of the keys: they take part in a round all the same."""
     spec = VectorSpec("v", "float64", 1, EXTENT, aggregate=aggregate)
 

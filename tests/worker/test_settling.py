@@ -162,7 +162,7 @@ def test_what_callbacks_issue_belongs_to_the_call(seed: int, at_fault: bool) -> 
         assert run(do, seed=seed, delays=random_delays(seed, delay=0.01)) == 200.0
 
 
-def test_a_failure_that_the_program_has_seen_to_fails_nothing() -> None:
+def test_a_failure_that_the_program_has_handled_does_not_fail_the_call() -> None:
     told = run(lambda cluster: cluster.workers.call("caught", only=[0]))
     assert "a negative row" in told[0] and f":{line('np.full(100, -1.0)')}" in told[0]
 
@@ -183,7 +183,7 @@ def test_a_call_that_runs_at_once_answers_when_its_pushes_are_applied_or_have_fa
     assert PUSHED in str(raised.value)
 
 
-def test_a_failure_at_once_is_not_that_of_the_call_at_hand() -> None:
+def test_a_failure_of_an_immediate_call_does_not_fail_the_present_call() -> None:
     def do(cluster: Cluster) -> Any:
         long = cluster.workers.start("push", {"value": 1.0, "times": 100})
         with pytest.raises(RemoteError, match="a negative row"):
@@ -237,7 +237,7 @@ def test_a_call_after_one_that_failed_is_its_own() -> None:
         ("round", "vector sums aggregates: a push must name its round"),
     ],
 )
-def test_what_cannot_be_is_refused_where_it_is_asked_for(how: str, why: str) -> None:
+def test_invalid_requests_are_refused_with_the_line_that_made_them(how: str, why: str) -> None:
     def do(cluster: Cluster) -> None:
         cluster.create_vector(VectorSpec("sums", extent=100, aggregate=True))
         cluster.workers.call("wrong", {"how": how})

@@ -397,7 +397,7 @@ def _bools(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> Any
 
 
 @pytest.mark.parametrize("aggregate", [False, True])
-def test_all_hear_of_an_answer_that_cannot_travel(aggregate: bool) -> None:
+def test_all_workers_get_the_error_of_an_answer_that_cannot_be_encoded(aggregate: bool) -> None:
     def schedule(cluster: Cluster) -> None:
         spec = VectorSpec("v", "float64", 1, 100, "answers with bools", aggregate=aggregate)
         cluster.create_vector(spec)
@@ -411,7 +411,7 @@ def test_all_hear_of_an_answer_that_cannot_travel(aggregate: bool) -> None:
     simulate(schedule, Rounds, workers=2)
 
 
-def test_wide_rows_travel() -> None:
+def test_rows_of_several_values_are_pushed_and_pulled() -> None:
     def schedule(cluster: Cluster) -> None:
         vector = cluster.create_vector(VectorSpec("v", "float32", 70_000, 100))
         rows = np.arange(140_000, dtype=np.float32).reshape(2, 70_000)

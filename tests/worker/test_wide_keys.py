@@ -274,7 +274,7 @@ def test_a_file_with_keys_of_another_size_is_damaged(tmp_path: Path) -> None:
         load_range(folder, "add", [ALL])
 
 
-def test_a_packed_shard_has_them() -> None:
+def test_a_shard_snapshot_keeps_128_bit_keys() -> None:
     from server.test_shard import make
 
     shard, copy = make(), make()

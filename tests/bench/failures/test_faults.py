@@ -27,7 +27,7 @@ def ledger() -> tuple[Ledger, dict[str, dict[int, int]]]:
     return noted, {SINGLES: singles, ROUNDS: rounds}
 
 
-def test_what_was_acknowledged_is_there_and_what_was_not_may_be() -> None:
+def test_the_ledger_requires_acknowledged_updates_and_permits_others() -> None:
     noted, counts = ledger()
     noted.compare(counts)
     assert not noted.lost and not noted.doubled
@@ -99,14 +99,14 @@ def chosen(said: str) -> set[tuple[str, int] | None]:
     return {choose(said, random.Random(seed)) for seed in range(200)}
 
 
-def test_two_servers_and_the_first_worker_are_left() -> None:
+def test_two_servers_and_the_first_worker_are_never_targets() -> None:
     assert chosen(status(0, [1, 2], [])) == {None, ("worker", 6), ("scheduler", 0)}
     assert chosen(status(0, [1, 2], [7])) == {
         ("server", 1), ("server", 2), ("worker", 6), ("scheduler", 0),
     }  # fmt: skip
 
 
-def test_a_leader_that_holds_shards_is_struck_as_the_scheduler_and_spared_as_a_server() -> None:
+def test_a_leader_that_holds_shards_is_a_target_as_scheduler_and_not_as_server() -> None:
     assert chosen(status(1, [1, 2], [])) == {None, ("worker", 6)}
     assert chosen(status(1, [1, 2, 3], [])) == {
         ("server", 2), ("server", 3), ("worker", 6), ("scheduler", 1),
@@ -116,11 +116,11 @@ def test_a_leader_that_holds_shards_is_struck_as_the_scheduler_and_spared_as_a_s
 # --- how long it took ------------------------------------------------------------------------------------
 
 
-def test_a_recovery_lasts_until_every_shard_of_the_dead_is_answered_for_by_another() -> None:
+def test_recovery_time_ends_when_another_rank_answers_for_each_shard_of_the_dead_server() -> None:
     answers = np.array(
         [
             (0, 1, 9.9, 9.95),  # shard 0 is rank 1's
-            (0, 1, 9.95, 10.01),  # its last word arrives after its death
+            (0, 1, 9.95, 10.01),  # its last answer arrives after its death
             (0, 2, 10.0, 10.30),
             (1, 1, 9.9, 9.99),  # so is shard 1
             (1, 3, 9.99, 10.20),
@@ -135,7 +135,7 @@ def test_a_recovery_lasts_until_every_shard_of_the_dead_is_answered_for_by_anoth
     assert one.recovery == pytest.approx(0.30) and one.takeover == pytest.approx(0.25)
 
 
-def test_after_a_scheduler_or_a_worker_it_lasts_until_the_next_call() -> None:
+def test_recovery_time_of_a_scheduler_or_worker_ends_with_the_next_call() -> None:
     calls = [(_pushing.CALLS, 0, at, at) for at in (9.9, 10.02, 10.4, 10.5)]
     injected = [Injected(0, "scheduler", "kill", 0, 10.0), Injected(0, "server", "kill", 4, 10.0)]
     measure(injected, [{"rank": 0, "noticed_after": 0.1}], np.array(calls))
@@ -207,7 +207,7 @@ def test_one_trial_prints_its_events(capsys: pytest.CaptureFixture[str]) -> None
         (Launched(0, False, False, updates=5), False, False),
     ],
 )
-def test_strikes_at_processes_are_summed_up(
+def test_faults_of_processes_are_summed_up(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -233,7 +233,7 @@ def _find(monkeypatch: pytest.MonkeyPatch, ulfm: bool) -> None:
     monkeypatch.setattr(mpi_launcher, "find_starter", lambda _: found)
 
 
-def test_without_ulfm_no_process_is_struck(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_of_processes_are_refused_without_ulfm(monkeypatch: pytest.MonkeyPatch) -> None:
     _find(monkeypatch, ulfm=False)
     with pytest.raises(InputError, match="Open MPI 5 with ULFM is required"):
         faults.main(["--processes", "1"])

@@ -49,7 +49,7 @@ def test_shares_are_by_role() -> None:
     assert (worker["ranks"], worker["median"], worker["max"]) == (2, pytest.approx(0.015), 0.02)
 
 
-def test_lateness_is_beyond_trips_that_follow_at_once() -> None:
+def test_lateness_is_relative_to_trips_without_a_pause() -> None:
     rows = {(row["what"], row["pause"]): row for row in a_report()["wake"]}
     assert list(rows)[:3] == [("call", 0.0), ("call", 0.005), ("call", 0.5)]
     late = rows["heard", 0.5]
@@ -82,7 +82,7 @@ def test_oversubscription_is_measured_by_the_ratios_of_rounds() -> None:
         ),
     ],
 )
-def test_the_report_is_honest(changed: dict[str, Any], missed: str) -> None:
+def test_the_report_names_each_missed_target(changed: dict[str, Any], missed: str) -> None:
     report = a_report(**changed)
     said = idle.text(report)
     assert said.count("NO") == (1 if missed else 0) and f"{missed}: NO" * bool(missed) in said
@@ -158,7 +158,7 @@ def test_wrong_arguments_are_exit_code_2(
     assert said in captured.err.splitlines()[-1] and captured.out == ""
 
 
-def test_it_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         idle.main(["--help"])
     assert caught.value.code == 0
@@ -167,7 +167,7 @@ def test_it_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.ranks
 @pytest.mark.once
-def test_ranks_at_rest(tmp_path: Path, run_mpips: Callable[..., Finished]) -> None:
+def test_idle_ranks_are_measured_in_a_run(tmp_path: Path, run_mpips: Callable[..., Finished]) -> None:
     report = tmp_path / "report.json"
     small = ["--part", "rest", "--servers", "1", "--workers", "2", "--seconds", "0.2"]
     small += ["--pauses", "0.002", "--wakes", "0.02", "--json", str(report)]

@@ -28,7 +28,7 @@ def test_every_chain_is_measured_and_lossless_ones_save_what_they_must(
     assert "pays below" in capsys.readouterr().out
 
 
-def test_a_chain_of_ones_own(tmp_path: Path) -> None:
+def test_a_chain_of_the_command_line_is_measured(tmp_path: Path) -> None:
     file = tmp_path / "coding.json"
     chain = '["zeros", {name = "zstd", level = 3}]'
     assert coding.main(["--rows", "1e3,2e3", "--repeat", "1", "--filter", chain, "--json", str(file)]) == 0

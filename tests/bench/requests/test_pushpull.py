@@ -279,7 +279,7 @@ def test_the_overlap_report_names_the_worst() -> None:
 # --- arguments -----------------------------------------------------------------------------------------
 
 
-def test_switches_are_read() -> None:
+def test_options_become_settings() -> None:
     asked = pushpull.parser().parse_args(["--keys", "1,1e5, 1_000,1", "--layouts", "1+1,10+3"])
     assert asked.keys == [1, 10**5, 1000] and asked.layouts == [Size(1, 1), Size(10, 3)]
     settings = pushpull.settings_of(asked, Size(10, 3))

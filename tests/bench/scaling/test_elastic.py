@@ -85,7 +85,7 @@ def a_report(**changed: Any) -> dict[str, Any]:
     return report | changed
 
 
-def test_the_elastic_report_is_honest() -> None:
+def test_the_elastic_report_names_failures_and_missed_targets() -> None:
     report = a_report()
     assert [row["count"] for row in report["requests"]] == [4, 2, 2, 2, 2]
     assert elastic.good(report)
@@ -154,7 +154,7 @@ def test_copies_are_compared_with_no_copies() -> None:
     assert [row["same"] for row in other if row["program"] == "sparse_lr"] == ["yes", "NO"]
 
 
-def test_the_replication_report_is_honest() -> None:
+def test_the_replication_report_names_missed_targets_and_other_bits() -> None:
     rows = replication.table([a_run("sparse_lr", 0, 100), a_run("sparse_lr", 1, 140, 1.1, "b")], 4)
     layout = {"servers": 2, "workers": 4}
     report = {"conditions": CONDITIONS, "layout": layout, "repeat": 1, "pushes": {"rounds": 0}, "table": rows}
@@ -269,7 +269,7 @@ def test_wrong_arguments_are_exit_code_2(
 
 
 @pytest.mark.parametrize("bench", [replication, elastic, restart])
-def test_each_teaches(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_each_has_examples(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         bench.main(["--help"])
     assert caught.value.code == 0

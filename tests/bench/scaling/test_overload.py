@@ -13,7 +13,7 @@ import pytest
 from mpips.bench.scaling import overload
 
 
-def test_a_disturbance_is_felt_between_two_calms() -> None:
+def test_the_effect_of_a_disturbance_is_measured_before_during_and_after() -> None:
     steady = np.arange(100.005, 112.0, 0.01)
     done = [at for at in steady if not 104.0 <= at < 107.5]
     row = overload.effect("slow", (104.0, 107.0), done)

@@ -23,7 +23,7 @@ def test_a_power_law_is_found(a: float, b: float) -> None:
     assert law.b == pytest.approx(b, abs=1e-6) and law.at(1000) == pytest.approx(a * 1000**b, rel=1e-4)
 
 
-def test_what_cannot_be_fitted_is_not() -> None:
+def test_no_law_is_fitted_to_too_few_points() -> None:
     assert fitted([]) is None and fitted([(4, 1.0)]) is None
     assert fitted([(4, 1.0), (4, 2.0)]) is None and fitted([(4, 0.0), (8, 1.0)]) is None
 
@@ -32,7 +32,7 @@ def test_what_cannot_be_fitted_is_not() -> None:
     ("b", "kind"),
     [(-1, "falls"), (0, "constant"), (0.5, "less than N"), (1, "as N"), (2, "more than N")],
 )
-def test_growth_has_a_name(b: float, kind: str) -> None:
+def test_growth_is_described_by_its_exponent(b: float, kind: str) -> None:
     law = fitted([(ranks, ranks**b) for ranks in (4, 16, 64)])
     assert law is not None and law.kind == kind
 
@@ -119,7 +119,9 @@ def test_impossible_runs_are_refused_first(asked: list[str], capfd: pytest.Captu
 
 @pytest.mark.ranks
 @pytest.mark.once
-def test_it_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_real_ranks_are_measured_with_and_without_a_death(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     report, plot = tmp_path / "scale.json", tmp_path / "scale.svg"
     asked = ["--ranks", "6", "--replicas", "0,1", "--programs", "rounds", "--passes", "6", "--keys", "1000"]
     code = main(["bench", "scale", *asked, "--twin", "0", "--json", str(report), "--plot", str(plot)])

@@ -65,7 +65,7 @@ def variables(text: str, *names: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_all_that_varies_comes_from_where_it_was_called(
+def test_the_script_has_folder_python_and_environment_of_the_caller(
     job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "my modules::my modules")
@@ -88,9 +88,7 @@ def test_it_can_be_written_to_a_file(job: Path, capsys: pytest.CaptureFixture[st
     )
 
 
-def test_the_site_file_speaks_where_the_command_line_is_silent(
-    job: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_overrides_the_site_file(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("site.toml").write_text(
         'partition = "a"\naccount = "b"\nlauncher = "srun"\nntasks_per_node = 7\npython = "/py"\n'
     )
@@ -164,7 +162,7 @@ def test_servers_can_be_on_nodes_of_another_kind(job: Path, capsys: pytest.Captu
         ("--nodes 1 --site none", "--site none: no such file"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_one_line(
+def test_invalid_options_are_refused_in_one_line(
     job: Path, capsys: pytest.CaptureFixture[str], options: str, said: str
 ) -> None:
     assert refused(capsys, job, *options.split(" ")).startswith(said)
@@ -256,7 +254,7 @@ def test_tasks_on_any_number_of_nodes_have_one_layout(job: Path, capsys: pytest.
     assert "layout.servers=2 layout.workers=2: with --nodes 2-4 all remaining ranks are workers" in said
 
 
-def test_a_site_may_greet_before_the_number(
+def test_other_output_of_sbatch_before_the_number_is_ignored(
     job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play_sbatch(job.parent, monkeypatch, "cat >/dev/null; printf '%s\\n' '---> 12 welcomes' '4711;here'")

@@ -53,7 +53,9 @@ def write(directory: Path, step: int, *specs: VectorSpec) -> Path:
 W, WIDE = VectorSpec("w"), VectorSpec("wide", "float32", width=3)
 
 
-def test_verify_says_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_prints_a_line_per_checkpoint_and_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     one, two = write(tmp_path, 1, W), write(tmp_path, 2, W, WIDE)
     assert run("verify", str(one), str(two)) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -105,7 +105,9 @@ def test_a_file_of_another_size_or_one_more_is_refused(
     assert "a.svm: had 70 bytes when the run was recorded, and has none" in refused(recorded, capsys)
 
 
-def test_what_was_not_hashed_is_not_asked_for(tmp_path: Path, data: Path, recorded: RunFolder) -> None:
+def test_inputs_without_a_recorded_hash_are_compared_by_size_only(
+    tmp_path: Path, data: Path, recorded: RunFolder
+) -> None:
     assert kinds(recorded) == ["sha256", "sample_sha256"]
     sizes = {str(path): path.stat().st_size for path in data.iterdir()}
     told = same_inputs(recorded, sizes)
@@ -121,7 +123,9 @@ def test_what_was_not_hashed_is_not_asked_for(tmp_path: Path, data: Path, record
     assert same_inputs(bare, {}) == "the run read no files"
 
 
-def test_a_hash_is_nothing_to_go_by_if_the_file_changed_in_the_run(data: Path, recorded: RunFolder) -> None:
+def test_the_hash_of_a_file_that_changed_during_the_run_is_not_compared(
+    data: Path, recorded: RunFolder
+) -> None:
     facts = json.loads(recorded.run.read_text())
     facts["inputs"][0] |= {"changed": True, "sha256": "00"}
     write_json(recorded.run, facts)
@@ -130,7 +134,7 @@ def test_a_hash_is_nothing_to_go_by_if_the_file_changed_in_the_run(data: Path, r
     )
 
 
-def test_a_file_that_cannot_be_read_any_more_is_none(data: Path) -> None:
+def test_an_input_that_cannot_be_read_counts_as_changed(data: Path) -> None:
     facts = {"path": str(data / "gone"), "sha256": "00"}
     assert input_hashes.first_altered([{"path": str(data)}, facts]) == (
         facts["path"], "sha256", "00", "cannot be read: No such file or directory",

@@ -255,7 +255,7 @@ def test_no_more_is_asked_than_there_are_slots(asking: Asking) -> None:
     assert asking.ask(Command.PUSH, numbers, 10, time=100) == -1
 
 
-def test_who_serves_or_asks_somebody_who_is_gone_sends_messages(asking: Asking) -> None:
+def test_a_server_and_requests_to_a_lost_rank_do_not_use_the_client_fast_path(asking: Asking) -> None:
     asking.van.fast_path = FastPathTable(1, 1, KeyCache(0))
     assert asking.ask(Command.PUSH, np.ones(1), 1) == -1
     asking.van.fast_path = None
@@ -266,7 +266,7 @@ def test_who_serves_or_asks_somebody_who_is_gone_sends_messages(asking: Asking) 
     assert all(asking.van.receive() is None for _ in range(20))
 
 
-def test_what_stands_at_the_desk_is_kept_until_it_is_sent(asking: Asking) -> None:
+def test_arrays_of_the_client_fast_path_are_kept_alive_until_sent(asking: Asking) -> None:
     """The caller may drop its array: what MPI still reads, or writes into, is kept."""
     for time in range(3 * SLOTS):
         asking.ask(Command.PUSH, np.full(20_000, float(time)), 20_000, time=time)
@@ -277,7 +277,7 @@ def test_what_stands_at_the_desk_is_kept_until_it_is_sent(asking: Asking) -> Non
 
 
 @pytest.mark.parametrize("by", [-1, 1])
-def test_an_answer_of_another_epoch_is_one(asking: Asking, by: int) -> None:
+def test_an_answer_of_another_epoch_is_accepted(asking: Asking, by: int) -> None:
     """The view may have changed on either side meanwhile; whoever was asked answers."""
     out = np.zeros(10)
     slot = asking.ask(Command.PULL, out, 10)

@@ -136,7 +136,9 @@ def slots_of(kind: str, n: int, rng: np.random.Generator) -> Any:
 @pytest.mark.parametrize("kind", ["range", "run", "slots"])
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "int64"])
-def test_pushes_and_pulls_are_what_numpy_says(comm: MPI.Intracomm, dtype: str, width: int, kind: str) -> None:
+def test_pushes_and_pulls_equal_those_of_numpy(
+    comm: MPI.Intracomm, dtype: str, width: int, kind: str
+) -> None:
     for push in (ADD, ASSIGN):
         alone = Alone(comm, dtype, width, push)
         rng, model = np.random.default_rng(1), alone.values.copy()
@@ -201,7 +203,7 @@ def test_a_list_that_was_used_is_marked(comm: MPI.Intracomm) -> None:
     alone.answer()
 
 
-def test_nothing_is_taken_from_a_rank_that_is_ignored(comm: MPI.Intracomm) -> None:
+def test_messages_of_an_ignored_rank_are_dropped(comm: MPI.Intracomm) -> None:
     """Keys and values that follow its frames are not received: those of another frame would be taken for them."""
     alone = Alone(comm, "float64", 1, ADD)
     model, whole = alone.values.copy(), KeyRange(BEGIN, BEGIN + ROWS)
@@ -293,7 +295,7 @@ OTHERS: dict[str, tuple[Command, Any, Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_left_to_python(comm: MPI.Intracomm, name: str) -> None:
+def test_other_requests_are_returned_to_python_unchanged(comm: MPI.Intracomm, name: str) -> None:
     alone = Alone(comm, "float32", 1, ADD)
     alone.table.provide(1 << 20)
     before = alone.values.copy()
@@ -359,7 +361,7 @@ def test_nothing_of_a_closed_shard_nor_of_a_forgotten_caller_is_answered(comm: M
     assert served()
 
 
-def test_no_more_is_noted_than_there_is_room_for(comm: MPI.Intracomm) -> None:
+def test_finished_requests_are_recorded_within_the_window(comm: MPI.Intracomm) -> None:
     alone = Alone(comm, "float32", 1, ADD)
     before = alone.values[0, 0]
 
