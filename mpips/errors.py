@@ -9,7 +9,7 @@
     |   +-- CheckpointError            a checkpoint is missing, incomplete or of another job
     |   +-- RecordError                a record of a run is missing, incomplete, or cannot be replayed
     +-- ProtocolError (RuntimeError)   a message that no correct rank sends
-    |   +-- FilterError                a filter cannot decode a content: it is damaged or of another filter
+    |   +-- FilterError                a filter cannot decode a message: it is damaged or of another filter
     +-- RemoteError (RuntimeError)     something failed on another rank; says which
     +-- CutShort (RuntimeError)        a call was ended early, since the run is to stop and does not need its result
     +-- WorkerLost (RuntimeError)      a worker died during a call: the program may continue without it
@@ -77,7 +77,7 @@ class ProtocolError(MpipsError, RuntimeError):
 
 
 class FilterError(ProtocolError):
-    """A filter cannot decode a content: it is damaged, truncated, or of another version."""
+    """A filter cannot decode a message: it is damaged, truncated, or of another version."""
 
 
 class ClosedError(MpipsError, RuntimeError):

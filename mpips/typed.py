@@ -114,7 +114,7 @@ def build(cls: type[T], table: Mapping[str, Any], path: Path = ()) -> T:
     """Return a `cls` made from a table.
 
     Raises:
-        Misfit: an unknown, missing, ill-typed or refused key.
+        InvalidValue: an unknown, missing, ill-typed or refused key.
     """
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
@@ -151,7 +151,7 @@ def _check_bounds(value: Any, bounds: Mapping[str, Any], path: Path) -> None:
 
 
 def convert(value: Any, hint: Any, path: Path) -> Any:
-    """Turn one TOML value into what the annotation names, or raise Misfit."""
+    """Turn one TOML value into what the annotation names, or raise InvalidValue."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value

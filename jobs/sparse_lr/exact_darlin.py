@@ -90,7 +90,7 @@ class ExactDarlin(Darlin):
         return _added(each["loss"] for each in parts), _added(each["dual"] for each in parts)
 
     def _first_blocks(self) -> NDArray[np.uint64]:
-        # The servers set_totals of no features yet.
+        # The servers have no features yet.
         return self.pieces
 
     def _sketches(self) -> list[tuple[NDArray[np.uint64], NDArray[np.int64]]]:

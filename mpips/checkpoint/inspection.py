@@ -34,7 +34,7 @@ def verify(path: Path, between_pieces: Callable[[], object] = lambda: None) -> l
         entries = manifest["files"]
         problems = [f"{path / MANIFEST}: {problem}" for problem in cover_problems(entries)]
         if read_bytes(path / MANIFEST, follow=False) != text_of(manifest).encode():
-            problems.append(f"{path / MANIFEST}: damaged: it is not written as it was")
+            problems.append(f"{path / MANIFEST}: damaged: its text is not as mpips writes it")
         shards = {entry["name"] for entry in entries if entry["kind"] == "server"}
         for entry in sorted(entries, key=lambda entry: bool(entry["kind"] == "view")):
             if entry["kind"] != "view":

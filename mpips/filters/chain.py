@@ -157,7 +157,7 @@ class Chain:
 
 
 def _sent_bytes(content: Content, known: KeyArray | None) -> int:
-    """Count the bytes of a content that are sent: keys are unless they are `known`."""
+    """Count the bytes that are sent for a content: its keys are sent unless they are `known`."""
     keys = content.keys
     return content.values.nbytes + (0 if keys is None or keys is known else keys.nbytes)
 

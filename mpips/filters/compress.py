@@ -7,7 +7,7 @@ compress, the compressor processes a quarter of the bytes.
 
     the planes that are not compressed | one compressed run of all others
 
-A content that shrinks by less than a sixth is sent unchanged, with an empty note; after k such failures in a row, the
+Content that shrinks by less than a sixth is sent unchanged, with an empty note; after k such failures in a row, the
 next 2^k messages of its size (at most 64) are not tried. The libraries are imported at first use.
 """
 
@@ -183,7 +183,7 @@ def coder_of(codec: Codec, shuffle: bool, least: int) -> Coder:
 
 
 class Shape(NamedTuple):
-    """The shape of a content, which determines its planes or chunks: first those of keys, then of values."""
+    """The shape of a message's content, which determines its planes or chunks: first those of keys, then of values."""
 
     dtype: np.dtype[Any]
     rows: int
@@ -213,7 +213,7 @@ class Shape(NamedTuple):
 
 
 def shape_of(content: Content, shuffle: bool) -> Shape:
-    """Return the shape of a content."""
+    """Return the shape of a message's content."""
     values = content.values
     rows, width = values.shape if values.ndim == 2 else (len(values), 1)
     columns = 0
@@ -297,7 +297,7 @@ def _offsets(lengths: list[int], chosen: list[bool]) -> tuple[list[int], int, in
 
 
 def pack(codec: Codec, shuffle: bool, content: Content) -> Content | None:
-    """Compress a content into u1[bytes] and a note; None if it does not pay."""
+    """Compress keys and values into u1[bytes] and a note; None if it does not pay."""
     shape = shape_of(content, shuffle)
     pieces = _pieces(content, shape)
     of_keys, of_values = shape.lengths()

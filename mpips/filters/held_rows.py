@@ -38,7 +38,7 @@ def as_contiguous(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def keys_of(content: Content, about: About) -> KeyArray:
-    """List the keys of a content's rows, also where they are all keys of a range."""
+    """List the keys of the rows, also where they are all keys of a range."""
     if content.keys is not None:
         return as_contiguous(content.keys)
     return np.arange(len(content.values), dtype=np.uint64) + np.uint64(about.range.begin)

@@ -117,7 +117,7 @@ def round_to_type(threshold: float, values: Rows) -> float:
 
 
 def split(content: Content, held: Held, threshold: float, about: About) -> tuple[Content, Held]:
-    """Add held rows to a content's rows, and split the sums into those to send and those to hold."""
+    """Add held rows to a message's rows, and split the sums into those to send and those to hold."""
     rows, keys = as_contiguous(content.values), keys_of(content, about)
     if is_wide(keys):
         # Kernels merge the places of the keys in the union of both lists.

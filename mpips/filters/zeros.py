@@ -3,7 +3,7 @@
     bitmap, 1 bit per value, the lowest first, in words of 8 bytes | byte planes of the nonzero values
 
 A value is zero if none of its bits is set: -0.0 and NaN are sent, so the filter is lossless. The planes
-(mpips/filters/planes.py) help a compressor after this filter. A content that would shrink by less than a tenth is sent
+(mpips/filters/planes.py) help a compressor after this filter. Content that would shrink by less than a tenth is sent
 unchanged, with an empty note. There is no state.
 """
 
@@ -54,7 +54,7 @@ def zeros(settings: Zeros) -> Coder:
 
 
 def pack(content: Content) -> Content | None:
-    """Remove the zeros of a content's values; None if it does not pay."""
+    """Remove the zeros of the values; None if it does not pay."""
     values = content.values
     if values.dtype == np.uint8 or not values.size:
         return None

@@ -60,7 +60,7 @@ def program_parser(name: str, description: str) -> Parser:
 
 
 def not_empty(text: str) -> str:
-    """Return the value of a option; refuse an empty one, as `"$UNSET"` in a shell is.
+    """Return the value of an option; refuse an empty one, as `"$UNSET"` in a shell is.
 
     Raises:
         ArgumentTypeError: the value is empty.
