@@ -20,6 +20,8 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from mpips.typed import MOST
+
 Consistency = Callable[[int], Collection[int]]
 """A consistency model: the times that the task of a time depends on, all of them earlier."""
 
@@ -110,11 +112,11 @@ class ConsistencySpec:
 
     model: Literal["sequential", "bounded", "eventual"] = "bounded"
     """A task waits for all earlier ones, for those more than tau back, or for none."""
-    tau: int = field(default=0, metadata={"at_least": 0})
+    tau: int = field(default=0, metadata={"at_least": 0, "at_most": MOST})
     """How many unfinished tasks a task may overtake under "bounded"; with 0 it is sequential."""
-    push_tau: int | None = field(default=None, metadata={"at_least": 0})
+    push_tau: int | None = field(default=None, metadata={"at_least": 0, "at_most": MOST})
     """The same for pushes alone; tau unless given."""
-    pull_tau: int | None = field(default=None, metadata={"at_least": 0})
+    pull_tau: int | None = field(default=None, metadata={"at_least": 0, "at_most": MOST})
     """The same for pulls alone; tau unless given."""
 
     def __post_init__(self) -> None:

@@ -2,9 +2,9 @@
 
 A spec is an ordinary dataclass. Annotations give the types of keys, defaults the values of missing keys, and the string
 under a field (or ``metadata={"doc": ...}``) a key's meaning. Bounds are in the metadata as `at_least`, `above`,
-`at_most`; conditions on several keys are checked by the spec's ``__post_init__``, which raises ValueError with a text
-that begins with the key's name (``tau ...``, ``[data] format ...``). So a new key is one line in one place, from which
-reading, checking, documenting and writing follow.
+`at_most`, with `or_zero` where 0 is valid below them; conditions on several keys are checked by the spec's
+``__post_init__``, which raises ValueError with a text that begins with the key's name (``tau ...``, ``[data] format
+...``). So a new key is one line in one place, from which reading, checking, documenting and writing follow.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union
 
 T = TypeVar("T")
 Path = tuple[str | int, ...]
+
+LONGEST = 1e9
+"""The largest duration that a setting can have, in seconds: 30 years."""
+LARGEST = 1e15
+"""The largest size that a setting can have, in bytes: a petabyte."""
+MOST = 2**31 - 1
+"""The largest count that a setting can have."""
 
 SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
@@ -142,12 +149,18 @@ def _check_bounds(value: Any, bounds: Mapping[str, Any], path: Path) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return
     name = path[-1]
+    if bounds.get("or_zero"):
+        if value == 0:
+            return
+        name = f"{name} must be 0, or"
+    else:
+        name = f"{name} must be"
     if "at_least" in bounds and not value >= bounds["at_least"]:
-        raise InvalidValue(path, f"{name} must be at least {bounds['at_least']}, {got(value)}")
+        raise InvalidValue(path, f"{name} at least {bounds['at_least']}, {got(value)}")
     if "above" in bounds and not value > bounds["above"]:
-        raise InvalidValue(path, f"{name} must be above {bounds['above']}, {got(value)}")
+        raise InvalidValue(path, f"{name} above {bounds['above']}, {got(value)}")
     if "at_most" in bounds and not value <= bounds["at_most"]:
-        raise InvalidValue(path, f"{name} must be at most {bounds['at_most']}, {got(value)}")
+        raise InvalidValue(path, f"{name} at most {bounds['at_most']}, {got(value)}")
 
 
 def convert(value: Any, hint: Any, path: Path) -> Any:
@@ -254,8 +267,21 @@ def documented(cls: type) -> list[KeyDoc]:
         else:
             default = "required"
         doc = str(field.metadata.get("doc", docs.get(field.name, "")))
-        keys.append(KeyDoc(field.name, expected(hints[field.name]), default, " ".join(doc.split())))
+        kind = ", ".join(filter(None, (expected(hints[field.name]), _bounds(field.metadata))))
+        keys.append(KeyDoc(field.name, kind, default, " ".join(doc.split())))
     return keys
+
+
+def _bounds(bounds: Mapping[str, Any]) -> str:
+    """Describe the bounds of a number; "" if there are none."""
+    named = [
+        f"{name.replace('_', ' ')} {bounds[name]:g}"
+        if isinstance(bounds[name], float)
+        else f"{name.replace('_', ' ')} {bounds[name]:,}"
+        for name in ("at_least", "above", "at_most")
+        if name in bounds
+    ]
+    return ("0 or " if bounds.get("or_zero") else "") + ", ".join(named)
 
 
 def _literal(value: Any) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent / "mpips"
 NAMES = """
-    exit_codes errors ranges consistency typed calls
+    exit_codes errors ranges typed consistency calls
     process files jit keys rundir storage data transport filters tasks checkpoint cluster tracing config server worker
     scheduler provenance replay launch rank report planning jobs bench cli
 """

@@ -15,10 +15,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mpips.cluster.layout import LayoutSpec
+from mpips.typed import LONGEST, MOST, InvalidValue
+
 RoleName = Literal["scheduler", "server", "worker", "spare"]
 
 NORMAL: tuple[float, ...] = (0.0,)
 """One copy without delay: the delivery of a message that no fault affects."""
+
+SECONDS = {"or_zero": True, "at_least": 1e-6, "at_most": LONGEST}
+"""Bounds of the durations of faults."""
 
 LEAST_SLEEP = 50e-6
 """The shortest sleep in seconds; shorter slowdowns accumulate, since the system cannot sleep for less."""
@@ -30,11 +36,11 @@ class InjectedSignal:
 
     role: RoleName
     """Role of the rank."""
-    index: int = field(default=0, metadata={"at_least": 0})
+    index: int = field(default=0, metadata={"at_least": 0, "at_most": MOST})
     """Index among the ranks of its role, from 0."""
-    at_step: int | None = field(default=None, metadata={"at_least": 0})
+    at_step: int | None = field(default=None, metadata={"at_least": 0, "at_most": MOST})
     """When the rank reaches this step (a worker's task, a server's change, a scheduler's call) or a later one."""
-    at_seconds: float | None = field(default=None, metadata={"at_least": 0})
+    at_seconds: float | None = field(default=None, metadata=SECONDS)
     """Seconds after the start of the rank."""
 
     def __post_init__(self) -> None:
@@ -48,13 +54,13 @@ class Slow:
 
     role: RoleName
     """Role of the rank."""
-    index: int = field(default=0, metadata={"at_least": 0})
+    index: int = field(default=0, metadata={"at_least": 0, "at_most": MOST})
     """Index among the ranks of its role, from 0."""
-    factor: float = field(default=3.0, metadata={"at_least": 1})
+    factor: float = field(default=3.0, metadata={"at_least": 1, "at_most": 1e6})
     """How many times as long its work takes."""
     probability: float = field(default=1.0, metadata={"above": 0, "at_most": 1})
     """Probability that it is slow: 1 is always; less simulates a machine shared with other jobs."""
-    spell: float = field(default=0.0, metadata={"at_least": 0})
+    spell: float = field(default=0.0, metadata=SECONDS)
     """Seconds between two draws of whether it is slow; 0: a draw for each piece of work."""
 
 
@@ -64,7 +70,7 @@ class Chance:
 
     probability: float = field(default=0.0, metadata={"at_least": 0, "at_most": 1})
     """The share of messages that it affects."""
-    seconds: float = field(default=0.0, metadata={"at_least": 0})
+    seconds: float = field(default=0.0, metadata=SECONDS)
     """Delay in seconds of the message, or of its second copy."""
 
 
@@ -86,6 +92,24 @@ class FaultsSpec:
     """Messages that never arrive."""
     duplicate: Chance | None = None
     """Messages that arrive twice, the second copy `seconds` later."""
+
+
+def check_ranks(spec: FaultsSpec, layout: LayoutSpec) -> None:
+    """Raise InvalidValue for a fault of a rank that a layout does not have."""
+    ranks = {
+        "scheduler": layout.schedulers,
+        "server": layout.servers,
+        "worker": sum(layout.groups().values()),
+        "spare": layout.spares,
+    }
+    for kind in ("kill", "stop", "slow"):
+        for number, each in enumerate(getattr(spec, kind)):
+            if each.index >= ranks[each.role]:
+                raise InvalidValue(
+                    ("faults", kind, number, "index"),
+                    f"{kind}[{number}]: there is no {each.role} {each.index}: this job has {ranks[each.role]} "
+                    "of them, numbered from 0",
+                )
 
 
 class _Slowdown:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from mpips import typed
-from mpips.cluster.faults import FaultsSpec
+from mpips.cluster.faults import FaultsSpec, check_ranks
 from mpips.cluster.layout import LayoutSpec
 from mpips.config.overrides import apply
 from mpips.config.toml_text import line_of, read_toml, write_toml
@@ -30,6 +30,12 @@ from mpips.typed import InvalidValue
 
 PERIODS = 3
 """Heartbeats that must be missing before a rank counts as dead."""
+
+SECONDS = {"or_zero": True, "at_least": 0.001, "at_most": typed.LONGEST}
+"""Bounds of a duration that 0 switches off."""
+
+BYTES = {"or_zero": True, "at_least": 1000, "at_most": typed.LARGEST}
+"""Bounds of a size, or of bytes per second, that 0 switches off."""
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -56,7 +62,7 @@ class JobSpec:
     """Name of the run's folder and its checkpoints; default: the program's name."""
     seed: int = field(default=0, metadata={"at_least": 0, "at_most": 2**63 - 1})
     """Seed of all random numbers."""
-    time_limit: float = field(default=0.0, metadata={"at_least": 0})
+    time_limit: float = field(default=0.0, metadata=SECONDS | {"at_least": 1})
     """Time limit of a run in seconds: before its end the run stops with a checkpoint, as on a stop request; 0: none.
     The end of a Slurm allocation is known without it."""
     base: str = ""
@@ -85,12 +91,12 @@ class RingSpec:
 
     virtual_servers: int = field(default=0, metadata={"at_least": 0, "at_most": 1 << 16})
     """Points of each server on the ring (virtual servers); 0: chosen automatically."""
-    replicas: int = field(default=1, metadata={"at_least": 0})
+    replicas: int = field(default=1, metadata={"at_least": 0, "at_most": typed.MOST})
     """Copies of each server's keys on other servers: a run survives the loss of as many servers at once. Where MPI ends
     all ranks when one dies (all but Open MPI with ULFM), or there is one server, there are no copies."""
-    repair_bandwidth: float = field(default=200e6, metadata={"at_least": 0})
+    repair_bandwidth: float = field(default=200e6, metadata=BYTES)
     """Bytes per second that each server may spend on restoring copies; 0: no limit."""
-    key_cache: float = field(default=256e6, metadata={"at_least": 0})
+    key_cache: float = field(default=256e6, metadata=BYTES)
     """Bytes of key lists that each server caches, so that a repeated list is not sent again; 0: none."""
 
 
@@ -98,11 +104,11 @@ class RingSpec:
 class HeartbeatSpec:
     """Failure detection by heartbeats (paper, section 4.5)."""
 
-    period: float = field(default=0.1, metadata={"above": 0})
+    period: float = field(default=0.1, metadata={"at_least": 0.001, "at_most": 3600})
     """Seconds between two heartbeats of a rank."""
-    patience: float = field(default=1.0, metadata={"above": 0})
+    patience: float = field(default=1.0, metadata={"at_least": 0.003, "at_most": typed.LONGEST})
     """Seconds without a heartbeat after which a rank counts as dead; at least 3 periods."""
-    give_up: float = field(default=300.0, metadata={"at_least": 0})
+    give_up: float = field(default=300.0, metadata=SECONDS)
     """Seconds without a heartbeat after which the run ends with an error if it cannot continue without the rank: no
     other rank has its keys, or this MPI ends all ranks when one dies. 0: it waits without limit."""
 
@@ -137,16 +143,16 @@ class FiltersSpec:
 class CheckpointSpec:
     """When and where checkpoints are written."""
 
-    every: int = field(default=0, metadata={"at_least": 0})
+    every: int = field(default=0, metadata={"at_least": 0, "at_most": typed.MOST})
     """Passes between two checkpoints; 0 here and in every_seconds: only on request, and to stop."""
-    every_seconds: float = field(default=0.0, metadata={"at_least": 0})
+    every_seconds: float = field(default=0.0, metadata=SECONDS)
     """Seconds between two checkpoints; can be combined with `every`; 0: passes only."""
-    keep: int = field(default=2, metadata={"at_least": 1})
+    keep: int = field(default=2, metadata={"at_least": 1, "at_most": typed.MOST})
     """Number of checkpoints to keep; older ones are removed."""
-    before_end: float = field(default=60.0, metadata={"at_least": 0})
+    before_end: float = field(default=60.0, metadata=SECONDS)
     """Seconds left when the run stops by itself before the end of its allocation or of job.time_limit, at most a
     quarter of the time; the duration of a step and of checkpoints so far is added. 0: it does not stop for time."""
-    grace: float = field(default=0.0, metadata={"at_least": 0})
+    grace: float = field(default=0.0, metadata=SECONDS)
     """Seconds after a stop request within which the run must have stopped; then it ends as failed, and reports what it
     waits for. 0: until its allocation ends, if it does."""
     directory: str = ""
@@ -269,6 +275,7 @@ def load(
             for name, cls in known.items()
             if name != "job"
         }
+        check_ranks(specs["faults"], specs["layout"])
     except InvalidValue as error:
         raise JobError(f"{place(error.path)}: {error}") from error
     settings = specs.pop(program.name)

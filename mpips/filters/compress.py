@@ -59,7 +59,7 @@ class Zstd:
     """1 is fastest, 19 compresses best; from 20 on it needs much memory."""
     shuffle: bool = True
     """Sort the bytes of numbers by their place before."""
-    least: int = field(default=16384, metadata={"at_least": 0})
+    least: int = field(default=16384, metadata={"at_least": 0, "at_most": 2**62})
     """Bytes below which nothing is tried: what takes a short time to send takes longer to compress."""
 
 
@@ -71,7 +71,7 @@ class Lz4:
     """Larger is faster and compresses less."""
     shuffle: bool = True
     """Sort the bytes of numbers by their place before."""
-    least: int = field(default=4096, metadata={"at_least": 0})
+    least: int = field(default=4096, metadata={"at_least": 0, "at_most": 2**62})
     """Bytes below which nothing is tried: what takes a short time to send takes longer to compress."""
 
 

@@ -54,7 +54,7 @@ class FixedPoint:
     """Add the rounding error of a key to its next push; this needs the memory of a second copy of keys and values."""
     vectors: tuple[str, ...] = ()
     """Vectors that it is applied to; none: all of floating-point numbers."""
-    least: int = field(default=8192, metadata={"at_least": 0})
+    least: int = field(default=8192, metadata={"at_least": 0, "at_most": 2**62})
     """Bytes below which messages are sent unchanged: encoding them takes longer than it saves."""
 
 

@@ -40,7 +40,7 @@ Held = tuple[KeyArray, Rows]
 class Significant:
     """Settings: which changes are held back."""
 
-    threshold: float = field(metadata={"above": 0})
+    threshold: float = field(metadata={"above": 0, "at_most": 1e300})
     """Delta: a row is held back while none of its numbers is larger."""
     decay: Literal["constant", "inverse"] = "constant"
     """Delta is constant, or divided by the number of messages to a server."""

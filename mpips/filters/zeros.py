@@ -36,7 +36,7 @@ _ONE = np.uint64(1)
 class Zeros:
     """Settings: where zeros are removed."""
 
-    least: int = field(default=8192, metadata={"at_least": 0})
+    least: int = field(default=8192, metadata={"at_least": 0, "at_most": 2**62})
     """Bytes below which messages are sent unchanged: encoding them takes longer than it saves."""
 
 

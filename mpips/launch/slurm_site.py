@@ -63,7 +63,7 @@ class Site:
     """sbatch --qos."""
     options: tuple[str, ...] = ()
     """Further options of sbatch, such as "--constraint=ib" or "--mail-type=END"; --NAME or --NAME=VALUE each."""
-    ntasks_per_node: int = field(default=0, metadata={"at_least": 0})
+    ntasks_per_node: int = field(default=0, metadata={"at_least": 0, "at_most": 1 << 20})
     """Ranks per node unless --ntasks-per-node is given; 0: as many as the job needs on its nodes."""
     launcher: Literal["mpirun", "srun"] = "mpirun"
     """Launcher of the ranks: that of the MPI that mpi4py loads (needed for live recovery), or srun."""

@@ -26,6 +26,7 @@ from mpips.cluster.registration import Registration
 from mpips.tracing.token_bucket import LONG, TokenBucket
 from mpips.tracing.trace_file import NOBODY, NOWHERE, TraceFile, What
 from mpips.transport.message import Command, Message
+from mpips.typed import LARGEST
 
 if TYPE_CHECKING:
     from mpips.cluster.node import Node
@@ -51,9 +52,9 @@ class TraceSpec:
 
     on: bool = False
     """Whether ranks write traces."""
-    limit: float = field(default=16e6, metadata={"at_least": 4e5})
+    limit: float = field(default=16e6, metadata={"at_least": 4e5, "at_most": LARGEST})
     """Largest size in bytes of a rank's trace; beyond it, only sums are kept."""
-    detail: int = field(default=5, metadata={"at_least": 0})
+    detail: int = field(default=5, metadata={"at_least": 0, "at_most": 1_000_000})
     """Spans that a rank may record per 5 ms on average; beyond, those below half a millisecond are only summed.
     More of them cost more time."""
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from math import inf, nan
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mpips import typed
-from mpips.cluster.faults import InjectedSignal
+from mpips.cluster.faults import Chance, InjectedSignal, Slow
 from mpips.config.job_file import TABLES, load
 from mpips.config.overrides import override_value
+from mpips.config.program import built_in, load_program
 from mpips.config.toml_text import line_of, write_toml
 from mpips.errors import JobError
+from mpips.filters.named import BUILT_IN, find
+from mpips.launch.slurm_site import Site
+from mpips.typed import InvalidValue
 
 
 @dataclass(frozen=True)
@@ -199,10 +205,10 @@ def test_an_override_is_toml_or_a_string(text: str, value: object) -> None:
         ("[toy]", '[filters]\npush = ["no_such_filter"]\n[toy]', "FILE:24: push: there is no filter"),
         ("[toy]", '[ring]\nreplicas = -1\n[toy]', "FILE:24: replicas must be at least 0"),
         ("[toy]", '[checkpoint]\nkeep = 0\n[toy]', "FILE:24: keep must be at least 1"),
-        ("[toy]", '[checkpoint]\nevery_seconds = -1\n[toy]', "FILE:24: every_seconds must be at least 0"),
-        ("[toy]", '[ring]\nrepair_bandwidth = -1\n[toy]', "FILE:24: repair_bandwidth must be at least 0"),
-        ("[toy]", '[heartbeat]\nperiod = 0\n[toy]', "FILE:24: period must be above 0, got 0"),
-        ("[toy]", '[heartbeat]\npatience = nan\n[toy]', "FILE:24: patience must be above 0, got nan"),
+        ("[toy]", '[checkpoint]\nevery_seconds = -1\n[toy]', "FILE:24: every_seconds must be 0, or at least"),
+        ("[toy]", '[ring]\nrepair_bandwidth = -1\n[toy]', "FILE:24: repair_bandwidth must be 0, or at least"),
+        ("[toy]", '[heartbeat]\nperiod = 0\n[toy]', "FILE:24: period must be at least 0.001, got 0"),
+        ("[toy]", '[heartbeat]\npatience = nan\n[toy]', "FILE:24: patience must be at least 0.003, got nan"),
         ("[toy]", '[heartbeat]\npatience = 0.29\n[toy]', "FILE:24: patience must be at least 3 periods (0.3 s), got"),
         ("[toy]", '[heartbeat]\nperiod = 1\n[toy]', "FILE:23: patience must be at least 3 periods (3 s), got 1"),
         ("workers = 4", "workers = 4\nhand_over = 1", "FILE:9: hand_over must be true or false, got 1"),
@@ -215,6 +221,80 @@ def test_a_wrong_key_is_named_with_its_line(
 ) -> None:
     assert JOB.count(old) == 1
     assert refusal(job_file(JOB.replace(old, new))).startswith(said)
+
+
+@pytest.mark.parametrize("kind", ["kill", "stop", "slow"])
+@pytest.mark.parametrize(
+    ("role", "index", "count"), [("server", 2, 2), ("worker", 4, 4), ("spare", 0, 0), ("scheduler", 9, 1)]
+)
+def test_a_fault_of_a_rank_that_the_layout_lacks_is_refused(
+    job_file: Callable[..., Path], kind: str, role: str, index: int, count: int
+) -> None:
+    when = "" if kind == "slow" else "at_step = 10\n"
+    fault = f'[[faults.{kind}]]\nrole = "{role}"\nindex = {index}\n{when}'
+    path = job_file(JOB.replace('[[faults.kill]]\nrole = "server"\nindex = 1\nat_step = 10\n', fault))
+    said = f"FILE:20: {kind}[0]: there is no {role} {index}: this job has {count} of them, numbered from 0"
+    assert refusal(path) == said
+    assert load(path, [f"faults.{kind}=[]"], programs).faults.slow == ()
+
+
+def test_a_fault_may_be_of_any_rank_of_the_layout(job_file: Callable[..., Path]) -> None:
+    groups, last = "layout.workers={a=1,b=2}", 'faults.slow=[{role="worker",index=2}]'
+    assert len(load(job_file(), [groups, last], programs).faults.slow) == 1
+    wrong = refusal(job_file(), groups, last.replace("2", "3"))
+    assert wrong.startswith("--set faults.slow=") and wrong.endswith(
+        "this job has 3 of them, numbered from 0"
+    )
+
+
+def specs() -> Iterator[tuple[str, type]]:
+    """List the dataclasses of all tables of a job file, a program's among them, and of a site file."""
+    yield from TABLES.items()
+    yield from {"faults.kill": InjectedSignal, "faults.slow": Slow, "faults.delay": Chance}.items()
+    yield from ((name, load_program(name, Path()).settings) for name in built_in())
+    yield from ((f"filter {name}", find(name).settings) for name in BUILT_IN)
+    yield "site", Site
+
+
+CHECKED_OTHERWISE = {
+    ("data", "column"),
+    ("data", "weight"),
+    ("data", "key_bits"),
+    ("layout", "servers"),
+    ("layout", "workers"),
+    ("layout", "spares"),
+    ("layout", "schedulers"),
+    ("faults", "seed"),
+}
+
+
+@pytest.mark.parametrize(("table", "spec"), list(specs()))
+def test_every_number_has_a_range(table: str, spec: type) -> None:
+    """Neither nan nor inf, nor a time that is positive and absurd, passes the reading of the file."""
+    hints, docs = get_type_hints(spec), {key.name: key.doc for key in typed.documented(spec)}
+    required = {
+        key: value
+        for key, value in {"role": "server", "program": "toy", "at_least": 2}.items()
+        if key in hints
+    }
+    for each in fields(spec):
+        kinds = {int, float} & {hints[each.name], *get_args(hints[each.name])}
+        if not kinds or (table, each.name) in CHECKED_OTHERWISE:
+            continue
+        assert {"at_least", "above"} & each.metadata.keys() and "at_most" in each.metadata, each.name
+        wrong = [nan, inf, -inf, 1.7e308, 10**400]
+        if float in kinds and re.search(r"second|byte", docs[each.name], re.I):
+            wrong += [5e-324, 1e-300]
+        for value in wrong:
+            with pytest.raises(InvalidValue, match=f"^{each.name} must be "):
+                typed.build(spec, required | {each.name: value})
+
+
+def test_ranges_are_documented() -> None:
+    kinds = {key.name: key.type for name in ("heartbeat", "trace") for key in typed.documented(TABLES[name])}
+    assert kinds["period"] == "a number, at least 0.001, at most 3,600"
+    assert kinds["give_up"] == "a number, 0 or at least 0.001, at most 1e+09"
+    assert kinds["detail"] == "an integer, at least 0, at most 1,000,000"
 
 
 def test_valid_keys_are_listed(job_file: Callable[..., Path]) -> None:
