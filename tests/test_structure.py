@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
+import subprocess
 import tomllib
 from glob import glob
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+from mpips.process.interpreter import python
 
 ROOT = Path(__file__).resolve().parent.parent / "mpips"
 NAMES = """
@@ -102,6 +106,59 @@ def test_every_package_says_what_it_is_for() -> None:
         str(path) for path in packages if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert not silent, f"packages without a docstring: {silent}"
+
+
+SIDE_EFFECTS = {
+    # Hides scipy from numba.
+    ("mpips.jit.compiler.numba_environment", "numba"),
+    # Hides a ucx.conf of the working folder from MPI.
+    ("mpips.rank.main", "mpips.transport.mpi.van"),
+}
+"""Imports for their effect only, by module: no name of theirs is used, and a linter would remove them."""
+
+
+def test_imports_for_their_effect_only_are_marked_and_there() -> None:
+    marked = set()
+    for name, path in MODULES.items():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if "F401" in line:
+                (statement,) = ast.parse(line.strip()).body
+                assert isinstance(statement, ast.Import), f"{name}: {line.strip()}: write `import x.y`"
+                marked |= {(name, each.name) for each in statement.names}
+    assert marked == SIDE_EFFECTS
+
+
+REGISTERED = """
+import json, sys
+from pathlib import Path
+from mpips.config.program import built_in, load_program
+from mpips.filters.named import BUILT_IN, find
+from mpips.storage import updates
+for name in built_in():
+    load_program(name, Path())
+for name in BUILT_IN:
+    assert find(name).name == name
+print(json.dumps([sorted(updates._updates), sorted(updates._calls)]))
+"""
+
+
+def test_a_fresh_interpreter_has_all_functions_that_jobs_name() -> None:
+    """Updates and calls are registered by modules that nothing else of a job may need."""
+    done = subprocess.run(
+        [*python(), "-c", REGISTERED], capture_output=True, text=True, check=True, timeout=60, cwd=ROOT.parent
+    )
+    updates, calls = json.loads(done.stdout)
+    for path in (path for name, path in MODULES.items() if name.startswith("mpips.jobs.")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            named = [each.value for each in node.keywords if each.arg == "update"]
+            assert {each.value for each in named if isinstance(each, ast.Constant)} <= set(updates), path
+            to_servers = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value).endswith(
+                "servers"
+            )
+            if to_servers and node.args and isinstance(node.args[0], ast.Constant):
+                assert node.args[0].value in calls, f"{path}:{node.lineno}"
 
 
 def test_files_other_than_code_are_installed_too() -> None:
