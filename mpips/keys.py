@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.errors import UsageError
 from mpips.jit.kernel import kernel
 from mpips.jit.splitmix import mix
 
@@ -33,7 +34,9 @@ KeyArray = NDArray[Any]
 
 
 def dtype_of(key_bits: int) -> np.dtype[Any]:
-    """Return the dtype of a list of keys of 64 or 128 bits."""
+    """Return the dtype of a list of keys of 64 or 128 bits; UsageError for another number."""
+    if key_bits not in (64, 128):
+        raise UsageError(f"key_bits {key_bits!r} is neither 64 nor 128")
     return KEY64 if key_bits == 64 else KEY128
 
 
@@ -139,12 +142,15 @@ def text_keys(texts: Iterable[str | bytes], key_bits: int = 128) -> KeyArray:
     Two of n different texts have the same key with a probability of about n^2 / 2^(key_bits + 1): of 10^9 texts, 3 % at
     64 bits, and 10^-21 at 128.
 
+    Raises:
+        UsageError: `key_bits` is neither 64 nor 128.
+
     >>> text_keys(["user=17", "item=4"]).dtype == KEY128
     True
     """
-    size = key_bits // 8
+    dtype = dtype_of(key_bits)
     raw = b"".join(
-        hashlib.blake2b(text.encode() if isinstance(text, str) else text, digest_size=size).digest()
+        hashlib.blake2b(text.encode() if isinstance(text, str) else text, digest_size=dtype.itemsize).digest()
         for text in texts
     )
-    return np.frombuffer(bytearray(raw), dtype_of(key_bits))
+    return np.frombuffer(bytearray(raw), dtype)

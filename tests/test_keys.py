@@ -6,10 +6,12 @@ import hashlib
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mpips import keys
+from mpips.errors import UsageError
 from mpips.keys import KEY64, KEY128
 
 half = st.one_of(st.integers(0, 3), st.sampled_from([2**63, 2**64 - 1]))
@@ -53,6 +55,13 @@ def test_keys_of_texts_are_their_hashes() -> None:
     made = keys.text_keys(texts)
     assert len(np.unique(made)) == len(texts)
     assert made.tobytes()[-16:] == hashlib.blake2b(b"", digest_size=16).digest()
+
+
+@pytest.mark.parametrize("key_bits", [96, 0, -64, 256, None, "64"])
+def test_keys_of_other_sizes_are_refused(key_bits: Any) -> None:
+    for make in (keys.dtype_of, lambda bits: keys.text_keys(["abc"], bits)):
+        with pytest.raises(UsageError, match=f"^key_bits {key_bits!r} is neither 64 nor 128$"):
+            make(key_bits)
 
 
 def test_keys_that_share_a_half_are_hashed_apart() -> None:

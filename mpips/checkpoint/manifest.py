@@ -51,7 +51,7 @@ SCHEMA = {
                     "spec": {
                         "name": str, "dtype": str, "width": int, "extent": int, "update": str,
                         "settings": Table((str, int, float, bool)), "dense": bool, "aggregate": bool,
-                        "init?": (int, float, Table(NUMBER)), "key_bits?": int,
+                        "init?": (int, float, Table(NUMBER)), "key_bits?": (range(64, 65), range(128, 129)),
                     },
                     "rows": int,
                     "ranges": Each(Each(int)),
