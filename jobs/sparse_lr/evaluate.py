@@ -178,9 +178,11 @@ def distinct(keys: key_arrays.KeyArray) -> tuple[key_arrays.KeyArray, NDArray[np
 
 def other_keys(about: dict[str, Any], data: DataSpec) -> str:
     """Return why the weights of a checkpoint do not fit the keys of `data`; "" if they do."""
-    before = about["job"]["data"].get("key_bits", 64)
+    before = about.get("job", {}).get("data", {}).get("key_bits", 64)
     return (
-        "" if before == data.key_bits else f"was written with [data] key_bits = {before}, not {data.key_bits}"
+        ""
+        if before == data.key_bits
+        else f"[data] key_bits = {data.key_bits}, was {before}: set it as it was, or start a new run"
     )
 
 

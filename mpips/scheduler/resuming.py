@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,8 @@ _RESUMED = {
     "vectors": Each(Each(ANY)),
 }  # fmt: skip
 """The fields of a manifest's `about` in a checkpoint that a run can resume from."""
+_FILES = ("train", "test", "vocab", "parts")
+"""The settings in [data] that say which files there are, and not how they are read."""
 
 
 def read(resume: Path, turn: Callable[[], object]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -42,14 +45,29 @@ def read(resume: Path, turn: Callable[[], object]) -> tuple[dict[str, Any], dict
 
 
 def check(resume: Path, about: dict[str, Any], job: Job, facts: dict[str, Any]) -> None:
-    """Raise CheckpointError if a checkpoint is of another program, or was written under other `facts`."""
+    """Raise CheckpointError if a checkpoint is of another program, or was written under other `facts`.
+
+    The error also names the settings in [data] that have changed, by which the same files are read as other data.
+    """
     if about["program"] != job.program:
         raise CheckpointError(f"checkpoint {resume} is of program {about['program']!r}, not {job.program!r}")
     for fact, value in facts.items():
         if about["facts"].get(fact) != value:
+            read = changed_reading(about, job)
             raise CheckpointError(
                 f"checkpoint {resume} was written with {fact} = {about['facts'].get(fact)}, not {value}"
+                + (f"; {', '.join(read)}: set it as it was, or start a new run" if read else "")
             )
+
+
+def changed_reading(about: dict[str, Any], job: Job) -> list[str]:
+    """List the settings in [data], other than which files there are, that differ from those in a checkpoint."""
+    before, now = about.get("job", {}).get("data", {}), job.tables().get("data", {})
+    return [
+        f"[data] {key} = {json.dumps(value)}, was {json.dumps(before[key])}"
+        for key, value in now.items()
+        if key not in _FILES and key in before and before[key] != value
+    ]
 
 
 def changed_settings(resume: Path, about: dict[str, Any], specs: dict[str, Any], job: Job) -> list[str]:

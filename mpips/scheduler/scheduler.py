@@ -417,7 +417,8 @@ class Cluster:
         with self.phase("checkpoint"), self._losing_nothing():
             about, specs = self.decide(partial(resuming.read, self.resume, self.node.poll))
             resuming.check(self.resume, about, self.job, self.facts)
-            changed = resuming.changed_settings(self.resume, about, specs, self.job)
+            changed = resuming.changed_reading(about, self.job)
+            changed += resuming.changed_settings(self.resume, about, specs, self.job)
             if unfit is not None and (problem := unfit(about)):
                 raise CheckpointError(f"checkpoint {self.resume} cannot be resumed: {problem}")
             self._trained_before = about["trained"]

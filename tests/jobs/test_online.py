@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from synthetic import F8, DataSet, Hooks, Outcome, make, objective, run_twin, sv
 from mpips.checkpoint.manifest import complete
 from mpips.data import DataSpec, read, text
 from mpips.data.convert import convert
+from mpips.errors import MpipsError
+from mpips.scheduler.scheduler import Cluster
 from mpips.transport.network_faults import random_delays
 from mpips.worker.vector import Vector
 
@@ -229,6 +232,32 @@ def test_keys_of_128_bits_give_the_same_bits(tmp_path: Path, algorithm: str, exa
     assert narrow.keys.tolist() == wide.keys[:, 0].tolist() and len(np.unique(wide.keys[:, 1])) > 10
     assert narrow.values.tobytes() == wide.values.tobytes()
     assert narrow.metrics["auc"] == wide.metrics["auc"] and wide.sha != narrow.sha
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changed", "said"),
+    [
+        ("darlin", {"key_bits": 128}, "[data] key_bits = 128, was 64: set it as it was, or start a new run"),
+        ("ftrl", {"key_bits": 128}, "[data] key_bits = 128, was 64: set it as it was, or start a new run"),
+        ("darlin", {"crosses": []}, '[data] crosses = [], was [["a", "b"]]: set it as it was, or start a new run'),
+        ("ftrl", {"crosses": []}, 'changed since then: [data] crosses = [], was [["a", "b"]]'),
+    ],
+)  # fmt: skip
+def test_other_keys_of_the_data_are_refused_on_resume_or_told(
+    tmp_path: Path, algorithm: str, changed: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, data = tsv(tmp_path, "train.tsv", 100, 1), {"crosses": [["a", "b"]]}
+    settings = {"algorithm": algorithm, "passes": 2}
+    run_twin(train, 1, 1, data=data, settings=settings, hooks=Hooks(checkpoints=tmp_path, stop_after=1))
+    hooks = Hooks(checkpoints=tmp_path, resume=complete(tmp_path)[-1])
+    if said.startswith("changed"):
+        told: list[str] = []
+        monkeypatch.setattr(Cluster, "say", lambda cluster, text: told.append(text))
+        run_twin(train, 1, 1, data=data | changed, settings=settings, hooks=hooks)
+        assert said in told
+    else:
+        with pytest.raises(MpipsError, match=re.escape(said)):
+            run_twin(train, 1, 1, data=data | changed, settings=settings, hooks=hooks)
 
 
 def test_a_model_is_compared_with_no_weights_on_all_examples(
