@@ -32,13 +32,17 @@ def check_worker(worker: Any) -> None:
         method = getattr(worker, name, None)
         if method is None or (name in _IMPLEMENTABLE and _IMPLEMENTABLE[name](worker, method)):
             continue
-        code = getattr(method, "__code__", None)
-        at = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
         raise UsageError(
-            f"Worker.{name}{at}: the name is reserved by mpips; rename the method. Reserved names are "
+            f"Worker.{name}{defined_at(method)}: the name is reserved by mpips; rename the method. Reserved names are "
             f"{', '.join(BuiltInCall)}; `restore` together with `state`, and `rebuild` without arguments, are for "
             "checkpoints"
         )
+
+
+def defined_at(function: object) -> str:
+    """Return the place of a function's definition, as ` (file:line)`; "" if it is not known."""
+    code = getattr(function, "__code__", None)
+    return "" if code is None else f" ({code.co_filename}:{code.co_firstlineno})"
 
 
 def check_function(name: str) -> None:

@@ -31,6 +31,34 @@ def keep(key: str, value: Any, why: str) -> Any:
     return value if isinstance(value, float) else refuse(key, value, why)
 
 
+def check_names(value: Any, what: str, key: str = "") -> None:
+    """Check that all tables in a value have strings as keys: JSON makes strings of other keys, 2 and "2" become one.
+
+    Raises:
+        UsageError: one has another key; the error names it, and `what` the value is.
+    """
+    if key.count(".") + key.count("[") > MAX_DEPTH:
+        return
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            if not isinstance(name, str):
+                kind = type(name).__qualname__
+                raise UsageError(
+                    f"{what}{key and ': '}{key} has the key {name!r} of type {kind}: use a string"
+                )
+            check_names(each, what, f"{key}.{name}" if key else name)
+    # Most lists are of numbers, perhaps a million.
+    elif isinstance(value, (list, tuple)) and any(map(_is_nested, set(map(type, value)))):
+        for at, each in enumerate(value):
+            check_names(each, what, f"{key}[{at}]")
+
+
+def _is_nested(kind: type) -> bool:
+    return issubclass(kind, (Mapping, list, tuple)) or is_dataclass(kind)
+
+
 class Nulls(dict[str, str]):
     """Replaces values by null, and records why, by key."""
 

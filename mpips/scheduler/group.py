@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mpips.cluster.node import Node
 from mpips.errors import UsageError
+from mpips.files.json_values import check_names
 from mpips.keys import KeyArray
 from mpips.process.program_line import innermost
 from mpips.tasks.task import Task
@@ -63,12 +64,12 @@ class Group:
     ) -> Task:
         """Call a function on all members of the group, or on those at the indices `only`.
 
-        `args` go to all, `each[i]` to the i-th of them in addition; `keys` and `values` travel as arrays. On shards the
-        function works on one `vector`. The call starts nowhere before every task of `after` is finished everywhere. The
-        task's result is the list of replies (`Message`), in the group's order.
+        `args` go to all, `each[i]` to the i-th of them in addition: JSON-able tables; `keys` and `values` travel as
+        arrays. On shards the function works on one `vector`. The call starts nowhere before every task of `after` is
+        finished everywhere. The task's result is the list of replies (`Message`), in the group's order.
 
         Raises:
-            UsageError: `each` has not one table for each of them.
+            UsageError: `each` has not one table for each of them, or a table has a key that is not a string.
         """
         self.node.step(self.node.tasks.issued)
         ranks = self.addresses if only is None else tuple(self.addresses[i] for i in only)
@@ -80,6 +81,7 @@ class Group:
             own = dict(args or {})
             if each is not None:
                 own.update(each[position])
+            check_names(own, f"the arguments of {function}")
             message = Message(Kind.REQUEST, Command.CALL, keys=keys, values=values)
             message.namespace = vector.number if vector is not None else 0
             message.meta = {"call": function, "args": own, "workers_since": self.workers_since}

@@ -35,7 +35,7 @@ from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.config.job_file import Job
 from mpips.errors import CheckpointError, NoWorkerLeft, UsageError, WorkerLost
-from mpips.files.json_values import json_data, keep
+from mpips.files.json_values import check_names, json_data, keep
 from mpips.keys import KeyArray
 from mpips.rundir.folder import RunFolder
 from mpips.rundir.progress import Column, Table
@@ -173,8 +173,14 @@ class Cluster:
         return self.node.codec.pushes.drops
 
     def decide(self, make: Callable[[], T]) -> T:
-        """Return `make()`, JSON-able, or on a successor the value that it returned here before."""
-        return self.journal.decide(make)
+        """Return `make()`, JSON-able, or on a successor the value that it returned here before.
+
+        Raises:
+            UsageError: a table in the value has a key that is not a string, so a successor would have another value.
+        """
+        value = self.journal.decide(make)
+        check_names(value, "the decided value")
+        return value
 
     def settle(self) -> None:
         """Wait for all tasks of the program, and the last checkpoint.
@@ -254,7 +260,11 @@ class Cluster:
         """Call a function of the workers outside the program's order, without a reply.
 
         Such a call is not in the journal: users issue it, at any time.
+
+        Raises:
+            UsageError: a table in `args` has a key that is not a string.
         """
+        check_names(args, f"the arguments of {function}")
         for rank in self.workers.addresses:
             self.node.control(rank, Command.NOTIFY, {"call": function, "args": args})
 

@@ -316,7 +316,7 @@ class Executor:
         name, args = request.meta["call"], request.meta["args"]
         built_in = BUILT_IN.get(name)
         if built_in is None and call_named(name).reads:
-            answer = call_named(name).function(shard.hosted(request.namespace).segment, args)
+            answer = call_named(name).run(shard.hosted(request.namespace).segment, args)
             return self._answer(link, shard, request, reply_to(request, meta=answer))
         return self._change(link, shard, request, lambda request: shard.call(request, built_in))
 

@@ -220,7 +220,7 @@ class Shard:
             if built_in is not None:
                 answer = built_in(self, **args)
             else:
-                answer = call_named(name).function(self.hosted(request.namespace).segment, args)
+                answer = call_named(name).run(self.hosted(request.namespace).segment, args)
         except Exception as error:
             return self.failure(request, error)
         return reply_to(request, meta=answer)

@@ -27,8 +27,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.calls import check_function
+from mpips.calls import check_function, defined_at
 from mpips.errors import UsageError
+from mpips.files.json_values import check_names
 from mpips.keys import KeyArray, dtype_of
 from mpips.storage import initial
 from mpips.storage.initial import Initial
@@ -175,6 +176,12 @@ class Call(NamedTuple):
 
     function: Function
     reads: bool = False
+
+    def run(self, segment: Any, args: dict[str, Any]) -> dict[str, Any]:
+        """Call it; UsageError if JSON would change the keys of its result."""
+        answer = self.function(segment, args)
+        check_names(answer, f"the result of {self.function.__qualname__}{defined_at(self.function)}")
+        return answer
 
 
 BUILT_IN = frozenset(("add", "assign", "sgd", "adagrad", "ftrl", "adam"))

@@ -23,13 +23,14 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.calls import BuiltInCall, check_worker
+from mpips.calls import BuiltInCall, check_worker, defined_at
 from mpips.checkpoint.loading import load_worker, load_worker_if_any
 from mpips.checkpoint.writing import write_worker
 from mpips.cluster.node import IDLE, Node
 from mpips.cluster.registration import Registration
 from mpips.config.job_file import Job
 from mpips.errors import CutShort, ProtocolError
+from mpips.files.json_values import check_names
 from mpips.filters.state_arrays import PREFIX, restore_states, to_arrays
 from mpips.keys import KeyArray
 from mpips.server.snapshot_file import SnapshotFile
@@ -288,6 +289,7 @@ class CallExecutor:
                 answer = self._method(request.meta["call"])(**self._arguments(request))
                 if not isinstance(answer, Answer):
                     answer = Answer(answer)
+                self._check(request.meta["call"], answer)
                 # The present call continues, so this one must not wait.
                 if at_once and (own := self._without_waiting(since)):
                     if not self._unanswered:
@@ -304,6 +306,10 @@ class CallExecutor:
                 if not at_once:
                     self._present, self._settled = -1, tasks.time
                     tasks.failed.clear()
+
+    def _check(self, name: str, answer: Answer) -> None:
+        """Raise UsageError, naming the method, if JSON would change the keys of an answer."""
+        check_names(answer.meta, f"the result of Worker.{name}{defined_at(getattr(self.worker, name, None))}")
 
     def _without_waiting(self, since: int) -> list[Task]:
         """Return the tasks issued at `since` or later, and exclude them from those that the present call waits for."""

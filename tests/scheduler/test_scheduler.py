@@ -17,7 +17,7 @@ from mpips.ranges import KeyRange
 from mpips.scheduler import export
 from mpips.scheduler.scheduler import Cluster
 from mpips.server.shard import AGGREGATE
-from mpips.storage.updates import VectorSpec
+from mpips.storage.updates import VectorSpec, call
 from mpips.storage.vector_clock import NOTHING, RangedClock
 from mpips.transport.in_memory import Deadlock
 from mpips.transport.message import Command, Kind, Message
@@ -226,6 +226,65 @@ def test_misuse_is_one_line(misuse: Any, text: str) -> None:
             misuse(cluster, w)
 
     simulate(schedule, Worker)
+
+
+KEYED = {"a": [{"b": {2: 1, "2": 3}}]}
+
+
+@call("keyed")
+def keyed(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
+    return KEYED
+
+
+@call("keyed_read", reads=True)
+def keyed_read(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
+    return KEYED
+
+
+class Keyed:
+    """Gives and takes tables with a key that is not a string."""
+
+    def __init__(self, context: Context) -> None:
+        pass
+
+    def take(self, **args: Any) -> None:
+        pass
+
+    def give(self) -> Any:
+        return KEYED
+
+    def answer(self) -> Any:
+        return Answer({np.int64(2): 1})
+
+    @at_once
+    def give_at_once(self) -> Any:
+        return {"a": {None: 1}}
+
+
+HERE = __file__ + r":\d+\)"
+
+
+@pytest.mark.parametrize(
+    ("act", "text"),
+    [
+        (lambda cluster, w: cluster.workers.start("take", KEYED), r"the arguments of take: a\[0\]\.b has the key 2 of"),
+        (lambda cluster, w: cluster.workers.start("take", each=[{3: 1}]), r"the arguments of take has the key 3 of"),
+        (lambda cluster, w: cluster.notify("take", KEYED), r"the arguments of take: a\[0\]\.b has the key 2"),
+        (lambda cluster, w: cluster.workers.call("give"), rf"Worker\.give \({HERE}: a\[0\]\.b has the key 2"),
+        (lambda cluster, w: cluster.workers.call("answer"), rf"Worker\.answer \({HERE} has the key np.int64\(2\)"),
+        (lambda cluster, w: cluster.workers.call("give_at_once"), rf"at_once \({HERE}: a has the key None of"),
+        (lambda cluster, w: cluster.servers.call("keyed", vector=w), rf"result of keyed \({HERE}: a\[0\]"),
+        (lambda cluster, w: cluster.servers.call("keyed_read", vector=w), rf"result of keyed_read \({HERE}: a"),
+        (lambda cluster, w: cluster.decide(lambda: KEYED), r"the decided value: a\[0\]\.b has the key 2 of type int"),
+    ],
+)  # fmt: skip
+def test_a_key_that_json_would_change_is_refused_with_its_place(act: Any, text: str) -> None:
+    def schedule(cluster: Cluster) -> None:
+        with pytest.raises((UsageError, RemoteError), match=text) as caught:
+            act(cluster, cluster.create_vector(VectorSpec("w")))
+        assert isinstance(caught.value, UsageError) or caught.value.is_usage
+
+    simulate(schedule, Keyed)
 
 
 def test_two_keys_that_json_writes_alike_are_refused() -> None:
