@@ -97,14 +97,41 @@ def propose(model: F8, sizes: F8, l1: float, before: float, noise: float = 1.0) 
     norms = np.sqrt(np.maximum(np.diag(curvatures), 1e-300))
     scaled = curvatures / np.outer(norms, norms) + 1e-8 * np.eye(steps)
     if np.isfinite(scaled).all() and np.isfinite(slopes).all():
-        newton = np.linalg.solve(scaled, -slopes / norms) / norms
-        promised = -0.5 * float(newton @ slopes)
+        newton = _solve(scaled, -slopes / norms) / norms
+        promised = -0.5 * float((newton * slopes).sum())
         if np.isfinite(newton).all() and promised > LEAST_GAIN * (before - objective):
             for length in (1.0, 0.5):
                 mixture = np.append(-length * newton, 1.0 + length * newton.sum())
                 if noise * np.abs(mixture).sum() <= MOST_NOISE:
                     mixtures.append(mixture)
     return Proposal(objective, excess, np.array(mixtures).reshape(-1, steps + 1))
+
+
+def _solve(matrix: F8, right: F8) -> F8:
+    """Solve matrix x = right for a symmetric positive definite matrix f8[n, n]; NaN if it is not positive definite.
+
+    A linear algebra library chooses the order of its operations by the processor, and with it the last bits of x. Here
+    it is fixed: Cholesky's LDL' row by row (Golub and Van Loan, Matrix Computations, 4.1.2), so that a run has the same
+    bits on all machines whose C library has the same exp and log.
+    """
+    n = len(right)
+    lower, d, x = matrix.tolist(), [0.0] * n, right.tolist()
+    for j in range(n):
+        for i in range(j):
+            for k in range(i):
+                lower[j][i] -= lower[j][k] * d[k] * lower[i][k]
+            lower[j][i] /= d[i]
+        d[j] = lower[j][j]
+        for k in range(j):
+            d[j] -= lower[j][k] * d[k] * lower[j][k]
+            x[j] -= lower[j][k] * x[k]
+        if not d[j] > 0.0:
+            return np.full(n, np.nan)
+    for j in reversed(range(n)):
+        x[j] /= d[j]
+        for k in range(j + 1, n):
+            x[j] -= lower[k][j] * x[k]
+    return np.array(x)
 
 
 def _mixture(steps: int, length: float) -> F8:

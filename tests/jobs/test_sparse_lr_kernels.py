@@ -376,6 +376,27 @@ def test_a_penalty_above_every_gradient_leaves_zero() -> None:
 # --- Control ----------------------------------------------------------------------------------------------
 
 
+def test_the_search_finds_the_minimum_with_the_same_bits_on_every_processor() -> None:
+    rng = np.random.default_rng(5)
+    factor = rng.normal(size=(5, 5))
+    slopes = rng.normal(size=5)
+    model = np.vstack([factor @ factor.T, slopes, np.zeros(5)])
+    model[6, 0] = 9.0
+    whole, half = control.propose(model, np.zeros(6), 1.0, before=9.5).mixtures
+    newton = np.linalg.solve(model[:5], -slopes)
+    np.testing.assert_allclose(whole, np.append(-newton, 1.0 + newton.sum()), rtol=1e-5)
+    np.testing.assert_allclose(half, np.append(-newton / 2, 1.0 + newton.sum() / 2), rtol=1e-5)
+    # Inputs without rounding errors, so that the expected bits depend on the solution alone.
+    model = np.array([[4.0, 1.0, 0.5], [1.0, 3.0, 0.25], [0.5, 0.25, 2.0], [-3.0, 1.0, 2.0], [9.0, 0.0, 0.0]])
+    whole = control.propose(model, np.zeros(4), 1.0, before=9.5).mixtures[0]
+    assert [float(w).hex() for w in whole] == [
+        "-0x1.0b4b4b0c8c887p+0",
+        "0x1.2a2a29d894c55p-1",
+        "0x1.30302ff2910cdp+0",
+        "0x1.181818b6c463ep-2",
+    ]
+
+
 def test_a_pass_that_raised_the_objective_is_undone_or_shortened() -> None:
     model, sizes = np.array([[1.0], [3.0], [12.0]]), np.array([0.0, 0.0])
     proposal = control.propose(model, sizes, 1.0, before=10.0)
