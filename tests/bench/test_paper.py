@@ -34,7 +34,7 @@ def test_system_a_finds_the_optimum(tmp_path: Path, kind: str, l1: float) -> Non
             program="mpips.bench._paper.lbfgs",
             settings={"l1": l1, "target": best},
         )
-        for servers, workers in ((1, 1), (2, 3))
+        for servers, workers in ((1, 1), (2, 3))[kind == "correlated" :]
     ]
     for run in runs:
         assert run.metrics["objective"] == pytest.approx(best, rel=1e-5)

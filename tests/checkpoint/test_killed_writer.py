@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-KILLS = 50
+KILLS = 20
 
 # Forks the processes that it kills, since to start one anew takes longer than to write a checkpoint.
 NURSERY = """

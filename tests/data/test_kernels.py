@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mpips.data import kernels
 
-quick = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 words = st.sampled_from(
     (b"1|-1|0|+|-|.|e|E5|:|#| |\t|\n|"
      b"\r|\r\n|qid|q|qi|nan|9|18446744073709551615|1 2:3|1 1:1 2:1\n|1\ta\tb\n|\x00|\xff").split(b"|")

@@ -17,7 +17,7 @@ from mpips.data import DataSpec, Examples, Tally, concatenate, read, text
 from mpips.data.convert import convert
 from mpips.errors import DataError, InputError, JobError
 
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MASK = 2**64 - 1
 
 
@@ -216,7 +216,7 @@ def test_no_rows(tsv: Path, content: str) -> None:
         loads(tsv, content)
 
 
-@settings(quick, max_examples=300)
+@settings(quick, max_examples=100)
 @given(
     st.lists(st.sampled_from(b"1|0|\t|\t\t|\n|\r|\r\n|x|long field|\xff\x00".split(b"|")), max_size=40).map(
         b"".join

@@ -20,7 +20,7 @@ from mpips.data.compression import MAGIC
 from mpips.data.stream import UNSUPPORTED
 from mpips.errors import DataError
 
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SKIP = DataSpec(on_error="skip")
 
 
@@ -356,7 +356,7 @@ garbage = st.one_of(
 )
 
 
-@settings(quick, max_examples=400)
+@settings(quick, max_examples=150)
 @given(garbage, st.integers(3, 50))
 def test_garbage_parses_as_python_would_or_is_skipped(svm: Path, content: bytes, size: int) -> None:
     svm.write_bytes(content)

@@ -18,7 +18,7 @@ from mpips.jobs.lda.corpus import open_corpus
 from mpips.jobs.lda.readers import read_vocabulary
 from mpips.jobs.sketch import source
 
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def load(files: list[Path], tally: Tally | None = None, **keys: object) -> Examples:

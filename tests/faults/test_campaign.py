@@ -6,7 +6,7 @@ import pytest
 
 from mpips.bench.failures import _trial, faults
 
-SEEDS = 100
+SEEDS = 60
 SLICE = 20
 
 

@@ -199,19 +199,18 @@ def test_keys_and_values_that_arrive_late_are_applied_by_python(
 def test_a_server_is_lost_between_any_two_messages(part: int, act: str) -> None:
     most = run(part, servers=2, workers=2, replicas=1)
     rng = random.Random(f"{part}/{act}")
-    for how in between_messages(act, rng, 4, most):
+    for how in between_messages(act, rng, 2, most):
         run(part, workers=2, **how)
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_server_is_lost_with_its_messages_where_they_overtake_each_other(seed: int) -> None:
-    for how in where_messages_overtake(seed, 6):
+    for how in where_messages_overtake(seed, 3):
         run(seed, workers=2, **how)
 
 
-@pytest.mark.parametrize("first", range(0, 20, 10))
-def test_every_update_of_the_fault_campaign_is_there_once(first: int) -> None:
-    outcomes = [_trial.run(seed) for seed in range(first, first + 10)]
+def test_every_update_of_the_fault_campaign_is_there_once() -> None:
+    outcomes = [_trial.run(seed) for seed in range(10)]
     assert not [f"{outcome.seed}: {outcome.error}" for outcome in outcomes if not outcome.ok]
     assert KernelVan.handled > 50
 

@@ -222,13 +222,13 @@ def test_parts_that_arrive_late_are_summed_by_python(
 def test_a_server_is_lost_between_any_two_messages(part: int, act: str, compiled: None) -> None:
     most, _ = run(part, servers=2, workers=2, replicas=1)
     rng = random.Random(f"{part}/{act}")
-    for how in between_messages(act, rng, 3, most):
+    for how in between_messages(act, rng, 2, most):
         run(part, workers=2, **how)
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_server_is_lost_with_its_messages_where_they_overtake_each_other(seed: int, compiled: None) -> None:
-    for how in where_messages_overtake(seed, 4):
+    for how in where_messages_overtake(seed, 2):
         run(seed, workers=3, **how)
 
 

@@ -36,7 +36,7 @@ def sent(coder: Coder, given: Content) -> Content:
 # -- what is lossless ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(coders, contents(widths=(0, 1, 2, 3, 5, 40)))
 def test_decoding_restores_what_was_sent(coder: Coder, given: Content) -> None:
     arrived = coder.decode(sent(coder, given))
@@ -180,7 +180,7 @@ def test_what_a_codec_cannot_take_at_once_is_sent_unchanged() -> None:
 # -- what is damaged -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=500)
+@settings(max_examples=100)
 @given(st.data(), coders, contents())
 def test_damage_is_refused_or_read_in_the_right_shape(
     data: st.DataObject, coder: Coder, given: Content

@@ -41,7 +41,7 @@ def arrives(coder: Coder, values: Rows, where: About | None = None) -> Rows:
 # -- what is exact -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(sizes, contents())
 def test_numbers_are_off_by_less_than_a_step_and_what_is_exact_is(
     size: Literal[1, 2], given: Content
@@ -296,7 +296,7 @@ def test_rows_of_another_kind_than_before_are_refused() -> None:
 # -- what is damaged -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=500)
+@settings(max_examples=100)
 @given(st.data(), sizes, contents())
 def test_damage_is_refused_or_read_in_the_right_shape(data: st.DataObject, size: int, given: Content) -> None:
     _, whole = CODERS[size].encode({}, given, about())

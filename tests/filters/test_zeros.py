@@ -21,7 +21,7 @@ def sent(given: Content) -> Content:
     return CODER.encode({}, given, about())[1]
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(contents(widths=(0, 1, 2, 3)))
 def test_decoding_restores_what_was_sent(given: Content) -> None:
     small = sent(given)
@@ -69,7 +69,7 @@ def test_a_content_of_few_zeros_is_sent_unchanged() -> None:
         assert sent(few) is few and CODER.decode(few) is few
 
 
-@settings(max_examples=500)
+@settings(max_examples=100)
 @given(st.data(), contents())
 def test_damage_is_refused_or_read_in_the_right_shape(data: st.DataObject, given: Content) -> None:
     whole = sent(given)

@@ -180,12 +180,6 @@ def test_worlds_of_one_rank_are_detected(tmp_path: Path) -> None:
             "train.svm:5: id in '2:1' is not above the one before it",
             marks=ONCE,
         ),
-        pytest.param(
-            {"train.svm": GOOD + "+1 2:1 2:1\n"},
-            1,
-            "train.svm:5: id in '2:1' is not above the one before it",
-            marks=ONCE,
-        ),
         pytest.param({"train.svm": ""}, 1, "train.svm: is empty", marks=ONCE),
         pytest.param({"train.svm": LITTLE}, 3, "are too few for 3 workers; use fewer workers", marks=ONCE),
         pytest.param(
