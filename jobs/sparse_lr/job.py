@@ -126,6 +126,9 @@ class Worker(BlockWorker):
         in_flight: dict[int, Task] = {}
         for time, block in enumerate(order):
             context.wait_all(in_flight[earlier] for earlier in unmet(self.consistency.pull(time), in_flight))
+            if any(not task.done for task in in_flight.values()):
+                # A step that has arrived is one less that this block's gradient lacks.
+                context.take_arrived()
             in_flight = {earlier: task for earlier, task in in_flight.items() if not task.done}
             context.step(round + time)
             with context.working():

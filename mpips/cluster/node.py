@@ -595,10 +595,11 @@ class Node:
     def poll_between(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items, and poll between them, so that a long loop can be stopped."""
         for item in items:
-            self._poll_in_program()
+            self.take_arrived()
             yield item
 
-    def _poll_in_program(self) -> None:
+    def take_arrived(self) -> None:
+        """Handle all messages that have arrived, inside a program's call."""
         for begins in self.observers.program_poll_begins:
             begins()
         try:

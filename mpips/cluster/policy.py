@@ -36,8 +36,9 @@ class Policy:
         return False
 
     def poll_in_program(self, poll: Callable[[], bool]) -> None:
-        """Poll once inside a long loop of the program."""
-        poll()
+        """Handle all that has arrived, inside a long loop of the program."""
+        while poll():
+            pass
 
     def decide(self, number: int, make: Callable[[], T]) -> T:
         """Return the leader's decision `number`, made by `make` unless it is recorded."""

@@ -165,7 +165,8 @@ class Player(Policy):
         self._program_polls += 1
         node, events = self.node, self._events
         if events and events[0].program_poll == self._program_polls:
-            node.wait_until(lambda: self._handle_next(self._program_polls))
+            while events and events[0].program_poll == self._program_polls:
+                node.wait_until(lambda: self._handle_next(self._program_polls))
         else:
             self._working = True
             message = node.van.receive()

@@ -181,6 +181,10 @@ class Context:
                 raise CutShort("cut short: the run is asked to stop")
             yield item
 
+    def take_arrived(self) -> None:
+        """Process the messages that have arrived, without waiting: `then` of tasks that are finished is called."""
+        self.node.take_arrived()
+
     def wall(self) -> float:
         """The time now, in seconds since the epoch."""
         return self.node.van.wall()

@@ -58,6 +58,14 @@ class Worker:
         self.log.append(text)
         return {"log": list(self.log)}
 
+    def glance(self, pulls: int) -> dict[str, Any]:
+        """Wait for the first of some pulls, then take what has arrived."""
+        tasks = [self.context.vectors["v"].pull(SEVEN) for _ in range(pulls)]
+        self.node.wait(tasks[0])
+        before = sum(task.done for task in tasks)
+        self.context.take_arrived()
+        return {"before": before, "after": sum(task.done for task in tasks)}
+
     @at_once
     def interrupt(self) -> dict[str, Any]:
         return {"at": self.node.van.now()}
@@ -132,6 +140,14 @@ def test_calls_are_executed_one_after_the_other_and_urgent_ones_in_between() -> 
     first, second, at = simulate(schedule, Worker)
     assert first.meta["ended"] <= second.meta["began"]
     assert at < first.meta["ended"]
+
+
+def test_a_worker_that_waits_for_one_answer_can_take_all_that_have_arrived() -> None:
+    def schedule(cluster: Cluster) -> Any:
+        cluster.create_vector(VectorSpec("v", "float64", 1, 100))
+        return cluster.workers.call("glance", {"pulls": 5})
+
+    assert simulate(schedule, Worker) == [{"before": 1, "after": 5}]
 
 
 def test_arguments_that_cannot_travel_are_raised_where_the_call_is_waited_for() -> None:
