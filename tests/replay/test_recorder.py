@@ -153,7 +153,7 @@ def again(
     )
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 3), st.floats(0.0, 0.01))
 def test_a_run_is_replayed_to_the_same_bits(seed: int, servers: int, workers: int, delay: float) -> None:
     layout = {"servers": servers, "workers": workers}
@@ -172,7 +172,7 @@ def test_other_schedules_give_other_bits() -> None:
     assert len(found) == 4
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(st.data())
 def test_a_run_in_which_ranks_die_is_replayed_without_deaths(data: st.DataObject) -> None:
     """Scheduler, servers and workers die at any instant; spares take the places of workers."""
@@ -275,7 +275,7 @@ def test_a_server_that_becomes_a_worker_and_a_worker_that_becomes_a_server_do_so
     assert again(tmp_path, program, 4, **layout) == first
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(st.data())
 def test_a_run_in_which_ranks_change_their_roles_is_replayed(data: st.DataObject) -> None:
     """Servers and workers come, go and die at any instant; a rank may be the one now and the other then."""
@@ -345,7 +345,7 @@ def filters() -> tuple[Chain, Chain]:
     return chain_of(held, 3), chain_of(held[1:], 3)
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(st.data())
 def test_a_run_with_random_faults_is_replayed_without_them(data: st.DataObject) -> None:
     """Ranks die, hang for a while or forever, join and leave; messages are lost and doubled; filters are there."""
