@@ -214,7 +214,7 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("spoilt, suffix", zip(SPOILT, [".nbi", ".nbc"] * 4, strict=True))
+@pytest.mark.parametrize("spoilt, suffix", list(zip(SPOILT, [".nbi", ".nbc"] * 4, strict=True)))
 def test_incomplete_files_in_the_cache_are_compiled_again(folder: Path, spoilt: str, suffix: str) -> None:
     files = sorted(folder.rglob(f"*double*{suffix}"))
     assert files
