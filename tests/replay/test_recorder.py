@@ -55,7 +55,7 @@ from mpips.worker.worker import Context
 EXTENT = 40
 
 
-def jerky(seed: int, delay: float = 0.004, lost: float = 0.0) -> Delays:
+def coarse_delays(seed: int, delay: float = 0.004, lost: float = 0.0) -> Delays:
     """Delay messages by whole milliseconds, so that several arrive at the same time, and a poll finds some of them.
 
     Some are `lost`, with that probability, and as many doubled.
@@ -69,7 +69,7 @@ def jerky(seed: int, delay: float = 0.004, lost: float = 0.0) -> Delays:
     return rounded
 
 
-class Wanderer:
+class RandomWorker:
     """A worker each of whose steps depends on all earlier events and their order: pulled values, finished tasks."""
 
     def __init__(self, context: Context) -> None:
@@ -93,7 +93,7 @@ class Wanderer:
             flying[step + 10**6] = summed.push_pull(
                 KeyRange(0, EXTENT), np.full(EXTENT, 1.0 + found.sum()), round=step
             )
-        return {"finished": finished, "workers": self.context.count}  # what is under way, the call waits for
+        return {"finished": finished, "workers": self.context.count}  # the call waits for requests under way
 
     def nudge(self, by: int) -> dict[str, Any]:
         """Change what is pushed from now on, and push once, at any time."""
@@ -106,19 +106,19 @@ class Wanderer:
 
 def schedule(cluster: Cluster, calls: int = 3, steps: int = 4) -> dict[str, Any]:
     """Let the workers walk; return the result. Lost workers are replaced, or the others continue."""
-    surely(cluster, lambda: begin(cluster))
-    said: list[Any] = []
-    rounds = count(0, steps)  # those that were broken off do not come again
+    retry(cluster, lambda: begin(cluster))
+    results: list[Any] = []
+    rounds = count(0, steps)  # the numbers of interrupted rounds are not used again
 
     def call() -> None:
         task = cluster.workers.start("walk", {"first": next(rounds), "steps": steps})
         hint = cluster.decide(lambda: int(cluster.node.van.now() * 1e6) % 7)
         cluster.node.wait_all([task, cluster.workers.start("nudge", {"by": hint})])
-        said.append([reply.meta for reply in task.result()])
+        results.append([reply.meta for reply in task.result()])
 
-    while len(said) < calls:
-        surely(cluster, call)
-    return {"said": said, "digests": [cluster.digest(vector) for vector in cluster.vectors.values()]}
+    while len(results) < calls:
+        retry(cluster, call)
+    return {"results": results, "digests": [cluster.digest(vector) for vector in cluster.vectors.values()]}
 
 
 def begin(cluster: Cluster) -> None:
@@ -133,7 +133,7 @@ def begin(cluster: Cluster) -> None:
         cluster.create_vector(spec)
 
 
-def surely(cluster: Cluster, step: Callable[[], None]) -> None:
+def retry(cluster: Cluster, step: Callable[[], None]) -> None:
     """Repeat a step with the present workers until it succeeds."""
     while True:
         try:
@@ -142,14 +142,19 @@ def surely(cluster: Cluster, step: Callable[[], None]) -> None:
             cluster.regroup()
 
 
-def again(
+def replay(
     folder: Path, recorded: Callable[..., Any], seed: int, delay: float = 0.004, **layout: Any
 ) -> tuple[Any, Any]:
     """Replay a recorded run under another schedule."""
     history = read_history(folder / "record")
     history.save(folder / "replay")
     return simulate(
-        recorded, Wanderer, seed=seed, delays=jerky(seed, delay=delay), replay=folder / "replay", **layout
+        recorded,
+        RandomWorker,
+        seed=seed,
+        delays=coarse_delays(seed, delay=delay),
+        replay=folder / "replay",
+        **layout,
     )
 
 
@@ -159,14 +164,14 @@ def test_a_run_is_replayed_to_the_same_bits(seed: int, servers: int, workers: in
     layout = {"servers": servers, "workers": workers}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        delays = jerky(seed, delay=delay)
-        first = simulate(schedule, Wanderer, seed=seed, delays=delays, record=place / "record", **layout)
-        assert again(place, schedule, seed + 1, **layout) == first
+        delays = coarse_delays(seed, delay=delay)
+        first = simulate(schedule, RandomWorker, seed=seed, delays=delays, record=place / "record", **layout)
+        assert replay(place, schedule, seed + 1, **layout) == first
 
 
 def test_other_schedules_give_other_bits() -> None:
     found = {
-        str(simulate(schedule, Wanderer, seed=seed, delays=jerky(seed, delay=0.004), workers=3))
+        str(simulate(schedule, RandomWorker, seed=seed, delays=coarse_delays(seed, delay=0.004), workers=3))
         for seed in range(4)
     }
     assert len(found) == 4
@@ -182,10 +187,10 @@ def test_a_run_in_which_ranks_die_is_replayed_without_deaths(data: st.DataObject
     faults = [Fault("kill", rank, after_messages=data.draw(st.integers(20, 900))) for rank in victims]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        delays = jerky(seed, delay=0.004)
+        delays = coarse_delays(seed, delay=0.004)
         first = simulate(
             schedule,
-            Wanderer,
+            RandomWorker,
             seed=seed,
             delays=delays,
             record=place / "record",
@@ -193,7 +198,7 @@ def test_a_run_in_which_ranks_die_is_replayed_without_deaths(data: st.DataObject
             faults=faults,
             **layout,
         )
-        assert again(place, schedule, seed + 1, **layout) == first
+        assert replay(place, schedule, seed + 1, **layout) == first
 
 
 # Ranks that change their roles: in the replay no shard moves, so a worker may hold shards.
@@ -203,7 +208,7 @@ ORDERS = ("join server", "join worker", "leave server", "leave worker")
 
 def follow(cluster: Cluster, order: str, pick: int, least: int) -> None:
     """Execute an order of `mpips ctl` if `least` ranks of each role stay, and wait until no shard moves."""
-    if cluster.node.policy.is_replay:  # nobody asks then
+    if cluster.node.policy.is_replay:  # a replay takes no orders
         return
     view, membership = cluster.node.view, cluster.membership
     with suppress(InputError):
@@ -220,36 +225,39 @@ def follow(cluster: Cluster, order: str, pick: int, least: int) -> None:
 
 
 def at_rest(view: View, replicas: int) -> bool:
-    """Return whether all shards are where they are to be."""
+    """Return whether no shard moves, and no replica is missing."""
     return repaired(view, replicas) == view and not any(
         chain.closing or chain.learner >= 0 for chain in view.chains
     )
 
 
-def mobile(
+def with_orders(
     orders: Sequence[tuple[str, int]], folder: Path, least: int = 1
 ) -> Callable[[Cluster], dict[str, Any]]:
-    """Return a program that is told of orders between its calls, and counts and saves what everybody has."""
+    """Return a program that executes orders between its calls, and saves a checkpoint after each."""
 
     def schedule(cluster: Cluster) -> dict[str, Any]:
-        surely(cluster, lambda: begin(cluster))
-        said: list[Any] = []
+        retry(cluster, lambda: begin(cluster))
+        results: list[Any] = []
         rounds = count(0, 2)
 
         def turn() -> None:
             if cluster.renewed():
                 cluster.regroup()
             task = cluster.workers.start("walk", {"first": next(rounds), "steps": 2})
-            said.append([reply.meta for reply in cluster.node.wait(task)])
-            cluster.coordinator.begin(folder, next(rounds), {"step": len(said)})
+            results.append([reply.meta for reply in cluster.node.wait(task)])
+            cluster.coordinator.begin(folder, next(rounds), {"step": len(results)})
             cluster.accounts()
-            said.append(cluster.workers.addresses)
+            results.append(cluster.workers.addresses)
 
         for order, pick in orders:
             follow(cluster, order, pick, least)
-            surely(cluster, turn)
-        surely(cluster, cluster.coordinator.settle)
-        return {"said": said, "digests": [cluster.digest(vector) for vector in cluster.vectors.values()]}
+            retry(cluster, turn)
+        retry(cluster, cluster.coordinator.settle)
+        return {
+            "results": results,
+            "digests": [cluster.digest(vector) for vector in cluster.vectors.values()],
+        }
 
     return schedule
 
@@ -262,23 +270,29 @@ def test_a_server_that_becomes_a_worker_and_a_worker_that_becomes_a_server_do_so
         ("leave server", 0), ("join worker", 0), ("leave worker", 2), ("join server", 0), ("leave worker", 1),
         ("leave server", 0), ("join server", 0), ("join worker", 0), ("leave server", 0), ("join worker", 0),
     ]  # fmt: skip
-    program = mobile(orders, tmp_path / "checkpoints")
+    program = with_orders(orders, tmp_path / "checkpoints")
     layout = {"servers": 2, "workers": 2}
     observed: dict[str, Any] = {}
     first = simulate(
-        program, Wanderer, seed=3, delays=jerky(3), record=tmp_path / "record", observed=observed, **layout
+        program,
+        RandomWorker,
+        seed=3,
+        delays=coarse_delays(3),
+        record=tmp_path / "record",
+        observed=observed,
+        **layout,
     )
-    assert first["said"][1::2] == [
+    assert first["results"][1::2] == [
         (3, 4), (3, 4, 1), (3, 4), (3, 4), (3,), (3,), (3,), (3, 1), (3, 1), (3, 1, 2),
     ]  # fmt: skip
     assert observed["view"].servers == (4,)
-    assert again(tmp_path, program, 4, **layout) == first
+    assert replay(tmp_path, program, 4, **layout) == first
 
 
 @settings(max_examples=5)
 @given(st.data())
 def test_a_run_in_which_ranks_change_their_roles_is_replayed(data: st.DataObject) -> None:
-    """Servers and workers come, go and die at any instant; a rank may be the one now and the other then."""
+    """Servers and workers come, go and die at any instant; a rank may become the other."""
     seed, spares = data.draw(st.integers(0, 10**6)), data.draw(st.integers(0, 1))
     orders = data.draw(
         st.lists(st.tuples(st.sampled_from(ORDERS), st.integers(0, 3)), min_size=2, max_size=8)
@@ -288,19 +302,19 @@ def test_a_run_in_which_ranks_change_their_roles_is_replayed(data: st.DataObject
     faults = [Fault("kill", rank, after_messages=data.draw(st.integers(20, 1500))) for rank in victims]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        program = mobile(orders, place / "checkpoints", least=2)
+        program = with_orders(orders, place / "checkpoints", least=2)
         first = simulate(
-            program, Wanderer, seed=seed, delays=jerky(seed), record=place / "record", replicas=1, faults=faults,
-            **layout,
+            program, RandomWorker, seed=seed, delays=coarse_delays(seed), record=place / "record", replicas=1,
+            faults=faults, **layout,
         )  # fmt: skip
-        assert again(place, program, seed + 1, **layout) == first
+        assert replay(place, program, seed + 1, **layout) == first
 
 
 MOVES = ("server joins", "server leaves", "worker joins", "worker leaves", "notify")
 
 
 def move(cluster: Cluster, what: str | None, number: int) -> None:
-    """Let someone join or leave, or tell the workers something, as orders from outside do; or not, if none can."""
+    """Execute an order from outside: a rank joins or leaves, or the workers are notified; none if no rank can."""
     membership, view = cluster.membership, cluster.node.view
     with suppress(InputError):
         if what == "server joins":
@@ -315,32 +329,35 @@ def move(cluster: Cluster, what: str | None, number: int) -> None:
             cluster.notify("nudge", {"by": number})
 
 
-def moving(moves: list[tuple[str | None, int]]) -> Callable[[Cluster], Any]:
+def with_changes(moves: list[tuple[str | None, int]]) -> Callable[[Cluster], Any]:
     """Return a schedule with a call of the workers for each move, which comes while that is under way."""
 
     def schedule(cluster: Cluster) -> dict[str, Any]:
-        surely(cluster, lambda: begin(cluster))
-        said: list[Any] = []
+        retry(cluster, lambda: begin(cluster))
+        results: list[Any] = []
         rounds = count(0, 4)
 
         def call() -> None:
             task = cluster.workers.start("walk", {"first": next(rounds), "steps": 4})
-            if not cluster.node.policy.is_replay:  # there nobody gives orders
-                move(cluster, *moves[len(said)])
+            if not cluster.node.policy.is_replay:  # a replay takes no orders
+                move(cluster, *moves[len(results)])
             cluster.node.wait(task)
-            said.append([reply.meta for reply in task.result()])
+            results.append([reply.meta for reply in task.result()])
 
-        while len(said) < len(moves):
-            surely(cluster, call)
+        while len(results) < len(moves):
+            retry(cluster, call)
             if cluster.renewed():
                 cluster.regroup()
-        return {"said": said, "digests": [cluster.digest(vector) for vector in cluster.vectors.values()]}
+        return {
+            "results": results,
+            "digests": [cluster.digest(vector) for vector in cluster.vectors.values()],
+        }
 
     return schedule
 
 
 def filters() -> tuple[Chain, Chain]:
-    """Make filters that hold things back, round at random, and lose bits."""
+    """Make filters that hold rows back and round at random."""
     held = [{"name": "significant", "threshold": 0.5}, {"name": "fixed_point", "bytes": 2}]
     return chain_of(held, 3), chain_of(held[1:], 3)
 
@@ -372,14 +389,14 @@ def test_a_run_with_random_faults_is_replayed_without_them(data: st.DataObject) 
         place = Path(folder)
         try:
             first = simulate(
-                moving(moves), Wanderer, seed=seed, delays=jerky(seed, 0.004, lost), record=place / "record",
-                replicas=2, faults=faults, **chains, **layout,
+                with_changes(moves), RandomWorker, seed=seed, delays=coarse_delays(seed, 0.004, lost),
+                record=place / "record", replicas=2, faults=faults, **chains, **layout,
             )  # fmt: skip
         except (ShardLost, NoWorkerLeft):
-            return  # too much has happened
+            return  # the faults left no complete model, or no worker
         assert first is not None
         try:
-            assert again(place, moving(moves), seed + 1, **chains, **layout) == first
+            assert replay(place, with_changes(moves), seed + 1, **chains, **layout) == first
         except RecordError as error:
             assert "such a run cannot be replayed" in str(error)
 
@@ -391,7 +408,14 @@ def test_a_run_with_random_faults_is_replayed_without_them(data: st.DataObject) 
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a small recorded run."""
     place = tmp_path_factory.mktemp("recorded")
-    simulate(schedule, Wanderer, seed=5, delays=jerky(5, delay=0.004), record=place / "record", workers=2)
+    simulate(
+        schedule,
+        RandomWorker,
+        seed=5,
+        delays=coarse_delays(5, delay=0.004),
+        record=place / "record",
+        workers=2,
+    )
     return place / "record"
 
 
@@ -399,7 +423,7 @@ def diverge(history: History, folder: Path) -> str:
     """Replay an impossible history; return the error message."""
     history.save(folder)
     with pytest.raises((Diverged, RemoteError)) as raised:
-        simulate(schedule, Wanderer, replay=folder, workers=2)
+        simulate(schedule, RandomWorker, replay=folder, workers=2)
     return str(raised.value)
 
 
