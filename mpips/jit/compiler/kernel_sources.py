@@ -15,6 +15,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from mpips.jit.deferred import Deferred
+
 _PACKAGE = str(Path(__file__).parents[2])
 IsCompiled = Callable[[object], bool]
 
@@ -39,6 +41,9 @@ def _among(module: str, names: Mapping[str, Any], is_compiled: IsCompiled, seen:
             if value.__name__.startswith("mpips.") and value.__file__:
                 found.add(value.__file__)
         elif is_compiled(value):
+            if isinstance(value, Deferred):
+                # The list is the same whether or not its module has been imported before.
+                value.found()
             other = getattr(value, "__module__", None)
             if isinstance(other, str) and other not in seen:
                 found |= _of(other, is_compiled, seen)
