@@ -68,9 +68,12 @@ URGENT = frozenset(
         Command.VIEW,
         Command.VIEW_SEEN,
         Command.ASK_VIEW,
+        Command.VIEWS,
+        Command.PROPOSE,
+        Command.ACCEPTED,
     )
 )
-"""Control messages that do not wait for the view under which they were sent."""
+"""Control messages that do not wait for the view under which they were sent, or for the end of a freeze."""
 _ROWS = frozenset((Command.PULL, Command.PUSH_PULL))
 """Commands that are answered with rows of a vector."""
 _REQUESTS = _ROWS | {Command.PUSH}
@@ -157,8 +160,11 @@ class Node:
         self.workers_since = 0
         """The epoch of the worker set of the present call."""
         self.faults = faults
-        # Messages of later epochs than that of the view.
+        # Messages of later epochs than that of the view, and those that have arrived while the node is frozen.
         self._future_messages: list[Message] = []
+        self.frozen = False
+        """Whether this rank may be cut off from the others: it takes urgent messages only (`mpips.membership`)."""
+        self._table: FastPathTable | None = None
         self._next_tick = 0.0
         self.polling = False
         """Whether a poll is in progress: functions called then, such as a task's callback, must not wait."""
@@ -221,7 +227,8 @@ class Node:
         """
         self.shards, self.idle_work, self.spec_of = take, idle_work, spec_of
         if self.plain:
-            self.van.fast_path = table
+            self._table = table
+            self.van.fast_path = None if self.frozen else table
 
     def new_timer(self) -> Timer | None:
         """Return a retransmission timer; None where no messages are lost."""
@@ -329,7 +336,7 @@ class Node:
             self.take(message)
         elif self.policy.next_event():
             pass
-        elif (
+        elif self.frozen or (
             not self.tasks.due_replies and not (self.callee.ready and self.handlers) and not self.idle_work()
         ):
             self.outbox.flush()
@@ -346,7 +353,7 @@ class Node:
         while self.tasks.due_replies:
             self.tasks.answer(self.tasks.due_replies.popleft())
         # Without handlers, this rank is about to take another role.
-        while self.callee.ready and self.handlers:
+        while self.callee.ready and self.handlers and not self.frozen:
             for begins in self.observers.request_begins:
                 begins()
             try:
@@ -379,7 +386,7 @@ class Node:
     def deliver(self, message: Message) -> None:
         """Deliver a message to its handler."""
         kind, shard = message.kind, message.shard
-        if message.epoch > self.view.epoch and message.command not in URGENT:
+        if (self.frozen or message.epoch > self.view.epoch) and message.command not in URGENT:
             self._future_messages.append(message)
         elif kind is Kind.CONTROL:
             if message.command in self.controls:
@@ -462,9 +469,22 @@ class Node:
             notify(before, view)
         self.van.finish_receives()
         self.tasks.redirect(moved, "moved")
-        future, self._future_messages = self._future_messages, []
-        for message in future:
+        self._take_kept()
+
+    def _take_kept(self) -> None:
+        """Take the messages that were kept; those that still have to wait are kept again."""
+        kept, self._future_messages = self._future_messages, []
+        for message in kept:
             self.take(message)
+
+    def freeze(self) -> None:
+        """Execute, answer and acknowledge nothing until `thaw`; messages are kept."""
+        self.frozen, self.van.fast_path = True, None
+
+    def thaw(self) -> None:
+        """End a freeze."""
+        self.frozen, self.van.fast_path = False, self._table
+        self._take_kept()
 
     def _fail_rounds(self) -> None:
         """Fail the aggregated pushes that were issued with the previous worker set."""

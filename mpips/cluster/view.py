@@ -72,6 +72,8 @@ class View:
     losses: tuple[Loss, ...] = ()
     origin: int = 0
     """The scheduler's id as the caller of tasks, the same for all its successors."""
+    lease: int = 0
+    """The number of leases that have decided this view or an earlier one (`mpips.membership.agreement`)."""
 
     @property
     def alive(self) -> list[int]:
@@ -123,6 +125,7 @@ class View:
             "successors": self.successors,
             "losses": self.losses,
             "origin": self.origin,
+            "lease": self.lease,
         }
 
     @classmethod
@@ -142,6 +145,7 @@ class View:
             tuple(meta["successors"]),
             tuple(Loss(rank, role, Cause(cause), noticed) for rank, role, cause, noticed in meta["losses"]),
             meta["origin"],
+            meta.get("lease", 0),
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from mpips.cluster.layout import Cause
 from mpips.cluster.view import View
-from mpips.errors import cannot_write, exit_code, in_a_line
+from mpips.errors import InputError, cannot_write, exit_code, in_a_line
 from mpips.exit_codes import ExitCode
 from mpips.process.first_rank import SUPERVISED
 from mpips.process.host import host_name
@@ -81,11 +81,15 @@ class ResultFile:
         self._prepared, self.folder, self._recorded = prepared, folder, recorded
         self.reported_by_launcher = os.environ.get(SUPERVISED) in sys.argv[1:]
         """Whether `mpips run` reads the result, and reports it."""
+        self._wrote = False
         self._unwritten = ExitCode.FAILED
         """The exit code of a run that succeeds, and whose result cannot be written."""
 
     def end(self, result: dict[str, Any]) -> int:
         """Write the result and print the error; return the exit code of every rank."""
+        if (others := self._of_another()) is not None:
+            log.note("kept", logging.WARNING, result=others.get("status"))
+            return ExitCode.COMPLETED if self.reported_by_launcher else int(others.get("exit_code") or 0)
         code, written = int(result["exit_code"]), self.write(result)
         if written and self.reported_by_launcher:
             return ExitCode.COMPLETED
@@ -97,8 +101,11 @@ class ResultFile:
         return code if written or "error" in result else self._unwritten
 
     def write(self, result: dict[str, Any]) -> bool:
-        """Write the result, after run.json's end if there is time for it; return whether it was written."""
-        if self.folder is None:
+        """Write the result, after run.json's end if there is time for it; return whether it was written.
+
+        A result that another rank has written is kept: there is one for each run.
+        """
+        if self.folder is None or self._of_another() is not None:
             return False
         failed = "error" in result
         try:
@@ -106,6 +113,7 @@ class ResultFile:
             if self._recorded and not failed:
                 self._conclude(self.folder, result, text)
             write_text(self.folder.result, text)
+            self._wrote = True
         except (OSError, TypeError, ValueError) as error:
             if isinstance(error, OSError):
                 why = in_a_line(cannot_write(self.folder.result, error))
@@ -128,6 +136,15 @@ class ResultFile:
         if self.folder is not None and not self.folder.result.exists():
             hint = "" if self._prepared is None else advice(self._prepared.job, self.folder)
             self.fail(error + hint)
+
+    def _of_another(self) -> dict[str, Any] | None:
+        """Return the result that another rank has written, unless it is provisional; None if there is none."""
+        if self.folder is None or self._wrote:
+            return None
+        with suppress(InputError):
+            found = self.folder.read_result()
+            return None if found is None or found.get("provisional") else found
+        return None
 
     def _conclude(self, folder: RunFolder, result: dict[str, Any], text: str) -> None:
         # Provenance that cannot be written does not fail a run.

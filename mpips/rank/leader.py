@@ -18,7 +18,6 @@ from typing import Any
 from mpips.checkpoint.lineage import of_run
 from mpips.cluster.departure import Fenced
 from mpips.cluster.layout import Role
-from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.config.job_file import Job
@@ -37,6 +36,7 @@ from mpips.files.json_lines import read_lines
 from mpips.files.json_schema import is_number
 from mpips.files.json_values import Nulls, json_data
 from mpips.filters.chain import traffic_lines
+from mpips.membership.membership import Membership
 from mpips.process.stop_signals import STOP_SIGNALS
 from mpips.provenance import run_json
 from mpips.provenance.first_failure import Failure, first, log_of

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from mpips.cluster.membership import Membership
 from mpips.cluster.view import without_server
 from mpips.config.program import Program
 from mpips.errors import InputError
+from mpips.membership.membership import Membership
 from mpips.rank.status import Status
 from mpips.rundir.folder import RunFolder
 from mpips.rundir.order_files import Order, Orders

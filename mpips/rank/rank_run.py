@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mpips.checkpoint.background_writer import BackgroundWriter
 from mpips.cluster.departure import Fenced, Stopped
 from mpips.cluster.faults import Faults
-from mpips.cluster.heartbeat import Heartbeat
 from mpips.cluster.layout import Cause, Layout, Place, check_singleton, split
-from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.cluster.view import View, first_view
@@ -29,6 +27,8 @@ from mpips.errors import InputError, ShardLost, exit_code, in_a_line, needs_no_t
 from mpips.exit_codes import ExitCode
 from mpips.filters.named import chain_of
 from mpips.launch.oversubscription import oversubscription
+from mpips.membership.heartbeat import Heartbeat
+from mpips.membership.membership import Membership
 from mpips.process.first_rank import seems_first
 from mpips.process.host import host_name
 from mpips.process.stop_signals import STOP_SIGNALS
@@ -53,6 +53,7 @@ from mpips.replay.player import Player
 from mpips.replay.recorder import Recorder
 from mpips.rundir import claim, log
 from mpips.rundir.folder import JsonLinesWriter, RunFolder
+from mpips.rundir.lease import Leases
 from mpips.scheduler.journal import Journal
 from mpips.scheduler.pending_orders import PendingOrders, keep_for_successors
 from mpips.scheduler.stopping import pass_on
@@ -269,7 +270,7 @@ class RankRun:
         beat = job.heartbeat
         membership = Membership(
             node, self.replicas, self.heartbeat, beat.patience, beat.give_up, lambda text: say(f"mpips: {text}"),
-            oversubscription(self.most_per_host),
+            oversubscription(self.most_per_host), Leases(self.folder.path, self.folder.start),
         )  # fmt: skip
         self.membership = membership
         waits = LongWaits(node, lambda text: say(f"mpips: {text}"), lambda: roles.unfinished_rounds())
@@ -323,6 +324,7 @@ class RankRun:
         if leader.error:
             say(leader.error)
         self.untrained = bool(result.get("before_training"))
+        membership.confirm()
         code = self.result.end(result)
         leader.stop_all(code)
         return code
@@ -384,6 +386,10 @@ class RankRun:
             "" if by_input else facts["trace"],
         )
 
+    @property
+    def _is_cut_off(self) -> bool:
+        return self.membership is not None and self.membership.node.frozen
+
     def _patience(self) -> float:
         """Return how many seconds another rank may take to answer on this host."""
         return PATIENCE * oversubscription(self.most_per_host)()
@@ -393,7 +399,7 @@ class RankRun:
     def write_failure(self, error: str) -> None:
         """Write a failed result if there is none and this rank leads."""
         leads = self.rank == 0 if self.membership is None else self.membership.leading
-        if leads:
+        if leads and not self._is_cut_off:
             self.result.fail_if_absent(f"rank {self.rank} on {host_name()}: {error}")
 
     def abort(self, error: BaseException) -> NoReturn:
@@ -402,7 +408,8 @@ class RankRun:
         trace = "".join(traceback.format_exception(error))
         follows = isinstance(error, self.mpi.Exception)
         log.note("failed", logging.ERROR, error=in_a_line(error), trace=trace, follows=follows)
-        self.result.fail(text)
+        if not self._is_cut_off:
+            self.result.fail(text)
         self._quit(exit_code(error), text, "" if needs_no_traceback(error) else trace)
 
     def release(self) -> None:
@@ -413,10 +420,15 @@ class RankRun:
                 claim.release(folder.path)
 
     def _quit(self, code: int, why: str = "", trace: str = "") -> NoReturn:
-        """End every rank now; this one by a signal if MPI itself does not return."""
+        """End every rank now; this one by a signal if MPI itself does not return.
+
+        A rank that may be cut off from the others ends alone.
+        """
         alarm(LAST)
         if why:
             say(f"{trace}mpips: error: {why}")
+        if self._is_cut_off:
+            os._exit(code)
         self.release()
         sys.stdout.flush()
         self.world.Abort(code)

@@ -16,10 +16,10 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Generic, TypeVar
 
 from mpips.cluster.layout import Role
-from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.cluster.view import View
+from mpips.membership.membership import Membership
 from mpips.server.server import Server
 from mpips.worker.worker import CallExecutor
 

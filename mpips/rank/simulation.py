@@ -13,16 +13,17 @@ from typing import Any, TypeVar, cast
 
 from mpips.cluster.departure import Fenced, Stopped
 from mpips.cluster.layout import Layout, LayoutSpec
-from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.cluster.view import View, first_view
 from mpips.config.job_file import CheckpointSpec, Job
 from mpips.exit_codes import ExitCode
 from mpips.filters.chain import Chain
+from mpips.membership.membership import Membership
 from mpips.rank.roles import Roles
 from mpips.replay.player import Player
 from mpips.replay.recorder import Recorder
 from mpips.rundir.folder import RunFolder
+from mpips.rundir.lease import Leases
 from mpips.scheduler.journal import Journal
 from mpips.scheduler.pending_orders import PendingOrders, keep_for_successors
 from mpips.scheduler.scheduler import Cluster
@@ -30,7 +31,7 @@ from mpips.server.server import Server
 from mpips.server.snapshot_file import SnapshotFile
 from mpips.transport.in_memory import Deadlock, Network, TwinVan
 from mpips.transport.message import Command
-from mpips.transport.network_faults import Arrives, Delays, Fault, all_arrive, no_delay
+from mpips.transport.network_faults import Arrives, Delays, Fault, Split, all_arrive, no_delay
 from mpips.worker.worker import CallExecutor, Context
 
 T = TypeVar("T")
@@ -77,6 +78,10 @@ class Internals:
     """Ranks that have ended by themselves."""
     failed: bool = False
     """Whether the program has failed: then some ranks may not end."""
+    published: list[tuple[View, int]] = field(default_factory=list)
+    """The views that were published, each with the rank that did."""
+    results: list[Any] = field(default_factory=list)
+    """The results of all leaders that have ended the run."""
     uninformed: list[int] = field(default_factory=list)
     """Ranks that the others have excluded, and that have not received this view."""
 
@@ -114,7 +119,7 @@ class Simulation:
     ) -> Any:
         """Run the program on a network until all ranks have ended; return the result of the last leader, or None."""
         self.internals.network = network
-        results: list[Any] = []
+        results = self.internals.results
         live = partial(self._live, network=network, schedule=schedule, place=place, results=results)
         try:
             network.run([live] * self.layout.size, horizon)
@@ -146,7 +151,15 @@ class Simulation:
             Recorder(me, self._record)
         if self._replay is not None:
             me.follow(Player(me, self._replay))
-        membership = Membership(me, self.replicas, network.heartbeat(van.rank), self._patience, self._give_up)
+        membership = Membership(
+            me,
+            self.replicas,
+            network.heartbeat(van.rank),
+            self._patience,
+            self._give_up,
+            leases=Leases(place, "1"),
+        )
+        membership.on_publish = lambda view: self.internals.published.append((view, van.rank))
         journal, orders = ObservableJournal(me, self.replicas + 1), PendingOrders()
         keep_for_successors(me, orders)
         internals, rank = self.internals, van.rank
@@ -187,6 +200,7 @@ class Simulation:
             try:
                 result = schedule(cluster)
                 cluster.settle()
+                membership.confirm()
                 results.append(result)
             except Fenced:
                 raise
@@ -229,7 +243,7 @@ def simulate(
     resend: float | None = None,
     horizon: float = 60.0,
     folder: Path | None = None,
-    faults: Sequence[Fault] = (),
+    faults: Sequence[Fault | Split] = (),
     bandwidth: float = 0.0,
     patience: float = 0.75,
     give_up: float = 5.0,

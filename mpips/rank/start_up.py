@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mpips.checkpoint.checkpoint import check_directory
-from mpips.cluster.heartbeat import Address, Heartbeat
 from mpips.cluster.layout import Layout
 from mpips.cluster.view import first_view
 from mpips.errors import InputError, cannot_write, exit_code, in_a_line
 from mpips.exit_codes import ExitCode
 from mpips.filters.named import fingerprint, parse_entry
+from mpips.membership.heartbeat import Address, Heartbeat
 from mpips.process.first_rank import seems_first
 from mpips.process.host import LOOPBACK, host_address, host_name, machine
 from mpips.process.printable import printable
@@ -26,6 +26,7 @@ from mpips.provenance import provenance, run_json
 from mpips.rank.ending import say
 from mpips.rank.prepare import Prepared, checkpoints, to_resume
 from mpips.replay.recorder import write_about
+from mpips.rundir import claim, lease
 from mpips.rundir.folder import RunFolder, write_text
 
 if TYPE_CHECKING:
@@ -113,13 +114,18 @@ def share_folder(
     """
     buffer = np.zeros(2 * 4096, np.uint8)
     if folder is not None:
-        raw = os.fsencode(folder.path) + b"\0" + os.fsencode(resume or "")
+        if folder.held is not None:
+            folder.start = folder.held.path.name.removeprefix(claim.PREFIX)
+        lease.remove(folder.path, keep=folder.start)
+        raw = b"\0".join(map(os.fsencode, (folder.path, resume or "", folder.start)))
         buffer[: len(raw)] = np.frombuffer(raw, np.uint8)
     world.Bcast(buffer, 0)
     if folder is not None:
         return folder, resume
-    path, checkpoint = map(os.fsdecode, buffer.tobytes().split(b"\0")[:2])
-    return RunFolder(path), Path(checkpoint) if checkpoint else None
+    path, checkpoint, start = map(os.fsdecode, buffer.tobytes().split(b"\0")[:3])
+    shared = RunFolder(path)
+    shared.start = start
+    return shared, Path(checkpoint) if checkpoint else None
 
 
 def start_heartbeat(world: MPI.Intracomm, period: float) -> Heartbeat:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
+from mpips.membership.membership import Membership
 from mpips.rank.long_waits import LongWaits
 from mpips.rank.retransmission_counts import RetransmissionCounts
 from mpips.rundir.order_files import Order

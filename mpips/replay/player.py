@@ -52,7 +52,18 @@ QUIET = 1.0
 """Seconds without progress after which the leader queries the other ranks."""
 MOST_NAMED = 4
 """Number of waiting ranks that an error message names."""
-IGNORED = frozenset((Command.VIEW, Command.NOTIFY, Command.ASK_VIEW, Command.LOG, Command.LOGGED))
+IGNORED = frozenset(
+    (
+        Command.VIEW,
+        Command.NOTIFY,
+        Command.ASK_VIEW,
+        Command.VIEWS,
+        Command.PROPOSE,
+        Command.ACCEPTED,
+        Command.LOG,
+        Command.LOGGED,
+    )
+)
 """Control messages without a meaning in a replay."""
 
 

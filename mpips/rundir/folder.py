@@ -120,6 +120,8 @@ class RunFolder:
         self.path = Path(path).absolute()
         self.held: Claim | None = None
         """This process's claim of the folder, if it has one."""
+        self.start = "0"
+        """Identifies this start of the run among those in this folder, on all ranks."""
 
     def __repr__(self) -> str:
         """Show the path."""

@@ -9,7 +9,8 @@ warnings are in it beside mpips' own events, and also go to stderr. The message 
     lost     another rank is lost                           failed   an error ends the rank, with the traceback
     end      the rank exits, with an exit code              fenced   the rank was excluded, and exits
     struck   an injected fault                              log      a message of a program or a library
-    flooded  other datagrams prevent the detection of hangs
+    flooded  other datagrams prevent the detection of hangs     propose  a view is proposed to a majority
+    frozen   the rank may be cut off from the others, and waits  thawed   it no longer is
 
 Each line is in the file when the call returns. To avoid a thousand files of a thousand healthy ranks on a shared file
 system, only runs of up to `FEW` ranks create all files at the start; in larger runs, a rank creates its file at its

@@ -40,6 +40,10 @@ class Checkpointed(Protocol):
     durations: Durations
 
     @property
+    def leads(self) -> bool:
+        """Whether this rank is certain that it leads the run."""
+
+    @property
     def lineage(self) -> Lineage:
         """The lineage of the checkpoints."""
 
@@ -137,12 +141,13 @@ class CheckpointCoordinator:
         if self._pending is not None:
             for task in self._pending.tasks:
                 self._cluster.node.wait_until(lambda task=task: task.settled, "a checkpoint's files")  # type: ignore[misc]
+            self._cluster.node.wait_until(lambda: self._pending is None or self._cluster.leads)
             self._look()
 
     def _look(self) -> None:
         """Complete the checkpoint if all files are there."""
         pending = self._pending
-        if pending is None or not all(task.settled for task in pending.tasks):
+        if pending is None or not all(task.settled for task in pending.tasks) or not self._cluster.leads:
             return
         self._pending = None
         # A replay writes no checkpoints.

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mpips.cluster.layout import Role
-from mpips.cluster.membership import Membership
 from mpips.cluster.view import View
+from mpips.membership.membership import Membership
 from mpips.scheduler.pending_orders import PendingOrders
 
 

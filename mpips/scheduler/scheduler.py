@@ -31,12 +31,12 @@ from numpy.typing import NDArray
 from mpips.calls import BuiltInCall
 from mpips.checkpoint.lineage import Lineage, of_run
 from mpips.checkpoint.manifest import manifest_if_complete
-from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.config.job_file import Job
 from mpips.errors import CheckpointError, NoWorkerLeft, UsageError, WorkerLost
 from mpips.files.json_values import check_names, json_data, keep
 from mpips.keys import KeyArray
+from mpips.membership.membership import Membership
 from mpips.rundir.folder import RunFolder
 from mpips.rundir.progress import Column, Table
 from mpips.scheduler import resuming
@@ -406,6 +406,11 @@ class Cluster:
         """Return the shards of which each server is the primary at this moment."""
         view = self.node.view
         return [(rank, view.primary_of(rank)) for rank in view.servers if view.primary_of(rank)]
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank is certain that it leads the run; see `Membership.is_confirmed`."""
+        return self.membership.is_confirmed
 
     def worker_is_lost(self) -> bool:
         """Return whether one of the program's workers is lost at this moment."""

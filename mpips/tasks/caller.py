@@ -35,6 +35,11 @@ JUMP = 1 << 40
 """The gap in a caller's times when it discards its earlier requests: see `Tasks.skip_times`."""
 
 
+def _address(reply: Message) -> int:
+    """Return the address that a reply comes from."""
+    return ~reply.shard if reply.shard >= 0 else reply.sender
+
+
 def unfiltered(peer: int, message: Message) -> Message:
     """Return the message unchanged: the encoding for `peer` where there are no filters."""
     return message
@@ -345,7 +350,7 @@ class Tasks:
 
     def answer(self, reply: Message) -> None:
         """Take a reply; a repeated one is ignored."""
-        address = ~reply.shard if reply.shard >= 0 else reply.sender
+        address = _address(reply)
         peer = self._peers.get(address)
         if peer is None:
             return
@@ -459,19 +464,28 @@ class Tasks:
         return count
 
     def give_up(self, why: Message, which: Callable[[int, Message], bool]) -> None:
-        """Take `why`, a failure, as the reply to each unanswered or queued part with `which(address, request)`."""
+        """Take `why`, a failure, as the reply to each unanswered or queued part with `which(address, request)`.
+
+        Not to those whose reply is known: the program has to take the same way again.
+        """
+        known = {(reply.time, _address(reply)) for reply in self.due_replies}
+
+        def fails(address: int, request: Message) -> bool:
+            part = request.time, address
+            return part not in known and part not in self.known_replies and which(address, request)
+
         for address, peer in self._peers.items():
-            for part in [each for each in peer.queue if which(address, each.message)]:
+            for part in [each for each in peer.queue if fails(address, each.message)]:
                 peer.queue.remove(part)
                 self._fail(address, part, why)
-            for part in [each for each in reversed(peer.unanswered.values()) if which(address, each.message)]:
+            for part in [each for each in reversed(peer.unanswered.values()) if fails(address, each.message)]:
                 if part.message.restore is not None:
                     part.message.restore()
             for time, part in list(peer.unanswered.items()):
-                if which(address, part.message) and peer.unanswered.pop(time, None) is not None:
+                if fails(address, part.message) and peer.unanswered.pop(time, None) is not None:
                     self._fail(address, part, why)
             for time, part in list(peer.ahead.items()):
-                if which(address, part.message):
+                if fails(address, part.message):
                     self.ahead.drop(peer, time)
             self._refill(peer)
 

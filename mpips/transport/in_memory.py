@@ -7,7 +7,8 @@ rank runs until it is idle, then the next one is chosen under the seed. Time adv
 idle, to the next delivery. So every run is deterministic, takes milliseconds, and executes the code that runs under
 MPI. A rank that waits for a message that cannot arrive is reported as a deadlock.
 
-Messages are lost, delayed and duplicated, and ranks are killed and stopped, as `mpips.transport.network_faults` says. A
+Messages are lost, delayed and duplicated, ranks are killed and stopped, and the network is split, as
+`mpips.transport.network_faults` says. A
 killed rank never returns from its current van call: its greenlet ends by an exception that no program catches, and
 `failed()` of each other van reports it after `detection` seconds. A stopped rank keeps its state and does not run.
 """
@@ -29,7 +30,10 @@ from mpips.errors import ClosedError
 from mpips.transport.buffer_pool import BufferPool
 from mpips.transport.fastpath.table import FastPathTable
 from mpips.transport.message import Message, from_bytes, to_bytes
-from mpips.transport.network_faults import Arrives, Delays, Fault, all_arrive, no_delay
+from mpips.transport.network_faults import Arrives, Delays, Fault, Heal, Split, all_arrive, no_delay
+
+ECHO = 0.02
+"""Seconds from a heartbeat to its confirmation."""
 
 
 class Deadlock(RuntimeError):
@@ -54,7 +58,7 @@ class Network:
         delays: Delays = no_delay,
         seed: int = 0,
         tick: float = 1e-3,
-        faults: Iterable[Fault] = (),
+        faults: Iterable[Fault | Split] = (),
         detection: float = 0.03,
         arrives: Arrives = all_arrive,
     ) -> None:
@@ -65,8 +69,12 @@ class Network:
         self._in_flight: list[list[tuple[float, int, int, bytes]]] = [[] for _ in range(size)]
         self._detections: list[list[tuple[float, int]]] = [[] for _ in range(size)]
         self._excluded: list[set[int]] = [set() for _ in range(size)]
-        self._timed: list[tuple[float, int, Fault]] = []
-        self._counted: list[tuple[int, int, Fault]] = []
+        # By (source, destination): since when the link has failed, and the messages that it keeps.
+        self._cut: dict[tuple[int, int], float] = {}
+        self._kept: dict[tuple[int, int], list[tuple[float, int, int, bytes]]] = {}
+        self._heartbeats = [TwinHeartbeat(self, rank) for rank in range(size)]
+        self._timed: list[tuple[float, int, Fault | Split | Heal]] = []
+        self._counted: list[tuple[int, int, Fault | Split | Heal]] = []
         for fault in faults:
             self.plan(fault)
         self.vans = [TwinVan(self, rank) for rank in range(size)]
@@ -78,6 +86,8 @@ class Network:
         # Killed ranks, and the time of their death.
         self._dead: dict[int, float] = {}
         self._stopped: dict[int, float] = {}
+        # Ranks whose programs have ended, and when.
+        self._ended_at: dict[int, float] = {}
         self._absences: list[list[tuple[float, float]]] = [[] for _ in range(size)]
         self._ended = False
         self._failure: Deadlock | None = None
@@ -91,7 +101,11 @@ class Network:
             return 0
         for delay in self._delays(source, dest, message):
             if dest not in self._dead and source not in self._excluded[dest]:
-                heapq.heappush(self._in_flight[dest], (self.time + delay, next(self._order), source, raw))
+                item = (self.time + delay, next(self._order), source, raw)
+                if (source, dest) in self._cut:
+                    self._kept.setdefault((source, dest), []).append(item)
+                else:
+                    heapq.heappush(self._in_flight[dest], item)
         self.posted += 1
         self._inject_due_faults()
         return len(raw)
@@ -109,11 +123,16 @@ class Network:
         detections, dead_ranks = self._detections[rank], []
         while detections and detections[0][0] <= self.time:
             dead_ranks.append(heapq.heappop(detections)[1])
+        # A link that has failed reports nothing.
+        for dead in [dead for dead in dead_ranks if (dead, rank) in self._cut]:
+            dead_ranks.remove(dead)
+            heapq.heappush(detections, (self.time + self._tick, dead))
         return [dead for dead in dead_ranks if dead not in self._excluded[rank]]
 
     def exclude(self, rank: int, excluded: int) -> None:
         """Drop all messages between two ranks from now on, and do not report the death of the second to the first."""
         self._excluded[rank].add(excluded)
+        self._kept.pop((excluded, rank), None)
         self._drop_messages(rank, lambda source, _: source != excluded)
 
     def touch(self, rank: int) -> None:
@@ -142,7 +161,10 @@ class Network:
         self._dead[rank] = self._stopped.get(rank, self.time)
         self._in_flight[rank].clear()
         for other in range(self.size):
+            self._kept.pop((other, rank), None)
             if other != rank:
+                if not self._arrives(rank, other):
+                    self._kept.pop((rank, other), None)
                 self._drop_messages(other, lambda source, dest: source != rank or self._arrives(rank, dest))
                 delay = self._detection * (1 + self._rng.random() / 2)
                 heapq.heappush(self._detections[other], (self.time + delay, rank))
@@ -158,6 +180,24 @@ class Network:
             self._absences[rank].append((self._stopped.pop(rank), self.time))
             self._idle.discard(rank)
 
+    def split(self, ranks: Iterable[int], sends: bool = True, receives: bool = True) -> None:
+        """Fail the network between some ranks and all others; see `Split`."""
+        ranks = set(ranks)
+        for inside, outside in itertools.product(ranks, set(range(self.size)) - ranks):
+            if sends:
+                self._cut.setdefault((inside, outside), self.time)
+            if receives:
+                self._cut.setdefault((outside, inside), self.time)
+
+    def heal(self) -> None:
+        """Make the network whole again: what it has kept arrives."""
+        self._cut.clear()
+        kept, self._kept = self._kept, {}
+        for (source, dest), items in kept.items():
+            if dest in self._alive and source not in self._excluded[dest]:
+                for due, order, _, raw in items:
+                    heapq.heappush(self._in_flight[dest], (max(due, self.time), order, source, raw))
+
     def runs(self, rank: int) -> bool:
         """Return whether a rank's program has not ended, and was neither killed nor stopped."""
         return rank in self._alive and rank not in self._dead and rank not in self._stopped
@@ -168,11 +208,16 @@ class Network:
 
     def heartbeat(self, rank: int) -> TwinHeartbeat:
         """Return the failure detector of `rank`."""
-        return TwinHeartbeat(self, rank)
+        return self._heartbeats[rank]
 
     def silence(self, listener: int, rank: int) -> float:
-        """Return for how many seconds a rank has been dead or stopped, less those for which `listener` was stopped."""
-        since = self._dead.get(rank, self._stopped.get(rank, self.time))
+        """Return for how many seconds a rank has been dead, ended, stopped, muted or cut off from `listener`.
+
+        Those for which `listener` was stopped do not count.
+        """
+        since = self._dead.get(rank, self._stopped.get(rank, self._ended_at.get(rank, self.time)))
+        since = min(since, self._cut.get((rank, listener), self.time))
+        since = min(since, self._heartbeats[rank]._muted_since or self.time)
         absent = (max(end - max(begin, since), 0.0) for begin, end in self._absences[listener])
         return self.time - since - sum(absent)
 
@@ -201,6 +246,7 @@ class Network:
                     self._ended = True
             self._alive.discard(rank)
             self._idle.discard(rank)
+            self._ended_at.setdefault(rank, self.time)
 
         starter = greenlet.getcurrent()
         self._running = [greenlet(body) for _ in range(self.size)]
@@ -222,7 +268,12 @@ class Network:
                 raise error
         return results
 
-    def plan(self, fault: Fault) -> None:
+    def hears(self, rank: int, other: int, follows: bool) -> bool:
+        """Return whether heartbeats pass in both directions, and `other` follows `rank` if it `follows`."""
+        linked = (rank, other) not in self._cut and (other, rank) not in self._cut
+        return linked and self.runs(other) and (self._heartbeats[other].follows == rank or not follows)
+
+    def plan(self, fault: Fault | Split | Heal) -> None:
         """Schedule a fault."""
         if fault.at is not None:
             heapq.heappush(self._timed, (fault.at, next(self._order), fault))
@@ -232,11 +283,19 @@ class Network:
     def _inject_due_faults(self) -> None:
         """Apply the faults that are due."""
         while fault := self._due():
+            if isinstance(fault, Heal):
+                self.heal()
+                continue
+            if isinstance(fault, Split):
+                self.split(fault.ranks, fault.sends, fault.receives)
+                if fault.lasting is not None:
+                    self.plan(Heal(self.time + fault.lasting))
+                continue
             {"kill": self.kill, "stop": self.stop, "resume": self.resume}[fault.act](fault.rank)
             if fault.lasting is not None:
                 self.plan(Fault("resume", fault.rank, at=self.time + fault.lasting))
 
-    def _due(self) -> Fault | None:
+    def _due(self) -> Fault | Split | Heal | None:
         if self._timed and self._timed[0][0] <= self.time:
             return heapq.heappop(self._timed)[2]
         if self._counted and self._counted[0][0] <= self.posted:
@@ -394,15 +453,57 @@ class TwinVan:
 
 
 class TwinHeartbeat:
-    """One rank's failure detector on a `Network`, as `mpips.cluster.heartbeat.Heartbeat`; each monitors all others."""
+    """One rank's failure detector on a `Network`, as `mpips.membership.heartbeat`'s; each monitors all others."""
 
     def __init__(self, network: Network, rank: int) -> None:
         self.targets: Sequence[int] = ()
+        self.follows = -1
+        self._muted_since: float | None = None
         self._network, self._rank = network, rank
+        # By rank, and whether it follows: when it last confirmed, since when it does, and when that was last checked.
+        self._confirmed: dict[tuple[int, bool], tuple[float, float, float]] = {}
 
     def silent(self, ranks: Iterable[int], patience: float) -> list[int]:
         """Return those of `ranks` that were stopped or dead for `patience` seconds while this rank ran."""
         return [rank for rank in ranks if 0 < patience <= self._network.silence(self._rank, rank)]
+
+    @property
+    def muted(self) -> bool:
+        """Whether this rank counts as silent, and its heartbeats are confirmed nevertheless."""
+        return self._muted_since is not None
+
+    @muted.setter
+    def muted(self, muted: bool) -> None:
+        self._muted_since = (self._muted_since or self._network.time) if muted else None
+
+    def unconfirmed(self, ranks: Iterable[int], patience: float) -> list[int]:
+        """Return those of `ranks` that have not confirmed for `patience` seconds that they follow this rank.
+
+        A confirmation takes `ECHO` seconds, also after this rank itself was stopped.
+        """
+        return self._silent_to(ranks, patience, True)
+
+    def deaf(self, ranks: Iterable[int], patience: float) -> list[int]:
+        """Return those of `ranks` that have not confirmed for `patience` seconds that they hear this rank."""
+        return self._silent_to(ranks, patience, False)
+
+    def _silent_to(self, ranks: Iterable[int], patience: float, follows: bool) -> list[int]:
+        now, found = self._network.time, []
+        for rank in ranks:
+            confirmed, since, looked = self._confirmed.get((rank, follows), (now, now - ECHO, now))
+            if now - looked > patience / 2 and not follows:
+                # It was not watched.
+                confirmed = now
+            if not self._network.hears(self._rank, rank, follows):
+                since = float("inf")
+            elif since > now or now - looked > 5 * ECHO:
+                since = now
+            elif now - since >= ECHO:
+                confirmed = now
+            self._confirmed[rank, follows] = confirmed, since, now
+            if now - confirmed >= patience:
+                found.append(rank)
+        return found
 
     def close(self) -> None:
         """Stop monitoring; idempotent."""

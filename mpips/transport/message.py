@@ -83,9 +83,9 @@ class Command(IntEnum):
     BARRIER = 7
     # Control: the leader's view, to be adopted.
     VIEW = 8
-    # Control: the view that the sender has.
+    # Control: the epoch of the view that the sender has adopted.
     VIEW_SEEN = 9
-    # Control: a successor of the leader asks for VIEW_SEEN.
+    # Control: a rank that may succeed the leader asks for VIEWS.
     ASK_VIEW = 10
     # Chain: the rest of the chain has applied all changes up to `time`.
     APPLIED = 11
@@ -137,6 +137,12 @@ class Command(IntEnum):
     ORDERS_KEPT = 34
     # Control: the sender was asked to stop, and the leader perhaps was not
     ASKED_TO_STOP = 35
+    # Control: the views that the sender knows of, and whether it hears its leader.
+    VIEWS = 36
+    # Control: a view that takes effect if a majority accepts it.
+    PROPOSE = 37
+    # Control: the sender has accepted that view.
+    ACCEPTED = 38
 
 
 READS = frozenset((Command.PULL, Command.EXPORT))

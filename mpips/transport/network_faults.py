@@ -3,7 +3,7 @@
 A policy, `Delays`, returns for each message the list of delays of its copies ([]: it is lost, two entries: it is
 duplicated); `random_delays(seed, ...)` draws such delays at random. A `Fault` says which rank is killed, stopped or
 resumed, and when: by simulated time, or by the number of messages posted so far, so that a test can inject a fault
-between any two steps of a protocol.
+between any two steps of a protocol. A `Split` is a failure of the network between two groups of ranks.
 """
 
 from __future__ import annotations
@@ -38,6 +38,35 @@ class Fault:
         """Raise ValueError unless there is exactly one instant."""
         if (self.at is None) == (self.after_messages is None):
             raise ValueError(f"give either `at` or `after_messages`: {self}")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The network between `ranks` and all others fails, at the time `at` or once `after_messages` were posted.
+
+    They do not reach the others unless `sends` is false, and are not reached unless `receives` is. Messages are kept,
+    and arrive when the network is whole again, after `lasting` seconds: as TCP has it.
+    """
+
+    ranks: frozenset[int]
+    at: float | None = None
+    after_messages: int | None = None
+    lasting: float | None = None
+    sends: bool = True
+    receives: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless there is exactly one instant."""
+        if (self.at is None) == (self.after_messages is None):
+            raise ValueError(f"give either `at` or `after_messages`: {self}")
+
+
+@dataclass(frozen=True)
+class Heal:
+    """The network is whole again at the time `at`."""
+
+    at: float
+    after_messages: int | None = None
 
 
 def no_delay(source: int, dest: int, message: Message) -> Sequence[float]:

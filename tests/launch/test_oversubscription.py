@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from mpips.cluster.layout import Layout, LayoutSpec
-from mpips.cluster.membership import Membership
 from mpips.cluster.node import Node
 from mpips.cluster.view import first_view
 from mpips.launch.oversubscription import LOAD_LIMIT, factor, oversubscription, warning
+from mpips.membership.membership import Membership
 from mpips.transport.in_memory import Network
 
 
@@ -35,13 +35,19 @@ def test_a_warning_is_printed() -> None:
 class Silent:
     """Every rank was heard `since` seconds ago."""
 
-    targets = ()
+    targets, follows, muted = (), -1, False
 
     def __init__(self) -> None:
         self.since = 0.0
 
     def silent(self, ranks: list[int], patience: float) -> list[int]:
         return list(ranks) if self.since >= patience else []
+
+    def unconfirmed(self, ranks: list[int], patience: float) -> list[int]:
+        return self.silent(ranks, patience)
+
+    def deaf(self, ranks: list[int], patience: float) -> list[int]:
+        return []
 
 
 def test_a_rank_that_is_slow_on_a_crowded_machine_is_not_given_up() -> None:
@@ -54,4 +60,5 @@ def test_a_rank_that_is_slow_on_a_crowded_machine_is_not_given_up() -> None:
     membership.tick()
     assert len(node.view.alive) == layout.size
     heartbeat.since = 4.1
-    assert set(membership._silent(heartbeat)) == {1, 2, 3}
+    membership.tick()
+    assert membership._detection.silent == {1, 2, 3}

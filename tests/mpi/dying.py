@@ -14,7 +14,7 @@ import time
 import numpy as np
 from mpi4py import MPI
 
-from mpips.cluster.heartbeat import ADDRESS_BYTES, Address, Heartbeat
+from mpips.membership.heartbeat import ADDRESS_BYTES, Address, Heartbeat
 from mpips.transport.message import Command, Kind, Message
 from mpips.transport.mpi.van import MPIVan
 

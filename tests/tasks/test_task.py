@@ -566,6 +566,26 @@ def test_a_succeeding_caller_takes_known_replies_and_sends_the_rest() -> None:
     assert noted == [(0, 1), (0, ~2)] and not heir.known_replies
 
 
+@pytest.mark.parametrize("window", [1, 64])
+def test_a_succeeding_caller_gives_up_no_part_whose_reply_is_known(window: int) -> None:
+    """The rank has died since it answered: the program has seen the answer, and continues by it."""
+    tasks = Tasks(lambda dest, message: None, window, origin=7)
+    answered = {"time": 0, "sender": 1}, {"time": 1, "sender": 1}
+    tasks.take_replies(
+        {(each["time"], 1): Message(Kind.REPLY, Command.CALL, meta=each, **each) for each in answered}
+    )
+    taken: list[Message] = []
+    known = [tasks.submit([(1, call())], lambda _, reply: taken.append(reply)) for _ in answered]
+    unknown = tasks.submit([(1, call())])
+    gone = Message(Kind.FAILURE, Command.CALL, sender=1, meta={"lost": True, "text": "gone"})
+    tasks.give_up(gone, lambda address, _: address == 1)
+    assert isinstance(unknown.error, WorkerLost)
+    while tasks.due_replies:
+        tasks.answer(tasks.due_replies.popleft())
+    assert [task.error for task in known] == [None, None]
+    assert [reply.meta for reply in taken] == [*answered]
+
+
 def test_skipped_times_are_unused_and_acknowledged_times_are_bounded_by_successors() -> None:
     times: list[tuple[int, int]] = []
     tasks = Tasks(lambda dest, message: times.append((message.time, message.acked)))

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpips.cluster import heartbeat
-from mpips.cluster.heartbeat import ADDRESS_BYTES, Address, Heartbeat, SilenceClock
+from mpips.membership import heartbeat
+from mpips.membership.heartbeat import ADDRESS_BYTES, Address, Heartbeat, SilenceClock
 from mpips.transport import socket_filter
 
 SOON = 20.0
@@ -342,3 +342,30 @@ def test_tokens_and_keys_are_unique() -> None:
     assert len({first.address.token, first.address.key, second.address.token, second.address.key}) == 4
     first.close()
     second.close()
+
+
+# --- echoes --------------------------------------------------------------------------------------
+
+
+def test_a_leader_is_confirmed_by_those_that_follow_it(hearts: Callable[..., list[Heartbeat]]) -> None:
+    leader, follower, other = hearts(3)
+    for each in (leader, follower, other):
+        each.targets = [rank for rank in range(3) if rank != each._rank]
+    follower.follows, other.follows = 0, -1
+    wait_for(lambda: heard(leader, 1) and heard(leader, 2))
+    leader.unconfirmed([1, 2], 0.2)
+    wait_for(lambda: leader.unconfirmed([1, 2], 0.2) == [2])
+    assert leader.deaf([1, 2], SOON) == []
+    leader.targets = [2]
+    wait_for(lambda: leader.unconfirmed([1], 0.2) == [1] and leader.deaf([1, 2], 0.2) == [1])
+
+
+def test_a_muted_rank_is_silent_and_confirmed(hearts: Callable[..., list[Heartbeat]]) -> None:
+    leader, follower = hearts(2)
+    leader.targets, follower.targets, follower.follows = [1], [0], 0
+    wait_for(lambda: heard(follower, 0) and heard(leader, 1))
+    leader.muted = True
+    wait_for(lambda: follower.silent([0], 0.2) == [0])
+    assert leader.unconfirmed([1], SOON) == [] and leader.deaf([1], SOON) == []
+    leader.muted = False
+    wait_for(lambda: follower.silent([0], 0.2) == [])

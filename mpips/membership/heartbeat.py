@@ -15,7 +15,14 @@ Any process can send datagrams to a port. A heartbeat is
     token   16 bytes    drawn by the receiving rank
     rank     4          the sending rank
     count    8          strictly increasing
+    echo     8          the last count received from this rank
+    flags    1          whether the sender follows this rank as its leader (1); whether it is muted (2)
     MAC     16          message authentication code of the above; the sender has drawn the key, 16 bytes
+
+An echo confirms that the sender hears this rank, at least when the echoed heartbeat was sent: so links that fail in one
+direction are found. A leader knows by the echoes of its followers how long none of them can have missed it
+(`mpips.membership.quorum`). This time is real time, stops of the leader included. A leader that cannot be sure of that
+is *muted*: its heartbeats are confirmed, but it counts as silent.
 
 Tokens and keys are exchanged with the addresses, over MPI. A socket filter in the kernel drops datagrams without the
 receiver's token before they take buffer space, so a flood of other datagrams displaces no heartbeat. The token is sent
@@ -35,6 +42,7 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -45,8 +53,8 @@ from mpips.transport import socket_filter
 ADDRESS_BYTES = 64
 # Token, key, machine, IPv4 address, port.
 _ADDRESS = struct.Struct("<16s16s8s4sH18x")
-# Token, rank, count.
-_HEAD = struct.Struct("<16sIQ")
+# Token, rank, count, echo, flags.
+_HEAD = struct.Struct("<16sIQQB")
 _MAC = 16
 _DATAGRAM = _HEAD.size + _MAC
 # Seconds between two reads of the socket: fewer wakeups, and a kernel buffer holds 200 heartbeats or more.
@@ -57,6 +65,10 @@ FIRST = 5.0
 """Factor on the timeout for the first heartbeat: a rank that starts is busy."""
 # Periods without a read after which the thread no longer counts as receiving.
 _MISSED_PERIODS = 2.0
+
+_FOLLOWS, _MUTED = 1, 2
+# Heartbeats whose times are kept, so that their echoes can be dated.
+_DATED = 4096
 
 # From asm-generic/socket.h.
 _SO_MEMINFO = 55
@@ -91,9 +103,11 @@ class Address:
         return cls(machine, socket.inet_ntoa(host), port, token, key)
 
 
-def datagram(sender: Address, receiver: Address, rank: int, count: int) -> bytes:
+def datagram(
+    sender: Address, receiver: Address, rank: int, count: int, echo: int = 0, flags: int = 0
+) -> bytes:
     """Return the heartbeat datagram from one rank to another."""
-    head = _HEAD.pack(receiver.token, rank, count)
+    head = _HEAD.pack(receiver.token, rank, count, echo, flags)
     return head + hashlib.blake2b(head, digest_size=_MAC, key=sender.key).digest()
 
 
@@ -143,7 +157,8 @@ class Heartbeat:
     """Heartbeats of one rank: sends to `targets` every `period` seconds, and receives; see the module.
 
     Exchange `address` with the other ranks, then call `start` with theirs. The owning thread may set `targets` at any
-    time. `host` is an IPv4 address of this machine that all other ranks reach.
+    time, and `follows`, the rank whose heartbeats are confirmed, and `muted`. `host` is an IPv4 address of this machine
+    that all other ranks reach.
     """
 
     def __init__(
@@ -154,6 +169,8 @@ class Heartbeat:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.targets: Sequence[int] = ()
+        self.follows = -1
+        self.muted = False
         self._rank, self._period, self._clock = rank, period, clock
         self._read_pause = min(_READ_INTERVAL, period / 4)
         self._silence = SilenceClock(_MISSED_PERIODS * period)
@@ -166,6 +183,11 @@ class Heartbeat:
         self._addresses: Sequence[Address] = ()
         self._counts: dict[int, int] = {}
         self._beats = 0
+        # Count and time of the last heartbeats.
+        self._sent: deque[tuple[int, float]] = deque(maxlen=_DATED)
+        # By rank: when the last heartbeat that it has echoed was sent, or it was first asked for; then as a follower.
+        self._echoed: dict[int, float] = {}
+        self._confirmed: dict[int, float] = {}
         self._dropped, self._flooded = 0, False
 
     def start(self, addresses: Sequence[Address]) -> None:
@@ -191,6 +213,23 @@ class Heartbeat:
         """
         return self._silence.silent(ranks, patience)
 
+    def unconfirmed(self, ranks: Iterable[int], patience: float) -> list[int]:
+        """Return those of `ranks` that have echoed, as followers, no heartbeat of the last `patience` seconds.
+
+        Only ranks that were received from before: where the network blocks UDP, nothing can be confirmed.
+        """
+        return self._older(self._confirmed, ranks, patience)
+
+    def deaf(self, ranks: Iterable[int], patience: float) -> list[int]:
+        """Return those of `ranks` that have echoed no heartbeat of the last `patience` seconds; see `unconfirmed`."""
+        return self._older(self._echoed, ranks, patience)
+
+    def _older(self, times: dict[int, float], ranks: Iterable[int], patience: float) -> list[int]:
+        now = self._clock()
+        return [
+            rank for rank in ranks if rank in self._counts and now - times.setdefault(rank, now) >= patience
+        ]
+
     def close(self) -> None:
         """Stop sending and receiving; idempotent."""
         self._closing.set()
@@ -198,7 +237,7 @@ class Heartbeat:
             return
         if self._thread is not None:
             # Wakes the thread.
-            self._send(self._socket, self.address)
+            self._send(self._socket, self._rank, self.address)
             self._thread.join()
         self._socket.close()
         self._socket = None
@@ -212,8 +251,9 @@ class Heartbeat:
             now = self._clock()
             if now >= due:
                 self._beats += 1
+                self._sent.append((self._beats, now))
                 for target in self.targets:
-                    self._send(sock, self._addresses[target])
+                    self._send(sock, target, self._addresses[target])
                 due = now + self._period
             poller.poll(1e3 * max(due - now, 0.0))
             received, missed = self._read_datagrams(sock)
@@ -222,11 +262,14 @@ class Heartbeat:
                 self._silence.record(rank)
             self._closing.wait(self._read_pause)
 
-    def _send(self, sock: socket.socket, to: Address) -> None:
+    def _send(self, sock: socket.socket, target: int, to: Address) -> None:
         if to.port:
+            flags = (_FOLLOWS if target == self.follows else 0) | (_MUTED if self.muted else 0)
+            echo = self._counts.get(target, 0)
+            raw = datagram(self.address, to, self._rank, self._beats, echo, flags)
             # No route, or a full buffer: the next heartbeat may arrive.
             with contextlib.suppress(OSError):
-                sock.sendto(datagram(self.address, to, self._rank, self._beats), (to.host, to.port))
+                sock.sendto(raw, (to.host, to.port))
 
     def _read_datagrams(self, sock: socket.socket) -> tuple[set[int], bool]:
         """Read a bounded number of datagrams; return their senders, and whether heartbeats may have been lost."""
@@ -243,7 +286,7 @@ class Heartbeat:
             rank = self._read(raw)
             if rank is None:
                 invalid += 1
-            else:
+            elif rank >= 0:
                 received.add(rank)
         if invalid:
             self._filters = False
@@ -258,16 +301,27 @@ class Heartbeat:
         return received, missed
 
     def _read(self, raw: bytes) -> int | None:
-        """Return the sender of a heartbeat; None if `raw` is not a valid, new heartbeat."""
+        """Return the sender of a heartbeat, -1 if it is muted; None if `raw` is not a valid, new heartbeat."""
         if len(raw) != _DATAGRAM:
             return None
-        _, rank, count = _HEAD.unpack_from(raw)
+        _, rank, count, echo, flags = _HEAD.unpack_from(raw)
         if rank >= len(self._addresses) or count <= self._counts.get(rank, 0):
             return None
-        if not hmac.compare_digest(raw, datagram(self._addresses[rank], self.address, rank, count)):
+        if not hmac.compare_digest(
+            raw, datagram(self._addresses[rank], self.address, rank, count, echo, flags)
+        ):
             return None
         self._counts[rank] = count
-        return int(rank)
+        self._record_echo(rank, echo, bool(flags & _FOLLOWS))
+        return -1 if flags & _MUTED else int(rank)
+
+    def _record_echo(self, rank: int, echo: int, follows: bool) -> None:
+        """Record that a rank has echoed heartbeat number `echo`."""
+        first = self._sent[0][0] if self._sent else 0
+        if echo and 0 <= echo - first < len(self._sent):
+            sent_at = self._sent[echo - first][1]
+            for times in (self._echoed, self._confirmed) if follows else (self._echoed,):
+                times[rank] = max(sent_at, times.get(rank, sent_at))
 
     def _has_dropped(self, sock: socket.socket, invalid: int) -> bool:
         """Return whether the kernel has dropped datagrams since the last call; those that a filter drops count too."""

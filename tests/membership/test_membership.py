@@ -194,6 +194,32 @@ def test_a_dead_scheduler_is_succeeded(schedulers: int, spares: int, heir: int) 
     assert [(loss.rank, loss.role) for loss in view.losses] == [(0, "scheduler")]
 
 
+@pytest.mark.parametrize("later", [0.0, 0.01, 0.04])
+@pytest.mark.parametrize("dead", ["server", "worker"])
+def test_a_scheduler_and_another_rank_that_die_together_are_replaced(dead: str, later: float) -> None:
+    observed: dict[str, Any] = {}
+
+    def schedule(cluster: Cluster) -> tuple[int, set[str]]:
+        create(cluster)
+        go(cluster, 0)
+        network: Network = observed["network"]
+        if cluster.node.rank == 0:
+            victim = {"server": 1, "worker": 3}[dead]
+            network.plan(Fault("kill", victim, at=network.time + later))
+            network.kill(0)
+        for number in range(3):
+            try:
+                go(cluster, 3 + 10 * number)
+                if not cluster.renewed():
+                    break
+            except WorkerLost:
+                cluster.regroup()
+        return cluster.node.rank, {each["role"] for each in cluster.accounts()}
+
+    heir, roles = simulate(schedule, Worker, servers=2, workers=2, spares=1, replicas=1, observed=observed)
+    assert heir == 5 and roles == {"scheduler", "server", "worker"}
+
+
 @pytest.mark.parametrize("hung", [1, 2, 3])
 def test_a_hung_rank_is_given_up_and_leaves_when_it_wakes(hung: int) -> None:
     observed: dict[str, Any] = {}
@@ -368,7 +394,13 @@ def test_all_ranks_with_the_journal_may_hang_at_once(replicas: int) -> None:
 
     schedulers = replicas + 2
     heir = simulate(
-        schedule, Worker, servers=3, workers=1, schedulers=schedulers, replicas=replicas, observed=observed
+        schedule,
+        Worker,
+        servers=replicas + 3,
+        workers=1,
+        schedulers=schedulers,
+        replicas=replicas,
+        observed=observed,
     )
     assert heir == schedulers and begun == [0, heir]
 

@@ -1,0 +1,449 @@
+"""Membership: the leader's decisions on the view, and its succession (paper, section 4.5: server manager).
+
+    leader                                               every other rank
+    watch all ranks;                                     watch the leader and the ranks before it in the succession;
+    when a rank is lost, a chain can be repaired,        adopt the views that arrive;
+    or a rank joins or leaves: make the next view        if all those are lost: ask the others for their views,
+    and send it to all ranks                             and propose to continue from the latest, as leader
+
+MPI reports a rank that ended, the heartbeat one that is silent: it hangs, or the network is split. Both are excluded
+for good: a rank that resumes finds that it is in no view, and exits. A view is also sent to a rank that it excludes.
+
+A view that excludes a silent rank, and each view of a successor, takes effect only with the acceptance of a majority
+(`mpips.membership.agreement`). A leader that cannot be sure of a majority, and a rank that does not hear its leader,
+are *frozen*: they take part in the membership protocol only. They execute and acknowledge no requests, and a frozen
+leader publishes no view, completes no checkpoint and writes no result (`Membership.confirm`).
+
+A hung rank that holds the only copy of some keys is waited for, up to `give_up` seconds: then the run ends with an
+error.
+
+A successor uses its own generation of epochs, so that its views are later than any that its predecessor may have sent
+to some ranks before it died. It asks all ranks for their views, and waits for those that hold shards. Asking changes
+nothing, so a rank that was cut off does not disturb the others when it is back: they say that their leader is alive.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from dataclasses import replace
+
+from mpips.cluster.departure import Fenced
+from mpips.cluster.hash_ring import VACANT
+from mpips.cluster.layout import Role
+from mpips.cluster.node import Node
+from mpips.cluster.registration import Registration
+from mpips.cluster.view import (
+    NOBODY,
+    View,
+    next_epoch,
+    next_spare,
+    repaired,
+    with_learner_joined,
+    with_ring_order,
+    with_server,
+    with_workers,
+    without_server,
+)
+from mpips.errors import InputError, MpipsError
+from mpips.membership.agreement import Identity
+from mpips.membership.consensus import Consensus
+from mpips.membership.detection import Detection, FailureDetector
+from mpips.membership.losses import without_lost
+from mpips.membership.quorum import Leases, NoLeases, Quorum
+from mpips.membership.recoveries import Recoveries
+from mpips.membership.succession import Succession
+from mpips.transport.message import Command, Message
+
+Change = Callable[[View], View]
+LEADERLESS = 20.0
+"""Seconds without a leader after which a rank exits: the others have excluded it while it hung."""
+
+
+class Membership:
+    """Membership protocol of one rank; see the module.
+
+    `replicas` is the number of copies of each shard besides the primary's. `detector` detects hung ranks (None: hangs
+    are not detected) after `patience` seconds. An indispensable one ends the run after `give_up` seconds (0: never);
+    `say` prints that it is waited for. `oversubscription` returns the factor on `patience` at present. `leases` decide
+    where votes cannot.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        replicas: int = 0,
+        detector: FailureDetector | None = None,
+        patience: float = 1.0,
+        give_up: float = 0.0,
+        say: Callable[[str], None] = lambda text: None,
+        oversubscription: Callable[[], float] = lambda: 1.0,
+        leases: Leases | None = None,
+    ) -> None:
+        self.node, self.replicas = node, replicas
+        self._detection = Detection(node, detector, patience, give_up, say, oversubscription)
+        self._quorum = Quorum(node, self._detection, leases or NoLeases(), say)
+        self._consensus = Consensus(node, self._quorum, self._hears_leader, self._answer)
+        self._succession = Succession(
+            node, self._detection, self._quorum, self._consensus, self._without_lost, self._hand_on
+        )
+        self.on_publish: Callable[[View], None] = lambda view: None
+        """Callback for each view that this rank publishes."""
+        self._recoveries = Recoveries(node)
+        self._changes: deque[Change] = deque()
+        # At the leader: whether another rank has accepted a later view than this one's.
+        self._outbid = False
+        # Time at which the leader was lost.
+        self._leaderless_since = 0.0
+        controls = {
+            Command.VIEW: self._receive_view,
+            Command.VIEW_SEEN: self._recoveries.receive_view_seen,
+            Command.ASK_VIEW: self._receive_ask,
+            Command.VIEWS: self._receive_answer,
+            Command.PROPOSE: self._receive_proposal,
+            Command.ACCEPTED: self._consensus.receive_acceptance,
+            Command.COPY_COMPLETE: self._copy_complete,
+            Command.DRAINED: self._drained,
+        }
+        node.register(Registration(controls=controls, ticks=(self.tick,)))
+        self._watch()
+
+    @property
+    def leading(self) -> bool:
+        """Whether this rank is the leader."""
+        return self.node.view.leader == self.node.rank
+
+    @property
+    def recovered(self) -> dict[int, float]:
+        """By lost rank: the wall time at which all servers had the view without it."""
+        return self._recoveries.done
+
+    @property
+    def waiting_for(self) -> list[int]:
+        """The indispensable ranks that hang and are waited for."""
+        return sorted(self._detection.waiting_for)
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the run ends because an indispensable rank hangs."""
+        return self._detection.gave_up
+
+    def confirm(self) -> None:
+        """Wait until this rank is certain that it leads the run: before it writes what others read as the run's.
+
+        Raises:
+            Fenced: another rank leads it.
+        """
+        while not self.is_confirmed:
+            # An error that has ended the program may be raised again.
+            with suppress(MpipsError):
+                self.node.wait_until(lambda: self.is_confirmed, "a majority of the ranks that vote")
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether this rank is certain now that it leads the run. Fenced if another rank does."""
+        if self._quorum.should_freeze(self.leading, self._outbid):
+            return False
+        if self._quorum.is_deposed():
+            raise Fenced
+        return not self.node.frozen
+
+    # --- failure detection -----------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Send heartbeats to the ranks that watch this one; as leader, to all that vote."""
+        detector = self._detection.detector
+        if detector is None:
+            return
+        watchers = self._watchers(self.node.view)
+        if self.leading or self._succession.standing:
+            voters = self._quorum.electorate.voters(self._quorum.living(self.node.view))
+            watchers += [rank for rank in voters if rank not in watchers]
+        detector.targets = [rank for rank in watchers if rank != self.node.rank]
+        self._follow()
+
+    def _follow(self) -> None:
+        """Confirm the heartbeats of the leader, unless this rank leads, or has accepted another leader."""
+        detector, leader = self._detection.detector, self.node.view.leader
+        if detector is not None:
+            follows = not self.leading and self._consensus.known.latest.leader == leader
+            detector.follows = leader if follows else NOBODY
+
+    def _watchers(self, view: View) -> list[int]:
+        """List the ranks that watch those before them: the leader, those with its journal, and one more to report."""
+        dead = self._detection.dead
+        return [rank for rank in view.succession() if rank not in dead][: self.replicas + 3]
+
+    def _successors(self, view: View) -> list[int]:
+        """List the ranks of a view that are not lost and may lead, in order of succession."""
+        lost = self._detection.lost
+        return [rank for rank in view.succession() if rank not in lost]
+
+    def _watched(self) -> list[int]:
+        view, me = self.node.view, self.node.rank
+        before = self._watchers(view)
+        if self.leading or (me in before and self._succession.standing):
+            return [rank for rank in view.alive if rank != me]
+        if me in before:
+            return before[: before.index(me)]
+        return [view.leader] if self._quorum.electorate.votes[me] else []
+
+    def _hears_leader(self) -> bool:
+        """Return whether the leader of this rank's view lives, as far as this rank knows."""
+        if self.leading:
+            return not self.node.frozen
+        leader = self.node.view.leader
+        return leader not in self._detection.dead and leader not in self._detection.silent
+
+    def _detect(self) -> None:
+        """Record ranks that were lost."""
+        watched, detector = self._watched(), self._detection.detector
+        hearers: list[int] = []
+        if detector is not None and (self.leading or self._succession.standing):
+            hearers = [rank for rank in watched if rank in detector.targets]
+        if self._detection.look(watched, hearers):
+            self._watch()
+        self._detection.await_needed(self._decides)
+        if hung := self._detection.given_up(self._decides):
+            if not self._quorum.heard():
+                raise Fenced
+            raise self._detection.end_for(hung)
+
+    def _decides(self, count: int) -> bool:
+        """Return whether this rank has to decide on `count` silent ranks, and is not itself excluded for certain."""
+        if self._succession.standing:
+            return self._succession.answered
+        return self.leading or count == len(
+            [rank for rank in self._watched() if rank not in self._detection.dead]
+        )
+
+    def tick(self) -> None:
+        """Detect losses; decide or succeed as needed."""
+        self._detect()
+        self._freeze()
+        if self.leading and not self._outbid:
+            if not self.node.frozen:
+                self._lead()
+        elif self._outbid or self.node.view.leader in self._detection.lost:
+            self._succeed()
+        else:
+            self._leaderless_since = 0.0
+            self._succession.withdraw()
+
+    def _freeze(self) -> None:
+        """Freeze or thaw this rank.
+
+        Raises:
+            Fenced: another side of the network continues the run, or this one has been frozen for too long.
+        """
+        quorum, frozen = self._quorum, self.node.frozen
+        if quorum.should_freeze(self.leading, self._outbid):
+            if not frozen:
+                quorum.freeze()
+            elif quorum.frozen_for() > self._detection.give_up > 0:
+                raise Fenced
+        elif frozen:
+            if self.leading and quorum.is_deposed():
+                raise Fenced
+            quorum.thaw()
+
+    # --- the leader ------------------------------------------------------------------------------
+
+    def request_change(self, change: Change) -> None:
+        """Queue a change of the view; this rank is the leader."""
+        self._changes.append(change)
+
+    def _lead(self) -> None:
+        view, proposal = self.node.view, self._consensus.proposal
+        gone = [rank for rank in self._detection.lost if view.roles[rank] is not None]
+        if proposal is not None:
+            agreed = self._consensus.pursue()
+            if agreed is not None:
+                self._publish(agreed)
+            elif self._consensus.denied:
+                self._outbid = True
+            elif any(proposal.view.roles[rank] is not None for rank in gone):
+                self._propose(proposal.view, gone, (*proposal.over, proposal.view))
+        elif gone or self._changes or self._quorum.has_new_lease:
+            self._decide(gone)
+
+    def _decide(self, gone: Collection[int]) -> None:
+        view = self.node.view
+        if any(rank in self._detection.hung for rank in gone):
+            self._propose(view, gone, (view,))
+            return
+        made = self._next(view, gone)
+        if replace(made, epoch=view.epoch) != view:
+            self._publish(self._quorum.with_lease(made))
+        elif self._quorum.has_new_lease:
+            self._publish(self._quorum.with_lease(next_epoch(view)))
+
+    def _next(self, view: View, gone: Iterable[int]) -> View:
+        """Return the view that follows one, without the lost ranks, and with all requested changes."""
+        made = self._without_lost(next_epoch(view), gone)
+        while self._changes:
+            made = self._changes.popleft()(made)
+        return repaired(made, self.replicas)
+
+    def _propose(self, view: View, gone: Collection[int], over: tuple[View, ...]) -> None:
+        """Propose the view that follows one, without ranks of which some are merely silent."""
+        made = replace(self._next(view, gone), lease=self.node.view.lease + 1)
+        self._consensus.propose(made, view, over)
+        agreed = self._consensus.pursue()
+        if agreed is not None:
+            self._publish(agreed)
+
+    def _without_lost(self, view: View, gone: Iterable[int]) -> View:
+        return without_lost(view, gone, self._detection.lost, self.node.van.wall(), self.replicas)
+
+    def _publish(self, view: View) -> None:
+        node, before = self.node, self.node.view
+        self.on_publish(view)
+        gone = [rank for rank in before.alive if view.roles[rank] is None]
+        self._recoveries.begin(view, gone)
+        meta = view.to_meta()
+        for rank in before.alive:
+            if rank != node.rank:
+                node.control(rank, Command.VIEW, meta)
+        self._adopt(view)
+        self._recoveries.check()
+        # A chain may already be complete.
+        if self.leading and repaired(next_epoch(view), self.replicas) != next_epoch(view):
+            self._changes.append(lambda same: same)
+
+    def _adopt(self, view: View) -> None:
+        """Adopt a published view."""
+        self._outbid, self._leaderless_since = False, 0.0
+        self._consensus.adopted(view)
+        self._succession.withdraw()
+        for loss in view.losses:
+            self._detection.died(loss.rank, loss.cause)
+        led = self.leading
+        self.node.adopt(view)
+        self._watch()
+        if led and not self.leading:
+            # The program runs on another rank now.
+            raise Fenced
+
+    def _copy_complete(self, message: Message) -> None:
+        shard, since, rank = int(message.meta["shard"]), int(message.meta["since"]), message.sender
+        self._changes.append(lambda view: with_learner_joined(view, shard, rank, since))
+
+    def _drained(self, message: Message) -> None:
+        shard, since = int(message.meta["shard"]), int(message.meta["since"])
+        if self.node.view.chains[shard].closing:
+            self._changes.append(lambda view: with_ring_order(view, shard, since, self.replicas))
+
+    # --- joining and leaving ---------------------------------------------------------------------
+
+    def able_to_join(self) -> int:
+        """Return the spare that can become a server. InputError if there is none, or no vacant slot."""
+        view = self.node.view
+        rank = next_spare(view)
+        if rank is None:
+            raise InputError("no spare rank is left: start the job with --set layout.spares=N")
+        if VACANT not in view.ring.slots:
+            taken = f"all {len(view.ring.slots)} slots of the ring are taken"
+            raise InputError(f"{taken}: one for each server and spare of the start")
+        return rank
+
+    def join_server(self, rank: int | None = None) -> int:
+        """Make a spare a server, by default one that is `able_to_join`; return its rank."""
+        joining = self.able_to_join() if rank is None else rank
+        self.request_change(lambda view: with_server(view, joining))
+        return joining
+
+    def check_leaves(self, rank: int) -> None:
+        """Raise InputError if a rank is the last server, or not a server."""
+        view = self.node.view
+        if rank not in view.ring.servers:
+            raise InputError(
+                f"rank {rank} is not a server; servers are {', '.join(map(str, view.ring.servers))}"
+            )
+        if len(view.ring.servers) == 1:
+            raise InputError(f"rank {rank} is the last server: it cannot leave")
+
+    def leave_server(self, rank: int) -> None:
+        """Let a server give up its shards and become a spare. Raises as `check_leaves`."""
+        self.check_leaves(rank)
+        self.request_change(lambda view: without_server(view, rank))
+
+    def set_workers(self, workers: Collection[int]) -> None:
+        """Make these the workers; former workers become spares. The view is adopted when this returns."""
+        # A spare may have become a server meanwhile.
+        able = (Role.WORKER, Role.SPARE)
+
+        def change(view: View) -> View:
+            servers = view.ring.servers
+            return with_workers(view, [r for r in workers if view.roles[r] in able and r not in servers])
+
+        self.request_change(change)
+        self.tick()
+
+    # --- every other rank ------------------------------------------------------------------------
+
+    def _receive_view(self, message: Message) -> None:
+        view = View.from_meta(message.meta)
+        if self._consensus.supersedes(view):
+            # Its leader is deposed, or will be.
+            self._answer(message.sender)
+            return
+        if Identity.of(view) > Identity.of(self.node.view):
+            self._adopt(view)
+        if self.node.role is Role.SERVER:
+            self.node.control(view.leader, Command.VIEW_SEEN, {"epoch": view.epoch})
+
+    def _receive_ask(self, message: Message) -> None:
+        """Tell a candidate what views this rank knows of."""
+        for rank in message.meta["died"]:
+            if rank != self.node.rank:
+                self._detection.died(rank)
+        self._leaderless_since = 0.0
+        self._answer(message.sender)
+
+    def _answer(self, rank: int) -> None:
+        holds = self._quorum.electorate.votes[self.node.rank] or self.node.role is not Role.WORKER
+        self.node.control(rank, Command.VIEWS, self._consensus.to_meta() if holds else {})
+
+    def _receive_answer(self, message: Message) -> None:
+        self._leaderless_since = 0.0
+        self._succession.receive_answer(message)
+        # A rank that this leader has sent a view, or proposed one, has accepted that of another leader.
+        accepted = message.meta.get("accepted")
+        if accepted is not None and self.leading:
+            other = View.from_meta(accepted)
+            later = Identity.of(other) > Identity.of(self._consensus.known.latest)
+            self._outbid |= later and other.leader != self.node.rank and other.lease > self._quorum.lease
+
+    def _receive_proposal(self, message: Message) -> None:
+        self._leaderless_since = 0.0
+        self._consensus.receive_proposal(message)
+        self._follow()
+
+    # --- succession --------------------------------------------------------------------------------
+
+    def _succeed(self) -> None:
+        """Become the leader, if this rank is the next one; leave if no other does for a long time."""
+        now = self.node.van.now()
+        self._leaderless_since = self._leaderless_since or now
+        alone = now - self._leaderless_since
+        if alone > LEADERLESS or not self._quorum.electorate.voters(self._quorum.living(self.node.view)):
+            raise Fenced
+        successors = self._successors(self.node.view)
+        first = bool(successors) and successors[0] == self.node.rank
+        if not first and not (self.node.rank in successors and alone > LEADERLESS / 4):
+            # A rank before this one is heard again.
+            self._succession.withdraw()
+            return
+        agreed = self._succession.stand(LEADERLESS / 4)
+        self._watch()
+        if agreed is not None:
+            self._publish(agreed)
+
+    def _hand_on(self, view: View) -> None:
+        """Adopt the lost leader's last view, and send it to all, since it names the next successor."""
+        for rank in self._quorum.living(view):
+            if rank != self.node.rank:
+                self.node.control(rank, Command.VIEW, view.to_meta())
+        self._adopt(view)

@@ -1,0 +1,154 @@
+"""Quorum: whether this rank's side of the network may continue, by its votes or by a lease (see `agreement`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from logging import WARNING
+from typing import Protocol
+
+from mpips.cluster.layout import Role
+from mpips.cluster.node import Node
+from mpips.cluster.view import View
+from mpips.membership.agreement import Electorate, Outcome
+from mpips.membership.detection import REPORTED_AFTER, Detection
+from mpips.rundir.log import note
+
+LOOK = 0.5
+"""Seconds between two accesses to the leases in the run's folder."""
+
+
+class Leases(Protocol):
+    """The leases of a run; see `mpips.rundir.lease`."""
+
+    def take(self, number: int) -> bool | None:
+        """Take a lease; return whether this rank has it. None: the folder cannot be reached."""
+
+    def is_taken(self, number: int) -> bool | None:
+        """Return whether another rank has a lease. None: the folder cannot be reached."""
+
+
+class NoLeases:
+    """Leases of a run without a folder: there are none."""
+
+    def take(self, number: int) -> bool | None:
+        """Return None."""
+
+    def is_taken(self, number: int) -> bool | None:
+        """Return None."""
+
+
+class Quorum:
+    """The quorum of one rank: which votes it has seen, and its lease."""
+
+    def __init__(
+        self,
+        node: Node,
+        detection: Detection,
+        leases: Leases,
+        say: Callable[[str], None],
+    ) -> None:
+        self.electorate = Electorate.of(node.layout, node.view.ring.hosts)
+        self.leases = leases
+        self._node, self._detection, self._say = node, detection, say
+        # The number of the lease that this rank has, or 0; whether it still decides, and when that was checked.
+        self._lease, self._holds, self._looked_at = 0, False, -LOOK
+        # Since when this rank has been frozen, and whether it has said so.
+        self._frozen_since, self._said = 0.0, False
+
+    def living(self, view: View) -> list[int]:
+        """Return the ranks of a view that are not dead."""
+        return [rank for rank in view.alive if rank not in self._detection.dead]
+
+    def includes(self, agreed: Collection[int]) -> bool:
+        """Return whether `agreed` have a majority of the living votes, or half of them and the next lease."""
+        outcome = self.electorate.outcome(agreed, self.living(self._node.view))
+        if outcome is not Outcome.HALF:
+            self._lease = 0
+        return outcome is Outcome.MAJORITY or (outcome is Outcome.HALF and self._has_lease())
+
+    def _has_lease(self) -> bool:
+        """Return whether this rank has the next lease, or can take it, and no other has one after it."""
+        now, number = self._node.van.now(), self._lease or self._node.view.lease + 1
+        if now - self._looked_at >= LOOK:
+            self._looked_at = now
+            self._holds = bool(self.leases.take(number)) and not self.leases.is_taken(number + 1)
+            self._lease = number if self._holds else 0
+        return self._holds
+
+    def with_lease(self, view: View) -> View:
+        """Return a view that says which lease was taken."""
+        return replace(view, lease=max(view.lease, self.lease))
+
+    @property
+    def has_new_lease(self) -> bool:
+        """Whether this rank has taken a lease that its view does not know of."""
+        return self.lease > self._node.view.lease
+
+    @property
+    def lease(self) -> int:
+        """The number of leases that this rank knows to be used."""
+        return max(self._lease, self._node.view.lease)
+
+    def confirmed(self) -> bool:
+        """Return whether a majority has confirmed in the last `patience` seconds that it hears this leader."""
+        node, detection = self._node, self._detection
+        if detection.detector is None or not node.van.survives or node.policy.is_replay:
+            return True
+        others = [rank for rank in self.electorate.voters(self.living(node.view)) if rank != node.rank]
+        lacking = detection.detector.unconfirmed(others, detection.patience)
+        return not lacking or self.includes(set(others) - set(lacking) | {node.rank})
+
+    def heard(self) -> bool:
+        """Return whether this rank hears a majority."""
+        node, detection = self._node, self._detection
+        if detection.detector is None or not node.van.survives:
+            return True
+        return self.includes(set(self.living(node.view)) - detection.silent)
+
+    def is_deposed(self) -> bool:
+        """Return whether another side has taken the lease after this rank's view."""
+        return bool(self.leases.is_taken(self.lease + 1))
+
+    # --- freezing ----------------------------------------------------------------------------
+
+    def should_freeze(self, leading: bool, outbid: bool) -> bool:
+        """Return whether this rank may do nothing: as leader unless it is confirmed, else if its leader is silent."""
+        node = self._node
+        if not node.van.survives or node.policy.is_replay or node.role is None:
+            return False
+        if leading:
+            return outbid or not self.confirmed()
+        leader = node.view.leader
+        silent = leader in self._detection.silent and leader not in self._detection.dead
+        return silent and node.role is not Role.WORKER
+
+    def freeze(self) -> None:
+        """Freeze this rank."""
+        self._frozen_since, self._said = self._node.van.now(), False
+        note("frozen", WARNING, epoch=self._node.view.epoch)
+        self._mute(self._node.view.leader == self._node.rank)
+        self._node.freeze()
+
+    def _mute(self, muted: bool) -> None:
+        """Let the other ranks know, if they hear this leader at all, that it cannot lead."""
+        if self._detection.detector is not None:
+            self._detection.detector.muted = muted
+
+    def thaw(self) -> None:
+        """End the freeze."""
+        self._mute(False)
+        note("thawed", WARNING, epoch=self._node.view.epoch)
+        if self._said:
+            self._say(f"{self._node.who} is in touch with the others again")
+        self._node.thaw()
+
+    def frozen_for(self) -> float:
+        """Return for how many seconds this rank has been frozen; say so if it is long."""
+        seconds = self._node.van.now() - self._frozen_since
+        if seconds > REPORTED_AFTER and not self._said:
+            self._said = True
+            self._say(
+                f"{self._node.who} is cut off from half or more of the ranks that vote: it waits, and writes nothing"
+            )
+        return seconds

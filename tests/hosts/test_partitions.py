@@ -1,0 +1,59 @@
+"""The network between hosts fails while a run pushes: never two leaders, no update lost, one result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import patience
+from hosts.running import HostRun
+from hosts.virtual_hosts import VirtualHosts
+
+pytestmark = [pytest.mark.ranks, pytest.mark.once]
+
+
+@pytest.fixture
+def start_run(
+    hosts: Callable[[int], VirtualHosts], starter: Any, tmp_path: Path
+) -> Iterator[Callable[..., HostRun]]:
+    """Start runs on so many virtual hosts, and wait until they push."""
+    if not starter.mpi.ulfm:
+        pytest.skip("this MPI ends all ranks when one dies")
+    made: list[HostRun] = []
+
+    def start(count: int, ranks: int, *settings: str) -> HostRun:
+        run = HostRun(
+            hosts(count), tmp_path, starter, ranks, f"heartbeat.patience={patience(1.0):g}", *settings
+        )
+        made.append(run)
+        run.wait_for("pushes", run.pushes)
+        return run
+
+    yield start
+    for each in made:
+        each.close()
+
+
+def test_of_two_hosts_that_are_cut_off_from_each_other_one_goes_on(start_run: Callable[..., HostRun]) -> None:
+    run = start_run(2, 5, "layout.servers=2", "layout.workers=2", "ring.replicas=1")
+    run.hosts.cut(2)
+    run.wait_for("decision", lambda: bool(run.events("lost")))
+    time.sleep(0.5)
+    run.hosts.mend(2)
+    result = run.finish()
+    assert {each["cause"] for each in result["recoveries"]} == {"hung"}
+
+
+def test_a_host_that_is_cut_off_from_two_others_leaves(start_run: Callable[..., HostRun]) -> None:
+    run = start_run(3, 7, "layout.servers=3", "layout.workers=3", "ring.replicas=1")
+    (alone,) = [number for number in (1, 2, 3) if run.ranks()[0]["host"] == f"h{number}"]
+    run.hosts.cut(alone)
+    run.wait_for("new leader", lambda: any(each["leader"] for each in run.events("view")))
+    run.hosts.mend(alone)
+    result = run.finish()
+    assert {each["rank"] for each in result["recoveries"]} == {
+        each["rank"] for each in run.ranks() if each["host"] == f"h{alone}"
+    }

@@ -1,0 +1,59 @@
+"""Leases: of all ranks that try to take a lease, one has it."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpips.rundir import lease
+from mpips.rundir.lease import Leases
+
+
+@pytest.fixture(params=["links", "no links"])
+def folder(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def refuse(*_: object) -> None:
+        raise PermissionError("this file system has no hard links")
+
+    if request.param == "no links":
+        monkeypatch.setattr(os, "link", refuse)
+    return tmp_path
+
+
+def test_one_of_all_that_try_has_it(folder: Path) -> None:
+    tries = [Leases(folder, "1") for _ in range(16)]
+    with ThreadPoolExecutor(16) as threads:
+        taken = list(threads.map(lambda each: each.take(1), tries))
+    assert sorted(taken) == [False] * 15 + [True]
+    holder = tries[taken.index(True)]
+    assert holder.take(1) and not holder.is_taken(1)
+    assert all(each.is_taken(1) for each in tries if each is not holder)
+    assert os.listdir(folder) == [".lease-1-1"], "no draft is left"
+    assert tries[0].is_taken(2) is False and tries[0].take(2)
+
+
+def test_another_start_has_leases_of_its_own(folder: Path) -> None:
+    assert Leases(folder, "1").take(1) and Leases(folder, "2").take(1)
+    lease.remove(folder, keep="2")
+    assert os.listdir(folder) == [".lease-2-1"]
+
+
+def test_a_lease_whose_answer_was_lost_is_found_to_be_this_rank_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", twice)
+    assert Leases(tmp_path, "1").take(1)
+
+
+def test_a_folder_that_cannot_be_reached_decides_nothing(tmp_path: Path) -> None:
+    gone = Leases(tmp_path / "gone", "1")
+    assert gone.take(1) is None and gone.is_taken(1) is None
