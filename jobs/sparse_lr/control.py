@@ -35,8 +35,10 @@ LEAST_GAIN = 0.1
 """Least gain of a mixture, as a fraction of the pass's own gain, for it to be tried and to be accepted."""
 
 THETA_START, THETA_LOW, THETA_HIGH = 0.3, 0.02, 64.0
-FEATURES_IN_FLIGHT = 2.0
-"""Mean number of active features of the blocks in flight in an example, for `block_count`."""
+FEATURES_OF_A_BLOCK = 2.0
+"""Mean number of active features of a block in an example without delay, for `block_count`."""
+DELAY_PER_BLOCK = 16.0
+"""The delay that doubles the number of blocks."""
 
 MOST_NOISE = 1e7
 """Largest amplification of rounding errors by mixtures: with tiny steps, a mixture would consist of errors only."""
@@ -181,6 +183,8 @@ class Control(NamedTuple):
     """Number of next passes in which no filter may round the workers' pushes."""
     patience: int = 1
     """Number of passes for which rounding is forbidden after the next pass that increases F."""
+    full_at: int = 0
+    """The pass after which the last full reset was due, 0 if none was."""
 
 
 class PassReport(NamedTuple):
@@ -218,6 +222,7 @@ def next_pass(
     *,
     kkt: bool = True,
     target: float = 0.0,
+    delayed: bool = False,
 ) -> tuple[Control, Decision]:
     """Update the control after a pass; decide whether to continue, reset the active set, or stop.
 
@@ -226,6 +231,9 @@ def next_pass(
     more passes (none if the reset reactivated no feature, see `after_reset`), and the run stops if it is still
     settled. Without the filter (`kkt`) no feature can be reactivated: a reset only recomputes the margins and the
     gap. The run stops at once when F <= `target`.
+
+    With a delay a run has more passes. So the test covers the last third of them, and a reset is full whenever the
+    number of passes has doubled: a feature that was far from becoming active at the last full reset may be needed now.
     """
     objective, mixture, _ = report.choice
     objectives = (*control.objectives, objective)
@@ -242,19 +250,21 @@ def next_pass(
     )
     if len(objectives) > passes or objective <= target:
         return control, Decision(reset=False, stop=True)
-    if has_settled(objectives[control.since :], epsilon):
+    done = len(objectives) - 1
+    if has_settled(objectives[control.since :], epsilon, 3 if delayed else 2):
         if control.settled > 3:
             return control, Decision(reset=False, stop=True)
         if control.settled > 0:
             return control._replace(settled=control.settled + 1), Decision(reset=False, stop=False)
-        control = control._replace(settled=1, since_reset=0, resets=control.resets + 1, noise=1.0)
+        resets = control.resets + 1
+        control = control._replace(settled=1, since_reset=0, resets=resets, noise=1.0, full_at=done)
         return control, Decision(reset=True, stop=False, full=True)
-    done = len(objectives) - 1
     slow = control.since_reset >= 3 + done // 10 and gain < control.reset_below
     if (kkt and (slow or control.since_reset >= 20 + done // 4)) or control.noise > RESET_NOISE:
         below = max(min(control.reset_below, gain) * 0.1, 1e-6)
-        full, resets = control.resets == 0, control.resets + 1
+        full, resets = control.resets == 0 or (delayed and done >= 2 * control.full_at), control.resets + 1
         control = control._replace(settled=0, reset_below=below, since_reset=0, resets=resets, noise=1.0)
+        control = control._replace(full_at=done if full else control.full_at)
         return control, Decision(reset=True, stop=False, full=full)
     return control._replace(settled=0), Decision(reset=False, stop=False)
 
@@ -279,10 +289,10 @@ def resumed(control: Control, objective: float) -> Control:
     return corrected(control, objective)._replace(noise=1.0, since=since)
 
 
-def has_settled(objectives: Sequence[float], epsilon: float) -> bool:
-    """Return whether F decreased by no more than epsilon F over the last half of the passes, and at least ten."""
+def has_settled(objectives: Sequence[float], epsilon: float, share: int = 2) -> bool:
+    """Return whether F decreased by no more than epsilon F over the last 1/`share` of the passes, and at least ten."""
     done = len(objectives) - 1
-    window = max(10, (done + 1) // 2)
+    window = max(10, (done + share - 1) // share)
     return done >= window and objectives[-1 - window] - objectives[-1] <= epsilon * abs(objectives[-1])
 
 
@@ -316,13 +326,15 @@ def _next_exact(control: Control, report: PassReport) -> tuple[int, int]:
 def block_count(weight: float, examples: int, tau: int) -> int:
     """Return the number of blocks for `weight` active non-zeros.
 
-    An example then has `FEATURES_IN_FLIGHT` features of the tau + 1 blocks in flight on average.
+    More features in flight need more passes, and more blocks more messages: with a delay, blocks become smaller by a
+    factor of 1 + tau / `DELAY_PER_BLOCK`, and no more than half of them are in flight at once.
     """
     if weight <= 0.0:
         return 1
-    return int(
-        min(max(math.ceil(weight / (FEATURES_IN_FLIGHT * max(examples, 1))) * (tau + 1), 1), MOST_BLOCKS)
-    )
+    blocks = math.ceil(weight / (FEATURES_OF_A_BLOCK * max(examples, 1)))
+    if tau > 0:
+        blocks = max(math.ceil(blocks * (1.0 + tau / DELAY_PER_BLOCK)), 2 * (tau + 1))
+    return min(blocks, MOST_BLOCKS)
 
 
 def weight_sketch(

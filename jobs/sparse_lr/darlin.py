@@ -42,7 +42,7 @@ PIECE = 1 << 17
 
 
 _NUMBERS = ("theta", "threshold", "reset_below", "noise")
-_COUNTS = ("since_reset", "settled", "resets", "since", "exact", "patience")
+_COUNTS = ("since_reset", "settled", "resets", "since", "exact", "patience", "full_at")
 SCHEMA = {
     "control": {
         "objectives": Each(NUMBER),
@@ -222,6 +222,7 @@ class Darlin:
             self.most_passes,
             kkt=self.settings.kkt,
             target=self.settings.target,
+            delayed=self.tau > 0,
         )
         self.mix(report.choice)
         if decision.reset:

@@ -493,5 +493,33 @@ def test_blocks_are_cut_by_weight(workers: list[dict[int, int]], blocks: int, si
 def test_block_count_follows_weight_and_delay() -> None:
     assert control.block_count(0.0, 100, 0) == 1
     assert control.block_count(2000.0, 100, 0) == 10
-    assert control.block_count(2000.0, 100, 4) == 50
+    assert control.block_count(2e4, 100, 8) == 150
     assert control.block_count(1e12, 100, 4) == control.MOST_BLOCKS
+
+
+@pytest.mark.parametrize("tau", [1, 4, 16])
+def test_at_most_half_of_the_blocks_are_in_flight(tau: int) -> None:
+    assert control.block_count(2.0, 100, tau) == 2 * (tau + 1)
+
+
+def full_resets(delayed: bool) -> tuple[list[int], int]:
+    """The passes after which a full reset is due, and all, of a run whose F falls by ever smaller fractions."""
+    steering, full = control.start(100.0), []
+    for number in range(1, 1000):
+        after = 50.0 + 50.0 / number**2
+        steering, decision = control.next_pass(
+            steering, report_of(steering.objectives[-1], after), 1e-4, 1000, delayed=delayed
+        )
+        full += [number] if decision.reset and decision.full else []
+        if decision.stop:
+            break
+    return full, number
+
+
+def test_with_a_delay_resets_are_full_whenever_the_passes_have_doubled_and_the_end_is_nearer() -> None:
+    (few, late), (many, soon) = full_resets(delayed=False), full_resets(delayed=True)
+    # Without a delay only the first, and that at the end.
+    assert len(few) == 2
+    assert all(second >= 2 * first for first, second in itertools.pairwise(many[:-1]))
+    assert len(many) > 3
+    assert soon < 0.8 * late

@@ -26,12 +26,11 @@ of the machine's speed affects them equally.
   mpips bench delay --slow 4 --chance 0.2             each worker is slow for a fifth of its work
   mpips bench delay --slow 4 --chance 0.2 --workers 4 --slower 8     like four small machines
   mpips bench delay --train news20.train.svm.xz --optimum 1056.5146 --workers 3 --plot delay.svg
-  mpips bench delay --blocks 0                        blocks by the job's rule: more for a greater tau
+  mpips bench delay --blocks 0                        blocks by the job's rule: some more for a greater tau
 
 A delay hides the round trip of each block to the servers behind the next blocks, so it saves more with smaller blocks.
 Here all tau have the same number of blocks (as in the paper). The job's rule takes the fewest blocks that keep the
-steps long, and (tau + 1) times as many with a delay, so that the same amount is in flight for every tau; then the cost
-of many small messages may equal the savings of the delay.
+steps long, and 1 + tau / 16 times as many with a delay: more features in flight cost passes, more blocks messages.
 A slow worker sleeps for the additional time, so its core is free meanwhile.
 """
 
