@@ -102,15 +102,21 @@ def step_of(path: Path) -> int:
 
 def folders(directory: Path) -> list[Path]:
     """Return the step folders below a directory, complete or not, oldest first; symbolic links are passed over."""
-    return [path for path in step_paths(directory) if path.is_dir() and not path.is_symlink()]
+    found = step_paths(directory)
+    with explained("list", directory):
+        return [path for path in found if path.is_dir() and not path.is_symlink()]
 
 
 def step_paths(directory: Path) -> list[Path]:
-    """Return all paths named like a step's folder below a directory, of any type, oldest first."""
+    """Return all paths named like a step's folder below a directory, of any type, oldest first.
+
+    Raises:
+        CheckpointError: the directory cannot be read.
+    """
     directory = Path(directory)
-    if not directory.is_dir():
-        return []
-    return sorted((path for path in directory.iterdir() if _STEP.fullmatch(path.name)), key=order_of)
+    with explained("list", directory):
+        names = os.listdir(directory) if directory.is_dir() else []
+    return sorted((directory / name for name in names if _STEP.fullmatch(name)), key=order_of)
 
 
 def complete_checkpoints(directory: Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -63,11 +63,15 @@ def exchange_processes(
         raw.rstrip(b"\0").decode().split(" ", 2) for raw in gather(world, text.ljust(_PROCESS_BYTES, b"\0"))
     ]
     problem = None
+    # Those of a rank that cannot start are unknown, and empty here.
+    first, (_, usual, there) = next(
+        ((rank, each) for rank, each in enumerate(found) if each[1]), (0, found[0])
+    )
     for rank, (_, theirs, where) in enumerate(found):
-        if prepared is not None and theirs not in ("", found[0][1]):
+        if prepared is not None and theirs not in ("", usual):
             named = ", ".join(each.name for chain in chains for each, _ in map(parse_entry, chain))
             problem = InputError(
-                f"rank {rank} on {where} has other filters than rank 0 on {found[0][2]}: "
+                f"rank {rank} on {where} has other filters than rank {first} on {there}: "
                 f"{named} must be the same everywhere"
             )
     return [Process(int(pid), where) for pid, _, where in found], problem

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from mpips.checkpoint.manifest import complete
 from mpips.cli.main import main
 from mpips.errors import InputError
 from mpips.files.safe_open import replacing
@@ -251,6 +252,16 @@ def test_an_order_of_another_user_who_may_write_them_is_answered(run: Path, shar
         orders = leader.poll()
     leader.answer(orders[0], True, "it will be written")
     assert asked() == Done(0, "it will be written\n") and list((run / "orders").iterdir()) == []
+
+
+def test_checkpoints_that_cannot_be_listed_are_bad_input(shared: Path) -> None:
+    """Also those of `--resume latest`, on every rank."""
+    step = shared / "checkpoints" / "step-000001"
+    step.mkdir(parents=True)
+    for mode, named in ((0o700, step.parent), (0o744, step.parent)):
+        step.parent.chmod(mode)
+        done = as_nobody(refused(lambda: print(complete(step.parent))), shared)
+        assert done == Done(2, f"mpips: error: cannot list {named}: Permission denied\n")
 
 
 @pytest.mark.parametrize("ours", [False, True])
