@@ -65,6 +65,8 @@ def check_directory(directory: Path) -> None:
         ...
     mpips.errors.CheckpointError: checkpoints cannot be written to /dev/null/checkpoints: /dev/null is not a folder
     """
+    if "\0" in str(directory):
+        raise CheckpointError(f"checkpoints cannot be written to {str(directory)!r}: it is not a file name")
     first = Path(os.path.abspath(directory))
     while not os.path.lexists(first):
         first = first.parent

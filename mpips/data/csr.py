@@ -96,7 +96,8 @@ def open_rows(path: str, file: h5py.File) -> tuple[Any, Any, Any, Any]:
         if found is None:
             return None
         if not isinstance(found, h5py.Dataset) or found.ndim != 1 or found.dtype.kind not in kinds:
-            raise DataError(f"{path}: {names[0]} must be a one-dimensional data set of numbers")
+            what = "numbers" if "f" in kinds else "integers"
+            raise DataError(f"{path}: {names[0]} must be a one-dimensional data set of {what}")
         return found
 
     labels, indptr = dataset("labels", "label", kinds="biuf"), dataset("indptr", kinds="iu")

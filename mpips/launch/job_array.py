@@ -32,6 +32,9 @@ def product(sweeps: Sequence[str]) -> tuple[tuple[str, ...], ...]:
         if not equals or not key.strip() or not all(split(values)):
             raise InputError(f"--sweep {sweep}: write table.key=A,B,C, as in sparse_lr.l1=0.1,1,10")
         lists.append(found)
+    keys = [found[0].partition("=")[0] for found in lists]
+    if twice := next((key for key in keys if keys.count(key) > 1), ""):
+        raise InputError(f"--sweep {twice}: is given twice; give all its values in one list")
     number = 1
     for found in lists:
         number *= len(found)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import NoReturn
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NoReturn
 
 from mpips.exit_codes import ExitCode
 from mpips.process.printable import one_line
@@ -14,8 +16,24 @@ LAUNCHERS = (*MPI_LAUNCHERS, "srun")
 """What can start ranks; auto: that of the MPI which mpi4py loads, or Slurm's."""
 
 
+MAY_BE_EMPTY = ("--partition", "--account", "--qos")
+"""Options whose value may be empty: none, instead of the site's."""
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser that reports a wrong command line in one line, with the command for help; exit code 2."""
+    """A parser that reports a wrong command line in one line, with the command for help; exit code 2.
+
+    An option with an empty value is refused: mostly its variable in the shell was not set.
+    """
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse a command line, see argparse."""
+        words = sys.argv[1:] if args is None else list(args)
+        empty = [before for before, word in pairwise(words) if before.startswith("-") and not word]
+        empty += [word[:-1] for word in words if word.startswith("--") and word.find("=") == len(word) - 1]
+        for option in (each for each in empty if each not in MAY_BE_EMPTY):
+            self.error(f"argument {option}: the value is empty: leave the option out, or give a value")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit."""
@@ -57,17 +75,6 @@ def program_parser(name: str, description: str) -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-
-
-def not_empty(text: str) -> str:
-    """Return the value of an option; refuse an empty one, as `"$UNSET"` in a shell is.
-
-    Raises:
-        ArgumentTypeError: the value is empty.
-    """
-    if not text:
-        raise argparse.ArgumentTypeError("the value is empty: leave the option out, or give a value")
-    return text
 
 
 def add_set(parser: argparse._ActionsContainer) -> None:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mpips.checkpoint.checkpoint import abandon, begin, commit, prune
+from mpips.checkpoint.checkpoint import abandon, begin, check_directory, commit, prune
 from mpips.checkpoint.inspection import describe, verify
 from mpips.checkpoint.loading import load_range, load_server, load_worker, vectors
 from mpips.checkpoint.manifest import latest, read_manifest
@@ -447,3 +447,8 @@ def test_a_shard_that_refers_to_another_file_is_not_read(tmp_path: Path) -> None
         file["vectors/w/keys"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "keys")
     with pytest.raises(CheckpointError, match=r"'vectors/w/keys' is an external link.*refused"):
         load_range(folder, "w", [ALL])
+
+
+def test_a_folder_whose_name_has_a_zero_byte_is_refused_before_the_run() -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be written to 'a\\x00b': it is not a file name"):
+        check_directory(Path("a\0b"))

@@ -40,7 +40,12 @@ def test_invalid_lists_are_refused(sweep: str) -> None:
 
 def test_too_many_are_refused() -> None:
     with pytest.raises(InputError, match="1000000 combinations; an array has at most 10000"):
-        product([f"a.b={','.join(map(str, range(100)))}"] * 3)
+        product([f"a.{key}={','.join(map(str, range(100)))}" for key in "bcd"])
+
+
+def test_a_list_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(InputError, match=r"--sweep a\.b: is given twice"):
+        product(["a.b=1,2", "a.c=1", " a.b =3"])
 
 
 def test_a_file_has_a_task_on_each_line(tmp_path: Path) -> None:

@@ -6,13 +6,16 @@ import argparse
 from typing import TYPE_CHECKING
 
 from mpips.cli import output_file
-from mpips.process.argument_parser import add_command, add_layout, not_empty
+from mpips.process.argument_parser import add_command, add_layout
 
 if TYPE_CHECKING:
     from mpips.cluster.layout import LayoutSpec
     from mpips.launch.sbatch import Batch
     from mpips.launch.slurm_parts import Component
     from mpips.launch.slurm_site import Site
+
+MOST = 1 << 20
+"""The largest number of ranks, cores, restarts or tasks in an option."""
 
 DESCRIPTION = """\
 Write the batch script of a job for Slurm. `mpips submit` has the same options, and submits the script.
@@ -81,12 +84,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     places.add_argument("--site", metavar="FILE", help="the site file")
     layout = parser.add_argument_group("ranks and keys of the job, as for mpips run")
     add_layout(layout)
-    layout.add_argument(
-        "--run-dir", type=not_empty, metavar="DIR", help="the run's folder instead of runs/NAME-JOBID"
-    )
+    layout.add_argument("--run-dir", metavar="DIR", help="the run's folder instead of runs/NAME-JOBID")
     layout.add_argument(
         "--resume",
-        type=not_empty,
         metavar="CHECKPOINT",
         help="the checkpoint that the first start continues from",
     )
@@ -159,8 +159,8 @@ def collect(arguments: argparse.Namespace) -> Batch:
         grace = grace_before(arguments.time, arguments.grace)
     except ValueError as error:
         raise InputError(str(error)) from None
-    if arguments.restarts < 0:
-        raise InputError(f"--restarts {arguments.restarts}: it cannot be negative")
+    if not 0 <= arguments.restarts <= MOST:
+        raise InputError(f"--restarts {arguments.restarts}: must be from 0 to {MOST:,}")
     kept = job.checkpoint.directory
     own = str(job.resolve(job.program)) if job.program.endswith(".py") else job.program
     own = "" if comes_with_mpips(job.program) else own
@@ -243,8 +243,9 @@ def places(
     from mpips.launch import slurm_parts
 
     least, most = slurm_parts.nodes_of(arguments.nodes)
-    if arguments.cpus_per_task < 1 or (arguments.ntasks_per_node or 1) < 1:
-        raise InputError("--cpus-per-task and --ntasks-per-node: at least 1")
+    for option in ("cpus_per_task", "ntasks_per_node"):
+        if not 1 <= (1 if (given := getattr(arguments, option)) is None else given) <= MOST:
+            raise InputError(f"--{option.replace('_', '-')} {given}: must be from 1 to {MOST:,}")
     each = (arguments.ntasks_per_node or site.ntasks_per_node, arguments.cpus_per_task)
     common = tuple(arguments.sbatch)
     if arguments.server_nodes is None:
@@ -296,8 +297,8 @@ def tasks(
     found = product(sweeps) if arguments.sweep_file is None else from_file(arguments.sweep_file)
     if found and arguments.server_nodes is not None:
         raise InputError("--server-nodes: Slurm has no arrays of heterogeneous jobs")
-    if arguments.at_once < 0 or (arguments.at_once and not found):
-        raise InputError("--at-once N: needs --seeds or --sweep, and N of at least 1")
+    if not 0 <= arguments.at_once <= MOST or (arguments.at_once and not found):
+        raise InputError(f"--at-once N: needs --seeds or --sweep, and N from 1 to {MOST:,}")
     for task in found:
         job = job_file.load(arguments.job, [*settings, *task])
         if job.layout.size() != layout.size():

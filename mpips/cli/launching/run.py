@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpips.process.argument_parser import add_command, add_launcher, add_layout, not_empty
+from mpips.process.argument_parser import add_command, add_launcher, add_layout
 
 if TYPE_CHECKING:
     from mpips.process.stop_signals import StopRequests
@@ -39,12 +39,9 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = add_command(subparsers, "run", "run a job here, or inside an allocation", DESCRIPTION, command)
     parser.add_argument("job", metavar="JOB.toml", help="the job file")
     add_layout(parser)
-    parser.add_argument(
-        "--run-dir", type=not_empty, metavar="DIR", help="the run's folder; default runs/NAME-UTC"
-    )
+    parser.add_argument("--run-dir", metavar="DIR", help="the run's folder; default runs/NAME-UTC")
     parser.add_argument(
         "--resume",
-        type=not_empty,
         metavar="CHECKPOINT",
         help="continue from a checkpoint folder, or from the latest one",
     )

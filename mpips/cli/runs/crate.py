@@ -59,6 +59,8 @@ def command(arguments: argparse.Namespace) -> int:
         raise InputError(f"--orcid {arguments.orcid}: write it as 0000-0002-1825-0097")
     if (orcid or arguments.affiliation) and not arguments.agent:
         raise InputError("--orcid and --affiliation need --agent")
+    if not arguments.limit >= 0:
+        raise InputError(f"--limit {arguments.limit:g}: must be bytes, at least 0")
     run = named_run(arguments.run)
     target = Path(arguments.out or f"{run.absolute().name}.crate.zip")
     with output_file.naming_errors(target):

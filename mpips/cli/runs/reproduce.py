@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpips.cli import own_program
-from mpips.process.argument_parser import add_command, add_launcher, not_empty
+from mpips.process.argument_parser import add_command, add_launcher
 
 if TYPE_CHECKING:
     from mpips.config.job_file import Job
@@ -45,7 +45,6 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument("run", metavar="RUN", help="the run's folder, or latest")
     parser.add_argument(
         "--run-dir",
-        type=not_empty,
         metavar="DIR",
         help="the folder of the repeated run; default runs/NAME-again-UTC",
     )
