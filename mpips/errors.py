@@ -201,7 +201,13 @@ class RemoteError(MpipsError, RuntimeError):
 
 def in_a_line(error: BaseException) -> str:
     """Return an error in one line: a file's name and the reason; others with their type, unless it is an MpipsError."""
-    text = str(error) if isinstance(error, MpipsError) else f"{type(error).__name__}: {error}"
+    try:
+        text = str(error)
+    # A program's own exception, whose text fails too.
+    except Exception as failed:
+        text = f"(its text cannot be made: {type(failed).__name__})"
+    if not isinstance(error, MpipsError):
+        text = f"{type(error).__name__}: {text}"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.filename}: {error.strerror}"
     return " ".join(text.split()).removesuffix(":")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mpips.errors import UsageError
+from mpips.files.json_schema import LARGEST_INTEGER
 
 MAX_DEPTH = 60
 """The largest nesting depth; a table that contains itself has none."""
@@ -77,6 +78,8 @@ def json_data(value: Any, replace: Replace = refuse, key: str = "") -> Any:
 
     A number that is not finite, and a value without a JSON representation, is replaced by what `replace` returns.
     """
+    if isinstance(value, int) and not -LARGEST_INTEGER <= value <= LARGEST_INTEGER:
+        return replace(key, value, "is an integer beyond 2**1000, which could not be read again")
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
