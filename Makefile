@@ -1,7 +1,7 @@
 # make demo    installs, trains on real data in a few minutes, and writes a report
 # make test    the whole suite under Open MPI, and all tests that use MPI under MPICH too
 # make test-slurm   of these, complete jobs on a real Slurm, which it installs and starts (as root on Debian; else skipped)
-# make test-hosts   of these, what befalls hosts and networks, on virtual hosts (as root on Linux; else skipped)
+# make test-hosts   of these, what befalls hosts and networks, on virtual hosts (as root on Linux), and the longer ones
 # make lint    ruff and mypy
 # make clean   removes the environments
 
@@ -62,7 +62,7 @@ test-mpich: .venv-mpich/test-ready
 	.venv-mpich/bin/python -m pytest -m "ranks and not once" $(RANK_TESTS) $(PYTEST_ARGS)
 
 test-hosts: .venv/test-ready
-	.venv/bin/python -m pytest tests/hosts $(PYTEST_ARGS)
+	MPIPS_TEST_HOSTS=all .venv/bin/python -m pytest tests/hosts $(PYTEST_ARGS)
 
 # Each on a cluster of its own. Jobs in a queue wait much, so both run at the same time.
 test-slurm:

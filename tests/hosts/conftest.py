@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import patience
+from hosts.running import HostRun
 from hosts.virtual_hosts import VirtualHosts, unavailable
 
 
@@ -25,5 +29,26 @@ def hosts(able: None) -> Iterator[Callable[[int], VirtualHosts]]:
         return made[-1]
 
     yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def start_run(
+    hosts: Callable[[int], VirtualHosts], starter: Any, tmp_path: Path
+) -> Iterator[Callable[..., HostRun]]:
+    """Start runs on so many virtual hosts, and wait until they push."""
+    if not starter.mpi.ulfm:
+        pytest.skip("this MPI ends all ranks when one dies")
+    made: list[HostRun] = []
+
+    def start(count: int, ranks: int, *settings: str, **how: Any) -> HostRun:
+        beats = f"heartbeat.patience={patience(1.0):g}"
+        run = HostRun(hosts(count), tmp_path, starter, ranks, beats, *settings, **how)
+        made.append(run)
+        run.wait_for("pushes", run.pushes)
+        return run
+
+    yield start
     for each in made:
         each.close()

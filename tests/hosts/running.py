@@ -26,7 +26,13 @@ class HostRun:
     """A run of the program that pushes to every shard continuously, until `enough`."""
 
     def __init__(
-        self, hosts: VirtualHosts, folder: Path, starter: mpi_launcher.Starter, ranks: int, *settings: str
+        self,
+        hosts: VirtualHosts,
+        folder: Path,
+        starter: mpi_launcher.Starter,
+        ranks: int,
+        *settings: str,
+        program: Sequence[str] = ("-m", "mpips"),
     ) -> None:
         self.hosts, self.folder = hosts, folder / "run"
         job = folder / "pushing.toml"
@@ -41,7 +47,8 @@ class HostRun:
         line = [starter.path, "-n", str(ranks), "--host", where, "--map-by", "node:OVERSUBSCRIBE"]
         line += ["--bind-to", "none", "--with-ft", "ulfm", "--mca", "mpi_yield_when_idle", "1"]
         line += [word for name in PASSED_ON for word in ("-x", name)]
-        line += [sys.executable, "-m", "mpips", str(job), "--run-dir", str(self.folder), *sets]
+        line += ["--mca", "mpi_add_procs_cutoff", str(ranks)]
+        line += [sys.executable, *program, str(job), "--run-dir", str(self.folder), *sets]
         self._output = folder / "output"
         with self._output.open("wb") as out:
             self._launcher = hosts.start(1, line, environ, folder, out)
@@ -100,17 +107,23 @@ class HostRun:
         return result
 
     def _left(self) -> list[str]:
-        """List the processes of the run that are left on any host."""
+        """List the ranks that are left on any host; a launcher may wait for a host without power."""
         found: list[str] = []
         for number in self.hosts.numbers:
             with suppress(OSError, IndexError):
-                found += [line for line in self.hosts.processes(number).values() if "mpips" in line]
+                found += [
+                    line
+                    for line in self.hosts.processes(number).values()
+                    if line.startswith(sys.executable) and str(self.folder) in line
+                ]
         return found
 
     def fail(self, why: str) -> None:
         """Fail the test with all that is known about the run."""
         told = [f"{each['wall']:.2f} {each}" for each in self.events(*INTERESTING)]
-        shown: Sequence[str] = (self._output.read_text(errors="replace")[-6000:], *told, *self._left())
+        outputs = sorted(self._output.parent.glob("output*"))
+        text = "".join(path.read_text(errors="replace")[-3000:] for path in outputs)
+        shown: Sequence[str] = (text, *told, *self._left())
         pytest.fail(f"{why}; result {self.result()}\n" + "\n".join(shown))
 
     def close(self) -> None:

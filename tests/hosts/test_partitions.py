@@ -3,38 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from conftest import patience
 from hosts.running import HostRun
-from hosts.virtual_hosts import VirtualHosts
 
 pytestmark = [pytest.mark.ranks, pytest.mark.once]
-
-
-@pytest.fixture
-def start_run(
-    hosts: Callable[[int], VirtualHosts], starter: Any, tmp_path: Path
-) -> Iterator[Callable[..., HostRun]]:
-    """Start runs on so many virtual hosts, and wait until they push."""
-    if not starter.mpi.ulfm:
-        pytest.skip("this MPI ends all ranks when one dies")
-    made: list[HostRun] = []
-
-    def start(count: int, ranks: int, *settings: str) -> HostRun:
-        run = HostRun(
-            hosts(count), tmp_path, starter, ranks, f"heartbeat.patience={patience(1.0):g}", *settings
-        )
-        made.append(run)
-        run.wait_for("pushes", run.pushes)
-        return run
-
-    yield start
-    for each in made:
-        each.close()
 
 
 def test_of_two_hosts_that_are_cut_off_from_each_other_one_goes_on(start_run: Callable[..., HostRun]) -> None:
