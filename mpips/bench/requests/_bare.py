@@ -61,6 +61,12 @@ def _add(values: Values, arrays: Sequence[Values], rows: Values) -> None:
     np.add(values, rows, values)
 
 
+def _program(values: Values, arrays: Sequence[Values], rows: Values) -> None:
+    (sums,) = arrays
+    np.add(values, rows, sums)
+    np.copyto(values, sums)
+
+
 def _assign(values: Values, arrays: Sequence[Values], rows: Values) -> None:
     np.copyto(values, rows)
 
@@ -130,8 +136,9 @@ UPDATES = {
     "adagrad": Work(2, _adagrad),
     "ftrl": Work(4, _ftrl),
     "adam": Work(5, _adam),
+    "program": Work(1, _program),
 }
-"""The work of the built-in updates with their default settings, without regularisation."""
+"""The work of the built-in updates with their default settings, without regularisation, and of a program's update."""
 
 
 # --- The worker ------------------------------------------------------------------------------------------

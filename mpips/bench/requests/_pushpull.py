@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mpips.bench.requests import _bare
 from mpips.ranges import KeyRange
 from mpips.scheduler.scheduler import Cluster
-from mpips.storage.updates import VectorSpec, call
+from mpips.storage.updates import VectorSpec, call, update
 from mpips.tasks.task import Task
 from mpips.worker.key_list import Keys
 from mpips.worker.vector import Vector
@@ -237,6 +237,20 @@ def seconds(cluster: Cluster, task: Task) -> list[float]:
 
 
 # --- The server ------------------------------------------------------------------------------------------
+
+
+@update("program")
+def add_and_answer(
+    values: NDArray[Any],
+    state: dict[str, NDArray[Any]],
+    slots: NDArray[np.int32],
+    rows: NDArray[Any],
+    settings: dict[str, Any],
+) -> NDArray[Any]:
+    """Add rows, and answer with the sums: an update that is not built in."""
+    sums: NDArray[Any] = values[slots] + rows
+    values[slots] = sums
+    return sums
 
 
 @call("pushpull.serve", reads=True)
