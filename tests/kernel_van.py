@@ -29,6 +29,7 @@ from mpips.transport.mpi.kernels import (
     LATE_AT,
     LATE_BODY,
     LATE_ROW,
+    NEW_LIST,
     NOTHING,
     PART,
     PART_AT,
@@ -40,6 +41,7 @@ from mpips.transport.mpi.kernels import (
     TAKEN,
     TAKEN_WITH_BODIES,
     TOO_LARGE,
+    VECTORS,
     WANTED,
     WANTED_BLOCK,
     WANTED_ROOM,
@@ -210,6 +212,7 @@ class KernelVan(TwinVan):
         )  # fmt: skip
         if self._error is not None:
             raise self._error
+        table.learn(cells[NEW_LIST:VECTORS].tolist())
         KernelVan.handled += int(cells[SERVED])
         self.sent_bytes += int(cells[SENT])
         self.received_bytes += int(cells[RECEIVED])

@@ -174,8 +174,7 @@ class FastPath:
                 yield (kept.origin, kept.time), kept
                 continue
             segment = shard.hosted(kept.namespace).segment
-            rows = kept.rows.view(segment.values.dtype).reshape(-1, segment.spec.width)
-            answer = RoundAnswer(segment, kept.slots, rows)
+            answer = RoundAnswer(segment, kept.slots, kept.rows)
             for caller in kept.callers:
                 yield caller, answer
 

@@ -20,12 +20,23 @@ from numpy.typing import NDArray
 from mpips.cluster.hash_ring import Ring
 from mpips.cluster.observer import ChangeOrder
 from mpips.errors import ProtocolError
+from mpips.server.update_call import UpdateCall
 from mpips.storage.aggregate import Aggregator
 from mpips.storage.segment import Segment, Slots, one_by_one
-from mpips.storage.updates import VectorSpec, call_named, value_row
+from mpips.storage.updates import VectorSpec, call_named
 from mpips.storage.vector_clock import RangedClock
 from mpips.tasks.request_dedup import Kept, RequestDedup
-from mpips.transport.fastpath.table import ADAGRAD, ADAM, ADD, ASSIGN, FTRL, NO_PUSH, SGD, ServedRows
+from mpips.transport.fastpath.table import (
+    ADAGRAD,
+    ADAM,
+    ADD,
+    ASSIGN,
+    FTRL,
+    NO_PUSH,
+    PROGRAM,
+    SGD,
+    ServedRows,
+)
 from mpips.transport.message import CODES, NO_ROUND, Command, Kind, Message, reply_to
 
 # The vector clock's entry for the sum over all workers.
@@ -73,6 +84,8 @@ class Hosted:
         self.waiting: dict[Round, dict[int, Message]] = {}
         # By round: the error, and the workers that were not sent it yet.
         self.broken: dict[Round, tuple[Exception, set[int]]] = {}
+        # Of a program's update, once kernels may call it.
+        self._called: UpdateCall | None = None
         self._place: tuple[Any, ...] = ()
         self._numbers = np.zeros(0)
         self._served_rows: ServedRows | None = None
@@ -81,7 +94,9 @@ class Hosted:
     def served_rows(self) -> ServedRows | None:
         """Return how the fast path may serve these rows; None if a push or pull needs Python."""
         segment = self.segment
-        place = segment.moves, segment.index_addresses, id(self.aggregator), len(self.aggregator.stamps)
+        aggregator, called = self.aggregator, self._called
+        answer = 0 if called is None else called.answer_bytes
+        place = segment.moves, segment.index_addresses, id(aggregator), len(aggregator.stamps), answer
         if (*place, segment.settings) != self._place:
             self._place = *place, dict(segment.settings)
             self._served_rows = self._described()
@@ -90,26 +105,38 @@ class Hosted:
     def _described(self) -> ServedRows | None:
         segment = self.segment
         spec, update = segment.spec, segment.update
-        push = PUSHES.get(update.name, NO_PUSH) if segment.push_row == value_row(spec) else NO_PUSH
-        if update.read is not None or len(segment.ranges) != 1:
+        if len(segment.ranges) != 1:
             return None
         values, owned = segment.values, segment.ranges[0]
         # Of uint64 keys, the int64 with the same bits.
         begin, last = np.array([owned.begin, owned.end - 1], np.uint64).view(np.int64).tolist()
         rows, code = owned.span if spec.dense else 0, CODES[values.dtype]
+        push, pushed = PUSHES.get(update.name, NO_PUSH), CODES.get(np.dtype(segment.push_row.dtype), -1)
         state: tuple[int, ...] = (0, 0, 0)
-        settings = 0
+        settings = called = 0
+        answer = spec.width * values.itemsize
         if push > ASSIGN:
             # In the order in which the kernels take them.
             places = [column.ctypes.data for column in segment.state.values()]
             state = (*places, 0, 0, 0)[:3]
             self._numbers = np.array([segment.settings[name] for name in update.defaults or ()], np.float64)
             settings = self._numbers.ctypes.data
+        elif push == NO_PUSH and pushed >= 0:
+            self._called = self._called or UpdateCall(segment)
+            push, called, answer = PROGRAM, self._called.address, max(answer, self._called.answer_bytes)
         stamps = self.aggregator.stamps
         return ServedRows(
-            values.ctypes.data, code, spec.width, begin, last, rows, push, True, segment.capacity,
+            values.ctypes.data, code, spec.width, begin, last, rows, push, update.read is None, segment.capacity,
             segment.index_addresses, state, settings, spec.aggregate, (stamps.ctypes.data, len(stamps)),
+            (pushed, segment.push_row.width), called, answer,
         )  # fmt: skip
+
+    def push_slots(self, slots: Slots, rows: NDArray[Any], reply: bool) -> NDArray[Any] | None:
+        """Update slots as `Segment.push_slots` does; if kernels have called the update for them, raise its error."""
+        error = None if self._called is None else self._called.take_error()
+        if error is not None:
+            raise error
+        return self.segment.push_slots(slots, rows, reply)
 
     def has(self, round_: Round) -> bool:
         """Return whether parts of a round are here, or its error."""
@@ -189,10 +216,10 @@ class Shard:
         """Apply one push without aggregation."""
         self._begin_change(request)
         try:
-            segment = self.hosted(request.namespace).segment
+            hosted = self.hosted(request.namespace)
             assert request.values is not None
             wants = request.command is Command.PUSH_PULL
-            rows = segment.push_slots(slots_of(segment, request, create=True), request.values, wants)
+            rows = hosted.push_slots(slots_of(hosted.segment, request, create=True), request.values, wants)
         except Exception as error:
             return self.failure(request, error)
         return reply_to(request, rows)
@@ -201,11 +228,12 @@ class Shard:
         self, request: Message, callers: Sequence[Caller], slots: Slots, sums: NDArray[Any], wants: bool
     ) -> Message | RoundAnswer:
         """Apply the sum of a round's pushes, of `callers`; `request` is any of them."""
-        segment = self.hosted(request.namespace).segment
+        hosted = self.hosted(request.namespace)
+        segment = hosted.segment
         self._begin_change(request, callers)
         segment.advance(request.range, AGGREGATE, request.round)
         try:
-            rows = segment.push_slots(slots, sums, wants) if len(sums) else None
+            rows = hosted.push_slots(slots, sums, wants) if len(sums) else None
         except Exception as error:
             return self.failure(request, error)
         if wants and rows is None:

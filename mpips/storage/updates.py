@@ -12,8 +12,8 @@ own updates in the module of the job's program:
 `values` is [slots, width], a state column [slots, its width]; `slots` i32[n] are the indices of n different
 rows, and `rows` [n, push width] are the rows that the workers pushed there, already summed when the vector
 aggregates. The function changes values and state in place; it may return rows [n, reply width] as the answer
-of a push_pull, otherwise the answer is the values. `settings` are the vector's, and the scheduler can change
-them between tasks.
+of a push_pull, otherwise the answer is the values. `slots` and `rows` are valid until it returns. `settings` are
+the vector's, and the scheduler can change them between tasks.
 """
 
 from __future__ import annotations

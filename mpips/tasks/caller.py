@@ -208,10 +208,11 @@ class Tasks:
             if peer.queue:
                 self._refill(peer)
 
-    def withdraw(self) -> None:
-        """Free the slots of all parts: this caller issues nothing more, and is answered by messages, if at all."""
+    def withdraw(self, task: Task | None = None) -> None:
+        """Free the slots of all parts, or of those of a task, which are then answered by messages, if at all."""
         for part in list(self._asked.values()):
-            self._leave_fast_path(part)
+            if task is None or part.task is task:
+                self._leave_fast_path(part)
 
     def _leave_fast_path(self, part: Part) -> None:
         """Free the slot of a part, which is then answered by a message."""

@@ -9,6 +9,7 @@ recently are evicted first (clock algorithm: one bit per list, which the compile
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -170,6 +171,14 @@ class KeyCache:
             self._rebuild()
         else:
             _put(self.table, name, known)
+
+    def take(self, row: list[int]) -> None:
+        """Cache a list whose slots kernels have found: the first columns of its row, of which the slots are copied."""
+        low, high, shard, namespace, first, count, address = row
+        slots: Slots = slice(first, first + count)
+        if address:
+            slots = np.frombuffer(bytearray((ctypes.c_int32 * count).from_address(address)), np.int32)
+        self.keep(shard, namespace, struct.pack("<qq", low, high), Known(slots))
 
     def forget(self, shard: int) -> None:
         """Forget all lists of a shard, because its slots have changed."""

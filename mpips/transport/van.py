@@ -70,9 +70,11 @@ class Van(Protocol):
         time: int,
         acked: int,
         rows: NDArray[np.uint8] | None,
-        out: NDArray[np.uint8] | None,
         first: int,
         nbytes: int,
+        out: NDArray[np.uint8] | None,
+        out_first: int,
+        out_bytes: int,
         wire_type: int,
         fresh: bool,
         keys: NDArray[np.uint64] = NO_KEYS,
@@ -83,9 +85,9 @@ class Van(Protocol):
         """Send a request by the client fast path; return its slot, or -1 if it must be sent as a message.
 
         `head` is the address of the prepared header (`mpips.transport.message.header_of`). A push sends `nbytes` of
-        `rows` from byte `first` on, of the type `wire_type`; a pull receives its answer there in `out`. `fresh`: that
-        memory has no other use, so that the server may write into it directly. The request lists `count` of `keys` from
-        `begin` on, unless the header names them.
+        `rows` from byte `first` on; a pull receives its answer, of the type `wire_type`, in `out`, `out_bytes` from
+        `out_first` on. `fresh`: that memory has no other use, so that the server may write into it directly. The
+        request lists `count` of `keys` from `begin` on, unless the header names them.
         """
 
     def version(self) -> int:

@@ -53,9 +53,10 @@ class KeyList:
     __slots__ = ("everywhere", "keys", "plan", "vector", "within")
 
     def __init__(self, vector: Handle, keys: KeyArray, within: KeyRange, slices: list[Slice]) -> None:
-        self.vector, self.keys, self.within = vector, keys, within
+        self.vector, self.keys, self.within = vector, keys.view(), within
+        self.keys.flags.writeable = False
         signatures = _signed(keys, slices)
-        keys.flags.writeable = False
+        # Kernels take writable arrays, although they do not write.
         self.everywhere = self.plan = Plan(len(keys), slices, keys, signatures)
         # Shards of which it has no keys take part in rounds only.
         if NO_SIGNATURE in signatures:

@@ -43,7 +43,8 @@ class Plan:
     ) -> None:
         self.n, self.slices, self.keys, self.signatures = n, slices, keys, signatures
         self.addresses = tuple(~piece.shard for piece in slices)
-        self.heads: dict[Command, list[Head]] = {}
+        self.heads: dict[tuple[Command, int], list[Head]] = {}
+        """By command and width of the pushed rows (0: none)."""
         self._unsent = set(range(len(slices))) if keys is not None else set[int]()
         if signatures is not None:
             # Slices without keys have no signature.
@@ -53,6 +54,10 @@ class Plan:
     def cached(self) -> bool:
         """Whether requests need no keys: it is a range, or all slices were sent before with keys and signature."""
         return not self._unsent
+
+    def is_sent(self, number: int) -> bool:
+        """Return whether a request needs no keys for a slice: it is of a range, or was sent with its signature."""
+        return number not in self._unsent
 
     def sent(self, number: int) -> None:
         """Record that a slice was sent with its signature."""

@@ -7,7 +7,7 @@ of the replies to the places of their keys.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,36 @@ from numpy.typing import NDArray
 from mpips.cluster.node import Node
 from mpips.errors import UsageError
 from mpips.ranges import KeyRange
-from mpips.storage.updates import BUILT_IN, VectorSpec
+from mpips.storage.updates import VectorSpec, update_named
 from mpips.tasks.task import Task
 from mpips.transport.message import CODES, NO_ROUND, NO_SIGNATURE, Command, Kind, Message, header_of
 from mpips.transport.van import NO_KEYS
 from mpips.worker.plan import Head, Plan
 
 Rows = NDArray[Any]
+
+
+class RowType(NamedTuple):
+    """Type and width of rows."""
+
+    dtype: np.dtype[Any]
+    width: int
+
+    @classmethod
+    def of(cls, rows: Rows) -> RowType:
+        """Return those of an array of rows."""
+        return cls(rows.dtype, 1 if rows.ndim < 2 else rows.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a row."""
+        return self.width * self.dtype.itemsize
+
+    def empty(self, room: NDArray[np.uint8], n: int) -> Rows:
+        """Return `n` rows in memory of so many bytes."""
+        return room.view(self.dtype).reshape((n,) if self.width == 1 else (n, self.width))
+
+
 MOST_HEADS = 1 << 10
 """Largest number of headers that a vector keeps for requests that list their keys; then they are cleared."""
 MOST_SIGNATURES = 1 << 16
@@ -33,21 +56,33 @@ class RequestMaker:
 
     def __init__(self, node: Node, spec: VectorSpec, number: int) -> None:
         self.node, self.spec, self.number = node, spec, number
-        self.dtype = np.dtype(spec.dtype)
-        self.kind = CODES[self.dtype]
-        """The type code of the values in messages."""
-        self.row_bytes = spec.width * self.dtype.itemsize
-        # Other updates may take rows of their own, or answer with them.
-        self.is_plain = spec.update in BUILT_IN
+        update = update_named(spec.update)
+        reply = update.reply_row(spec)
+        takes = update.push_row(spec)
+        self.takes = RowType(np.dtype(takes.dtype), takes.width)
+        """The rows that are pushed; width 0: any."""
+        self.pulled = RowType(np.dtype(spec.dtype), spec.width) if update.read is None else None
+        """The rows that answer a pull; None if unknown."""
+        # By width of the pushed rows: those of the last answer to a push; and what they are if none has come.
+        self._answers: dict[int, RowType] = {}
+        self._answer = RowType(np.dtype(reply.dtype), reply.width) if reply.width else None
         # Shard and signature of lists that were sent there.
         self._sent: set[tuple[int, bytes]] = set()
-        # Headers of requests that list their keys, by command, shard and range.
-        self._heads: dict[tuple[Command, int, KeyRange], Head] = {}
+        # Headers of requests that list their keys, by command, shard, range and width of rows.
+        self._heads: dict[tuple[Command, int, KeyRange, int], Head] = {}
+
+    def answer(self, width: int) -> RowType | None:
+        """Return the rows that probably answer pushed rows of a width; None if unknown."""
+        return self._answers.get(width, self._answer)
+
+    def answered(self, width: int, answer: RowType) -> None:
+        """Record what rows have answered pushed rows of a width."""
+        self._answers[width] = answer
 
     def head(self, request: Request, number: int) -> Head:
         """Return the header of a part that lists its keys, without the number of keys."""
         piece = request.plan.slices[number]
-        name = request.command, piece.shard, piece.range
+        name = request.command, piece.shard, piece.range, request.width
         found = self._heads.get(name)
         if found is None:
             if len(self._heads) >= MOST_HEADS:
@@ -55,35 +90,49 @@ class RequestMaker:
             found = self._heads[name] = request.write_head(number, 0)
         return found
 
+    def signs(self, plan: Plan) -> bool:
+        """Return whether the slices of a plan are sent with signatures."""
+        return plan.signatures is not None and self.node.signs
+
+    def signature(self, plan: Plan, number: int) -> bytes:
+        """Return the signature of a slice."""
+        return plan.signatures[number] if plan.signatures is not None and self.node.signs else NO_SIGNATURE
+
+    def is_known(self, plan: Plan, number: int) -> bool:
+        """Return whether the server needs only the signature of a slice."""
+        name = plan.slices[number].shard, self.signature(plan, number)
+        return name in self._sent and name[1] != NO_SIGNATURE
+
+    def sent(self, plan: Plan, number: int) -> None:
+        """Record that a slice was sent: with its keys, or because the server has them."""
+        name = plan.slices[number].shard, self.signature(plan, number)
+        if name[1] == NO_SIGNATURE:
+            return
+        if name not in self._sent and len(self._sent) >= MOST_SIGNATURES:
+            self._sent.clear()
+        self._sent.add(name)
+        plan.sent(number)
+
     def name(self, message: Message, plan: Plan, number: int) -> None:
         """Set the keys of a slice, or only their signature if the server has it."""
         keys, piece = plan.keys, plan.slices[number]
         assert keys is not None
         mine = keys if len(keys) == piece.end - piece.begin else keys[piece.begin : piece.end]
-        signatures = plan.signatures if self.node.signs else None
-        signature = signatures[number] if signatures is not None else NO_SIGNATURE
-        message.signature = signature
-        if signature == NO_SIGNATURE:
-            message.keys = mine
-            self.node.savings.sent_keys += mine.nbytes
-        elif (piece.shard, signature) in self._sent:
+        message.signature = self.signature(plan, number)
+        if self.is_known(plan, number):
             message.unsent_keys = mine
-            plan.sent(number)
         else:
             message.keys = mine
             self.node.savings.sent_keys += mine.nbytes
-            if len(self._sent) >= MOST_SIGNATURES:
-                self._sent.clear()
-            self._sent.add((piece.shard, signature))
-            plan.sent(number)
+        self.sent(plan, number)
 
 
 class Request:
     """A push or a pull: creates its messages, and copies the rows of each reply to the places of its keys."""
 
     __slots__ = (
-        "command", "fresh", "heads", "late", "maker", "out", "places", "plan", "raw", "raw_out", "round", "rows",
-        "task",
+        "command", "expected", "fresh", "heads", "late", "maker", "out", "places", "plan", "raw", "raw_out", "round",
+        "rows", "task", "width",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +146,10 @@ class Request:
     ) -> None:
         self.maker, self.command, self.plan = maker, command, plan
         self.rows, self.round, self.out = rows, round, out
+        self.width = 0 if rows is None else maker.takes.width or RowType.of(rows).width
+        """Values of a pushed row."""
+        # For what rows `out` was allocated here, although an update may answer a push with others.
+        self.expected: RowType | None = None
         self.heads: list[Head] | None = None
         # The bytes of `rows` and `out`.
         self.raw: NDArray[np.uint8] | None = None
@@ -110,42 +163,44 @@ class Request:
 
     def is_direct(self) -> bool:
         """Return whether the request may take the client fast path, and prepare it for that."""
-        maker, command, plan, rows = self.maker, self.command, self.plan, self.rows
+        maker, command, plan = self.maker, self.command, self.plan
         in_round = self.round != NO_ROUND
         # A push and pull at once is one part of a round.
-        if not plan.addresses or (command is Command.PUSH_PULL and not in_round):
+        if not plan.addresses or (in_round and not maker.spec.aggregate):
             return False
-        if (in_round and not (maker.is_plain and maker.spec.aggregate)) or (
-            command is not Command.PUSH and self.out is None and not maker.is_plain
-        ):
+        if command is Command.PUSH_PULL and not in_round:
             return False
-        if not all(each is None or self._is_simple(each) for each in (rows, self.out)):
+        if not all(each is None or _is_simple(each) for each in (self.rows, self.out)):
             return False
-        self.heads = plan.heads.get(command)
-        if self.heads is None:
-            if plan.cached:
-                self.heads = plan.heads[command] = [
-                    self.write_head(number, piece.end - piece.begin)
-                    for number, piece in enumerate(plan.slices)
-                ]
-            elif plan.signatures is None and maker.spec.key_bits == 64:
-                self.heads = [maker.head(self, number) for number in range(len(plan.slices))]
-            else:
-                return False
+        answer = None
         if command is not Command.PUSH and self.out is None:
-            shape = (plan.n,) if maker.spec.width == 1 else (plan.n, maker.spec.width)
-            room = maker.node.van.buffers(plan.n * maker.row_bytes)
-            self.out = room.view(maker.dtype).reshape(shape)
+            if command is Command.PULL:
+                answer = maker.pulled
+            elif plan.n:
+                answer = self.expected = maker.answer(self.width)
+            if answer is None:
+                return False
+        self.heads = plan.heads.get((command, self.width)) or self._make_heads()
+        if self.heads is None:
+            return False
+        if answer is not None:
+            self.out = answer.empty(maker.node.van.buffers(plan.n * answer.nbytes), plan.n)
             self.fresh = command is Command.PULL
-        self.raw = None if rows is None else _raw(rows)
+        self.raw = None if self.rows is None else _raw(self.rows)
         self.raw_out = None if self.out is None else _raw(self.out)
         return True
 
-    def _is_simple(self, rows: Rows) -> bool:
-        """Return whether an array has the rows of all keys, as they are sent."""
-        maker = self.maker
-        fits = rows.dtype == maker.dtype and rows.size == self.plan.n * maker.spec.width
-        return fits and bool(rows.flags.carray)
+    def _make_heads(self) -> list[Head] | None:
+        """Return the headers of the parts; None if they need keys that the fast path cannot send."""
+        plan, maker = self.plan, self.maker
+        if not plan.cached and maker.spec.key_bits != 64:
+            return None
+        if not plan.cached and not maker.signs(plan):
+            return [maker.head(self, number) for number in range(len(plan.slices))]
+        sizes = [piece.end - piece.begin for piece in plan.slices]
+        heads = [self.write_head(number, size) for number, size in enumerate(sizes)]
+        plan.heads[self.command, self.width] = heads
+        return heads
 
     def write_head(self, number: int, size: int) -> Head:
         """Write the header of a part with rows for `size` keys; the keys follow separately, or are cached."""
@@ -159,13 +214,12 @@ class Request:
             namespace=maker.number,
             range=piece.range,
         )
-        if self.plan.signatures is not None:
-            message.signature = self.plan.signatures[number]
+        message.signature = maker.signature(self.plan, number)
         if self.plan.keys is not None and message.signature == NO_SIGNATURE:
             # Listed, perhaps none.
             message.keys = self.plan.keys[:0]
         pushes = self.command is not Command.PULL
-        head = header_of(message, size, maker.dtype, maker.spec.width) if pushes else header_of(message)
+        head = header_of(message, size, maker.takes.dtype, self.width) if pushes else header_of(message)
         return head, head.ctypes.data
 
     @property
@@ -176,29 +230,36 @@ class Request:
     def send(self, number: int, time: int, acked: int) -> int:
         """Send a part on the client fast path."""
         assert self.heads is not None
-        maker, piece, keys, count = self.maker, self.plan.slices[number], NO_KEYS, 0
-        node, size = maker.node, maker.row_bytes
-        if not self.plan.cached:
-            assert self.plan.keys is not None
-            keys, count = self.plan.keys, piece.end - piece.begin
+        maker, plan, piece, keys, count = self.maker, self.plan, self.plan.slices[number], NO_KEYS, 0
+        node, n = maker.node, piece.end - piece.begin
+        is_new = not plan.is_sent(number)
+        if is_new and not maker.is_known(plan, number):
+            assert plan.keys is not None
+            keys, count = plan.keys, n
+        pushed = 0 if self.rows is None else self.width * maker.takes.dtype.itemsize
+        answer = None if self.out is None else RowType.of(self.out)
+        size = 0 if answer is None else answer.nbytes
         slot = node.van.ask(
             node.view.rank_of(~piece.shard),
             self.heads[number][1],
             time,
             acked,
             self.raw,
+            piece.begin * pushed,
+            n * pushed,
             self.raw_out,
             piece.begin * size,
-            (piece.end - piece.begin) * size,
-            maker.kind,
+            n * size,
+            0 if answer is None else CODES[answer.dtype],
             self.fresh,
             keys,
             piece.begin,
             count,
             self.round,
         )
-        if slot >= 0:
+        if slot >= 0 and is_new:
             node.savings.sent_keys += 8 * count
+            maker.sent(plan, number)
         return slot
 
     def make(self, number: int) -> Message:
@@ -269,6 +330,8 @@ class Request:
         if rows is None or (n and slices[part].begin == slices[part].end):
             # Without keys the update did not run, so the width of the rows is not its answer's.
             return
+        if n and self.command is Command.PUSH_PULL:
+            self._expect(part, RowType.of(rows))
         if self.out is None and len(slices) == 1 and len(rows) == n:
             self.task.values = rows[:, 0] if rows.shape[1] == 1 else rows
             return
@@ -282,6 +345,21 @@ class Request:
             raise UsageError(f"rows of width {rows.shape[1]} do not fit into out of shape {out.shape}")
         out[slices[part].begin : slices[part].end] = rows[:, 0] if out.ndim == 1 else rows
 
+    def _expect(self, part: int, found: RowType) -> None:
+        """Record the rows of an answer; if others were expected, give up the array that was allocated for them."""
+        self.maker.answered(self.width, found)
+        if self.expected is None or self.expected == found:
+            return
+        task, slices = self.task, self.plan.slices
+        assert task is not None
+        waiting = {~slices[part].shard, *self.maker.node.tasks.unanswered(task)}
+        if any(piece.begin < piece.end and ~piece.shard not in waiting for piece in slices):
+            raise UsageError(
+                f"rows of width {found.width} from one server, of {self.expected.width} from another"
+            )
+        self.maker.node.tasks.withdraw(task)
+        task.values = self.out = self.expected = None
+
     def allocate(self, width: int, dtype: np.dtype[Any]) -> Rows:
         """Return the array of results, [n, width] ([n] for width 1) of `dtype`; zero where no server answers."""
         assert self.task is not None
@@ -292,6 +370,11 @@ class Request:
                 self.out[...] = 0
         result: Rows = self.task.values
         return result
+
+
+def _is_simple(rows: Rows) -> bool:
+    """Return whether an array has rows as they are sent."""
+    return rows.dtype in CODES and bool(rows.flags.carray)
 
 
 def _raw(rows: Rows) -> NDArray[np.uint8]:

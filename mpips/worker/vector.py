@@ -190,7 +190,7 @@ class Vector:
         if out is not None:
             self._check_out(out, plan.n, command)
         request = Request(self._maker, command, plan, rows, round, out)
-        if request.is_direct() and not after and self.node.direct and tasks.direct:
+        if not after and self.node.direct and tasks.direct and request.is_direct():
             task = request.task = tasks.ask(request)
             task.values, task.what, task.location = request.out, self._titles[command], caller()
             if rows is not None:

@@ -18,7 +18,7 @@ from mpips.ranges import KeyRange
 from mpips.rank import simulation
 from mpips.scheduler.scheduler import Cluster
 from mpips.server.server import Server
-from mpips.storage.updates import VectorSpec
+from mpips.storage.updates import Column, VectorSpec, update
 from mpips.tasks.task import Task
 from mpips.transport import in_memory
 from mpips.transport.message import NO_SIGNATURE, Command, Kind, Message
@@ -29,10 +29,20 @@ from mpips.worker.worker import Context
 
 BLOCK = 40_000
 """Keys of each worker."""
+
+
+@update("multiplied", push_row=lambda spec: Column("float32", 2), defaults={})
+def multiplied(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> None:
+    """Add the product of two numbers, and overwrite the argument."""
+    values[slots] += rows[:, :1] * rows[:, 1:]
+    rows[:] = 0
+
+
 SPECS = (
     VectorSpec("dense", "float64", extent=4 * BLOCK, dense=True),
     VectorSpec("sparse", "int64", extent=4 * BLOCK),
     VectorSpec("wide", "int32", 3, extent=4 * BLOCK, update="assign"),
+    VectorSpec("products", "float64", extent=4 * BLOCK, update="multiplied"),
     VectorSpec("pairs", "float32", key_bits=128),
 )
 
@@ -95,15 +105,22 @@ class Worker:
     def push(self, rng: random.Random) -> Task:
         at = rng.randrange(len(SPECS))
         places, keys = self.draw(rng, at)
-        model = self.models[at]
-        rows = np.full(model[places].shape, rng.randint(1, 9), model.dtype)
-        if SPECS[at].update == "assign":
+        return self.vector(at).push(keys, self.rows(at, places, rng.randint(1, 9)))
+
+    def rows(self, at: int, places: Any, number: int) -> Any:
+        """Return rows to push, after they were added to the model."""
+        model, update = self.models[at], SPECS[at].update
+        rows = np.full(model[places].shape, number, model.dtype)
+        if update == "assign":
             # Two assignments in any order are the same.
             rows[:] = np.arange(BLOCK, dtype=model.dtype)[places][:, None]
             model[places] = rows
+        elif update == "multiplied":
+            model[places] += 3 * rows
+            rows = np.hstack([rows, np.full_like(rows, 3)]).astype(np.float32)
         else:
             model[places] += rows
-        return self.vector(at).push(keys, rows)
+        return rows
 
     def pull(self, rng: random.Random) -> Task:
         at = rng.randrange(len(SPECS))
@@ -114,12 +131,7 @@ class Worker:
         places, keys = self.draw(rng, at)
         if rng.random() < 0.1:
             # Repeated, it must be answered with the same rows.
-            rows = np.full(self.models[at][places].shape, 1, self.models[at].dtype)
-            if SPECS[at].update == "assign":
-                rows[:] = np.arange(BLOCK, dtype=rows.dtype)[places][:, None]
-                self.models[at][places] = rows
-            else:
-                self.models[at][places] += rows
+            rows = self.rows(at, places, 1)
             self.compare(at, places, self.node.wait(self.vector(at).push_pull(keys, rows)))
             return
         self.compare(at, places, self.node.wait(self.vector(at).pull(keys)))
@@ -187,7 +199,7 @@ def test_a_copy_that_has_dropped_a_list_asks_for_its_keys(monkeypatch: pytest.Mo
 def test_keys_and_values_that_arrive_late_are_applied_by_python(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(KernelVan, "late", 0.2)
+    monkeypatch.setattr(KernelVan, "late", 0.4)
     monkeypatch.setattr(KernelVan, "given_up", 0)
     run(seed, servers=2, workers=2, replicas=1)
     assert KernelVan.given_up

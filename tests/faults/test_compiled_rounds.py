@@ -13,15 +13,17 @@ from server_losses import between_messages, where_messages_overtake
 from simulated import simulate
 
 from mpips.cluster.node import Node
+from mpips.errors import RemoteError
 from mpips.ranges import KeyRange
 from mpips.rank import simulation
 from mpips.replay.history import read_history
 from mpips.scheduler.scheduler import Cluster
 from mpips.server.executor import Executor
 from mpips.server.server import Server
+from mpips.server.update_call import UpdateCall
 from mpips.storage.aggregate import Aggregator
 from mpips.storage.segment import Segment
-from mpips.storage.updates import VectorSpec
+from mpips.storage.updates import Column, VectorSpec, update
 from mpips.tasks.task import Task
 from mpips.transport import in_memory
 from mpips.transport.network_faults import Fault, random_arrivals
@@ -30,12 +32,43 @@ from mpips.worker.worker import Context
 
 KEYS = 24_000
 """Keys of each vector."""
+
+
+@update(
+    "counted",
+    columns=lambda spec: {"pushes": Column("int64")},
+    push_row=lambda spec: Column("float32", 0),
+    reply_row=lambda spec: Column("int32", 0),
+    defaults={"rows": 0, "fails": 0.0},
+)
+def counted(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> Any:
+    """Take rows of any width, answer with rows of one more, and overwrite the argument."""
+    settings["rows"] += len(rows)
+    state["pushes"][slots] += 1
+    values[slots, 0] += rows[:, 0] * rows[:, 1]
+    answer = np.hstack([state["pushes"][slots], 100 * rows]).astype(np.int32)
+    rows[:] = -1.0
+    if settings["fails"] and settings["rows"] % 3 == 0:
+        raise ValueError(f"after {settings['rows']} rows")
+    return answer
+
+
+@update("capped", defaults={})
+def capped(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> None:
+    """Add, to a limit, and overwrite the argument."""
+    values[slots] = np.minimum(values[slots] + rows, 12)
+    rows[:] = 0
+
+
 SPECS = (
     VectorSpec("dense", "float32", extent=KEYS, dense=True, aggregate=True),
     VectorSpec("sparse", "float64", 2, update="adagrad", aggregate=True),
     VectorSpec("whole", "int64", aggregate=True),
     VectorSpec("wide", "float32", 3, extent=KEYS, dense=True, update="ftrl", aggregate=True),
     VectorSpec("last", "int32", extent=KEYS, dense=True, update="assign", aggregate=True),
+    VectorSpec("counted", "float64", update="counted", aggregate=True),
+    VectorSpec("ranges", extent=KEYS, dense=True, update="counted", aggregate=True),
+    VectorSpec("capped", "float32", 2, extent=KEYS, dense=True, update="capped", aggregate=True),
 )
 
 
@@ -109,12 +142,13 @@ class Worker:
         drawn, listed = self.draw(rng, at), rng.random() < 0.5
         pulls = [rng.random() < 0.8 for _ in self.ranks]
         waits = [rng.random() < 0.04 for _ in self.ranks]
-        parts = []
+        parts, row, answered = [], segment.push_row, None
+        width = row.width or rng.choice((2, 3))
         for each in drawn:
             rows = np.random.default_rng(rng.randrange(2**32)).normal(
-                0, 9, (each.span if isinstance(each, KeyRange) else len(each), spec.width)
+                0, 9, (each.span if isinstance(each, KeyRange) else len(each), width)
             )
-            parts.append(rows.astype(spec.dtype))
+            parts.append(rows.astype(row.dtype))
         summed = None
         for worker, (keys, rows) in enumerate(zip(drawn, parts, strict=True)):
             slots = segment.resolve(
@@ -123,10 +157,12 @@ class Worker:
             summed = self.sums[at].add(number, worker, slots, rows.copy())
         assert summed is not None
         if len(summed.rows):
-            segment.push_slots(summed.slots, summed.rows)
+            answered = segment.push_slots(summed.slots, summed.rows, spec.update == "counted")
         keys, rows = drawn[self.me], parts[self.me]
         vector = self.context.vectors[spec.name]
         answer = segment.pull(self.keys[at][keys.begin : keys.end] if isinstance(keys, KeyRange) else keys)
+        if answered is not None:
+            answer = answered[summed.places[self.me]]
         if not isinstance(keys, KeyRange) and listed:
             name = at, keys.tobytes()
             if name not in self.lists:
@@ -300,3 +336,65 @@ def test_a_part_is_answered_with_the_rows_of_its_round_whichever_rank_dies(rank:
         how = {"faults": faults, "arrives": arrives, "patience": 0.12, "detection": 0.01}
         simulate(schedule, Counter, servers=2, workers=2, replicas=1, seed=after, tick=0.004, **how)
     assert KernelVan.handled > 1000
+
+
+class Stubborn:
+    """Pushes rows for which the update sometimes raises, one request after the other."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def go(self, rounds: bool) -> dict[str, Any]:
+        vector, found = self.context.vectors["v"], []
+        for number in range(14):
+            keys = np.arange(self.context.index, 2 + number % 4, dtype=np.uint64)
+            rows = np.full((len(keys), 2), 1.0 + number, np.float32)
+            about = {"round": number} if rounds else {}
+            push = vector.push_pull if number % 3 and rounds else vector.push
+            try:
+                answer = self.context.node.wait(push(keys, rows, **about))
+                found.append(None if answer is None else answer.tolist())
+            except RemoteError as error:
+                found.append(str(error).splitlines()[0].rpartition("ValueError")[2])
+        values = self.context.node.wait(vector.pull(np.arange(6, dtype=np.uint64)))
+        return {"found": [*found, values.tolist()]}
+
+
+def stubborn(rounds: bool, **how: Any) -> list[Any]:
+    """Return what each worker was answered."""
+    found: list[Any] = []
+
+    def schedule(cluster: Cluster) -> None:
+        settings = {"fails": 1.0}
+        # All keys are in one shard.
+        spec = VectorSpec("v", extent=1000, update="counted", aggregate=rounds, settings=settings)
+        cluster.create_vector(spec)
+        found.append(cluster.workers.call("go", {"rounds": rounds}))
+
+    fast = {"patience": 0.12, "detection": 0.01, "tick": 0.004}
+    simulate(schedule, Stubborn, workers=1 + rounds, **fast, **how)
+    return found
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_update_that_raises_is_called_once_and_its_error_answers_whichever_server_dies(
+    rounds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: list[BaseException] = []
+    take_error = UpdateCall.take_error
+
+    def counted(self: UpdateCall) -> BaseException | None:
+        error = take_error(self)
+        raised.extend([] if error is None else [error])
+        return error
+
+    monkeypatch.setattr(UpdateCall, "take_error", counted)
+    expected = stubborn(rounds)
+    assert ": after 30 rows" in str(expected) and not raised
+    monkeypatch.setattr(in_memory, "TwinVan", KernelVan)
+    assert stubborn(rounds) == expected
+    for after in range(30, 150, 10):
+        fault = Fault("kill", 1 + after // 10 % 2, after_messages=after)
+        arrives = random_arrivals(after, after % 20 / 10)
+        assert stubborn(rounds, servers=2, replicas=1, faults=[fault], arrives=arrives) == expected
+    assert len(raised) > 10

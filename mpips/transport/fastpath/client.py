@@ -90,7 +90,9 @@ def _find(lib: Any, cells: Any, status: Any, asked: Any, heads: Any, lists: Any,
     return -1
 
 
-@kernel("i8(i8[::1], i8, i8, i8, i8, i8, u1[::1], u1[::1], b1, b1, i8, i8, i8, b1, u8[::1], i8, i8, i8)")
+@kernel(
+    "i8(i8[::1], i8, i8, i8, i8, i8, u1[::1], b1, i8, i8, u1[::1], b1, i8, i8, i8, b1, u8[::1], i8, i8, i8)"
+)
 def ask(
     memory: Any,
     head: int,
@@ -99,11 +101,13 @@ def ask(
     epoch: int,
     dest: int,
     rows: Any,
-    out: Any,
     pushes: bool,
-    pulls: bool,
     first: int,
     nbytes: int,
+    out: Any,
+    pulls: bool,
+    out_first: int,
+    out_bytes: int,
     kind: int,
     may_write: bool,
     keys: Any,
@@ -113,9 +117,9 @@ def ask(
 ) -> Any:
     """Send a request; return its slot, -1 if none is free.
 
-    A push sends `nbytes` of `rows` from byte `first` on, a pull receives its answer there in `out`, which the server
-    may write into this process's memory if `may_write`. `kind` is the wire type of the values, `head` the address of
-    the prepared header. The request lists `count` of `keys` from `begin` on, unless there are none.
+    A push sends `nbytes` of `rows` from byte `first` on; a pull receives its answer, of the wire type `kind`, in `out`,
+    `out_bytes` from `out_first` on, which the server may write into this process's memory if `may_write`. `head` is the
+    address of the prepared header. The request lists `count` of `keys` from `begin` on, unless there are none.
     """
     lib, cells = memory[: MEMORY - CELLS], memory[MEMORY - CELLS : MEMORY]
     status = at(memory[STATUS], STATUS_BYTES, _BYTE1)
@@ -135,13 +139,13 @@ def ask(
     words[header.ACKED] = acked
     words[header.TIME], words[header.ROUND] = time, round_
     address: Any = np.int64(rows.ctypes.data) + first
-    place: Any = np.int64(out.ctypes.data) + first
+    place: Any = np.int64(out.ctypes.data) + out_first
     asked[slot, WAITS] = DUE
     asked[slot, TIME] = time
     asked[slot, SHARD] = frame.view(np.int32)[header.SHARD]
     asked[slot, DEST] = dest
     asked[slot, PLACE] = place
-    asked[slot, BYTES] = nbytes if pulls else 0
+    asked[slot, BYTES] = out_bytes if pulls else 0
     asked[slot, DTYPE] = kind
     asked[slot, OPEN] = 1 if may_write else 0
     if may_write:

@@ -18,16 +18,19 @@ from mpips.transport.fastpath.chain import count_change, find_slot, record
 from mpips.transport.fastpath.headers import write_acknowledgement
 from mpips.transport.fastpath.round_completion import send_answers
 from mpips.transport.fastpath.round_memory import find_clock, find_kept_place, keep_rows, set_clock
-from mpips.transport.fastpath.rows import apply_push, find_slots
+from mpips.transport.fastpath.rows import apply_push, bytes_of, call_update, find_slots, fits, learn
 from mpips.transport.fastpath.table import (
     AGGREGATES,
+    ANSWERS,
     BEGIN,
     COPIES,
     DTYPE,
     HEAD,
     NO_PUSH,
     OPEN,
+    PROGRAM,
     PUSH,
+    PUSHED_TYPE,
     ROWS,
     VERSION,
     WIDTH,
@@ -60,6 +63,9 @@ from mpips.transport.key_cache import USED, look_up
 from mpips.transport.message import INLINE, NO_ROUND, Command
 from mpips.transport.mpi.abi import at
 from mpips.transport.mpi.kernels import (
+    ANSWER_AT,
+    ANSWER_TYPE,
+    ANSWER_WIDTH,
     BODY,
     DONE,
     FRAME,
@@ -184,15 +190,19 @@ def take_change(
     listed = (frame[header.FLAGS] & LISTED) != 0
     named = words[header.SIGNATURE] != 0 or words[header.SIGNATURE + 1] != 0
     count, first, where = words[header.ROWS], 0, 0
+    known = -1
     if named:
         known = look_up(lists, words[header.SIGNATURE], words[header.SIGNATURE + 1], shard, namespace)
-        if known < 0 or lists[known, LIST_COUNT] != count or words[header.KEYS] != (count if listed else 0):
+    if known >= 0:
+        if lists[known, LIST_COUNT] != count or words[header.KEYS] != (count if listed else 0):
             return TAKEN
         lists[known, USED] = 1
         first, where = lists[known, LIST_FIRST], lists[known, LIST_SLOTS]
     elif listed:
         if words[header.KEYS] != count or (count > 0 and part[ROWS] == 0 and part[HEAD] == 0):
             return TAKEN
+    elif named:
+        return TAKEN
     else:
         first = words[header.FIRST] - part[BEGIN]
         if words[header.KEYS] != 0 or words[header.LAST] - words[header.FIRST] + 1 != count:
@@ -203,13 +213,13 @@ def take_change(
     if (
         count < (0 if of_round else 1)
         or count > 1 << 27
-        or frame[header.DTYPE] != part[DTYPE]
-        or small[header.WIDTH] != part[WIDTH]
+        or not fits(part, frame, count)
         or (frame[header.FLAGS] & WIDE_KEYS) != 0
     ):
         return TAKEN
     key_bytes = 8 * count if listed else 0
-    value_bytes = count * part[WIDTH] * (4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8)
+    width: Any = np.int64(small[header.WIDTH])
+    value_bytes = count * width * bytes_of(part[PUSHED_TYPE])
     payload = key_bytes + value_bytes
     follow = payload > INLINE
     if follow != ((frame[header.FLAGS] & DETACHED) != 0):
@@ -223,10 +233,10 @@ def take_change(
     out = find_slot(lib, cells, status, slots)
     if out < 0:
         return TAKEN
-    kept, block, entry = -1, -1, -1
+    kept, block, entry, wants = -1, -1, -1, frame[header.COMMAND] == _PUSH_PULL
     if of_round:
         entry = find_clock(memory, shard, namespace, words)
-        rows, wants = -(-value_bytes // 8) * 8, frame[header.COMMAND] == _PUSH_PULL
+        rows = -(-count * part[ANSWERS] // 8) * 8
         found, kept, block = find_kept_place(lib, cells, status, memory, who, many, rows + 4 * count, wants)
         if entry < 0 or not found:
             return TAKEN
@@ -237,19 +247,25 @@ def take_change(
         if arrived != TAKEN:
             return arrived
     there: Any = np.int64(receive_buffer.ctypes.data) + places
-    if listed and not named and count > 0:
-        mine, first, run = find_slots(part, at(content, count, _UINT8), at(there, count, _INT4), True)
-        if not mine:
-            return TAKEN_WITH_BODIES if follow else TAKEN
+    done = True
+    if listed and known < 0 and count > 0:
+        done, first, run = find_slots(part, at(content, count, _UINT8), at(there, count, _INT4), True)
         where = 0 if run else there
-    if count > 0:
+    cells[ANSWER_AT], cells[ANSWER_TYPE], cells[ANSWER_WIDTH] = 0, part[DTYPE], part[WIDTH]
+    if done and count > 0 and part[PUSH] == PROGRAM:
+        done = call_update(part, cells, content + key_bytes, count, width, first, where, wants)
+    if not done:
+        return TAKEN_WITH_BODIES if follow else TAKEN
+    if listed and known < 0:
+        learn(cells, words, shard, namespace, first, count, where)
+    if count > 0 and part[PUSH] != PROGRAM:
         apply_push(lib, part, content + key_bytes, count, first, where, there)
     count_change(parts, shard, namespace)
     if of_round:
         set_clock(memory, entry, shard, namespace, words)
         if kept >= 0:
             keep_rows(
-                lib, part, memory, who, words, shard, namespace, kept, block, count, first, where, value_bytes
+                lib, cells, part, memory, who, words, shard, namespace, kept, block, count, first, where
             )
     for each in range(many):
         origin, time = who[4 * each], who[4 * each + 1]

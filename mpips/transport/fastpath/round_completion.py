@@ -24,12 +24,18 @@ from mpips.transport.fastpath.rounds import (
     ANSWER,
     ANSWERED,
     APPLIED,
+    BLOCK,
+    BLOCKS_AT,
+    BYTES,
     COUNT,
+    GROW,
     KEEPS,
     KEPT,
+    MADE,
     MOST,
     NAMESPACE,
     PARTS_AT,
+    PLACE,
     PUSHED,
     ROUNDS,
     ROUNDS_AT,
@@ -42,12 +48,23 @@ from mpips.transport.fastpath.rounds import (
     WORKERS,
     WORKERS_AT,
 )
-from mpips.transport.fastpath.rows import COPY, apply_push, move_rows, sum_parts, unite_parts
+from mpips.transport.fastpath.rows import (
+    COPY,
+    apply_push,
+    bytes_of,
+    call_update,
+    is_signed,
+    move_rows,
+    sum_parts,
+    unite_parts,
+)
 from mpips.transport.fastpath.table import (
     ASSIGN,
     CAPACITY,
     DTYPE,
+    PROGRAM,
     PUSH,
+    PUSHED_TYPE,
     ROWS,
     STAMPS,
     STAMPS_ROOM,
@@ -67,7 +84,16 @@ from mpips.transport.header import HEADER_BYTES, LISTED
 from mpips.transport.key_cache import FORWARDED, look_up
 from mpips.transport.message import INLINE, Command
 from mpips.transport.mpi.abi import MEMCPY, at, call, table
-from mpips.transport.mpi.kernels import BODY, FRAME, WANTED, WANTED_ROOM, post
+from mpips.transport.mpi.kernels import (
+    ANSWER_AT,
+    ANSWER_TYPE,
+    ANSWER_WIDTH,
+    BODY,
+    FRAME,
+    WANTED,
+    WANTED_ROOM,
+    post,
+)
 
 _PUSH, _PUSH_PULL = int(Command.PUSH), int(Command.PUSH_PULL)
 _INT8, _UINT1 = np.int64(0), np.uint8(0)
@@ -114,19 +140,28 @@ def complete_round(
     memory: Any,
     row: int,
 ) -> bool:
-    """Sum and apply a round, send it on, and answer its callers; return False, with nothing done, if Python has to."""
+    """Sum and apply a round, send it on, and answer its callers; return False if Python has to.
+
+    Then nothing was done, unless the update has raised.
+    """
     most, many = memory[MOST], memory[WORKERS]
     round_ = table(memory[ROUNDS_AT], ROUNDS, UNION + 1, _INT8)[row]
     mine = table(memory[PARTS_AT], ROUNDS * most, ANSWER + 1, _INT8)[row * most : row * most + many]
     workers = at(memory[WORKERS_AT], many, _INT8)
     shard, namespace = round_[SHARD], round_[NAMESPACE]
     part = parts[shard, namespace]
+    kind, program = part[PUSHED_TYPE], part[PUSH] == PROGRAM
+    width: Any = np.int64(at(mine[0, ADDRESS], HEADER_BYTES, _UINT1).view(np.int32)[header.WIDTH])
     same, wants, total = True, False, 0
     for worker in range(many):
         head = at(mine[worker, ADDRESS], HEADER_BYTES, _UINT1)
         caller = rows_of[shard, workers[worker]]
         # A caller whose requests wait for others is not served.
-        if caller <= 0 or not has_room(callers[caller], head.view(np.int64)[header.ACKED]):
+        if (
+            caller <= 0
+            or not has_room(callers[caller], head.view(np.int64)[header.ACKED])
+            or head.view(np.int32)[header.WIDTH] != width
+        ):
             return False
         same = same and (
             mine[worker, COUNT] == mine[0, COUNT]
@@ -138,22 +173,29 @@ def complete_round(
     # The header of its change is like that of the first part.
     call(lib[MEMCPY], (frame.ctypes.data, mine[0, ADDRESS], HEADER_BYTES))
     small, words = frame.view(np.int32), frame.view(np.int64)
-    each = 4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8
-    count, first, where, width = mine[0, COUNT], mine[0, RUN], mine[0, SLOTS], part[WIDTH]
+    each = bytes_of(kind)
+    count, first, where = mine[0, COUNT], mine[0, RUN], mine[0, SLOTS]
+    # The receive buffer holds sums, slots and places of different parts, or what the update needs.
     room: Any = np.int64(receive_buffer.ctypes.data)
-    there, sums = room, mine[0, PUSHED]
+    there, sums, places, wanted = room, mine[0, PUSHED], np.int64(0), np.int64(0)
+    behind = -(-total * width * each // 8) * 8
     if not same:
-        behind = -(-total * width * each // 8) * 8
+        wanted = behind + 8 * total
+    elif program:
+        wanted = count * width * each
+    elif where == 0 and part[PUSH] > ASSIGN:
+        wanted = 4 * count
+    if wanted > len(receive_buffer):
+        cells[WANTED] = wanted
+        return False
+    if not same:
         if part[STAMPS_ROOM] < 1 + part[CAPACITY] or at(part[STAMPS], 1, _INT8)[0] >= MOST_UNIONS:
             return False
-        if behind + 8 * total > len(receive_buffer):
-            cells[WANTED] = behind + 8 * total
-            return False
-        sums, where, first = room, room + behind, 0
-        count = unite_parts(mine, part, sums, where, where + 4 * total, total)
-    elif where == 0 and part[PUSH] > ASSIGN and 4 * count > len(receive_buffer):
-        cells[WANTED] = 4 * count
-        return False
+        sums, where, first, places = room, room + behind, 0, room + behind + 4 * total
+        count = unite_parts(mine, part, sums, where, places, total, width)
+    elif program:
+        # The parts stay as they came, for Python if the update raises.
+        sums = room
     entry = find_clock(memory, shard, namespace, words)
     if entry < 0:
         return False
@@ -162,7 +204,7 @@ def complete_round(
     following, change, apart = links[shard, FOLLOWING] - 1, -1, False
     lists_keys, known, named, forwarded = False, -1, False, False
     if following >= 0:
-        signed = words[header.SIGNATURE] != 0 or words[header.SIGNATURE + 1] != 0
+        signed = is_signed(words)
         run = part[ROWS] > 0 and same and not signed and (frame[header.FLAGS] & LISTED) == 0
         if same and signed and links[shard, KEEPS_LISTS] != 0:
             known = look_up(lists, words[header.SIGNATURE], words[header.SIGNATURE + 1], shard, namespace)
@@ -175,18 +217,26 @@ def complete_round(
         if change < 0:
             cells[WANTED_ROOM] = key_bytes + nbytes if apart else 0
             return False
-    # Nothing is missing.
+    # Nothing is missing, but for an update that raises.
+    cells[ANSWER_AT], cells[ANSWER_TYPE], cells[ANSWER_WIDTH] = 0, part[DTYPE], part[WIDTH]
+    key_bytes = 8 * count if lists_keys else 0
+    target: Any = np.int64(0)
     if change >= 0:
-        body = changed[change]
-        key_bytes = 8 * count if lists_keys else 0
-        target: Any = np.int64(body.ctypes.data) + HEADER_BYTES + CALLERS_BYTES * many
+        target = np.int64(changed[change].ctypes.data) + HEADER_BYTES + CALLERS_BYTES * many
         if apart:
             target = changes[change, ROOM]
-        if same:
-            sum_parts(lib, mine, target + key_bytes, count * width, part[DTYPE])
-        else:
+    if same:
+        sum_parts(lib, mine, target + key_bytes if change >= 0 and not program else sums, count * width, kind)
+    if change >= 0:
+        if program or not same:
             call(lib[MEMCPY], (target + key_bytes, sums, nbytes))
-        sums = target + key_bytes
+        if not program:
+            sums = target + key_bytes
+    # It may overwrite the sums.
+    if program and count > 0 and not call_update(part, cells, sums, count, width, first, where, wants):
+        return False
+    if change >= 0:
+        body = changed[change]
         if key_bytes > 0:
             list_keys(part, count, first, where, target)
         after = parts[shard, 0, VERSION] + 1
@@ -204,14 +254,15 @@ def complete_round(
         links[shard, LAST_CHANGE] = after
         if named:
             lists[known, FORWARDED] = 1
-    elif same:
-        sum_parts(lib, mine, sums, count * width, part[DTYPE])
-    if count > 0:
+    if count > 0 and not program:
         apply_push(lib, part, sums, count, first, where, there)
     count_change(parts, shard, namespace)
     set_clock(memory, entry, shard, namespace, words)
     record(push_log, shard, small[header.ORIGIN], words[header.TIME], frame[header.COMMAND], many)
     # The answers take the places of the parts.
+    kind, width = cells[ANSWER_TYPE], cells[ANSWER_WIDTH]
+    each = width * bytes_of(kind)
+    blocks = table(memory[BLOCKS_AT], memory[MADE], BYTES + 1, _INT8)
     for worker in range(many):
         address = mine[worker, ADDRESS]
         call(lib[MEMCPY], (frame.ctypes.data, address, HEADER_BYTES))
@@ -220,14 +271,22 @@ def complete_round(
             record(push_log, shard, small[header.ORIGIN], time, frame[header.COMMAND], 0)
         note(callers[rows_of[shard, workers[worker]]], time, words[header.ACKED], True)
         rows = mine[worker, COUNT] if frame[header.COMMAND] == _PUSH_PULL else -1
-        mine[worker, ANSWER] = rows * width * each if rows >= 0 else -1
+        mine[worker, ANSWER] = rows * each if rows >= 0 else -1
         if rows > 0:
-            move_rows(
-                lib, part[DTYPE], part[VALUES], address + HEADER_BYTES, rows, mine[worker, RUN], mine[worker, SLOTS],
-                width, COPY,
-            )  # fmt: skip
+            block = mine[worker, BLOCK] - 1
+            # The slots at its end are still read.
+            needed = HEADER_BYTES + rows * each + 4 * rows
+            if needed > blocks[block, BYTES]:
+                call(memory[GROW], (block, needed))
+                address = mine[worker, ADDRESS] = blocks[block, PLACE]
+            source, run, listed = part[VALUES], mine[worker, RUN], mine[worker, SLOTS]
+            if cells[ANSWER_AT] != 0:
+                source, run, listed = cells[ANSWER_AT], 0, places
+            move_rows(lib, kind, source, address + HEADER_BYTES, rows, run, listed, width, COPY)
+        if places != 0:
+            places += 4 * mine[worker, COUNT]
         head = at(address, HEADER_BYTES, _UINT1)
-        write_answer(head, frame, part[DTYPE], rows, width, me, epoch, mine[worker, ANSWER] > INLINE)
+        write_answer(head, frame, kind, rows, width, me, epoch, mine[worker, ANSWER] > INLINE)
     round_[STATE], round_[KEPT] = APPLIED, 1 if wants and memory[KEEPS] != 0 else 0
     if change < 0:
         send_answers(lib, cells, asleep, sleepers, memory, row)

@@ -27,6 +27,7 @@ from mpips.transport.fastpath.rounds import (
     COUNT,
     FIRST,
     FREE,
+    GROW,
     KEEPS,
     KEPT,
     LAST,
@@ -44,6 +45,8 @@ from mpips.transport.fastpath.rounds import (
     ROUND,
     ROUNDS,
     ROUNDS_AT,
+    ROW_TYPE,
+    ROW_WIDTH,
     RUN,
     SENDS_AT,
     SHARD,
@@ -56,10 +59,10 @@ from mpips.transport.fastpath.rounds import (
     WORKERS_AT,
     mark_of,
 )
-from mpips.transport.fastpath.rows import COPY, move_rows
-from mpips.transport.fastpath.table import DTYPE, VALUES, WIDTH
+from mpips.transport.fastpath.rows import COPY, bytes_of, move_rows
+from mpips.transport.fastpath.table import VALUES
 from mpips.transport.mpi.abi import MEMCPY, at, call, table
-from mpips.transport.mpi.kernels import WANTED_BLOCK, is_free
+from mpips.transport.mpi.kernels import ANSWER_AT, ANSWER_TYPE, ANSWER_WIDTH, WANTED_BLOCK, is_free
 
 _INT8 = np.int64(0)
 
@@ -184,8 +187,8 @@ def find_kept_place(
 
 @kernel()
 def keep_rows(
-    lib: Any, part: Any, memory: Any, callers: Any, words: Any, shard: int, namespace: int, row: int, block: int,
-    count: int, first: int, where: int, nbytes: int,
+    lib: Any, cells: Any, part: Any, memory: Any, callers: Any, words: Any, shard: int, namespace: int, row: int,
+    block: int, count: int, first: int, where: int,
 ) -> None:  # fmt: skip
     """Keep the rows of a round that a copy has applied, as answers to repeated pushes, with their slots."""
     most = memory[MOST]
@@ -196,15 +199,23 @@ def keep_rows(
     open_round(rounds, row, ANSWERED, shard, namespace, words[header.ROUND], words[header.FIRST])
     rounds[row, KEPT] = rounds[row, UNION] = 1
     blocks[block, BUSY] = 1
+    kind, width = cells[ANSWER_TYPE], cells[ANSWER_WIDTH]
+    nbytes = count * width * bytes_of(kind)
+    behind = -(-nbytes // 8) * 8
+    if behind + 4 * count > blocks[block, BYTES]:
+        call(memory[GROW], (block, behind + 4 * count))
     address = blocks[block, PLACE]
     mine[0, BLOCK], mine[0, ADDRESS], mine[0, ANSWER] = block + 1, address, nbytes
+    mine[0, ROW_TYPE], mine[0, ROW_WIDTH] = kind, width
     mine[0, COUNT], mine[0, RUN], mine[0, SLOTS] = count, first, 0
     for worker in range(memory[WORKERS]):
         mine[worker, TIME] = callers[4 * worker + 1]
         origin = callers[4 * worker]
         acked[origin] = max(acked[origin], callers[4 * worker + 2])
-    if count > 0:
-        move_rows(lib, part[DTYPE], part[VALUES], address, count, first, where, part[WIDTH], COPY)
+    if count > 0 and cells[ANSWER_AT] != 0:
+        call(lib[MEMCPY], (address, cells[ANSWER_AT], nbytes))
+    elif count > 0:
+        move_rows(lib, kind, part[VALUES], address, count, first, where, width, COPY)
     if where != 0:
-        mine[0, SLOTS] = address + -(-nbytes // 8) * 8
+        mine[0, SLOTS] = address + behind
         call(lib[MEMCPY], (mine[0, SLOTS], where, 4 * count))

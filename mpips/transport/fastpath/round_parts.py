@@ -50,8 +50,8 @@ from mpips.transport.fastpath.rounds import (
     WORKERS,
     mark_of,
 )
-from mpips.transport.fastpath.rows import find_slots, named_rows
-from mpips.transport.fastpath.table import AGGREGATES, DTYPE, HIGHEST, NO_PUSH, PUSH, WIDTH
+from mpips.transport.fastpath.rows import bytes_of, find_slots, fits, learn, named_rows
+from mpips.transport.fastpath.table import AGGREGATES, ANSWERS, HIGHEST, NO_PUSH, PUSH, PUSHED_TYPE
 from mpips.transport.header import DETACHED, HEADER_BYTES
 from mpips.transport.message import INLINE
 from mpips.transport.mpi.abi import MEMCPY, at, call, table
@@ -119,22 +119,21 @@ def take_part(
         return TAKEN
     # The rows, and memory for them: the frame, keys and values as they come, and the slots of listed keys.
     found, listed, _, count, first, where = named_rows(part, frame, lists, shard, namespace, 0)
-    width, size = part[WIDTH], cells[SIZE]
-    nbytes = count * width * (4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8)
+    size = cells[SIZE]
+    nbytes = count * np.int64(small[header.WIDTH]) * bytes_of(part[PUSHED_TYPE])
     key_bytes = 8 * count if listed else 0
     payload = key_bytes + nbytes
     follow = payload > INLINE
     if (
         not found
-        or words[header.ROWS] != count
-        or frame[header.DTYPE] != part[DTYPE]
-        or small[header.WIDTH] != width
+        or not fits(part, frame, count)
         or follow != ((frame[header.FLAGS] & DETACHED) != 0)
         or size != HEADER_BYTES + (0 if follow else payload)
     ):
         return TAKEN
-    places = HEADER_BYTES + -(-payload // 8) * 8
-    wanted = places + (4 * count if listed else 0)
+    # The answer takes the place of keys and values; slots are at the end.
+    place_bytes = 4 * count if listed else 0
+    wanted = HEADER_BYTES + -(-max(payload, count * part[ANSWERS]) // 8) * 8 + place_bytes
     if row < 0:
         row = find_free(lib, cells, status, memory)
         if row < 0:
@@ -161,12 +160,13 @@ def take_part(
     rounds[row, ARRIVED] += 1
     cells[PART_AT] = index
     if listed and count > 0:
-        there = address + places
+        there = address + blocks[block, BYTES] - place_bytes
         keys, slots = at(address + HEADER_BYTES, count, _UINT8), at(there, count, _INT4)
         inside, first, run = find_slots(part, keys, slots, True)
         if not inside:
             return PART
         where = 0 if run else there
+        learn(cells, words, shard, namespace, first, count, where)
     mine[COUNT], mine[RUN], mine[SLOTS] = count, first, where
     caller[HIGHEST] = max(caller[HIGHEST], words[header.TIME])
     acked = at(memory[ACKED_AT], rows_of.shape[1], _INT8)

@@ -18,8 +18,9 @@ keeps the rows of the whole round for that. What kernels cannot write down thems
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from mpips.jit.kernel import kernel
 from mpips.ranges import KeyRange
 from mpips.transport.header import DETACHED, FLAGS, HEADER, HEADER_BYTES
 from mpips.transport.key_cache import Name
-from mpips.transport.message import INLINE, NO_SIGNATURE, Message, bodies, decode
+from mpips.transport.message import DTYPES, INLINE, NO_SIGNATURE, Message, bodies, decode
 
 ROUNDS = 64
 MOST_WORKERS = 128
@@ -44,10 +45,10 @@ STATE, SHARD, NAMESPACE, ROUND, FIRST, ARRIVED, KEPT, UNION = range(8)
 answers must be kept; whether the part of the first worker has the rows of all (at a copy)."""
 FREE, WAITS, APPLIED, ANSWERED = range(4)
 
-BLOCK, ADDRESS, FRAME_SIZE, PUSHED, COUNT, RUN, SLOTS, TIME, ANSWER = range(9)
+BLOCK, ADDRESS, FRAME_SIZE, PUSHED, COUNT, RUN, SLOTS, TIME, ROW_TYPE, ROW_WIDTH, ANSWER = range(11)
 """Columns of `parts`, by round and worker: 1 + its block (0: none), and its address; bytes of its frame; address
 and number of its rows, which are those of a run of slots from RUN on, or of those listed at the address SLOTS (0: a
-run); time of its request; bytes of the answer's rows (-1: it has none)."""
+run); time of its request; at a copy, wire type and width of the answer's rows; their bytes (-1: it has none)."""
 
 BUSY, PLACE, BYTES = range(3)
 """Columns of `blocks`: whether a part uses it; its address and size."""
@@ -74,10 +75,13 @@ ORDER, OF_SHARD, OF_VECTOR, BEGIN, LAST, REACHED = range(6)
     MADE,
     STEPS,
     KEEPS,
+    GROW,
     RANKS,
-) = range(15)
+) = range(16)
 """Cells of `memory`: the addresses of the arrays; columns of `parts`; number of workers; blocks that were made; changes
-of `clock`; whether answers must be kept; number of ranks."""
+of `clock`; whether answers must be kept; address of a function (block, bytes) that gives a block more memory, with the
+header at its beginning; number of ranks."""
+_Grow = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int64, ctypes.c_int64)
 
 
 @kernel("i8(i8, i8, i8, i8)")
@@ -93,8 +97,7 @@ class Kept(NamedTuple):
     namespace: int
     callers: list[tuple[int, int]]
     slots: NDArray[np.int32] | slice
-    rows: NDArray[np.uint8]
-    """The bytes of the rows."""
+    rows: NDArray[Any]
 
 
 class Rounds:
@@ -114,6 +117,9 @@ class Rounds:
         # By rank: the time that it has acknowledged.
         self._acked = np.zeros(ranks, np.int64)
         self._kept: list[NDArray[np.uint8] | None] = [None] * BLOCKS
+        # Memory of blocks that have got more; slots in it may still be read until the kernel ends.
+        self._outgrown: list[NDArray[np.uint8]] = []
+        self._grow_function = _Grow(self._grow)
         arrays = (
             self.rounds, self.parts, self.sends, self.blocks, self.marks, self.clock,
             self._workers, self._index, self._acked,
@@ -121,6 +127,7 @@ class Rounds:
         self.memory = np.zeros(RANKS + 1, np.int64)
         self.memory[: len(arrays)] = [array.ctypes.data for array in arrays]
         self.memory[MOST], self.memory[RANKS] = most, ranks
+        self.memory[GROW] = ctypes.cast(self._grow_function, ctypes.c_void_p).value or 0
 
     def set_workers(self, workers: Sequence[int], keeps: bool) -> None:
         """Set the workers whose parts make a round, in the order of its sum; no part may be waiting."""
@@ -227,7 +234,8 @@ class Rounds:
                     slots = raw[at : at + 4 * count].view(np.int32).copy()
                 times = [int(part[TIME]) for part in parts[: self.memory[WORKERS]]]
                 callers = list(zip(self._workers.tolist(), times, strict=False))
-                yield Kept(int(table[row, NAMESPACE]), callers, slots, raw[: first[ANSWER]].copy())
+                rows = raw[: first[ANSWER]].view(DTYPES[first[ROW_TYPE]]).reshape(count, first[ROW_WIDTH])
+                yield Kept(int(table[row, NAMESPACE]), callers, slots, rows.copy())
                 continue
             for part in parts:
                 if part[BLOCK] and part[ANSWER] >= 0:
@@ -255,6 +263,21 @@ class Rounds:
         more = max(least, int((self.blocks[:, BYTES] >= size).sum()))
         made = [self._provide_one(size) for _ in range(more)]
         return made[0]
+
+    def _grow(self, block: int, size: int) -> int:
+        """Give a block that is in use more memory."""
+        old = self._kept[block]
+        assert old is not None
+        self._outgrown.append(old)
+        memory = self._kept[block] = np.empty(1 << (size - 1).bit_length(), np.uint8)
+        head = old[:HEADER_BYTES]
+        memory[: len(head)] = head
+        self.blocks[block, PLACE:] = memory.ctypes.data, len(memory)
+        return 0
+
+    def drop_outgrown(self) -> None:
+        """Free the memory of blocks that have got more; no kernel may be running."""
+        self._outgrown.clear()
 
     def _provide_one(self, size: int) -> bool:
         room = 1 << (size - 1).bit_length()

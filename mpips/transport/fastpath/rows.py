@@ -32,6 +32,8 @@ from mpips.transport.fastpath.table import (
     KNOWN_ROOM,
     LAST,
     PUSH,
+    PUSHED_TYPE,
+    PUSHED_WIDTH,
     ROWS,
     SETTINGS,
     SGD,
@@ -39,16 +41,21 @@ from mpips.transport.fastpath.table import (
     STATE,
     TOP,
     TOP_ROOM,
+    UPDATE,
     VALUES,
     WIDTH,
 )
 from mpips.transport.header import LISTED, WIDE_KEYS
 from mpips.transport.key_cache import COUNT as LIST_COUNT
 from mpips.transport.key_cache import FIRST as LIST_FIRST
+from mpips.transport.key_cache import NAMESPACE as LIST_NAMESPACE
+from mpips.transport.key_cache import SHARD as LIST_SHARD
+from mpips.transport.key_cache import SIGNATURE_HIGH, SIGNATURE_LOW, USED, look_up
 from mpips.transport.key_cache import SLOTS as LIST_SLOTS
-from mpips.transport.key_cache import USED, look_up
 from mpips.transport.mpi.abi import MEMCPY, at, call, table
+from mpips.transport.mpi.kernels import ANSWER_AT, NEW_LIST
 
+MOST_WIDTH = 1 << 20
 MOST_KEYS = 1 << 27
 """Keys that a request may list; it is handled in Python if it lists more."""
 COPY = 0
@@ -166,6 +173,62 @@ def apply_push(lib: Any, part: Any, rows: int, count: int, first: int, where: in
 
 
 @kernel()
+def call_update(
+    part: Any, cells: Any, rows: int, count: int, width: int, first: int, where: int, wants: bool
+) -> bool:
+    """Call a program's update for rows of a run of slots, or of those listed at `where`; return False if it raises.
+
+    Its answer, if that is wanted, is described in `cells`.
+    """
+    about = cells.ctypes.data + 8 * ANSWER_AT
+    given = (rows, count, width, first, where, np.int64(1 if wants else 0), about)
+    return bool(call(part[UPDATE], given) == 0)
+
+
+@kernel()
+def is_signed(words: Any) -> bool:
+    """Return whether a header has the signature of a list of keys."""
+    return bool(words[header.SIGNATURE] != 0 or words[header.SIGNATURE + 1] != 0)
+
+
+@kernel()
+def has_all(slots: Any) -> bool:
+    """Return whether all keys of a list have slots."""
+    for slot in slots:  # noqa: SIM110 (a kernel)
+        if slot < 0:
+            return False
+    return True
+
+
+@kernel()
+def learn(cells: Any, words: Any, shard: int, namespace: int, first: int, count: int, where: int) -> None:
+    """Let Python cache a list whose keys have come with its signature."""
+    if is_signed(words) and count > 0:
+        new = cells[NEW_LIST : NEW_LIST + LIST_SLOTS + 1]
+        new[SIGNATURE_LOW], new[SIGNATURE_HIGH] = words[header.SIGNATURE], words[header.SIGNATURE + 1]
+        new[LIST_SHARD], new[LIST_NAMESPACE], new[LIST_FIRST] = shard, namespace, first
+        new[LIST_COUNT], new[LIST_SLOTS] = count, where
+
+
+@kernel()
+def bytes_of(kind: int) -> int:
+    """Return the bytes of a number of a wire type."""
+    return 4 if kind == 0 or kind == 2 else 8
+
+
+@kernel()
+def fits(part: Any, frame: Any, count: int) -> bool:
+    """Return whether the rows of a push are as many as its keys, and of the type and width that the update takes."""
+    width: Any = np.int64(frame.view(np.int32)[header.WIDTH])
+    return bool(
+        frame.view(np.int64)[header.ROWS] == count
+        and frame[header.DTYPE] == part[PUSHED_TYPE]
+        and 0 <= width <= MOST_WIDTH
+        and (part[PUSHED_WIDTH] == 0 or width == part[PUSHED_WIDTH])
+    )
+
+
+@kernel()
 def named_rows(part: Any, frame: Any, lists: Any, shard: int, namespace: int, least: int) -> Any:
     """Find the rows that a request names, without the slots of listed keys, which are at least `least`.
 
@@ -173,11 +236,11 @@ def named_rows(part: Any, frame: Any, lists: Any, shard: int, namespace: int, le
     rows; and the first slot of a run, or the address of their slots (0: a run).
     """
     words = frame.view(np.int64)
-    signed = words[header.SIGNATURE] != 0 or words[header.SIGNATURE + 1] != 0
+    signed = is_signed(words)
     if (frame[header.FLAGS] & LISTED) != 0:
         count = words[header.KEYS]
         known = (frame[header.FLAGS] & WIDE_KEYS) == 0 and (count == 0 or part[ROWS] > 0 or part[HEAD] != 0)
-        return known and least <= count <= MOST_KEYS and not signed, True, -1, count, 0, 0
+        return known and least <= count <= MOST_KEYS, True, -1, count, 0, 0
     if words[header.KEYS] != 0:
         return False, False, -1, 0, 0, 0
     if signed:
@@ -262,15 +325,18 @@ def sum_parts(lib: Any, parts: Any, target: int, count: int, kind: int) -> None:
 
 
 @kernel()
-def _unite_like(parts: Any, part: Any, sums: int, touched: int, places: int, total: int, like: Any) -> int:
+def _unite_like(
+    parts: Any, part: Any, sums: int, touched: int, places: int, total: int, width: int, like: Any
+) -> int:
     """Sum parts with different keys; return the number of keys of their union."""
     base = at(part[STAMPS], 1 + part[CAPACITY], _INT8)
     base[0] += 1
-    rows, slots, count = table(sums, total, part[WIDTH], like), at(touched, total, _INT4), 0
+    rows, slots, count, done = table(sums, total, width, like), at(touched, total, _INT4), 0, 0
     for worker in range(len(parts)):
         size, run = parts[worker, rounds.COUNT], parts[worker, rounds.RUN]
-        # Its slots one by one; the places of its rows are not needed, since it is answered from the values.
-        mine = at(places, size, _INT4)
+        # Its slots one by one, which are replaced by their places.
+        mine = at(places + 4 * done, size, _INT4)
+        done += size
         if parts[worker, rounds.SLOTS] != 0:
             listed = at(parts[worker, rounds.SLOTS], size, _INT4)
             for i in range(size):
@@ -278,21 +344,22 @@ def _unite_like(parts: Any, part: Any, sums: int, touched: int, places: int, tot
         else:
             for i in range(size):
                 mine[i] = run + i
-        given = table(parts[worker, rounds.PUSHED], size, part[WIDTH], like)
+        given = table(parts[worker, rounds.PUSHED], size, width, like)
         count = sum_into(base[1:], base[0], count, mine, given, slots, rows, mine)
     return count
 
 
 @kernel()
-def unite_parts(parts: Any, part: Any, sums: int, touched: int, places: int, total: int) -> int:
+def unite_parts(parts: Any, part: Any, sums: int, touched: int, places: int, total: int, width: int) -> int:
     """Sum the parts of a round, with `total` rows in all; return the number of rows of the sum.
 
-    These go to the address `sums`, their slots to `touched`; `places` is as much room as for the slots.
+    These go to the address `sums`, their slots to `touched`, and the place among them of each row of each part to
+    `places`, in order.
     """
-    if part[DTYPE] == 0:
-        return _unite_like(parts, part, sums, touched, places, total, _FLOAT4)
-    if part[DTYPE] == 1:
-        return _unite_like(parts, part, sums, touched, places, total, _FLOAT8)
-    if part[DTYPE] == 2:
-        return _unite_like(parts, part, sums, touched, places, total, _INT4)
-    return _unite_like(parts, part, sums, touched, places, total, _INT8)
+    if part[PUSHED_TYPE] == 0:
+        return _unite_like(parts, part, sums, touched, places, total, width, _FLOAT4)
+    if part[PUSHED_TYPE] == 1:
+        return _unite_like(parts, part, sums, touched, places, total, width, _FLOAT8)
+    if part[PUSHED_TYPE] == 2:
+        return _unite_like(parts, part, sums, touched, places, total, width, _INT4)
+    return _unite_like(parts, part, sums, touched, places, total, width, _INT8)

@@ -29,7 +29,19 @@ from mpips.transport.fastpath.chain import (
 from mpips.transport.fastpath.copies import take_acknowledgement, take_change
 from mpips.transport.fastpath.headers import write_answer, write_caller, write_change
 from mpips.transport.fastpath.round_parts import take_part
-from mpips.transport.fastpath.rows import COPY, apply_push, find_slots, move_rows, named_rows
+from mpips.transport.fastpath.rows import (
+    COPY,
+    apply_push,
+    bytes_of,
+    call_update,
+    find_slots,
+    fits,
+    has_all,
+    is_signed,
+    learn,
+    move_rows,
+    named_rows,
+)
 from mpips.transport.fastpath.table import (
     AGGREGATES,
     ASSIGN,
@@ -40,8 +52,10 @@ from mpips.transport.fastpath.table import (
     NEWS,
     NO_PUSH,
     OPEN,
+    PROGRAM,
     PULL,
     PUSH,
+    PUSHED_TYPE,
     REQUESTS,
     ROWS,
     VALUES,
@@ -57,7 +71,7 @@ from mpips.transport.header import (
     WRITE_THERE,
     WRITTEN_THERE,
 )
-from mpips.transport.key_cache import FORWARDED
+from mpips.transport.key_cache import COUNT, FORWARDED
 from mpips.transport.message import INLINE, NO_ROUND, Command, Kind
 from mpips.transport.mpi.abi import MEMCPY, WRITE, at, call
 from mpips.transport.mpi.kernels import (
@@ -67,6 +81,7 @@ from mpips.transport.mpi.kernels import (
     FROM,
     HELD,
     LATE_ROW,
+    NEW_LIST,
     NOTHING,
     POLLS_BEFORE_YIELD,
     RECEIVED,
@@ -178,7 +193,7 @@ def serve(
 ) -> int:
     """Receive, and answer plain requests, until there is a message for Python, or none in `tries` polls.
 
-    `parts` i8[shards, namespaces, 24]; `rows_of` i4[shards, ranks]: a caller's row in `callers` i8[n, 3 + 64], 0: not
+    `parts` i8[shards, namespaces, 31]; `rows_of` i4[shards, ranks]: a caller's row in `callers` i8[n, 3 + 64], 0: not
     known; `lists`: `KeyCache.table`; `slots` i8[64, 3] and `frames` u1[64, bytes]: answers being sent; `buffers` i8[n,
     5]: busy, request, address, size and receiver of the send buffers for large answers; `receive_buffer`: the receive
     buffer for large pushes; `asleep` u1[ranks]: ranks that sleep; of these, the ranks that were answered are listed in
@@ -190,7 +205,11 @@ def serve(
     small = frame.view(np.int32)
     words = frame.view(np.int64)
     left, most, turn = tries, MOST_AT_ONCE, -1
+    cells[NEW_LIST + COUNT] = 0
     while left > 0 and most > 0 and (len(push_log) == 0 or push_log[0, 0] < MOST_AT_ONCE):
+        if cells[NEW_LIST + COUNT] != 0:
+            # Python caches it before the next message.
+            return NOTHING
         turn += 1
         found = poll(lib, cells, status, frame, turn % URGENT_PERIOD == 0, tries - left >= POLLS_BEFORE_YIELD)
         if found == NOTHING:
@@ -260,9 +279,10 @@ def serve(
         is_known, listed, known, count, first, where = named_rows(part, frame, lists, shard, namespace, 1)
         if not is_known:
             return TAKEN
-        width = part[WIDTH]
-        nbytes = count * width * (4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8)
         push = frame[header.COMMAND] == _PUSH
+        program = push and part[PUSH] == PROGRAM
+        width: Any = np.int64(small[header.WIDTH]) if push else part[WIDTH]
+        nbytes = count * width * bytes_of(part[PUSHED_TYPE] if push else part[DTYPE])
         # Of the request: its keys and values follow the frame, or are in it. Of the answer: its values do.
         key_bytes, value_bytes = 8 * count if listed else 0, nbytes if push else 0
         payload = key_bytes + value_bytes
@@ -271,9 +291,11 @@ def serve(
             return TAKEN
         if size != HEADER_BYTES + (0 if follow else payload):
             return TAKEN
-        # The receive buffer holds the keys, the values, and the slots of the keys.
+        # The receive buffer holds the keys, the values, the slots of the keys, and a copy of the values for an update.
         places = -(-payload // 8) * 8 if follow else 0
-        wanted = places + (4 * count if listed or (push and part[PUSH] > ASSIGN) else 0)
+        spare = places + (4 * count if listed or (push and part[PUSH] > ASSIGN) else 0)
+        spare += -spare % 8
+        wanted = spare + (nbytes if program else 0)
         if wanted > len(receive_buffer):
             cells[WANTED] = wanted
             return TAKEN
@@ -283,13 +305,7 @@ def serve(
             return TAKEN
         buffer, following, last = -1, links[shard, FOLLOWING] - 1, links[shard, LAST_CHANGE]
         if push:
-            if (
-                part[PUSH] == NO_PUSH
-                or part[AGGREGATES] != 0
-                or words[header.ROWS] != count
-                or frame[header.DTYPE] != part[DTYPE]
-                or small[header.WIDTH] != width
-            ):
+            if part[PUSH] == NO_PUSH or part[AGGREGATES] != 0 or not fits(part, frame, count):
                 return TAKEN
         else:
             if part[PULL] == 0 or frame[header.DTYPE] != NO_VALUES:
@@ -303,8 +319,7 @@ def serve(
                 and pids[origin] != 0
                 and last == 0
             ):
-                each = 4 if part[DTYPE] == 0 or part[DTYPE] == 2 else 8
-                values = part[VALUES] + first * width * each
+                values = part[VALUES] + first * width * bytes_of(part[DTYPE])
                 written = _write(lib, cells, pids[origin], values, words[header.ROWS], nbytes)
                 if not written:
                     pids[origin] = 0
@@ -342,13 +357,26 @@ def serve(
                 cells[LATE_ROW] = change + 1
                 return found
         there: Any = np.int64(receive_buffer.ctypes.data) + places
+        done = True
         if listed:
-            mine, first, run = find_slots(part, at(content, count, _UINT8), at(there, count, _INT4), push)
-            if not mine:
-                if follow and change >= 0:
-                    call(lib[MEMCPY], (np.int64(receive_buffer.ctypes.data), content, payload))
-                return TAKEN_WITH_BODIES if follow else TAKEN
+            done, first, run = find_slots(part, at(content, count, _UINT8), at(there, count, _INT4), push)
             where = 0 if run else there
+            if done and is_signed(words):
+                # Python keeps the keys of a list until all have slots.
+                done = run or push or has_all(at(there, count, _INT4))
+        if done and program:
+            rows = content + key_bytes
+            if change >= 0:
+                # It may overwrite the rows, which are sent on.
+                rows = np.int64(receive_buffer.ctypes.data) + spare
+                call(lib[MEMCPY], (rows, content + key_bytes, nbytes))
+            done = call_update(part, cells, rows, count, width, first, where, False)
+        if not done:
+            if follow and change >= 0:
+                call(lib[MEMCPY], (np.int64(receive_buffer.ctypes.data), content, payload))
+            return TAKEN_WITH_BODIES if follow else TAKEN
+        if listed:
+            learn(cells, words, shard, namespace, first, count, where)
         if push and change >= 0:
             source = content + key_bytes
             number = parts[shard, 0, VERSION] + 1
@@ -387,10 +415,12 @@ def serve(
             links[shard, LAST_CHANGE] = number
             if named:
                 lists[known, FORWARDED] = 1
-            apply_push(lib, part, source, count, first, where, there)
+            if not program:
+                apply_push(lib, part, source, count, first, where, there)
             write_answer(answers[change], frame, 0, -1, 0, me, epoch, False)
         elif push:
-            apply_push(lib, part, content + key_bytes, count, first, where, there)
+            if not program:
+                apply_push(lib, part, content + key_bytes, count, first, where, there)
             write_answer(head, frame, 0, -1, 0, me, epoch, False)
             post(lib, cells, slots, out, head.ctypes.data, HEADER_BYTES, cells[FROM], FRAME)
         else:

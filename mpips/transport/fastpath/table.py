@@ -1,12 +1,12 @@
 """The state that the server's fast path and Python share: which requests it may answer, and which it has answered.
 
 The fast path (`mpips.transport.fastpath.server`) applies a push or pull where it receives it, if the request has no
-dependencies, and names a range or a cached list of keys or lists keys without a signature; a push, if the vector's
-update is built in. Where the shard has a copy, the primary's fast path sends it the change, and answers once the copy
-has it; the copy's fast path applies it (`mpips.transport.fastpath.unacknowledged`). All other requests go to Python,
-and also one with new keys for which the index or the rows must grow. `FastPathTable` says which shards and vectors may
-be served (`parts`). Python takes over the finished requests (`finished`) before it reads the shard, so that each push
-is applied exactly once, and is recorded.
+dependencies; a program's update is called by its address. Where the shard has a copy, the primary's fast path sends it
+the change, and answers once the copy has it; the copy's fast path applies it
+(`mpips.transport.fastpath.unacknowledged`). All other requests go to Python, and also one with new keys for which the
+index or the rows must grow. `FastPathTable` says which shards and vectors may be served (`parts`). Python takes over
+the finished requests (`finished`) before it reads the shard, so that each push is applied exactly once, and is
+recorded.
 """
 
 from __future__ import annotations
@@ -20,23 +20,25 @@ from numpy.typing import NDArray
 from mpips.transport.fastpath.rounds import Rounds
 from mpips.transport.fastpath.unacknowledged import Taken, Unacknowledged
 from mpips.transport.header import HEADER_BYTES
-from mpips.transport.key_cache import KeyCache
+from mpips.transport.key_cache import COUNT, KeyCache
 from mpips.transport.message import INLINE, Message, bodies, decode
 
 OPEN, VALUES, DTYPE, WIDTH, BEGIN, LAST, ROWS, PUSH, PULL, CAPACITY = range(10)
 HEAD, KNOWN, KNOWN_ROOM, ARENA, ARENA_ROOM, TOP, TOP_ROOM = range(10, 17)
-STATE, SETTINGS, AGGREGATES, STAMPS, STAMPS_ROOM, CHANGES, NEWS, VERSION = 17, *range(20, 27)
+STATE, SETTINGS, AGGREGATES, STAMPS, STAMPS_ROOM = 17, *range(20, 24)
+PUSHED_TYPE, PUSHED_WIDTH, UPDATE, ANSWERS, CHANGES, NEWS, VERSION = range(24, 31)
 """Columns of `parts`, by shard and namespace: what may be served (CLOSED, REQUESTS or COPIES); address, wire type and
 width of its rows; first and last key of the shard; number of rows (0: sparse); action of a push; whether it may be
 pulled; rows that fit; the address of the counts of its key index (0: none), and address and length of each of its
 arrays; addresses of up to three state columns, and of the settings, of its update; whether its pushes are summed over
-all workers, and address and length of the stamps for that (`mpips.storage.aggregate`); changes since the last
-`changes`; and, for namespace 0, whether any request was finished at the shard since the last `finished`, and the number
-of all changes of the shard."""
+all workers, and address and length of the stamps for that (`mpips.storage.aggregate`); wire type and width (0: any) of
+pushed rows; address of a program's update (`mpips.server.update_call`), and bytes of an answer's row as far as known;
+changes since the last `changes`; and, for namespace 0, whether any request was finished at the shard since the last
+`finished`, and the number of all changes of the shard."""
 CLOSED, REQUESTS, COPIES = range(3)
 """Values of OPEN: nothing is served; requests of callers; changes of the shard's primary."""
-NO_PUSH, ADD, ASSIGN, SGD, ADAGRAD, FTRL, ADAM = range(7)
-"""The action of a push: one that the fast path does not apply, or a built-in update."""
+NO_PUSH, ADD, ASSIGN, SGD, ADAGRAD, FTRL, ADAM, PROGRAM = range(8)
+"""The action of a push: one that the fast path does not apply, a built-in update, or one that is called by address."""
 
 HIGHEST, ACKED, NOTED, TIMES = range(4)
 """Columns of `callers`: the highest admitted time; the time that the caller has acknowledged; the number of finished
@@ -81,6 +83,11 @@ class ServedRows(NamedTuple):
     settings: int = 0
     aggregates: bool = False
     stamps: tuple[int, int] = (0, 0)
+    pushed: tuple[int, int] = (0, 0)
+    """Wire type and width of pushed rows; the width of a program's update may be 0: any."""
+    update: int = 0
+    answer: int = 0
+    """Bytes of an answer's row, as far as they are known."""
 
     def columns(self) -> Iterator[int]:
         """Yield the columns from the second on."""
@@ -208,6 +215,14 @@ class FastPathTable:
                 self._noted(
                     shard, command, [(origin, time) for _, origin, time, *_ in pushes[at : at + callers]]
                 )
+
+    # Lists of keys.
+
+    def learn(self, row: list[int]) -> None:
+        """After each call of the fast path: cache the list that was new to it, and free what it used until then."""
+        if row[COUNT]:
+            self.cache.take(row)
+        self.rounds.drop_outgrown()
 
     # Buffers for large values.
 

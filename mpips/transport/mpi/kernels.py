@@ -12,6 +12,7 @@ import numpy as np
 
 from mpips.jit.kernel import kernel
 from mpips.transport.header import HEADER_BYTES
+from mpips.transport.key_cache import USED
 from mpips.transport.message import INLINE
 from mpips.transport.mpi.abi import (
     ANY,
@@ -59,19 +60,25 @@ message that was handled; a part of a round for Python, in the memory of rounds;
     LATE_ROW,
     LATE_AT,
     IGNORED_AT,
-    VECTORS,
-) = range(21)
-"""Cells of the fast paths' memory, i8[25]: the first five are written by MPI; bytes and frames that were moved, and
+    ANSWER_AT,
+    ANSWER_TYPE,
+    ANSWER_WIDTH,
+    NEW_LIST,
+) = range(24)
+VECTORS = NEW_LIST + USED
+"""Cells of the fast paths' memory, i8[34]: the first five are written by MPI; bytes and frames that were moved, and
 requests that were answered; where the search for a free slot begins; the size of a body for which there was no buffer
 (0: none); how many of the answered ranks sleep; the size of a change, and of a part of a round, for which there was
 no memory (0: none); the row of the part that Python takes; of keys or values that are incomplete, 1 + the row of the
 change into whose memory they are received (0: the receive buffer, -1 - n: block n of the rounds), and the address; the
-address of u1[ranks], the ranks that are ignored (0: none); and two pairs of address and size, for system calls."""
+address of u1[ranks], the ranks that are ignored (0: none); address (0: the values), wire type and width of the rows
+that an update has answered; the first columns of the row of a list that is to be cached (`mpips.transport.key_cache`;
+its COUNT is 0: none); and two pairs of address and size, for system calls."""
 CELLS = VECTORS + 4
 
 MEMORY = LIBRARY + CELLS
 STATUS, FRAME_AT, ASKED, HEADS, LISTS, TAILS, FRAMES = range(MEMORY, MEMORY + 7)
-"""The memory of the client fast path, i8[45]: a library's table, the cells, and the addresses of a status, of the frame
+"""The memory of the client fast path, i8[54]: a library's table, the cells, and the addresses of a status, of the frame
 buffer, and of the client's tables."""
 
 POLLS_BEFORE_YIELD = 4

@@ -62,6 +62,7 @@ from mpips.transport.mpi.kernels import (
     LOST,
     MEMORY,
     MESSAGE,
+    NEW_LIST,
     NEXT,
     NOTHING,
     PART,
@@ -78,6 +79,7 @@ from mpips.transport.mpi.kernels import (
     TAKEN_WITH_BODIES,
     TOO_LARGE,
     URGENT,
+    VECTORS,
     WANTED,
     WANTED_BLOCK,
     WANTED_ROOM,
@@ -240,6 +242,7 @@ class MPIVan:
                 table.receive_buffer, self._flags, table.sleepers, self.process_memory.pids, table.push_log,
                 chain.links, chain.changes, chain.sends, chain.frames, chain.answers, chain.held, table.rounds.memory,
             )  # fmt: skip
+            table.learn(cells[NEW_LIST:VECTORS].tolist())
             self._account(cells, table)
         if cells[ERROR] and found != BROKEN:
             self._handle_error()
@@ -314,9 +317,11 @@ class MPIVan:
         time: int,
         acked: int,
         rows: NDArray[np.uint8] | None,
-        out: NDArray[np.uint8] | None,
         first: int,
         nbytes: int,
+        out: NDArray[np.uint8] | None,
+        out_first: int,
+        out_bytes: int,
         wire_type: int,
         fresh: bool,
         keys: NDArray[np.uint64] = NO_KEYS,
@@ -328,14 +333,15 @@ class MPIVan:
             self._library is None
             or self.fast_path is not None
             or dest in self._deaths.lost
-            or max(nbytes, 8 * count) > _PIECE
+            or max(nbytes, out_bytes, 8 * count) > _PIECE
         ):
             return -1
         self._check_thread()
-        may_write = fresh and nbytes >= LEAST and self.process_memory.has(dest)
+        may_write = fresh and out_bytes >= LEAST and self.process_memory.has(dest)
         slot: int = ask(
-            self._memory, head, time, acked, self.epoch, dest, NO_BYTES if rows is None else rows,
-            NO_BYTES if out is None else out, rows is not None, out is not None, first, nbytes, wire_type, may_write,
+            self._memory, head, time, acked, self.epoch, dest, NO_BYTES if rows is None else rows, rows is not None,
+            first, nbytes, NO_BYTES if out is None else out, out is not None, out_first, out_bytes, wire_type,
+            may_write,
             keys, begin, count, round,
         )  # fmt: skip
         if self._cells[ERROR]:

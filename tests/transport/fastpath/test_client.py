@@ -74,9 +74,8 @@ class Asking:
         raw = numbers.view(np.uint8)
         listed = () if keys is None else (keys, first, n)
         rows, out = (raw, None) if pushes else (None, raw)
-        return self.van.ask(
-            0, head.ctypes.data, time, acked, rows, out, first * size, n * size, kind, False, *listed
-        )
+        where = first * size, n * size
+        return self.van.ask(0, head.ctypes.data, time, acked, rows, *where, out, *where, kind, False, *listed)
 
     def receive(self) -> Message:
         for _ in range(10_000):
@@ -167,11 +166,9 @@ def test_a_part_of_a_round_arrives_as_if_python_had_sent_it_and_is_answered_in_p
             model.signature, model.keys = NO_SIGNATURE, keys[:0]
         prepared = header_of(model, 0 if listed else n, rows.dtype, 1)
         model.keys = keys[7 : 7 + n] if listed else None
-        raw = rows.view(np.uint8), out.view(np.uint8)
+        raw = rows.view(np.uint8), 56, 8 * n, out.view(np.uint8), 56, 8 * n
         names = (keys, 7, n if listed else 0, 5)
-        slot = asking.van.ask(
-            0, prepared.ctypes.data, time, 0, *raw, 56, 8 * n, CODES[rows.dtype], False, *names
-        )
+        slot = asking.van.ask(0, prepared.ctypes.data, time, 0, *raw, CODES[rows.dtype], False, *names)
         arrived = asking.receive()
         assert to_bytes(arrived) == to_bytes(model)
         assert asking.answer(arrived, np.full((n, 1), 3.0)) is ANSWER and asking.van.slot == slot

@@ -15,8 +15,8 @@ from mpi4py import MPI
 from mpips.cluster.hash_ring import Ring
 from mpips.ranges import KeyRange
 from mpips.server.shard import Hosted, Shard
-from mpips.storage.segment import Segment
-from mpips.storage.updates import VectorSpec, update
+from mpips.storage.segment import Segment, one_by_one
+from mpips.storage.updates import Column, VectorSpec, update
 from mpips.tasks.request_dedup import RequestDedup
 from mpips.transport.fastpath.table import (
     ADD,
@@ -67,7 +67,10 @@ class Alone:
         rng = np.random.default_rng(5)
         self.values = rng.integers(-99, 99, (ROWS, width)).astype(dtype)
         address, code = self.values.ctypes.data, CODES[self.values.dtype]
-        self.served_rows = ServedRows(address, code, width, BEGIN, BEGIN + ROWS - 1, ROWS, push, pull)
+        last = BEGIN + ROWS - 1
+        self.served_rows = ServedRows(
+            address, code, width, BEGIN, last, ROWS, push, pull, pushed=(code, width)
+        )
         self.table.open(SHARD, NAMESPACE, self.served_rows)
         self.table.admitted(SHARD, 0, -1)
         self.time = 0
@@ -237,12 +240,6 @@ OTHERS: dict[str, tuple[Command, Any, Any, dict[str, Any]]] = {
     "push and pull": (Command.PUSH_PULL, TEN, ONES, {}),
     "a call": (Command.CALL, TEN, None, {}),
     "a reply": (Command.PULL, TEN, ONES, {"kind": Kind.REPLY}),
-    "keys with a signature": (
-        Command.PUSH,
-        KNOWN,
-        ONES,
-        {"keys": np.arange(BEGIN, BEGIN + 10, dtype=np.uint64)},
-    ),
     "a key before the first": (
         Command.PUSH,
         TEN,
@@ -645,17 +642,41 @@ def test_updates_have_the_bits_that_they_have_in_python(
         assert column.tobytes() == other.state[name].tobytes()
 
 
-def test_an_update_of_the_users_is_left_to_python(comm: MPI.Intracomm) -> None:
+def test_update_of_the_users_is_called_for_rows_of_its_own_and_no_others(comm: MPI.Intracomm) -> None:
     spec = VectorSpec("w", "int64", update="test_numpy_update")
     alone = Sparse(comm, spec, KeyRange(0, 2**64), 100)
     alone.table.provide(1 << 12)
-    keys = np.arange(5, dtype=np.uint64)
-    request = alone.request(Command.PUSH, KeyRange(0, 2**64), np.ones((5, 1), np.int64), keys=keys)
-    assert alone.serve(request) is not None
+    keys, rows = np.arange(5, dtype=np.uint64), np.full((5, 3), 2.0)
+    assert alone.serve(alone.request(Command.PUSH, KeyRange(0, 2**64), rows, keys=keys)) is None
+    assert alone.answer().values is None
+    for other in (rows.astype(np.float32), rows[:4], np.ones((5, 1), np.int64)):
+        assert alone.serve(alone.request(Command.PUSH, KeyRange(0, 2**64), other, keys=keys)) is not None
     assert alone.serve(alone.request(Command.PULL, KeyRange(0, 2**64), keys=keys)) is None
-    assert not alone.answer().values.any()  # type: ignore[union-attr]
+    assert alone.answer().values.tolist() == [[-6]] * 5  # type: ignore[union-attr]
 
 
-@update("test_numpy_update", defaults={})
+@pytest.mark.parametrize("command", [Command.PUSH, Command.PULL])
+def test_list_is_cached_when_its_keys_come_with_its_signature_if_all_have_rows(
+    comm: MPI.Intracomm, command: Command
+) -> None:
+    alone = Sparse(comm, VectorSpec("w", "int64"), KeyRange(0, 2**64), 100)
+    alone.table.provide(1 << 12)
+    keys = np.array([3, 5, 1000], np.uint64)
+    rows = np.ones((3, 1), np.int64) if command is Command.PUSH else None
+    if command is Command.PULL:
+        assert alone.serve(alone.request(command, sign(keys), keys=keys)) is not None, "Python keeps the keys"
+        alone.segment.resolve(keys, create=True)
+        alone.expose()
+    assert alone.serve(alone.request(command, sign(keys), rows, keys=keys)) is None
+    alone.answer()
+    for _ in range(2):
+        assert alone.serve(alone.request(command, sign(keys), rows)) is None
+        alone.answer()
+    known = alone.lists.find(SHARD, NAMESPACE, sign(keys))
+    assert known is not None and known.keys is None
+    assert one_by_one(known.slots).tolist() == [0, 1, 2]
+
+
+@update("test_numpy_update", push_row=lambda spec: Column("float64", 3), defaults={})
 def numpy_update(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> None:
-    values[slots] -= rows
+    values[slots, 0] -= rows.sum(axis=1).astype(values.dtype)
