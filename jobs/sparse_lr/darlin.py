@@ -1,6 +1,6 @@
 """The scheduler's side of the delayed block proximal method (Algorithm 3): passes, and the decisions between them.
 
-For the KKT filter see `proximal` and `server_kernels`.
+For the KKT filter see `proximal` and `kkt_filter`.
 """
 
 from __future__ import annotations

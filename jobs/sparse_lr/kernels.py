@@ -45,7 +45,7 @@ I8 = NDArray[np.int64]
 B1 = NDArray[np.bool_]
 
 # What travels is f4: a worker's (g, U), unless sums are exact (`exact_kernels`) or the data is wide, and the server's
-# (w, radius), see `server_kernels.prox_step`. All that is computed is f8.
+# (w, radius), see `kkt_filter.prox_step`. All that is computed is f8.
 HUGE, HUGE_WIDE = 1e36, 1e300
 """Largest value of a worker's part of a sum of squares: a thousand of them can be added in f4, and in f8."""
 SMALL, LARGE = 1e-12, 1e15
@@ -358,6 +358,37 @@ def dual_objective(state: F8, shrink: float) -> float:
         if p < 1.0:
             total -= (1.0 - p) * math.log1p(-p)
     return total
+
+
+# --- The l1 term, on the servers ------------------------------------------------------------------------
+
+
+@kernel("void(f8[:, ::1], f8[:, ::1])")
+def size_terms(history: F8, out: F8) -> None:
+    """Fill the l1 term and its slopes, key by key, to be summed exactly by the caller.
+
+    history: f8[K+1, s], w at the start of the last K passes, and now. out: f8[K+1, s]: out[k] = sign(w) (w -
+    history[k]) for k < K, out[K] = |w|.
+    """
+    last = history.shape[0] - 1
+    for s in range(history.shape[1]):
+        w = history[last, s]
+        sign = 0.0 if w == 0.0 else math.copysign(1.0, w)
+        for k in range(last):
+            out[k, s] = sign * (w - history[k, s])
+        out[last, s] = abs(w)
+
+
+@kernel("void(f8[:, ::1], f8[:, ::1], f8[:, ::1])")
+def mixed_sizes(history: F8, mixtures: F8, out: F8) -> None:
+    """Fill out[c, s] = |sum_k mixtures[c, k] history[k, s]|: every mixture's l1 term, key by key."""
+    for c in range(mixtures.shape[0]):
+        for s in range(history.shape[1]):
+            w = 0.0
+            for k in range(history.shape[0]):
+                if mixtures[c, k] != 0.0:
+                    w += mixtures[c, k] * history[k, s]
+            out[c, s] = abs(w)
 
 
 # --- Online learners, prediction -------------------------------------------------------------------------

@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import Column, Segment, VectorSpec, call, exact_sums, update
-from mpips.jobs.sparse_lr import exact_kernels, kernels, server_kernels
+from mpips.jobs.sparse_lr import exact_kernels, kernels, kkt_filter
 from mpips.jobs.sparse_lr.control import MEMORY
 
 Array = NDArray[Any]
@@ -76,7 +76,7 @@ def block_proximal(
     threshold = float(settings["threshold"]) if kkt else np.inf
     if phase == "step" and rows.shape[1]:
         reply = np.empty((len(slots), 2), np.float32)
-        worst = server_kernels.prox_step(slots, rows, l1, threshold, w, d, scale, active, reply)
+        worst = kkt_filter.prox_step(slots, rows, l1, threshold, w, d, scale, active, reply)
         settings["violation"] = max(float(settings["violation"]), worst)
         return reply
     radius = np.empty(len(slots), np.float32)
@@ -92,10 +92,10 @@ def block_proximal(
             # All values are one, so the entries are their own sums of squares.
             count = rows.sum(axis=1, keepdims=True)
             rows = np.hstack([count, count, rows])
-        server_kernels.start_keys(slots, rows, l1, kkt, d, scale, active, radius)
+        kkt_filter.start_keys(slots, rows, l1, kkt, d, scale, active, radius)
     else:
         far = float(settings["far"])
-        largest, returned = server_kernels.reset_keys(
+        largest, returned = kkt_filter.reset_keys(
             slots, rows.reshape(-1), l1, threshold, far, w, d, active, radius
         )
         settings["largest"] = max(float(settings["largest"]), largest)
@@ -148,7 +148,7 @@ def sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     history[-1] = segment.values[slots, 0]
     segment.notes[HISTORY] = (slots, history.T)
     terms = np.empty_like(history)
-    server_kernels.size_terms(history, terms)
+    kernels.size_terms(history, terms)
     return {"sums": [exact_sums.ExactSum(row).to_list() for row in terms]} | end_phase(segment, {})
 
 
@@ -158,7 +158,7 @@ def mixed_sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     slots, history = _history(segment)
     mixtures = np.array(args["mixtures"]).reshape(-1, len(history))
     terms = np.empty((len(mixtures), len(slots)))
-    server_kernels.mixed_sizes(history, mixtures, terms)
+    kernels.mixed_sizes(history, mixtures, terms)
     return {"sums": [exact_sums.ExactSum(row).to_list() for row in terms]}
 
 

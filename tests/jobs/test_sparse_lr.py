@@ -343,14 +343,14 @@ def test_a_feature_that_was_dropped_too_early_is_reactivated(
     l1 = 2.0
     assert abs(gradient[2]) < l1 < abs(gradient[0]), "feature 3 starts inactive"
     returned = []
-    reset_keys = proximal.server_kernels.reset_keys
+    reset_keys = proximal.kkt_filter.reset_keys
 
     def spy(*arguments: Any) -> Any:
         largest, count = reset_keys(*arguments)
         returned.append(count)
         return largest, count
 
-    monkeypatch.setattr(proximal.server_kernels, "reset_keys", spy)
+    monkeypatch.setattr(proximal.kkt_filter, "reset_keys", spy)
     outcome = run_twin(path, 2, 2, settings={"l1": l1})
     best = optimum(x, y, l1)
     assert outcome.passes("active")[0] == 2 and outcome.passes("active")[-1] == 3
@@ -364,7 +364,7 @@ def test_a_feature_dropped_during_the_passes_is_reactivated(
 ) -> None:
     """Every feature but the first ten is thrown out by force in the first pass; the reset finds them again."""
     data = data_set("real")
-    prox_step = proximal.server_kernels.prox_step
+    prox_step = proximal.kkt_filter.prox_step
     victims: set[int] = set()
 
     def harsh(slots: Any, rows: Any, l1: float, threshold: float, w: Any, *rest: Any) -> Any:
@@ -378,7 +378,7 @@ def test_a_feature_dropped_during_the_passes_is_reactivated(
             reply[at] = 0.0
         return worst
 
-    monkeypatch.setattr(proximal.server_kernels, "prox_step", harsh)
+    monkeypatch.setattr(proximal.kkt_filter, "prox_step", harsh)
     outcome = run_twin(data, 1, 2)
     assert len(victims) > 15 and outcome.passes("active")[0] <= 10
     assert outcome.metrics["objective"] <= 1.001 * optimum(data.x, data.y, 1.0)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_matrix
 from sklearn.linear_model import LogisticRegression
 
-from jobs.sparse_lr import control, kernels, server_kernels
+from jobs.sparse_lr import control, kernels, kkt_filter
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
@@ -120,7 +120,7 @@ def test_a_block_of_all_features_never_raises_the_objective(
     kernels.block_gradient(*part[:3], cols, d, 1.0, state, sums)
     clip = d.copy()
     after = w.copy()
-    server_kernels.prox_step(
+    kkt_filter.prox_step(
         cols.astype(np.int32),
         sums,
         l1,
@@ -143,7 +143,7 @@ def test_prox_step_by_hand() -> None:
     d, scale = np.array([1.0, 1.0, 1.0, 1.0, 0.25], np.float32), np.ones(5, np.float32)
     active, reply = np.ones(5, np.bool_), np.empty((5, 2), np.float32)
     sums = np.stack([g, u], axis=1).astype(np.float32)
-    worst = server_kernels.prox_step(np.arange(5, dtype=np.int32), sums, 1.0, 0.1, w, d, scale, active, reply)
+    worst = kkt_filter.prox_step(np.arange(5, dtype=np.int32), sums, 1.0, 0.1, w, d, scale, active, reply)
     np.testing.assert_allclose(w, [0.5, 0.0, 0.0, 0.2, -0.75])  # moved, dropped, to zero, at rest, clipped
     assert np.array_equal(w, reply[:, 0]), "the weights that travel are those that stay"
     assert active.tolist() == [True, False, True, True, True]
@@ -156,12 +156,12 @@ def test_a_dropped_feature_is_reactivated_at_the_reset() -> None:
     active, slots = np.zeros(3, np.bool_), np.arange(3, dtype=np.int32)
     reply = np.empty(3, np.float32)
     g = np.array([0.5, -2.0, 0.95], np.float32)
-    largest, returned = server_kernels.reset_keys(slots, g, 1.0, 0.1, 0.6, w, d, active, reply)
+    largest, returned = kkt_filter.reset_keys(slots, g, 1.0, 0.1, 0.6, w, d, active, reply)
     assert (largest, returned) == (2.0, 1.0)
     assert active.tolist() == [False, True, True]
     np.testing.assert_allclose(reply, [kernels.FAR, 0.7, 0.7])
     sums, step = np.array([[-2.0, 1.0]], np.float32), np.empty((1, 2), np.float32)
-    server_kernels.prox_step(slots[1:2], sums, 1.0, 0.1, w, d, np.ones(3, np.float32), active, step)
+    kkt_filter.prox_step(slots[1:2], sums, 1.0, 0.1, w, d, np.ones(3, np.float32), active, step)
     assert w[1] == np.float32(0.7)
 
 
@@ -169,12 +169,12 @@ def test_without_the_filter_nothing_starts_inactive_and_nothing_is_dropped() -> 
     sums, slots = np.array([[2, 2, 1, 1], [9, 9, 9, 0]], np.float32), np.arange(2, dtype=np.int32)
     w, active, d = np.zeros(2), np.zeros(2, np.bool_), np.zeros(2, np.float32)
     scale, radius, reply = np.zeros(2, np.float32), np.empty(2, np.float32), np.empty((2, 2), np.float32)
-    server_kernels.start_keys(slots, sums, 1.0, False, d, scale, active, radius)
+    kkt_filter.start_keys(slots, sums, 1.0, False, d, scale, active, radius)
     assert radius.tolist() == [1.0, 1.0] and active.all()
     rows = np.array([[0.0, 1.0], [0.1, 1.0]], np.float32)
-    server_kernels.prox_step(slots, rows, 1.0, math.inf, w, d, scale, active, reply)
+    kkt_filter.prox_step(slots, rows, 1.0, math.inf, w, d, scale, active, reply)
     assert reply.tolist() == [[0.0, 0.5], [0.0, 0.5]] and active.all()
-    server_kernels.reset_keys(slots, np.zeros(2, np.float32), 1.0, math.inf, 0.5, w, d, active, radius)
+    kkt_filter.reset_keys(slots, np.zeros(2, np.float32), 1.0, math.inf, 0.5, w, d, active, radius)
     assert radius.tolist() == [0.5, 0.5] and active.all()
 
 
@@ -188,7 +188,7 @@ def test_start_keys_drops_forever_only_what_is_never_needed() -> None:
     l1 = float(np.median(sums[:, 2:].max(1)))
     d, scale, reply = np.zeros((3, m), np.float32)
     active = np.zeros(m, np.bool_)
-    server_kernels.start_keys(np.arange(m, dtype=np.int32), sums, l1, True, d, scale, active, reply)
+    kkt_filter.start_keys(np.arange(m, dtype=np.int32), sums, l1, True, d, scale, active, reply)
     assert np.array_equal(active, np.abs(0.5 * (x.T @ y)) > l1)
     assert np.any(reply == kernels.NEVER)
     for w in np.random.default_rng(0).normal(scale=5.0, size=(20, m)):
@@ -232,10 +232,10 @@ def test_models_and_mixtures_are_the_formulas(seed: int, steps: int) -> None:
     np.testing.assert_allclose(mixed, mixtures[0] @ history, atol=1e-12)
 
     terms, sizes = np.empty((steps + 1, 9)), np.empty((2, 9))
-    server_kernels.size_terms(history, terms)
+    kernels.size_terms(history, terms)
     np.testing.assert_allclose(terms[:steps], np.sign(history[-1]) * s)
     np.testing.assert_allclose(terms[steps], np.abs(history[-1]))
-    server_kernels.mixed_sizes(history, mixtures, sizes)
+    kernels.mixed_sizes(history, mixtures, sizes)
     np.testing.assert_allclose(sizes, np.abs(mixtures @ history), atol=1e-12)
 
 
@@ -268,7 +268,7 @@ def train(
     w, active, (d, scale, radius) = np.zeros(m), np.zeros(m, np.bool_), np.zeros((3, m), np.float32)
     slots = np.arange(m, dtype=np.int32)
     kernels.column_sums(*part[:3], state, sums)
-    server_kernels.start_keys(slots, sums, l1, True, d, scale, active, radius)
+    kkt_filter.start_keys(slots, sums, l1, True, d, scale, active, radius)
     known = w.copy()  # the worker's weights
     possible = np.flatnonzero(radius >= 0.0)
     steering, before = control.start(n * math.log(2.0)), n * math.log(2.0)
@@ -293,7 +293,7 @@ def train(
                 kernels.add_reach(*part[:3], block, radius, state)
                 kernels.block_gradient(*part[:3], block, radius, steering.theta, state, out)
                 args = (l1, steering.threshold, w, d, scale, active, reply)
-                worst = max(worst, server_kernels.prox_step(slots[block], out, *args))
+                worst = max(worst, kkt_filter.prox_step(slots[block], out, *args))
                 flight.append((block, reply))
             if flight and (b < 0 or len(flight) > tau):
                 apply(*flight.pop(0))
@@ -303,12 +303,12 @@ def train(
         z, v, k = np.array(margins), np.array(weights), len(weights) - 1
         model, terms = np.empty((k + 2, k)), np.empty((k + 1, m))
         kernels.margin_model(z, model)
-        server_kernels.size_terms(v, terms)
+        kernels.size_terms(v, terms)
         proposal = control.propose(model, terms.sum(1), l1, before)
         tried = proposal.mixtures
         loss, sizes = np.empty(len(tried)), np.empty((len(tried), m))
         kernels.mixed_losses(z, tried, loss)
-        server_kernels.mixed_sizes(v, tried, sizes)
+        kernels.mixed_sizes(v, tried, sizes)
         choice = control.choose(proposal, before, [float(f) for f in loss + l1 * sizes.sum(1)])
         if choice.mixture is not None:
             mixed = np.empty(n)
@@ -329,7 +329,7 @@ def train(
             g, fresh = np.empty((2, len(possible)), np.float32)
             kernels.full_gradient(*part[:3], possible, state, g)
             some = slots[possible]
-            largest, returned = server_kernels.reset_keys(
+            largest, returned = kkt_filter.reset_keys(
                 some, g, l1, control.RESET_SHARE * l1, 0.0, w, d, active, fresh
             )
             radius[possible] = fresh

@@ -1,4 +1,9 @@
-"""The compiled loops of sparse logistic regression on the servers: keys, proximal steps, sizes; see `proximal`."""
+"""The KKT filter (paper, section 5.1): which features the servers keep active; the compiled loops of `proximal`.
+
+A feature with w = 0 and |g| below l1, by more than a threshold, meets the optimality (KKT) conditions, and is likely to
+meet them until the end. It is left out of the next blocks: by `start_keys` at the beginning, and by `prox_step`, which
+takes the proximal step of the others. `reset_keys` chooses the active features anew from the exact gradient.
+"""
 
 from __future__ import annotations
 
@@ -117,31 +122,3 @@ def reset_keys(
         active[s] = w[s] != 0.0 or size >= l1 - threshold
         reply[k] = d[s] if active[s] else FAR if size < far else NEAR
     return largest, returned
-
-
-@kernel("void(f8[:, ::1], f8[:, ::1])")
-def size_terms(history: F8, out: F8) -> None:
-    """Fill the l1 term and its slopes, key by key, to be summed exactly by the caller.
-
-    history: f8[K+1, s], w at the start of the last K passes, and now. out: f8[K+1, s]: out[k] = sign(w) (w -
-    history[k]) for k < K, out[K] = |w|.
-    """
-    last = history.shape[0] - 1
-    for s in range(history.shape[1]):
-        w = history[last, s]
-        sign = 0.0 if w == 0.0 else math.copysign(1.0, w)
-        for k in range(last):
-            out[k, s] = sign * (w - history[k, s])
-        out[last, s] = abs(w)
-
-
-@kernel("void(f8[:, ::1], f8[:, ::1], f8[:, ::1])")
-def mixed_sizes(history: F8, mixtures: F8, out: F8) -> None:
-    """Fill out[c, s] = |sum_k mixtures[c, k] history[k, s]|: every mixture's l1 term, key by key."""
-    for c in range(mixtures.shape[0]):
-        for s in range(history.shape[1]):
-            w = 0.0
-            for k in range(history.shape[0]):
-                if mixtures[c, k] != 0.0:
-                    w += mixtures[c, k] * history[k, s]
-            out[c, s] = abs(w)
