@@ -284,8 +284,8 @@ class Insertion:
             self.parts.note(number, batches, finished)
             before = self.totals[number]
             self.totals[number] = Totals(before.items + items, before.weight + weight)
-        if self.total.weight >= 2**63:
-            raise InputError("[data] weight: all weights add up to 2**63 or more, which no cell can hold")
+        if self.total.weight >= 2**62:
+            raise InputError("[data] weight: all weights add up to 2**62 or more, which no cell can hold")
         if done["skipped"]:
             number, first = done["skipped"]
             self.cluster.say(f"skipped {number:,} bad lines, the first: {first}")

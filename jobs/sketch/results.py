@@ -68,7 +68,7 @@ def load(path: Path) -> Sketch:
             blocks = _blocks(facts["depth"], facts["width"], facts["seed"], rows.values.shape[1])
             if len(rows.keys) and not rows.keys.max() < blocks:
                 raise ValueError(f"its table goes beyond {blocks} blocks")
-        return assembled([(rows.keys, rows.values)], facts)
+            return assembled([(rows.keys, rows.values)], facts)
     if not (path / FILE).exists():
         raise InputError(f"{path}: has no {FILE}; name the folder of a run that has ended, or a checkpoint")
     with explained("read", path / FILE):

@@ -27,6 +27,8 @@ from mpips.jobs.sketch import kernels
 Array = NDArray[Any]
 BLOCK = 16
 """Cells of a block per 8 parts: one cell costs one or two cache lines, and `applied` a quarter of the memory."""
+SUMMED = 1 << 12
+"""Blocks whose cells are added up at a time."""
 WORDS = 32
 """Largest number of 8-byte words of a heavy key's text; longer texts are truncated."""
 
@@ -102,5 +104,12 @@ def keep_larger(
 
 @call("sketch_total", reads=True)
 def total(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
-    """Return the sum of all cells of this server."""
-    return {"total": int(segment.values[: len(segment)].sum())}
+    """Return the sum of all cells of this server.
+
+    Each row of the table adds up to the total weight, so the sum of all may exceed 64 bits.
+    """
+    cells, total = segment.values[: len(segment)], 0
+    for begin in range(0, len(cells), SUMMED):
+        part = cells[begin : begin + SUMMED]
+        total += (int((part >> 32).sum()) << 32) + int((part & 0xFFFFFFFF).sum())
+    return {"total": total}

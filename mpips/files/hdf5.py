@@ -132,8 +132,10 @@ def _is_virtual(data: h5py.h5d.DatasetID) -> bool:
 
 
 def _size(data: h5py.h5d.DatasetID) -> int:
-    """Return the bytes that a dataset declares."""
-    return math.prod(data.shape or (0,)) * int(data.get_type().get_size())
+    """Return the bytes that a dataset declares; a scalar is one element, which may be of any size."""
+    if data.shape is None:
+        return 0
+    return int(math.prod(data.shape)) * int(data.get_type().get_size())
 
 
 def _excess(data: h5py.h5d.DatasetID, creation: h5py.h5p.PropDCID) -> str:

@@ -47,6 +47,8 @@ def load(path: str | Path, *, follow: bool) -> dict[str, NDArray[Any]]:
                     raise ValueError("its arrays declare more bytes than the file holds")
                 spare = _SPARE
                 for member in members:
+                    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                        raise ValueError(f"{member.filename} is compressed in a way that numpy does not use")
                     spare -= max(0, member.file_size - _RATIO * member.compress_size)
                     if spare < 0:
                         raise ValueError(f"{member.filename} declares more bytes than the file can hold")

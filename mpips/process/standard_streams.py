@@ -81,7 +81,8 @@ def prepare(*, escape: bool = False, raises: bool = False) -> None:
     for descriptor in range(3):
         _open(descriptor)
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")
+        # Not the locale's encoding: a key would be another key.
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     else:
         sys.stdin = os.fdopen(0, encoding="utf-8")
     sys.stdout = Stream(sys.stdout, 1, escape=escape, raises=raises)

@@ -18,6 +18,7 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,13 +55,13 @@ class _Found(NamedTuple):
     """Modification time of its file (ns)."""
 
 
-def take(folder: Path, launcher_claim: str = "", result: Path | None = None) -> Claim:
+def take(folder: Path, launcher_claim: str = "", has_ended: Callable[[], bool] = lambda: False) -> Claim:
     """Claim a folder for this process, and renew the claim while it lives.
 
     Args:
         folder: an existing, writable folder.
         launcher_claim: the id of the claim that was passed to this process.
-        result: a file that exists once the run has ended.
+        has_ended: returns whether the run in the folder has written its result.
 
     Raises:
         InputError: another start holds the folder, or the claim cannot be written.
@@ -68,7 +69,7 @@ def take(folder: Path, launcher_claim: str = "", result: Path | None = None) -> 
     """
     before = _last(folder)
     if before is not None and not (launcher_claim and before.content.get("id") == launcher_claim):
-        _wait_for_its_end(folder, before, result)
+        _wait_for_its_end(folder, before, has_ended)
     here = _here()
     processes = [[os.getpid(), _began(os.getpid())]]
     if (
@@ -119,14 +120,14 @@ def release(folder: Path) -> None:
             (folder / f"{PREFIX}{last.number}").unlink()
 
 
-def _wait_for_its_end(folder: Path, claim: _Found, result: Path | None) -> None:
+def _wait_for_its_end(folder: Path, claim: _Found, has_ended: Callable[[], bool]) -> None:
     """Return once a claim is over. InputError if it is not."""
     content, deadline = claim.content, time.monotonic() + PATIENCE
     if content and content["machine"] == _here():
         if any(not is_gone(pid) and _began(pid) == began for pid, began in content["processes"]):
             raise _taken(folder, claim)
         return
-    while time.monotonic() < deadline and not (content and result is not None and result.exists()):
+    while time.monotonic() < deadline and not (content and has_ended()):
         now = _last(folder)
         if now is None:
             return

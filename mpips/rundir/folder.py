@@ -186,7 +186,7 @@ class RunFolder:
                 raise InputError(f"{each}: is a symbolic link, which is not followed; name another --run-dir")
         if not resume:
             folder._check_new(path)
-        folder.held = take(folder.path, launcher_claim, folder.result)
+        folder.held = take(folder.path, launcher_claim, folder.has_result)
         try:
             if resume:
                 folder._set_aside()
@@ -322,6 +322,13 @@ class RunFolder:
             InputError: it is damaged, or not what a run writes.
         """
         return self._read(self.result, RESULT)
+
+    def has_result(self) -> bool:
+        """Return whether the run has written its result; a provisional one is that of a run that may still be alive."""
+        with suppress(InputError):
+            result = self.read_result()
+            return result is not None and not result.get("provisional")
+        return False
 
     def read_run(self) -> dict[str, Any] | None:
         """Read `run.json`; None if there is none. InputError as `read_result`."""

@@ -57,11 +57,19 @@ def test_a_file_that_the_command_reads_is_not_replaced(
     job.write_text('[job]\nprogram = "sketch"\n')
     (tmp_path / "link.toml").hardlink_to(job)
     before = job.read_text()
+    site = tmp_path / "site.toml"
+    site.write_text('partition = "long"\n')
+    assert main(["render", str(job), "--nodes", "1", "--site", str(site), "-o", str(site)]) == 2
+    assert "is one of the files to read" in capsys.readouterr().err and "long" in site.read_text()
     assert main(["render", str(job), "--nodes", "1", "-o", str(tmp_path / "link.toml")]) == 2
     assert capsys.readouterr().err.endswith(
         "link.toml: is one of the files to read; name another one to write\n"
     )
     assert main(["infer", str(run), str(job), "--out", str(job)]) == 2
+    assert capsys.readouterr().err.endswith(
+        "job.toml: is one of the files to read; name another one to write\n"
+    )
+    assert main(["infer", str(run), "--program", str(job), "--out", str(job)]) == 2
     assert capsys.readouterr().err.endswith(
         "job.toml: is one of the files to read; name another one to write\n"
     )

@@ -65,7 +65,14 @@ def large_chunk(file: h5py.File) -> None:
     file.create_dataset("sub/there", (2**29,), "i4", chunks=(2**29,), compression="gzip")
 
 
-@pytest.mark.parametrize("declare", [contiguous, chunked, large_chunk])
+def scalar(file: h5py.File) -> None:
+    text = h5py.h5t.C_S1.copy()
+    text.set_size(2_000_000_000)
+    file.create_group("sub")
+    h5py.h5d.create(file.id, b"sub/there", text, h5py.h5s.create(h5py.h5s.SCALAR))
+
+
+@pytest.mark.parametrize("declare", [contiguous, chunked, large_chunk, scalar])
 def test_a_file_that_declares_what_it_does_not_hold_is_refused(tmp_path: Path, declare: object) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         declare(file)  # type: ignore[operator]

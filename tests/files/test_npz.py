@@ -50,6 +50,7 @@ def header(text: str) -> bytes:
         (member(header("{'descr': '<i8', 'fortran_order': False, 'shape': (-1,)}\n")), "array of"),
         (member(header("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n")), "array of object"),
         (member(header("__import__('os').abort()\n")), "malformed"),
+        (member(bytes(99), zipfile.ZIP_LZMA), "compressed in a way"),
     ],
 )  # fmt: skip
 def test_an_archive_that_declares_more_than_it_holds_is_refused(

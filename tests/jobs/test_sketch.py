@@ -20,13 +20,17 @@ from conftest import Finished
 from simulated import simulate
 from synthetic import job_of
 
+from mpips.checkpoint.checkpoint import begin, commit
 from mpips.checkpoint.manifest import complete, read_manifest
+from mpips.checkpoint.writing import write_shard
 from mpips.cli.main import main
 from mpips.config.program import load_program
 from mpips.errors import InputError, RemoteError
 from mpips.jobs.sketch import results
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster
+from mpips.storage.segment import Segment
+from mpips.storage.updates import VectorSpec
 from mpips.transport.network_faults import Fault, no_delay, random_delays
 
 ROOT = Path(__file__).parent.parent.parent
@@ -356,6 +360,14 @@ def test_a_table_whose_size_does_not_match_its_shape_is_refused(
     (tmp_path / results.FILE).symlink_to(tmp_path / "elsewhere" / "x")
     with pytest.raises(InputError, match="is a symbolic link"):
         results.query(tmp_path, ["7"])
+
+
+def test_a_checkpoint_that_lacks_a_fact_is_refused(tmp_path: Path) -> None:
+    folder = begin(tmp_path, 1)
+    shard = write_shard(folder, 0, {"table": Segment(VectorSpec("table", "int64", 2, 4, dense=True))})
+    commit(folder, [shard], {"facts": {"depth": 2, "width": 4, "seed": 1}})
+    with pytest.raises(InputError, match=r"cannot read .*keys"):
+        results.query(folder, ["7"])
 
 
 def test_a_program_without_queries_reports_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from mpips.jobs.sketch.deltas import SHARE, Deltas
 from mpips.jobs.sketch.source import Block, Zipf
 from mpips.ranges import KeyRange
 from mpips.storage.segment import Segment
+from mpips.storage.updates import VectorSpec
 
 SEED = 12345
 WORD = 2**64
@@ -394,3 +395,10 @@ def test_keys_that_are_numbers() -> None:
     for word in ("x", "-1", str(2**64), "1.0", ""):
         with pytest.raises(InputError, match="is not a key of this sketch"):
             source.hashes([word], False)
+
+
+def test_the_sum_of_all_cells_may_exceed_64_bits() -> None:
+    blocks = 2 * servers.SUMMED + 1
+    table = Segment(VectorSpec("table", "int64", 2, blocks, dense=True))
+    table.values[:blocks] = [2**62 - 1, 5]
+    assert servers.total(table, {}) == {"total": blocks * (2**62 + 4)}

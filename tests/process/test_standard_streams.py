@@ -126,6 +126,17 @@ def test_data_is_left_as_it_is_and_text_for_people_is_not(shell: Callable[..., F
         check=False,
     )
     assert piped.stdout == b"\xff\t\xff!\n"
+    piped = subprocess.run(
+        ["bash", "-c", f"{MPIPS} query --program toy.py ."],
+        cwd=toy,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        input="ä\n".encode(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    # One letter, written as that encoding writes it.
+    assert piped.stdout == b"\xe4\t\xe4!\n"
     shown = on_a_terminal(line, toy)
     assert rb"a\x1b[2J" in shown and b"\x1b" not in shown
 

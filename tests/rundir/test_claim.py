@@ -117,6 +117,11 @@ def test_another_machines_claim_counts_while_it_is_renewed(
     renewing.start()
     with pytest.raises(InputError, match=r"on no\\x1bde"):
         RunFolder.claim(first.path)
+    # It was asked to stop, and may still finish.
+    write_json(first.result, {"status": "failed", "provisional": True})
+    with pytest.raises(InputError, match="another start has this run folder"):
+        RunFolder.claim(first.path, resume=True)
+    first.result.unlink()
     over.set()
     renewing.join()
     assert RunFolder.claim(first.path).held is not None

@@ -127,7 +127,8 @@ def command(arguments: argparse.Namespace) -> int:
     if not arguments.output:
         print(text, end="")
         return 0
-    output_file.check(arguments.output, [arguments.job])
+    read = [arguments.job, *filter(None, (arguments.site, arguments.sweep_file))]
+    output_file.check(arguments.output, read)
     with output_file.naming_errors(arguments.output), replacing(arguments.output, "w") as file:
         file.write(text)
     return 0

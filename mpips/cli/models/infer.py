@@ -41,7 +41,7 @@ def command(arguments: argparse.Namespace) -> int:
 
     run = named_run(arguments.run)
     if arguments.out:
-        output_file.check(arguments.out, [run, *arguments.files])
+        output_file.check(arguments.out, [run, *arguments.files, *filter(None, [arguments.program])])
     infer = _infer_function(run, arguments.program)
     out = Path(arguments.out) if arguments.out else None
     with output_file.naming_errors(out):
@@ -79,7 +79,8 @@ def _program_of(path: Path) -> str:
             return str(file.attrs["program"])
     except FileNotFoundError:
         raise InputError(f"{path}: no such run or model") from None
-    except (OSError, KeyError) as error:
+    # TypeError, ValueError: the name is of a type that h5py does not read.
+    except (OSError, KeyError, TypeError, ValueError) as error:
         why = f": {' '.join(str(error.strerror or error).split())}" if isinstance(error, OSError) else ""
         raise InputError(
             f"{path}: is neither a run's folder nor a model file that names its program{why}"

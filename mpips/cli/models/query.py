@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -51,7 +52,9 @@ def command(arguments: argparse.Namespace) -> int:
 
     named = named_run(arguments.source)
     query, source = find(named, trusted_loader(arguments.program))
-    keys = arguments.keys or _lines(sys.stdin)
+    # The bytes that were given: decoded by the locale's encoding, a key would be another key.
+    given = [os.fsencode(key).decode("utf-8", "surrogateescape") for key in arguments.keys]
+    keys = given or _lines(sys.stdin)
     answers = query(source, keys)
     sys.stdout.writelines(f"{key}\t{answer}\n" for key, answer in zip(keys, answers, strict=True))
     return 0
