@@ -104,7 +104,11 @@ def unfit(about: dict[str, Any]) -> str:
     if problem := schema_error(state, SCHEMA, where):
         return problem
     parts, totals = len(state["parts"]), len(state["totals"])
-    return "" if parts == totals > 0 else f"{where}.totals is of {totals} parts, and {where}.parts of {parts}"
+    if not parts == totals > 0:
+        return f"{where}.totals is of {totals} parts, and {where}.parts of {parts}"
+    # The places up to which parts are counted are those of the old files.
+    other = about.get("other files", [])
+    return f"{other[0]}: give the same files, or start a new run" if other else ""
 
 
 class Insertion:

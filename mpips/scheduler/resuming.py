@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from mpips.checkpoint import inspection, loading
 from mpips.checkpoint.manifest import read_manifest
 from mpips.config.job_file import Job
-from mpips.errors import CheckpointError
+from mpips.data.spec import expand
+from mpips.errors import CheckpointError, InputError
 from mpips.files.json_schema import ANY, NUMBER, Each, schema_error
 from mpips.files.json_schema import Table as Form
 from mpips.files.json_values import json_data, keep
@@ -25,10 +29,10 @@ _FILES = ("train", "test", "vocab", "parts")
 """The settings in [data] that say which files there are, and not how they are read."""
 
 
-def read(resume: Path, turn: Callable[[], object]) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(resume: Path, job: Job, turn: Callable[[], object]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read the descriptions of a checkpoint and of its vectors; CheckpointError if it is missing or damaged.
 
-    All of its bytes are read; `turn` is called between two pieces.
+    All of its bytes are read; `turn` is called between two pieces. `other files`: how the job's training data differ.
     """
     manifest = read_manifest(resume)
     problems = inspection.verify(resume, turn)
@@ -41,7 +45,9 @@ def read(resume: Path, turn: Callable[[], object]) -> tuple[dict[str, Any], dict
         raise CheckpointError(
             f"checkpoint {resume} cannot be resumed: {problem or f'it has no vector {unknown[0]!r}'}"
         )
-    return manifest["about"] | {"run": (manifest.get("provenance") or {}).get("folder", "")}, specs
+    run = manifest.get("provenance") or {}
+    added = {"run": run.get("folder", ""), "other files": changed_files(run.get("inputs", []), job)}
+    return manifest["about"] | added, specs
 
 
 def check(resume: Path, about: dict[str, Any], job: Job, facts: dict[str, Any]) -> None:
@@ -68,6 +74,29 @@ def changed_reading(about: dict[str, Any], job: Job) -> list[str]:
         for key, value in now.items()
         if key not in _FILES and key in before and before[key] != value
     ]
+
+
+def changed_files(inputs: Sequence[Mapping[str, Any]], job: Job) -> list[str]:
+    """Describe the first of a job's training files that differs from `inputs` of a run, by name or size; [] if none.
+
+    A program that has read some of the old ones would take the same places of the new ones as read.
+    """
+    was = [
+        (Path(each["path"]).name, each["bytes"])
+        for each in inputs
+        if each.get("role") == "train" and "path" in each and "bytes" in each
+    ]
+    now = []
+    # Where they are read, the error is reported.
+    with suppress(InputError, OSError):
+        now = [(Path(path).name, os.stat(path).st_size) for path in expand(job.data.train, str(job.base))]
+    if not (was and now) or was == now:
+        return []
+    shown = (
+        "none" if each is None else f"{each[0]} of {each[1]:,} bytes"
+        for each in next(pair for pair in zip_longest(now, was) if pair[0] != pair[1])
+    )
+    return [f"[data] train: {', was '.join(shown)}"]
 
 
 def changed_settings(resume: Path, about: dict[str, Any], specs: dict[str, Any], job: Job) -> list[str]:

@@ -27,6 +27,7 @@ from mpips.cli.main import main
 from mpips.config.program import load_program
 from mpips.errors import InputError, RemoteError
 from mpips.jobs.sketch import results
+from mpips.jobs.sketch.job import unfit
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.segment import Segment
@@ -360,6 +361,14 @@ def test_a_table_whose_size_does_not_match_its_shape_is_refused(
     (tmp_path / results.FILE).symlink_to(tmp_path / "elsewhere" / "x")
     with pytest.raises(InputError, match="is a symbolic link"):
         results.query(tmp_path, ["7"])
+
+
+def test_a_run_does_not_continue_with_other_files() -> None:
+    about: dict[str, Any] = {"state": {"rounds": 1, "parts": [[1, False]], "totals": [[9, 9]]}}
+    assert not unfit(about) and not unfit(about | {"other files": []})
+    assert "give the same files" in unfit(
+        about | {"other files": ["[data] train: b of 2 bytes, was a of 2 bytes"]}
+    )
 
 
 def test_a_checkpoint_that_lacks_a_fact_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+"""Runs that resume: the user is told how their data differ from those of the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic import job_of
+
+from mpips.scheduler.resuming import changed_files
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({}, ""),
+        ({"b.tsv": "longer"}, "b.tsv of 6 bytes, was b.tsv of 2 bytes"),
+        ({"c.tsv": "new"}, "c.tsv of 3 bytes, was none"),
+        ({"b.tsv": None}, "none, was b.tsv of 2 bytes"),
+        ({"a.tsv": None, "b.tsv": None}, ""),
+    ],
+)
+def test_training_files_that_differ_are_named(tmp_path: Path, changed: dict[str, Any], found: str) -> None:
+    inputs = [
+        {"role": "train", "path": "/was/elsewhere/a.tsv", "bytes": 1},
+        {"role": "train", "path": "/was/elsewhere/b.tsv", "bytes": 2, "sha256": "00"},
+        {"role": "test", "path": "/was/elsewhere/c.tsv", "bytes": 9},
+    ]
+    for name, text in ({"a.tsv": "1", "b.tsv": "22"} | changed).items():
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    job = job_of(tmp_path, {"job": {"program": "sketch"}, "data": {"train": "*.tsv"}})
+    assert changed_files(inputs, job) == ([f"[data] train: {found}"] if found else [])
+    assert changed_files([{"role": "train"}], job) == [] and changed_files([], job) == []
