@@ -135,7 +135,7 @@ def load_model(path: Path) -> Model:
             alpha, n_k, indptr, topics, counts = (
                 file[name][()] for name in ("alpha", "n_k", "indptr", "topics", "counts")
             )
-            words = file["words"].asstr()[:].tolist() if "words" in file else None
+            words = hdf5.texts(file, "words") if "words" in file else None
             model = Model(
                 alpha,
                 float(file.attrs["beta"]),

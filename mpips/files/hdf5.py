@@ -13,11 +13,14 @@ need. So modules that a rank imports at its start import this module, or h5py, o
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Container, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import h5py
+import numpy as np
+from numpy.typing import NDArray
 
 from mpips.files.error_latching_file import ErrorLatchingFile
 from mpips.files.safe_open import open_regular, replacing
@@ -26,6 +29,8 @@ SLACK = 1 << 26
 """Bytes that a dataset may declare beyond those stored."""
 LARGEST_CHUNK = 1 << 30
 """Bytes of a decompressed chunk."""
+_REFERENCE = np.dtype([("length", "<u4"), ("collection", "<u8"), ("index", "<u4")])
+"""A text of variable length, as HDF5 stores it."""
 
 
 @contextmanager
@@ -51,6 +56,51 @@ def reading(
         if found:
             raise OSError(f"{path}: {found}; it is refused")
         yield file
+
+
+def texts(file: h5py.File, name: str) -> list[str]:
+    """Return the strings of a one-dimensional dataset.
+
+    Strings of variable length are references, of which many may refer to the same text: a file of 1 MB may hold
+    terabytes. All texts together may be as large as the file.
+
+    Raises:
+        KeyError, TypeError: there is no such dataset.
+        OSError: it declares more than the file holds.
+    """
+    data = file[name]
+    if not isinstance(data, h5py.Dataset) or data.ndim != 1:
+        raise TypeError(f"{name} is not a list of texts")
+    limit, lengths = file.id.get_filesize() + SLACK, _lengths(file, data)
+    if lengths is None:
+        found, size = [], 0
+        for text in (data.asstr()[at] for at in range(len(data))):
+            size += len(text)
+            if size > limit:
+                break
+            found.append(text)
+    else:
+        size = int(lengths.sum())
+        found = [] if size > limit else data.asstr()[:].tolist()
+    if size > limit:
+        raise OSError(f"{name} declares {size:,} bytes or more, more than are in the file")
+    return found
+
+
+def _lengths(file: h5py.File, data: h5py.Dataset) -> NDArray[np.uint32] | None:
+    """Return the lengths of texts, u4[n]; None if they are not stored as references one after the other."""
+    kind, begin, size = (
+        h5py.check_string_dtype(data.dtype),
+        data.id.get_offset(),
+        _REFERENCE.itemsize * len(data),
+    )
+    if kind is None or kind.length is not None or begin is None or file.userblock_size:
+        return None
+    raw = os.pread(file.id.get_vfd_handle(), size, begin)
+    if not len(raw) == size == data.id.get_storage_size():
+        return None
+    lengths: NDArray[np.uint32] = np.frombuffer(raw, _REFERENCE)["length"]
+    return lengths
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from mpips.files.hdf5 import reading, writing
+from mpips.files.hdf5 import reading, texts, writing
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -88,3 +88,21 @@ def test_a_little_that_was_never_written_reads_as_zeros(tmp_path: Path) -> None:
         file.create_dataset("data", (1000,), "i8")
     with reading(tmp_path / "a.h5", follow=True) as file:
         assert not file["data"][:].any()
+
+
+@pytest.mark.parametrize("chunks", [None, (64,)])
+def test_texts_that_share_their_bytes_are_refused(tmp_path: Path, chunks: tuple[int] | None) -> None:
+    path, words = tmp_path / "a.h5", ["x" * 10**6, *("größe" for _ in range(99))]
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("words", data=words, dtype=h5py.string_dtype(), chunks=chunks)
+        begin = data.id.get_offset() if chunks is None else data.id.get_chunk_info(0).byte_offset
+    with reading(path, follow=True) as file:
+        assert texts(file, "words") == words
+    raw = bytearray(path.read_bytes())
+    count = 100 if chunks is None else 64
+    raw[begin : begin + 16 * count] = raw[begin : begin + 16] * count
+    path.write_bytes(raw)
+    with pytest.MonkeyPatch.context() as patch, reading(path, follow=True) as file:
+        patch.setattr("mpips.files.hdf5.SLACK", 1 << 20)
+        with pytest.raises(OSError, match=r"words declares .* more than are in the file"):
+            texts(file, "words")
