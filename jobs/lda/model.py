@@ -133,7 +133,7 @@ def load_model(path: Path) -> Model:
     try:
         with hdf5.reading(file_name, follow=file_name == path) as file:
             alpha, n_k, indptr, topics, counts = (
-                file[name][()] for name in ("alpha", "n_k", "indptr", "topics", "counts")
+                hdf5.array(file, name) for name in ("alpha", "n_k", "indptr", "topics", "counts")
             )
             words = hdf5.texts(file, "words") if "words" in file else None
             model = Model(

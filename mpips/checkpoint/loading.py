@@ -113,8 +113,10 @@ def load_clocks(path: Path, name: str) -> list[RangedClock]:
 
 def load_worker(path: Path, worker: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Return the arrays and the `meta` that a worker's state was written with."""
+    from mpips.files.hdf5 import array
+
     with open_file(Path(path) / f"worker-{worker:04d}.h5") as file:
-        return {name: np.asarray(data[()]) for name, data in file["arrays"].items()}, meta_of(file)
+        return {name: array(file["arrays"], name) for name in file["arrays"]}, meta_of(file)
 
 
 def load_worker_if_any(path: Path, worker: int) -> dict[str, NDArray[Any]]:

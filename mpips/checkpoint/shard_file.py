@@ -94,6 +94,8 @@ def open_file(path: Path, view_files: Container[str] = ()) -> Iterator[h5py.File
 
 def meta_of(file: h5py.File) -> dict[str, Any]:
     """Return the dict that a file was written with, {} if there was none."""
+    if "meta" in file and file["meta"].shape != ():
+        raise CheckpointError(f"{file.filename}: is damaged: meta is not one text")
     return dict(json.loads(file["meta"][()])) if "meta" in file else {}
 
 
@@ -128,10 +130,15 @@ def read_rows(group: h5py.Group, rows: slice) -> Rows:
     Raises:
         CheckpointError: keys, values and state differ in length, or are not numbers.
     """
+    from mpips.files.hdf5 import is_numeric
+
+    for data in (group["values"], *group["state"].values()):
+        if not is_numeric(data):
+            raise CheckpointError(f"{group.file.filename}: the rows of {group.name} are not numbers")
     state = {column: data[rows] for column, data in group["state"].items()}
     found = Rows(_keys(group, rows), group["values"][rows], state)
     for array in (found.values, *state.values()):
-        if array.ndim != 2 or array.dtype.kind not in "biuf" or len(array) != len(found.keys):
+        if array.ndim != 2 or len(array) != len(found.keys):
             raise CheckpointError(f"{group.file.filename}: the rows of {group.name} do not fit their keys")
     return found
 

@@ -17,6 +17,7 @@ import os
 from collections.abc import Container, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -56,6 +57,28 @@ def reading(
         if found:
             raise OSError(f"{path}: {found}; it is refused")
         yield file
+
+
+def is_numeric(data: Any) -> bool:
+    """Return whether a dataset, or an array, is of numbers; HDF5 has types that numpy has not.
+
+    To be checked before the data are read: references to texts or lists may all refer to the same bytes.
+    """
+    try:
+        return data.dtype.kind in "biuf"
+    except (AttributeError, TypeError):
+        return False
+
+
+def array(group: h5py.Group, name: str) -> NDArray[Any]:
+    """Read a dataset of numbers whole.
+
+    Raises:
+        KeyError, TypeError: there is no such dataset.
+    """
+    if not is_numeric(group[name]):
+        raise TypeError(f"{name} is not an array of numbers")
+    return np.asarray(group[name][()])
 
 
 def texts(file: h5py.File, name: str) -> list[str]:

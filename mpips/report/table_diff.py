@@ -229,7 +229,7 @@ def of_model(path: Path, closing: ExitStack) -> dict[str, Table]:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{path}: the model cannot be read: {' '.join(why.split())}") from None
-    arrays = {name: data for name, data in arrays.items() if data.dtype.kind in "biuf"}
+    arrays = {name: data for name, data in arrays.items() if hdf5.is_numeric(data)}
     keys = arrays.get("keys")
     keyed = (
         keys is not None

@@ -417,7 +417,7 @@ def test_a_state_that_json_writes_in_another_way_is_read_back(tmp_path: Path, st
     ("about", "why"),
     [
         ({"step": 1, "state": {"blob": b"x"}}, r"about\.state\.blob is a bytes"),
-        ({"step": 1, "state": {"huge": 10**5000}}, "cannot write .*manifest.json: Exceeds the limit"),
+        ({"step": 1, "state": {"huge": 10**5000}}, r"about.state.huge is an integer beyond 2\*\*1000"),
         ({"step": 1.5}, "cannot write .*manifest.json: about.step is a number, and should be an integer"),
     ],
 )

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from mpips.files.hdf5 import reading, texts, writing
+from mpips.files.hdf5 import array, is_numeric, reading, texts, writing
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -106,3 +106,16 @@ def test_texts_that_share_their_bytes_are_refused(tmp_path: Path, chunks: tuple[
         patch.setattr("mpips.files.hdf5.SLACK", 1 << 20)
         with pytest.raises(OSError, match=r"words declares .* more than are in the file"):
             texts(file, "words")
+
+
+def test_only_numbers_are_read_as_numbers(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["numbers"], file["texts"] = [1.0, 2.0], ["a", "b"]
+        file.create_dataset("lists", (2,), h5py.vlen_dtype(np.int64))
+        h5py.h5d.create(file.id, b"times", h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple((2,)))
+    with reading(tmp_path / "a.h5", follow=True) as file:
+        assert array(file, "numbers").tolist() == [1.0, 2.0]
+        assert [name for name in file if is_numeric(file[name])] == ["numbers"]
+        for name in ("texts", "lists", "times"):
+            with pytest.raises(TypeError, match=f"{name} is not an array of numbers"):
+                array(file, name)
