@@ -32,7 +32,7 @@ class RowType(NamedTuple):
 
     @classmethod
     def of(cls, rows: Rows) -> RowType:
-        """Return those of an array of rows."""
+        """Return those of rows [n] or [n, width]."""
         return cls(rows.dtype, 1 if rows.ndim < 2 else rows.shape[1])
 
     @property
