@@ -41,7 +41,7 @@ class RowType(NamedTuple):
         return self.width * self.dtype.itemsize
 
     def empty(self, room: NDArray[np.uint8], n: int) -> Rows:
-        """Return `n` rows in memory of so many bytes."""
+        """Return `n` rows, [n] or [n, width], in memory of so many bytes, u8[bytes]."""
         return room.view(self.dtype).reshape((n,) if self.width == 1 else (n, self.width))
 
 
