@@ -26,7 +26,7 @@ from mpips.provenance import provenance, run_json
 from mpips.rank.ending import say
 from mpips.rank.prepare import Prepared, checkpoints, to_resume
 from mpips.replay.recorder import write_about
-from mpips.rundir import claim, lease
+from mpips.rundir import lease
 from mpips.rundir.folder import RunFolder, write_text
 
 if TYPE_CHECKING:
@@ -118,9 +118,9 @@ def share_folder(
     """
     buffer = np.zeros(2 * 4096, np.uint8)
     if folder is not None:
-        if folder.held is not None:
-            folder.start = folder.held.path.name.removeprefix(claim.PREFIX)
-        lease.remove(folder.path, keep=folder.start)
+        # Not a number of the folder's: a rank of an earlier start may take a lease after its run has ended.
+        folder.start = os.urandom(8).hex()
+        lease.remove(folder.path)
         raw = b"\0".join(map(os.fsencode, (folder.path, resume or "", folder.start)))
         buffer[: len(raw)] = np.frombuffer(raw, np.uint8)
     world.Bcast(buffer, 0)

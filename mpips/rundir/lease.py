@@ -62,11 +62,11 @@ class Leases:
             return None
 
 
-def remove(folder: Path, keep: str = "") -> None:
-    """Remove the leases of earlier starts from a folder: of all but the start `keep`."""
+def remove(folder: Path) -> None:
+    """Remove the leases of earlier starts from a folder."""
     with suppress(OSError):
         for name in os.listdir(folder):
-            if name.startswith(PREFIX) and not name.startswith(f"{PREFIX}{keep}-"):
+            if name.startswith(PREFIX):
                 with suppress(OSError):
                     (folder / name).unlink()
 

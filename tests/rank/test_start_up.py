@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from mpips.process.host import host_name
-from mpips.rank.start_up import exchange_processes
+from mpips.rank.start_up import exchange_processes, share_folder
+from mpips.rundir.folder import RunFolder
+from mpips.rundir.lease import Leases
 
 
 class World:
@@ -52,3 +55,15 @@ class World:
 def test_only_ranks_that_can_start_are_compared(filters: list[tuple[str, ...] | None], said: str) -> None:
     found = World(filters).problem().replace(f" on {host_name()}", "")
     assert found == said
+
+
+def test_a_lease_that_an_ended_start_takes_late_is_none_of_the_next_start(tmp_path: Path) -> None:
+    alone: Any = SimpleNamespace(Bcast=lambda buffer, root: None)
+
+    def start() -> Leases:
+        folder, _ = share_folder(alone, RunFolder(tmp_path), None)
+        return Leases(folder.path, folder.start)
+
+    ended, late, present = start(), start(), start()
+    assert ended.take(1) and late.take(1)
+    assert present.is_taken(1) is False and present.take(1)

@@ -37,8 +37,8 @@ def test_one_of_all_that_try_has_it(folder: Path) -> None:
 
 def test_another_start_has_leases_of_its_own(folder: Path) -> None:
     assert Leases(folder, "1").take(1) and Leases(folder, "2").take(1)
-    lease.remove(folder, keep="2")
-    assert os.listdir(folder) == [".lease-2-1"]
+    lease.remove(folder)
+    assert os.listdir(folder) == []
 
 
 def test_a_lease_whose_answer_was_lost_is_found_to_be_this_rank_s(
