@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -111,6 +112,8 @@ class Simulation:
         self.internals = internals or Internals()
         self._job, self._window, self._resend = job, window, resend
         self._bandwidth, self._patience, self._give_up = bandwidth, patience, give_up
+        # The folder may hold leases of other starts.
+        self._start = os.urandom(8).hex()
         self._filters = filters
         self._record, self._replay = record, replay
 
@@ -157,7 +160,7 @@ class Simulation:
             network.heartbeat(van.rank),
             self._patience,
             self._give_up,
-            leases=Leases(place, "1"),
+            leases=Leases(place, self._start),
         )
         membership.on_publish = lambda view: self.internals.published.append((view, van.rank))
         journal, orders = ObservableJournal(me, self.replicas + 1), PendingOrders()

@@ -86,11 +86,13 @@ def changed_files(inputs: Sequence[Mapping[str, Any]], job: Job) -> list[str]:
         for each in inputs
         if each.get("role") == "train" and "path" in each and "bytes" in each
     ]
+    if not was:
+        return []
     now = []
     # Where they are read, the error is reported.
     with suppress(InputError, OSError):
         now = [(Path(path).name, os.stat(path).st_size) for path in expand(job.data.train, str(job.base))]
-    if not (was and now) or was == now:
+    if not now or was == now:
         return []
     shown = (
         "none" if each is None else f"{each[0]} of {each[1]:,} bytes"
