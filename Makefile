@@ -26,7 +26,7 @@ demo: .venv/run-ready
 
 test:
 	$(SIDE_BY_SIDE) ready
-	$(SIDE_BY_SIDE) --jobs=4 --keep-going slurm-one-by-one $(OPENMPI) test-mpich
+	$(SIDE_BY_SIDE) --jobs=5 --keep-going slurm-one-by-one $(OPENMPI) test-mpich
 
 # Preparations that take long: kernels are compiled on one core while the other one installs.
 ready: kernels .venv-mpich/test-ready

@@ -63,7 +63,7 @@ def test_resume_gives_the_same_bits_on_any_number_of_servers(
 ) -> None:
     folder, outcome = written
     steps = complete(folder)
-    for path in (steps[0], steps[len(steps) // 2], steps[-1]):
+    for path in (steps[0], steps[-1]):
         again = resumed(data_set, path, tmp_path, servers, delays=random_delays(servers, delay=0.002))
         assert again.sha == outcome.sha
         assert again.metrics == outcome.metrics | {"model": again.metrics["model"]}

@@ -362,7 +362,7 @@ def filters() -> tuple[Chain, Chain]:
     return chain_of(held, 3), chain_of(held[1:], 3)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(st.data())
 def test_a_run_with_random_faults_is_replayed_without_them(data: st.DataObject) -> None:
     """Ranks die, hang for a while or forever, join and leave; messages are lost and doubled; filters are there."""
