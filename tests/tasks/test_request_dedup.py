@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tasks.test_task import Wire, call
+
 from mpips.errors import JournalLost
 from mpips.tasks.caller import Tasks
 from mpips.tasks.request_dedup import RequestDedup
@@ -52,3 +54,13 @@ def test_a_read_that_is_repeated_is_executed_again() -> None:
     for _ in range(2):
         assert inbox.admit(pull) == [pull] and inbox.admit(pull) == []
         inbox.finish(3, 0)
+
+
+def test_the_memory_for_finished_requests_is_bounded() -> None:
+    wire = Wire(1, window=4)
+    for _ in range(500):
+        wire.tasks.submit([(1, call())])
+        wire.settle()
+    state = wire.inboxes[1]._callers[0]
+    assert len(state.finished) <= 64 and len(state.kept) <= 4
+    assert not state.parked and not state.running
