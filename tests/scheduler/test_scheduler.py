@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mpips.ranges import KeyRange
 from mpips.scheduler import export
 from mpips.scheduler.scheduler import Cluster
 from mpips.server.shard import AGGREGATE
-from mpips.storage.updates import VectorSpec, call
+from mpips.storage.updates import VectorSpec, call, update
 from mpips.storage.vector_clock import NOTHING, RangedClock
 from mpips.transport.in_memory import Deadlock
 from mpips.transport.message import Command, Kind, Message
@@ -27,12 +28,21 @@ from mpips.worker.worker import Answer, Context, at_once
 SEVEN = np.array([7], np.uint64)
 
 
+@update("scheduler.refuses")
+def refuses(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> None:
+    """Refuse all rows."""
+    raise ValueError("a row")
+
+
 class Worker:
     """Whatever the tests call."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.node = context, context.node
         self.log: list[str] = []
+
+    def push_refused(self) -> None:
+        self.context.vectors["v"].push(SEVEN, np.ones(1))
 
     def hang(self) -> None:
         self.node.wait_until(lambda: False)
@@ -57,21 +67,6 @@ class Worker:
     def note(self, text: str) -> dict[str, Any]:
         self.log.append(text)
         return {"log": list(self.log)}
-
-    def glance(self, pulls: int) -> dict[str, Any]:
-        """Wait for the first of some pulls, then take what has arrived."""
-        tasks = [self.context.vectors["v"].pull(SEVEN) for _ in range(pulls)]
-        self.node.wait(tasks[0])
-        before = sum(task.done for task in tasks)
-        self.context.take_arrived()
-        return {"before": before, "after": sum(task.done for task in tasks)}
-
-    @at_once
-    def interrupt(self) -> dict[str, Any]:
-        return {"at": self.node.van.now()}
-
-    def count(self, good: bool) -> dict[str, Any]:
-        return {"n": np.int64(3) if good else object()}
 
     def number(self) -> Answer:
         return Answer(values=np.array([[1e16], [-1e16], [1.0]])[self.context.index : self.context.index + 1])
@@ -130,26 +125,6 @@ def test_a_dependent_call_starts_nowhere_before_the_other_is_finished_everywhere
         assert min(each["began"] for each in pulled) >= max(each["ended"] for each in pushed)
 
 
-def test_calls_are_executed_one_after_the_other_and_urgent_ones_in_between() -> None:
-    def schedule(cluster: Cluster) -> tuple[Any, ...]:
-        first = cluster.workers.start("pause", {"seconds": 1.0})
-        second = cluster.workers.start("pause", {"seconds": 1.0})
-        urgent = cluster.workers.call("interrupt")
-        return *cluster.node.wait(first), *cluster.node.wait(second), urgent[0]["at"]
-
-    first, second, at = simulate(schedule, Worker)
-    assert first.meta["ended"] <= second.meta["began"]
-    assert at < first.meta["ended"]
-
-
-def test_a_worker_that_waits_for_one_answer_can_take_all_that_have_arrived() -> None:
-    def schedule(cluster: Cluster) -> Any:
-        cluster.create_vector(VectorSpec("v", "float64", 1, 100))
-        return cluster.workers.call("glance", {"pulls": 5})
-
-    assert simulate(schedule, Worker) == [{"before": 1, "after": 5}]
-
-
 def test_arguments_that_cannot_travel_are_raised_where_the_call_is_waited_for() -> None:
     def schedule(cluster: Cluster) -> None:
         wait = cluster.node.wait
@@ -166,16 +141,6 @@ def test_arguments_that_cannot_travel_are_raised_where_the_call_is_waited_for() 
         assert wait(vector.pull(SEVEN)) == [1.0] and not cluster.node.tasks.unfinished
 
     simulate(schedule, Worker, servers=2, workers=2, window=2)
-
-
-def test_an_answer_that_cannot_travel_fails_its_call_and_names_the_rank() -> None:
-    def schedule(cluster: Cluster) -> None:
-        with pytest.raises(RemoteError, match=r"rank 2 \(worker 0 on .*n is a object, which JSON") as caught:
-            cluster.workers.call("count", each=[{"good": False}, {"good": True}])
-        assert caught.value.rank == 2 and caught.value.is_usage
-        assert cluster.workers.call("count", {"good": True}) == [{"n": 3}] * 2
-
-    simulate(schedule, Worker, workers=2)
 
 
 def test_a_failing_callback_is_raised_and_dependent_tasks_still_start() -> None:
@@ -229,6 +194,12 @@ def test_a_total_is_added_in_rank_order() -> None:
         (
             lambda cluster, w: cluster.create_vector(VectorSpec("v"), expect=-1),
             "expect -1 is no number of keys",
+        ),
+        (lambda cluster, w: cluster.vectors["v"], "there is no vector 'v'; there are: w"),
+        (lambda cluster, w: cluster.create_vector(VectorSpec("w")), "'w' exists already"),
+        (
+            lambda cluster, w: cluster.create_vector(VectorSpec("x", dtype="float16")),
+            "dtype 'float16' is none of",
         ),
         (lambda cluster, w: w.push(SEVEN, np.ones(1), round=2**70), "is not an integer of 0 to"),
         (lambda cluster, w: w.push(SEVEN, np.ones(1), round=1.5), "round 1.5 is not an integer"),
@@ -306,6 +277,25 @@ def test_a_key_that_json_would_change_is_refused_with_its_place(act: Any, text: 
 def test_two_keys_that_json_writes_alike_are_refused() -> None:
     with pytest.raises(UsageError, match="state has two keys of one name"):
         json_data({"state": {2: 1, "2": 3}})
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda cluster: cluster.vectors["v"].push(SEVEN, np.ones(1)),
+        lambda cluster: cluster.workers.start("push_refused"),
+        lambda cluster: cluster.servers.start("no such function", vector=cluster.vectors["v"]),
+    ],
+    ids=["push", "call", "function"],
+)
+def test_failed_tasks_of_the_scheduler_are_reported_at_the_end(ask: Callable[[Cluster], Any]) -> None:
+    def do(cluster: Cluster) -> str:
+        cluster.create_vector(VectorSpec("v", update="scheduler.refuses"))
+        ask(cluster)
+        return "completed"
+
+    with pytest.raises(RemoteError, match=r"test_scheduler\.py:"):
+        simulate(do, Worker)
 
 
 # Vectors.

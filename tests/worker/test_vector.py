@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,12 +136,6 @@ class Quiet:
     def __init__(self, context: Context) -> None:
         self.context = context
 
-    def raises(self, kind: str) -> None:
-        raise InputError("line 7 is bad") if kind == "input" else RuntimeError("broken")
-
-    def echo(self, keys: Any, values: Any, factor: int) -> Answer:
-        return Answer({"n": len(keys)}, values * factor)
-
 
 def on_cluster(schedule: Any, servers: int = 2, workers: int = 2) -> Any:
     return simulate(schedule, Quiet, servers=servers, workers=workers)
@@ -204,25 +200,6 @@ def test_namespaces_are_apart_and_spread_over_the_servers() -> None:
     on_cluster(schedule)
 
 
-def test_calls_carry_arrays_and_name_ranks() -> None:
-    def schedule(cluster: Cluster) -> None:
-        task = cluster.workers.start(
-            "echo",
-            each=[{"factor": 2}, {"factor": 3}],
-            keys=np.arange(4, dtype=np.uint64),
-            values=np.ones((4, 1)),
-        )
-        replies = cluster.node.wait(task)
-        assert [r.meta["n"] for r in replies] == [4, 4]
-        assert [r.values.sum() for r in replies] == [8.0, 12.0]
-        one = cluster.workers.start(
-            "echo", {"factor": 1}, only=[1], keys=np.arange(1, dtype=np.uint64), values=np.ones((1, 1))
-        )
-        assert [reply.sender for reply in cluster.node.wait(one)] == [cluster.workers.ranks[1]]
-
-    on_cluster(schedule)
-
-
 def test_bad_arguments_are_refused_before_they_are_sent() -> None:
     def schedule(cluster: Cluster) -> None:
         vector = cluster.create_vector(VectorSpec("v", "float64", 1, 100))
@@ -238,52 +215,6 @@ def test_bad_arguments_are_refused_before_they_are_sent() -> None:
             vector.pull(np.array([1], np.uint64), within=KeyRange(0, 101))
         with pytest.raises(InputError, match="empty"):
             vector.pull(KeyRange(7, 7))
-
-    on_cluster(schedule)
-
-
-@update("fails when negative")
-def _picky(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> None:
-    if (rows < 0).any():
-        raise ValueError("a negative row")
-    values[slots] += rows
-
-
-@pytest.mark.parametrize("aggregate", [False, True])
-def test_an_update_that_raises_reaches_the_pusher_and_the_server_stays_up(aggregate: bool) -> None:
-    def schedule(cluster: Cluster) -> None:
-        spec = VectorSpec("v", "float64", 1, 100, "fails when negative", aggregate=aggregate)
-        cluster.create_vector(spec)
-        with pytest.raises(
-            RemoteError, match=r"rank 1 \(server 0 on .*\): ValueError: a negative row"
-        ) as caught:
-            cluster.workers.call("push", {"value": -1.0, "round": 0})
-        assert "_picky" in caught.value.trace and not caught.value.is_input
-        cluster.workers.call("push", {"value": 2.0, "round": 1})
-        (total,) = cluster.node.wait(cluster.vectors["v"].pull(np.array([7], np.uint64)))
-        assert total == 4.0
-
-    class Pusher(Quiet):
-        def push(self, value: float, round: int) -> None:
-            vector = self.context.vectors["v"]
-            self.context.node.wait(vector.push(np.array([7], np.uint64), np.array([value]), round=round))
-
-    simulate(schedule, Pusher, servers=1, workers=2)
-
-
-def test_errors_of_a_call_name_the_rank_and_keep_their_kind() -> None:
-    def schedule(cluster: Cluster) -> None:
-        with pytest.raises(RemoteError, match="RuntimeError: broken") as caught:
-            cluster.workers.call("raises", {"kind": "other"})
-        assert caught.value.rank in cluster.workers.ranks and not caught.value.is_input
-        with pytest.raises(RemoteError, match="line 7 is bad") as caught:
-            cluster.workers.call("raises", {"kind": "input"}, only=[1])
-        assert caught.value.rank == cluster.workers.ranks[1] and caught.value.is_input
-        with pytest.raises(RemoteError, match="no method '_private'"):
-            cluster.workers.call("_private")
-        with pytest.raises(RemoteError, match="no vector with namespace 9"):
-            vector = Vector(cluster.node, VectorSpec("v"), 9)
-            cluster.node.wait(vector.pull(np.array([1], np.uint64)))
 
     on_cluster(schedule)
 
@@ -602,3 +533,64 @@ def test_a_caller_that_does_not_receive_answers_waits_for_further_ones(
     assert simulate(schedule, Puller, servers=1, workers=1) == [[1.0] * 3, [2.0] * 3]
     assert len(asked) > 6
     assert asked[5] > asked[0], "tried again later, not at once"
+
+
+# Requests that are refused.
+
+KEYS = np.arange(100, dtype=np.uint64)
+
+
+class Wrong(Quiet):
+    """Makes requests that cannot be."""
+
+    def wrong(self, how: str) -> None:
+        vectors, ones = self.context.vectors, np.ones(100)
+        asks: dict[str, Callable[[], Any]] = {
+            "unsorted": lambda: vectors["v"].push(KEYS[::-1], ones),
+            "rows": lambda: vectors["v"].push(KEYS, ones[:7]),
+            "type": lambda: vectors["v"].push(KEYS, ones.astype(np.float32)),
+            "listed": lambda: vectors["v"].push(KEYS, [1] * 100),  # type: ignore[arg-type]
+            "width": lambda: vectors["v"].push_pull(KEYS, np.ones((100, 2))),
+            "outside": lambda: vectors["v"].pull(KEYS + np.uint64(1)),
+            "unknown": lambda: vectors["w"].pull(KEYS),
+            "range": lambda: vectors["v"].pull(KeyRange(50, 101)),
+            "keys": lambda: vectors["v"].pull(KEYS.astype(float)),  # type: ignore[arg-type]
+            "out": lambda: vectors["v"].pull(KEYS, out=np.ones(99)),
+            "round": lambda: vectors["sums"].push(KEYS, ones),
+        }
+        asks[how]()
+
+
+def line(text: str) -> int:
+    """Return the line of this file that has a text."""
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    return next(number for number, each in enumerate(lines, 1) if text in each)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("unsorted", "vector v: keys must be sorted and unique"),
+        ("rows", "vector v: 7 rows for 100 keys"),
+        ("type", "vector v: rows of float32, but its update 'add' takes float64"),
+        ("listed", "vector v: rows of int64"),
+        ("width", r"vector v: rows of shape \(100, 2\), but its update 'add' takes \(100, 1\)"),
+        ("outside", r"vector v: keys 1 to 100 are not all in \[0, 100\)"),
+        ("unknown", "there is no vector 'w'; there are: sums, v"),
+        ("range", r"vector v: the range \[50, 101\) is not inside"),
+        ("keys", "vector v: keys must be a one-dimensional array"),
+        ("out", "vector v: out must be writable, float64 of shape"),
+        ("round", "vector sums aggregates: a push must name its round"),
+    ],
+)
+def test_invalid_requests_are_refused_with_the_line_that_made_them(how: str, why: str) -> None:
+    def do(cluster: Cluster) -> None:
+        cluster.create_vector(VectorSpec("v", extent=100))
+        cluster.create_vector(VectorSpec("sums", extent=100, aggregate=True))
+        cluster.workers.call("wrong", {"how": how})
+
+    with pytest.raises(RemoteError, match=rf"rank 2 \(worker 0 on .*\): {why}") as raised:
+        simulate(do, Wrong)
+    said = raised.value
+    place = line(f'"{how}": lambda')
+    assert said.is_input and said.is_usage and f"(at {__file__}:{place})" in said.text
