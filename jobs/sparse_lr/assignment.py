@@ -142,7 +142,7 @@ class WorkerData:
     ) -> None:
         self.context, self.data, self._find_last_key = context, data, find_last_key
         self.settings: Settings = context.job.settings
-        self.blocks: Any = None
+        self.blocks: Blocks | None = None
         self._columns: Columns | None = None
         self._reads: list[list[int]] | None = None
 

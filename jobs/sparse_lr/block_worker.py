@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from mpips import Answer, Context, KeyList, KeyRange, Task, Vector
 from mpips import keys as key_arrays
 from mpips.jobs.sparse_lr.assignment import WorkerData
+from mpips.jobs.sparse_lr.blocks import Blocks
+from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
 from mpips.jobs.sparse_lr.settings import Settings
 
 Columns = slice | NDArray[np.int64]
@@ -34,8 +36,15 @@ class BlockWorker:
         """The key lists of the pass's blocks."""
 
     @property
-    def blocks(self) -> Any:
-        """The worker's examples by columns; None if it has none in this form."""
+    def blocks(self) -> Blocks:
+        """The worker's examples by columns, which `load` has read."""
+        assert self.held.blocks is not None
+        return self.held.blocks
+
+    @property
+    def exact_blocks(self) -> ExactBlocks:
+        """The same, with exact sums."""
+        assert isinstance(self.held.blocks, ExactBlocks)
         return self.held.blocks
 
     def start(self, keys: NDArray[np.uint64], round: int, ones: bool) -> dict[str, Any]:
@@ -47,10 +56,9 @@ class BlockWorker:
             with self.context.working():
                 sums = blocks.sums(cols.start, cols.stop, ones)
             listed = blocks.keys[cols]
-            if not self.settings.kkt:
-                # These are the lists of all passes.
-                listed = self.named(listed, within)
-            self._ask(in_flight, listed, sums, within, round + number, cols)
+            # Without the filter these are the lists of all passes.
+            asked = listed if self.settings.kkt else self.named(listed, within)
+            self._ask(in_flight, asked, sums, within, round + number, cols)
         self.context.wait_all(in_flight)
         blocks.begin_period()
         return self.report()
@@ -114,17 +122,17 @@ class BlockWorker:
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return this worker's arrays for a checkpoint."""
-        return self.blocks.arrays() if self.blocks is not None else {}
+        return self.held.blocks.arrays() if self.held.blocks is not None else {}
 
     def restore(self, **arrays: NDArray[Any]) -> None:
         """Restore the arrays of `state`."""
-        if self.blocks is not None:
-            self.blocks.take(arrays)
+        if self.held.blocks is not None:
+            self.held.blocks.take(arrays)
 
     def rebuild(self, round: int = REBUILD) -> None:
         """Rebuild the state from the weights, when the examples are distributed over other workers."""
         # With exact sums the scheduler rebuilds the state, by `rebuild_pass`.
-        if self.blocks is not None and not self.context.job.layout.exact_sums:
+        if self.held.blocks is not None and not self.context.job.layout.exact_sums:
             blocks = self.blocks
             blocks.radius[:] = self.asked(slice(None), round).result()
             active = np.flatnonzero(blocks.radius > 0.0)
@@ -148,29 +156,29 @@ class BlockWorker:
 
     def set_totals(self, ones: bool, largest: float, examples: int) -> None:
         """Receive the totals of all workers' examples."""
-        self.blocks.set_totals(ones, largest, examples)
+        self.exact_blocks.set_totals(ones, largest, examples)
 
     def begin_rebuild(self, round: int) -> None:
         """Receive the radii of all features; the weights at the starts of the last passes follow."""
-        self.blocks.begin_rebuild(self.asked(slice(None), round).result())
+        self.exact_blocks.begin_rebuild(self.asked(slice(None), round).result())
 
     def rebuild_pass(self, last: bool) -> None:
         """Receive the weights that the servers return in this phase."""
-        self.blocks.rebuild_pass(self.w.pull(self.blocks.keys).result())
+        self.exact_blocks.rebuild_pass(self.w.pull(self.blocks.keys).result())
         if last:
-            self.blocks.end_rebuild()
+            self.exact_blocks.end_rebuild()
 
     def model(self, steps: list[float]) -> Answer:
         """Return the model of the losses after a pass, and the losses."""
-        return Answer(*self.blocks.bounded_model(steps))
+        return Answer(*self.exact_blocks.bounded_model(steps))
 
     def sample(self, share: float) -> Answer:
         """Return a sample of the active features' keys, as candidates for the first keys of blocks."""
-        return Answer(keys=self.blocks.sample(share))
+        return Answer(keys=self.exact_blocks.sample(share))
 
     def weigh(self, keys: NDArray[np.uint64]) -> Answer:
         """Count the active non-zeros between some keys."""
-        return Answer(values=self.blocks.weigh(keys))
+        return Answer(values=self.exact_blocks.weigh(keys))
 
 
 def ranges(begins: NDArray[np.uint64], extent: int) -> list[KeyRange]:

@@ -166,4 +166,4 @@ class Worker(BlockWorker):
 
     def dual(self, shrink: float) -> dict[str, Any]:
         """Return this worker's part of the dual objective, and its losses."""
-        return self.blocks.dual(shrink)  # type: ignore[no-any-return]
+        return self.blocks.dual(shrink)
