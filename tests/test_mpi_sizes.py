@@ -23,7 +23,7 @@ def pytest_on_ranks(start: Callable[..., Started], ranks: int, where: str) -> tu
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(3, marks=pytest.mark.once), 5])
 def test_all_pass_on_every_rank(start: Callable[..., Started], ranks: int) -> None:
     code, said = pytest_on_ranks(start, ranks, "tests/mpi")
     passed = [int(number) for number in re.findall(r"(\d+) passed", said)]

@@ -6,7 +6,7 @@ import pytest
 
 from mpips.bench.failures import _trial, faults
 
-SEEDS = 60
+SEEDS = 40
 SLICE = 20
 
 

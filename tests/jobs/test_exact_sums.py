@@ -134,7 +134,7 @@ def changes(outcome: Outcome) -> int:
     return sum(event["event"] == "workers" for event in outcome.log)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_worker_is_lost_at_any_instant_to_the_same_bits(
     data_set: Callable[[str], DataSet], plain: Callable[[str], Outcome], seed: int
 ) -> None:

@@ -115,6 +115,7 @@ def test_any_exception_of_a_program_fails_the_run_in_one_line(
     assert result_of(tmp_path / "run")["status"] == "failed"
 
 
+@ONCE
 def test_bad_input_that_a_worker_finds_is_one_line(job: Callable[..., Finished], tmp_path: Path) -> None:
     done = job(at="load", how="input")
     assert ended_with(done, 2)
@@ -251,6 +252,7 @@ def test_a_worker_that_receives_nothing_does_not_keep_the_others_from_ending(
     assert result_of(tmp_path / "run")["error"].endswith("RuntimeError: as it was told")
 
 
+@ONCE
 def test_a_thread_that_never_ends_does_not_keep_the_run(
     run_mpips: Callable[..., Finished], tmp_path: Path
 ) -> None:
@@ -261,6 +263,7 @@ def test_a_thread_that_never_ends_does_not_keep_the_run(
     assert result_of(tmp_path)["status"] == "completed"
 
 
+@ONCE
 def test_an_error_under_mpips_run_is_its_last_line(
     run_mpips: Callable[..., Finished], tmp_path: Path
 ) -> None:
@@ -271,6 +274,7 @@ def test_an_error_under_mpips_run_is_its_last_line(
     ]
 
 
+@ONCE
 def test_a_reader_that_leaves_does_not_end_the_run(start: Callable[..., Started], tmp_path: Path) -> None:
     command = [
         sys.executable,
@@ -336,7 +340,9 @@ def test_a_folder_for_checkpoints_that_is_none_is_refused_at_the_start(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("taken", [8, 7, pytest.param(6, marks=ONCE), pytest.param(2, marks=ONCE)])
+@pytest.mark.parametrize(
+    "taken", [8, pytest.param(7, marks=ONCE), pytest.param(6, marks=ONCE), pytest.param(2, marks=ONCE)]
+)
 def test_mpips_run_passes_on_that_the_disk_is_full(
     run_mpips: Callable[..., Finished], small_disk: Path, taken: int
 ) -> None:

@@ -419,10 +419,8 @@ def test_whole_runs(
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(
-    "consistency",
-    ["consistency.tau=4", pytest.param('consistency.model="eventual"', marks=pytest.mark.once)],
-)
+@pytest.mark.once
+@pytest.mark.parametrize("consistency", ["consistency.tau=4", 'consistency.model="eventual"'])
 def test_a_whole_run_with_delay(
     data_set: Callable[[str], DataSet], tmp_path: Path, run_mpips: Callable[..., Any], consistency: str
 ) -> None:
