@@ -33,7 +33,7 @@ class Succession:
     """The candidacy of one rank, while its leader is lost.
 
     `make(view, lost)` makes the next view from one without the lost ranks; `adopt(view)` adopts a published one that
-    this rank has missed, and `hands_on(view)` sends it to all.
+    this rank has missed, and sends it to all.
     """
 
     def __init__(
