@@ -68,18 +68,17 @@ class UpdateCall:
         segment = self._segment
         if answer is None and segment.update.read is not None:
             answer = segment.pull_slots(slots)
-        address = 0
-        code, width = CODES[segment.values.dtype], segment.spec.width
+        address, dtype, width = 0, segment.values.dtype, segment.spec.width
         if answer is not None:
-            code, width = CODES.get(answer.dtype, -1), 1 if answer.ndim < 2 else answer.shape[1]
-            if code < 0 or answer.shape not in ((len(given),), (len(given), width)):
+            dtype, width = answer.dtype, 1 if answer.ndim < 2 else answer.shape[1]
+            if dtype not in CODES or answer.shape not in ((len(given),), (len(given), width)):
                 raise ProtocolError(
-                    f"vector {segment.spec.name!r}: update {segment.update.name!r} returned {answer.dtype} of shape "
+                    f"vector {segment.spec.name!r}: update {segment.update.name!r} returned {dtype} of shape "
                     f"{list(answer.shape)} for {len(given)} rows"
                 )
             # Kernels write the answers where the rows have been.
             shares = np.may_share_memory(answer, given)
             self._answer = answer.copy() if shares else np.ascontiguousarray(answer)
             address = self._answer.ctypes.data
-        self.answer_bytes = max(self.answer_bytes, width * (4 if code in (0, 2) else 8))
-        np.ndarray((3,), np.int64, _MEMORY, about - _FIRST)[:] = address, code, width
+        self.answer_bytes = max(self.answer_bytes, width * dtype.itemsize)
+        np.ndarray((3,), np.int64, _MEMORY, about - _FIRST)[:] = address, CODES[dtype], width

@@ -202,7 +202,7 @@ def complete_round(
     # Of the change that is sent on: a range names its keys, and a known list is only named.
     nbytes = count * width * each
     following, change, apart = links[shard, FOLLOWING] - 1, -1, False
-    lists_keys, known, named, forwarded = False, -1, False, False
+    lists_keys, key_bytes, known, named, forwarded = False, 0, -1, False, False
     if following >= 0:
         signed = is_signed(words)
         run = part[ROWS] > 0 and same and not signed and (frame[header.FLAGS] & LISTED) == 0
@@ -219,7 +219,6 @@ def complete_round(
             return False
     # Nothing is missing, but for an update that raises.
     cells[ANSWER_AT], cells[ANSWER_TYPE], cells[ANSWER_WIDTH] = 0, part[DTYPE], part[WIDTH]
-    key_bytes = 8 * count if lists_keys else 0
     target: Any = np.int64(0)
     if change >= 0:
         target = np.int64(changed[change].ctypes.data) + HEADER_BYTES + CALLERS_BYTES * many
