@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import refusing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,6 @@ from mpips.filters.filter import Coder
 from mpips.rank.simulation import Internals, simulate
 from mpips.server.acknowledgements import Acknowledgements, Push
 from mpips.server.server import Server
-from mpips.storage.updates import update
 from mpips.tasks.ahead import AHEAD
 from mpips.transport.network_faults import Fault, random_delays
 
@@ -131,14 +131,6 @@ def test_requested_acknowledgements_arrive_for_all_pushes(seed: int) -> None:
 # Whole clusters: no rank may wait for ever.
 
 
-@update("acknowledgements.refuses")
-def refuses(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> None:
-    """Refuse rows that have a negative number, else add."""
-    if rows.size and rows.min() < 0:
-        raise ValueError("a negative row")
-    values[slots] += rows
-
-
 class Worker:
     """Pushes in rounds, and waits for what each call has pushed."""
 
@@ -186,9 +178,7 @@ def test_the_answer_to_a_repeated_push_of_a_round_that_failed_is_final() -> None
     kept: list[Any] = []
 
     def schedule(cluster: Cluster) -> None:
-        cluster.create_vector(
-            VectorSpec("v", extent=len(KEYS), aggregate=True, update="acknowledgements.refuses")
-        )
+        cluster.create_vector(VectorSpec("v", extent=len(KEYS), aggregate=True, update=refusing.NAME))
         cluster.workers.call("push", {"first": 0, "rounds": 1})
         with pytest.raises(RemoteError, match="a negative row"):
             cluster.workers.call("push", {"first": 1, "rounds": 1, "value": -1.0})

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import refusing
 from simulated import simulate
 
 from mpips import Cluster, Context
@@ -24,7 +25,7 @@ from mpips.errors import RemoteError
 from mpips.ranges import KeyRange
 from mpips.server.server import Server
 from mpips.server.snapshot_file import SnapshotFile
-from mpips.storage.updates import VectorSpec, update
+from mpips.storage.updates import VectorSpec
 from mpips.transport.in_memory import Network
 from mpips.transport.key_cache import sign
 from mpips.transport.message import Command, Kind, Message
@@ -411,18 +412,10 @@ def test_acknowledgements_of_a_shard_that_moves_away_are_dropped() -> None:
 # A whole cluster.
 
 
-@update("server.refuses")
-def refuses(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> None:
-    """Refuse rows that have a negative number, else add."""
-    if (rows < 0).any():
-        raise ValueError("a negative row")
-    values[slots] += rows
-
-
 @pytest.mark.parametrize("aggregate", [False, True])
 def test_an_update_that_raises_reaches_the_pusher_and_the_server_stays_up(aggregate: bool) -> None:
     def schedule(cluster: Cluster) -> None:
-        spec = VectorSpec("v", "float64", 1, 100, "server.refuses", aggregate=aggregate)
+        spec = VectorSpec("v", "float64", 1, 100, refusing.NAME, aggregate=aggregate)
         cluster.create_vector(spec)
         with pytest.raises(
             RemoteError, match=r"rank 1 \(server 0 on .*\): ValueError: a negative row"
