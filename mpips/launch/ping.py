@@ -17,15 +17,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import mpi4py
 import numpy as np
 
 from mpips.launch.launcher_probe import REPORT_PREFIX
 from mpips.process.host import NAME_BYTES, host_name
+from mpips.process.ofi import leave_out_ofi
 from mpips.process.ucx import without_ucx_conf
 from mpips.rundir.folder import write_json
 
+mpi4py.rc(initialize=False, finalize=True)
 with without_ucx_conf():
     from mpi4py import MPI
+
+    leave_out_ofi(os.environ)
+    MPI.Init_thread()
 
 ROUND_TRIPS, SMALL = 2000, 8
 """Number of round trips of the small message, and its size in bytes."""

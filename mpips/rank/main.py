@@ -31,6 +31,7 @@ from collections.abc import Sequence
 from mpips.errors import InputError
 from mpips.exit_codes import ExitCode
 from mpips.launch.oversubscription import oversubscription
+from mpips.process.ofi import leave_out_ofi
 from mpips.process.ucx import without_ucx_conf
 from mpips.rank import parent_daemon
 from mpips.rank.ending import LAST, LONGER, alarm, end_for_thread, say
@@ -83,6 +84,7 @@ def main(argv: Sequence[str] | None = None, stop_signals: list[int] | None = Non
 
         # The program may have initialized MPI.
         if not MPI.Is_initialized():
+            leave_out_ofi(os.environ)
             MPI.Init_thread(MPI.THREAD_SERIALIZED)
     run = RankRun(MPI, options, prepared, stop_signals, started)
     runs.append(run)

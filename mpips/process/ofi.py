@@ -1,0 +1,75 @@
+"""Leaves out a component of Open MPI that sleeps for a second in each `MPI_Init` on machines that cannot use it.
+
+The BTL `ofi` serves one-sided communication over fabrics with RDMA. Where libfabric has no such fabric, Open MPI closes
+it again, and closing it sleeps for one second (`mca_btl_ofi_component_close` of Open MPI 5). Messages never use it by
+default, so nothing is lost: over such fabrics they go by the MTL `ofi` or by UCX.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, MutableMapping
+from pathlib import Path
+
+SELECTION = "OMPI_MCA_btl"
+"""The environment variable that selects BTLs; `mpirun --mca btl` sets it too."""
+
+PARAMETER_FILES = "OMPI_MCA_mca_base_param_files"
+"""The environment variable that names other parameter files than the usual ones."""
+
+FABRICS = ("/sys/class/infiniband", "/sys/class/cxi")
+"""Folders with an entry for each device that libfabric can use for RDMA: InfiniBand, Omni-Path, EFA; Slingshot."""
+
+
+def leave_out_ofi(
+    environ: MutableMapping[str, str], fabrics: Iterable[str] = FABRICS, files: Iterable[Path] | None = None
+) -> None:
+    """Exclude the BTL `ofi`, before MPI is initialized.
+
+    Nothing is changed if a device for RDMA exists, or if the user or the site selects BTLs.
+
+    Args:
+        environ: the environment that Open MPI reads.
+        fabrics: folders that have entries if the machine has a fabric with RDMA.
+        files: Open MPI's parameter files; by default those of the user and of the libraries that are loaded.
+
+    >>> environ = {}
+    >>> leave_out_ofi(environ, fabrics=[], files=[])
+    >>> environ
+    {'OMPI_MCA_btl': '^ofi'}
+    """
+    if SELECTION in environ or PARAMETER_FILES in environ:
+        return
+    if any(_has_entries(folder) for folder in fabrics):
+        return
+    if any(_selects(file) for file in (_parameter_files(environ) if files is None else files)):
+        return
+    environ[SELECTION] = "^ofi"
+
+
+def _has_entries(folder: str) -> bool:
+    try:
+        return bool(os.listdir(folder))
+    except OSError:
+        return False
+
+
+def _parameter_files(environ: MutableMapping[str, str]) -> list[Path]:
+    name = "openmpi-mca-params.conf"
+    maps = Path("/proc/self/maps").read_text(errors="surrogateescape")
+    libraries = {Path(path) for path in re.findall(r"(/.*/libmpi\.so\S*)$", maps, re.MULTILINE)}
+    installed = [library.parent.parent / "etc" / name for library in libraries]
+    return [
+        Path(environ.get("HOME", "/"), ".openmpi", "mca-params.conf"),
+        Path("/etc/openmpi", name),
+        *installed,
+    ]
+
+
+def _selects(file: Path) -> bool:
+    try:
+        text = file.read_text(errors="surrogateescape")
+    except OSError:
+        return False
+    return re.search(r"^\s*btl\s*=", text, re.MULTILINE) is not None
