@@ -15,6 +15,7 @@ import errno
 import os
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -190,6 +191,54 @@ def replacing(path: str | Path, mode: str = "wb", *, durable: bool = True) -> It
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary)
+
+
+def create_exclusively(path: str | Path, content: bytes) -> bool:
+    """Create a file with its content; return whether this call has created it, and not another one.
+
+    The content is written to another file, which then gets the name by a hard link: no reader finds the file without
+    it. Links are atomic on NFS and Lustre, too, where locks may be missing. Where there are no links, the file is
+    created by O_EXCL, and is empty for a moment.
+
+    Raises:
+        OSError: it cannot be written; then there is no file.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     [create_exclusively(Path(folder, "owner"), name) for name in (b"a", b"b")], os.listdir(folder)
+    ([True, False], ['owner'])
+    """
+    path = Path(path)
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        with draft.open("xb") as file:
+            file.write(content)
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            # The answer to a first request may have been lost, and NFS has repeated it.
+            return os.path.samefile(draft, path)
+        except OSError:
+            return _create_without_link(path, content)
+        return True
+    finally:
+        with suppress(OSError):
+            draft.unlink()
+
+
+def _create_without_link(path: Path, content: bytes) -> bool:
+    try:
+        file = path.open("xb")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(content)
+    except OSError:
+        with suppress(OSError):
+            path.unlink()
+        raise
+    return True
 
 
 def _protected_kind(path: Path) -> str:

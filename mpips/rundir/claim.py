@@ -1,8 +1,8 @@
 """Claims: exclusive ownership of a run's folder by one start at a time.
 
 A start claims a folder by a file `.claim-N` in it, where N is one more than that of the last claim. Of several
-concurrent starts, one can create the file (O_EXCL, which NFS supports too; it may have no locks). The claim names the
-processes that hold it, and is valid until these have ended, so that a killed run does not block the folder.
+concurrent starts, one can create the file, with its content. The claim names the processes that hold it, and is valid
+until these have ended, so that a killed run does not block the folder.
 
 `mpips run` claims the folder before it starts the ranks, and passes the claim's id to rank 0. Rank 0 then makes a
 claim of its own, which also names the launcher's process; so does a rank that becomes the leader after it.
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from mpips.errors import InputError, cannot_write
 from mpips.files.json_schema import COUNT, Each, schema_error
-from mpips.files.safe_open import open_regular
+from mpips.files.safe_open import create_exclusively, open_regular
 from mpips.process.host import host_name, is_gone, machine
 from mpips.process.printable import printable
 
@@ -47,7 +47,7 @@ class Claim(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """The last claim in a folder; its content is empty if it cannot be read, perhaps because it is being written."""
+    """The last claim in a folder; its content is empty if it cannot be read."""
 
     number: int
     content: dict[str, Any]
@@ -81,15 +81,11 @@ def take(folder: Path, launcher_claim: str = "", has_ended: Callable[[], bool] =
     claim = Claim(folder / f"{PREFIX}{(before.number if before else 0) + 1}", uuid.uuid4().hex)
     content = {"id": claim.id, "host": host_name(), "machine": here, "processes": processes}
     try:
-        with claim.path.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(content))
-    except FileExistsError:
-        raise _taken(folder, _last(folder)) from None
+        created = create_exclusively(claim.path, json.dumps(content).encode())
     except OSError as error:
-        # An empty one would look like that of another start.
-        with suppress(OSError):
-            claim.path.unlink()
         raise cannot_write(claim.path, error) from None
+    if not created:
+        raise _taken(folder, _last(folder))
     last = _last(folder)
     # The listing of the folder was outdated.
     if last is None or last.content.get("id") != claim.id:

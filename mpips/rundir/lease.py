@@ -1,22 +1,24 @@
 """Leases: numbered, exclusive decisions in a run's folder, where the votes of ranks cannot decide.
 
 Lease n is a file that only one rank can create. Each view says how many leases its predecessors have used, so sides of
-a split network that both try the next one try the same number. A file is created by a hard link, or where there are
-none by exclusive creation (O_EXCL): both are atomic on NFS and Lustre, where locks may be missing.
+a split network that both try the next one try the same number.
 """
 
 from __future__ import annotations
 
 import os
-import uuid
 from contextlib import suppress
 from pathlib import Path
+
+from mpips.files.safe_open import create_exclusively
 
 PREFIX = ".lease-"
 
 
 class Leases:
-    """The leases of one start of a run in `folder`; `start` distinguishes them from those of earlier starts.
+    """The leases of one start of a run in `folder`; `start` is its id.
+
+    A number would not do: a rank of an earlier start may take a lease after its run has ended.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -37,16 +39,10 @@ class Leases:
         """Create a lease; return whether this rank has it. None: the folder cannot be reached or written."""
         if number in self._held:
             return True
-        path = self._path(number)
-        draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
         try:
-            with draft.open("x"):
-                pass
-            taken = _link(draft, path)
+            taken = create_exclusively(self._path(number), b"")
         except OSError:
-            taken = None
-        with suppress(OSError):
-            draft.unlink()
+            return None
         if taken:
             self._held.add(number)
         return taken
@@ -69,20 +65,3 @@ def remove(folder: Path) -> None:
             if name.startswith(PREFIX):
                 with suppress(OSError):
                     (folder / name).unlink()
-
-
-def _link(draft: Path, path: Path) -> bool:
-    """Give a file the exclusive name `path`; return whether it has it."""
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        # The answer to a first request was lost, and NFS has repeated it.
-        return os.path.samefile(draft, path)
-    except OSError:
-        # A file system without hard links.
-        try:
-            with path.open("x"):
-                return True
-        except FileExistsError:
-            return False
-    return True

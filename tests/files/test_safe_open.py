@@ -6,11 +6,12 @@ import errno
 import os
 import socket
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from mpips.files.safe_open import inside, open_own, open_regular, read_bytes, replacing
+from mpips.files.safe_open import create_exclusively, inside, open_own, open_regular, read_bytes, replacing
 
 
 def test_a_regular_file_is_read(tmp_path: Path) -> None:
@@ -123,3 +124,21 @@ def test_text_is_written_as_it_stands(tmp_path: Path) -> None:
         file.write("é\n")
     assert (tmp_path / "a").read_bytes() == "é\n".encode()
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~os.umask(os.umask(0o022))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_one_of_all_that_create_a_file_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("this file system has no hard links")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda n: create_exclusively(tmp_path / "a", bytes([n] * 99)), range(8)))
+    assert sorted(made) == [False] * 7 + [True]
+    assert (tmp_path / "a").read_bytes() == bytes([made.index(True)] * 99)
+    assert os.listdir(tmp_path) == ["a"], "no draft is left"
+    with pytest.raises(FileNotFoundError):
+        create_exclusively(tmp_path / "nowhere" / "a", b"")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from mpips.errors import InputError, exit_code
+from mpips.process.host import host_name
 from mpips.rundir import claim
 from mpips.rundir.folder import RunFolder, write_json
 
@@ -49,6 +50,24 @@ def test_on_a_full_disk_no_claim_is_left(tmp_path: Path) -> None:
     with full(), pytest.raises(OSError, match="cannot be written: File too large"):
         RunFolder.create("toy", tmp_path / "runs")
     assert not list((tmp_path / "runs").iterdir())
+
+
+def test_no_claim_is_ever_without_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the process is killed between two steps."""
+    seen = []
+    monkeypatch.setattr(os, "unlink", lambda *_, **__: None)
+    with full(), pytest.raises(OSError, match="File too large"):
+        RunFolder.claim(tmp_path)
+    assert not [name for name in os.listdir(tmp_path) if name == ".claim-1"]
+    monkeypatch.undo()
+    link = os.link
+
+    def look(source: Path, target: Path) -> None:
+        seen.append((target.exists(), json.loads(source.read_text())["host"]))
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", look)
+    assert RunFolder.claim(tmp_path).held is not None and seen == [(False, host_name())]
 
 
 def test_of_many_that_start_at_once_one_has_the_folder(tmp_path: Path) -> None:
