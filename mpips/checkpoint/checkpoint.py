@@ -16,11 +16,12 @@ after a crash at any time the previous checkpoint is the latest.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import uuid
 from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,17 +95,36 @@ def begin(directory: Path, step: int, lineage: Lineage = NO_LINEAGE) -> Path:
                 _remove(path)
             else:
                 attempts.append(order_of(path)[1])
-        for attempt in count(max(attempts) + 1):
-            folder = step_folder(directory, step, attempt)
-            # Another run may create it at the same time.
-            with suppress(FileExistsError):
-                folder.mkdir()
-                break
-        lineage.mark(folder)
-        sync(folder)
+        folder = _create(directory, step, max(attempts) + 1, lineage)
         sync(directory)
         sync(directory.parent)
     return folder
+
+
+def _create(directory: Path, step: int, attempt: int, lineage: Lineage) -> Path:
+    """Create the first free folder of a step from an attempt on; it gets its name with the mark in it."""
+    draft = directory / f".{step_folder(directory, step).name}.{uuid.uuid4().hex}"
+    draft.mkdir()
+    try:
+        lineage.mark(draft)
+        sync(draft)
+        while True:
+            folder = step_folder(directory, step, attempt)
+            try:
+                # This fails if another run has created it meanwhile: it is not empty.
+                os.rename(draft, folder)
+            except OSError as error:
+                # The answer to a first request was lost, and NFS has repeated it.
+                if error.errno == errno.ENOENT and folder.is_dir() and not draft.exists():
+                    return folder
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
+                attempt += 1
+            else:
+                return folder
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def abandon(folder: Path) -> None:

@@ -7,9 +7,9 @@ removed. Checkpoints of other runs may be in the same folder. A checkpoint that 
 run: it and the earlier ones are considered only in its own folder.
 
 An attempt has no manifest yet. Its folder is created exclusively, and has a mark, `.run.json`, until the manifest is
-written: the run's id and folder. One run at a time owns a run folder, so an incomplete attempt of an earlier start in
-the same folder may be removed. An attempt without a mark belongs to no run: its run was killed at that point, or is of
-an earlier version.
+written: the run's id and folder. One run at a time owns a run folder, and `run.json` has the ids of the earlier starts
+in it: their incomplete attempts may be removed. The folder's path alone identifies no run, since nodes may have local
+folders of the same path. An attempt without a mark belongs to no run; earlier versions have left them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from mpips.checkpoint.manifest import complete_checkpoints, order_of, read_manifest
 from mpips.errors import CheckpointError
 from mpips.files.safe_open import inside, read_bytes
+from mpips.rundir.folder import RunFolder
 
 MARK = ".run.json"
 _LARGEST_MARK = 16384
@@ -41,12 +42,15 @@ class Lineage(NamedTuple):
     """A run and the checkpoints it continues from. An empty id: a program that writes checkpoints outside of a run."""
 
     run: str = ""
-    folder: str = ""
     """The run's id."""
+    folder: str = ""
+    """The run's folder."""
     before: tuple[Ancestor, ...] = ()
     """The oldest first."""
     origin: str = ""
     """The folder that holds the last of them, without symbolic links."""
+    earlier: tuple[str, ...] = ()
+    """The ids of earlier starts in the run's folder."""
 
     def generation(self, owner: str, path: Path) -> int | None:
         """Return a checkpoint's generation in this lineage; None if it belongs to another.
@@ -80,30 +84,30 @@ class Lineage(NamedTuple):
     def made_attempt(self, attempt: Path) -> bool:
         """Return whether an attempt without a manifest was made by this run, or by an earlier start in its folder."""
         run, folder = _read_mark(attempt)
-        return run == self.run or (folder == self.folder != "")
+        return run == self.run or (run in self.earlier and folder == self.folder)
 
     def mark(self, attempt: Path) -> None:
         """Mark the new folder of an attempt as this run's. OSError if that fails, or it has a mark."""
-        if self.run:
-            with (attempt / MARK).open("x", encoding="utf-8") as file:
-                file.write(json.dumps({"run": self.run, "folder": self.folder}))
+        with (attempt / MARK).open("x", encoding="utf-8") as file:
+            file.write(json.dumps({"run": self.run, "folder": self.folder}))
 
 
-def of_run(folder: Path, facts: Mapping[str, Any] | None, resume: Path | None = None) -> Lineage:
+def of_run(folder: RunFolder, facts: Mapping[str, Any] | None, resume: Path | None = None) -> Lineage:
     """Return a run's lineage.
 
     Args:
-        folder: the run's folder.
-        facts: its `run.json`; without one, the folder's path identifies the run.
-        resume: the checkpoint that it continues from, if there is no `run.json`.
+        folder: the run's folder. A rank of another node may not see it, or see that of another run at its path.
+        facts: the `run.json` in it.
+        resume: the checkpoint that the run continues from, if that is not its `run.json`.
     """
-    run_folder = str(Path(folder).absolute())
-    if facts is None:
-        run, ancestry = hashlib.sha256(os.fsencode(run_folder)).hexdigest()[:32], _ancestry_of(resume)
+    if facts is None or folder.start not in ("", facts.get("id")):
+        # Outside of a run, the path identifies it.
+        run = folder.start or hashlib.sha256(os.fsencode(folder.path)).hexdigest()[:32]
+        ancestry, earlier = _ancestry_of(resume), []
     else:
-        run, ancestry = str(facts.get("id", "")), facts.get("ancestry", [])
+        run, ancestry, earlier = str(facts.get("id", "")), facts.get("ancestry", []), facts.get("earlier", [])
     origin = os.path.dirname(os.path.realpath(ancestry[-1]["checkpoint"])) if ancestry else ""
-    return Lineage(run, run_folder, tuple(map(_ancestor, ancestry)), origin)
+    return Lineage(run, str(folder.path), tuple(map(_ancestor, ancestry)), origin, tuple(earlier))
 
 
 def _ancestry_of(resume: Path | None) -> list[dict[str, Any]]:

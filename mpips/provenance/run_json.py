@@ -86,7 +86,7 @@ def ancestry(checkpoint: Path) -> list[Facts]:
 def write_run(
     folder: RunFolder, provenance: Provenance, ranks: Sequence[Mapping[str, Any]], **more: object
 ) -> None:
-    """Write `run.json`.
+    """Write `run.json`, with the ids of the earlier starts in the folder.
 
     Args:
         folder: the run's folder.
@@ -94,7 +94,9 @@ def write_run(
         ranks: the result of `rank_facts`, or at least {`rank`, `role`, `host`, `pid`} per rank.
         more: further entries, such as the MPI library's name.
     """
-    facts = {"folder": str(folder.path), **asdict(provenance), **more}
+    before = read_run(folder) or {}
+    earlier = [*before.get("earlier", []), *([before["id"]] if "id" in before else [])]
+    facts = {"folder": str(folder.path), **asdict(provenance), **more, "earlier": earlier}
     write_json(folder.run, {**facts, "ranks": [dict(rank) for rank in ranks]})
 
 
@@ -116,13 +118,21 @@ def latest(folder: RunFolder, directory: Path) -> Path | None:
     facts = read_run(folder)
     if facts is None:
         return None
-    found = of_run(folder.path, facts).latest(directory)
+    found = of_run(folder, facts).latest(directory)
     if found is None and facts.get("ancestry"):
         before = facts["ancestry"][-1]
         path = Path(before["checkpoint"])
         with suppress(CheckpointError):
             found = path if read_manifest(path)["sha256"] == before.get("manifest_sha256") else None
     return found
+
+
+def lost_origin(folder: RunFolder) -> str:
+    """Return a text if a run without checkpoints of its own was resumed from one, which is no longer there; else ""."""
+    before = (read_run(folder) or {}).get("ancestry")
+    if not before:
+        return ""
+    return f", and {before[-1]['checkpoint']}, which it was resumed from, was removed or replaced since"
 
 
 def trained_nothing(facts: Mapping[str, Any]) -> bool:

@@ -103,7 +103,7 @@ class Leader:
                 orders=self._orders,
                 checkpoints=checkpoints(prepared.job),
                 resume=prepared.resume,
-                lineage=of_run(self.folder.path, run_json.read_run(self.folder), prepared.resume),
+                lineage=of_run(self.folder, run_json.read_run(self.folder), prepared.resume),
                 provenance=self._provenance,
             ) as cluster:
                 started = cluster.decide(lambda: self.started)

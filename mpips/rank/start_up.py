@@ -118,8 +118,6 @@ def share_folder(
     """
     buffer = np.zeros(2 * 4096, np.uint8)
     if folder is not None:
-        # Not a number of the folder's: a rank of an earlier start may take a lease after its run has ended.
-        folder.start = os.urandom(8).hex()
         lease.remove(folder.path)
         raw = b"\0".join(map(os.fsencode, (folder.path, resume or "", folder.start)))
         buffer[: len(raw)] = np.frombuffer(raw, np.uint8)
@@ -160,7 +158,7 @@ def make_folder(prepared: Prepared) -> RunFolder:
 def write_run(
     folder: RunFolder, prepared: Prepared, layout: Layout, processes: list[Process], library: str
 ) -> None:
-    """Write the job and its provenance into the run's folder; `library` is the MPI library's version.
+    """Write the job and its provenance into the run's folder, which gets the start's id; `library`: MPI's version.
 
     Raises:
         InputError: they cannot be written.
@@ -170,6 +168,7 @@ def write_run(
     ranks = run_json.rank_facts(layout, processes, first_view(layout, job.ring.virtual_servers))
     before = run_json.ancestry(prepared.resume) if prepared.resume is not None else []
     facts = prepared.facts or provenance.collect(job, children=False)
+    folder.start = facts.id
     try:
         write_text(folder.job, job.to_toml())
         run_json.write_run(folder, facts, ranks, mpi=library, ancestry=before)

@@ -63,6 +63,7 @@ RUN = {
     "ancestry?": Each(
         {"checkpoint": str, "step?": (int, None), "id?": str, "manifest_sha256?": str, "commit?": str}
     ),
+    "earlier?": Each(str),
     "exit?": {"status?": str, "reason?": str, "before_training?": bool},
     "outputs?": {
         "files?": Each({"name": str, **_FILE}),
@@ -120,8 +121,8 @@ class RunFolder:
         self.path = Path(path).absolute()
         self.held: Claim | None = None
         """This process's claim of the folder, if it has one."""
-        self.start = "0"
-        """Identifies this start of the run among those in this folder, on all ranks."""
+        self.start = ""
+        """The random id of this start, the same on all ranks of the run and in `run.json`; "" outside of a run."""
 
     def __repr__(self) -> str:
         """Show the path."""

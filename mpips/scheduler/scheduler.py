@@ -325,7 +325,7 @@ class Cluster:
     def lineage(self) -> Lineage:
         """Return the lineage of this run's checkpoints."""
         if self._lineage is None:
-            self._lineage = of_run(self.folder.path, None, self.resume)
+            self._lineage = of_run(self.folder, None, self.resume)
         return self._lineage
 
     def last_checkpoint(self) -> Path | None:

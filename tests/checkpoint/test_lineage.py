@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,15 @@ def test_no_two_runs_get_the_same_folder(tmp_path: Path) -> None:
     ("lineage", "gone"),
     [
         (A, True),
-        (Lineage("c" * 32, A.folder), True),  # the next start in the same folder
+        (
+            Lineage("c" * 32, A.folder, earlier=("d" * 32, A.run)),
+            True,
+        ),  # the next start but one in the same folder
+        (Lineage("c" * 32, A.folder), False),  # on another node, in its own folder of the same path
+        (
+            Lineage("c" * 32, "/runs/copy", earlier=(A.run,)),
+            False,
+        ),  # a copy of the folder, while the run goes on
         (B, False),
         (descendant(Path("/"), "c" * 32, (A, 1, 1)), False),  # it may go on from a run that goes on itself
         (Lineage(), False),
@@ -107,6 +116,45 @@ def test_an_incomplete_attempt_is_removed_by_its_own_run_only(
     prune(tmp_path, 1, lineage)
     assert earlier.exists() is not gone
     assert torn.exists()
+
+
+def test_an_attempt_that_cannot_be_marked_is_none(tmp_path: Path) -> None:
+    """As after a kill at that point: no other run can take it for its own, or has to wonder whose it is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot make .*step-000001: File too large"):
+            begin(tmp_path, 1, A)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lineage", [A, Lineage()])
+def test_an_attempt_whose_answer_was_lost_is_found_to_be_this_run_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lineage: Lineage
+) -> None:
+    rename = os.rename
+
+    def twice(source: Path, target: Path) -> None:
+        rename(source, target)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", twice)
+    assert names([begin(tmp_path, 1, lineage)]) == ["step-000001"]
+    monkeypatch.setattr(os, "rename", rename)
+    assert names([begin(tmp_path, 1, B)]) == ["step-000001-2"]
+    assert sorted(os.listdir(tmp_path)) == ["step-000001", "step-000001-2"]
+
+
+def test_an_attempt_that_another_run_makes_at_the_same_time_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpips.checkpoint.checkpoint.step_paths", lambda directory: [])
+    made = [begin(tmp_path, 1, lineage) for lineage in (A, Lineage(), B)]
+    (tmp_path / "step-000001-4").touch()
+    made.append(begin(tmp_path, 1, B))
+    assert names(made) == ["step-000001", "step-000001-2", "step-000001-3", "step-000001-5"]
 
 
 def test_what_was_killed_before_it_was_marked_is_passed_over(tmp_path: Path) -> None:
@@ -211,7 +259,7 @@ def test_a_checkpoint_from_elsewhere_makes_no_other_run_an_ancestor(tmp_path: Pa
         (ours / "step-000009").symlink_to(theirs)
         theirs = ours / "step-000009"
     facts = {"id": B.run, "ancestry": run_json.ancestry(theirs)} if way == "recorded" else None
-    lineage = of_run(tmp_path / "run", facts, theirs)
+    lineage = of_run(RunFolder(tmp_path / "run"), facts, theirs)
     write(ours, lineage, 10)
     assert names(lineage.checkpoints(ours)) == ["step-000010"]
     prune(ours, 1, lineage)
@@ -225,11 +273,11 @@ def test_a_runs_lineage_comes_from_its_folder(tmp_path: Path) -> None:
     folder.path.mkdir()
     assert run_json.latest(folder, tmp_path / "ck") is None
     folder.run.write_text(json.dumps({"id": B.run, "ancestry": run_json.ancestry(renamed)}))
-    lineage = of_run(folder.path, run_json.read_run(folder))
+    lineage = of_run(folder, run_json.read_run(folder))
     assert lineage == Lineage(B.run, str(folder.path), (Ancestor(A.run, (3, 1)),), str(tmp_path.resolve()))
     assert run_json.latest(folder, tmp_path / "ck") == renamed, "where it went on from, wherever that is"
     write(tmp_path / "ck", A, 9)
     own = write(tmp_path / "ck", B, 4)
     assert run_json.latest(folder, tmp_path / "ck") == own
-    without = of_run(folder.path, None, own)
-    assert without == of_run(folder.path, None, own) and without.before == (Ancestor(B.run, order_of(own)),)
+    without = of_run(folder, None, own)
+    assert without == of_run(folder, None, own) and without.before == (Ancestor(B.run, order_of(own)),)
