@@ -120,7 +120,8 @@ def to_resume(options: argparse.Namespace, job: Job) -> Path | None:
         print(one_line(said), file=sys.stderr)
         return None
     if found is None:
-        raise CheckpointError(f"--resume latest: there is no complete checkpoint{whose} in {folder}")
+        gone = "" if run is None else run_json.lost_origin(run)
+        raise CheckpointError(f"--resume latest: there is no complete checkpoint{whose} in {folder}{gone}")
     return found
 
 

@@ -83,9 +83,14 @@ def test_a_run_that_resumed_is_continued_from_where_it_came_from(job: Job) -> No
     written(4, "a-0", "2026-01-01")
     stopped = run("a-2", "2026-01-02", untrained=True, resumed=first)
     assert latest(job) == latest(job, stopped) == first.absolute()
-    (first / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match="there is no complete checkpoint of the run in"):
+    # The run that wrote it goes on, and keeps no more than its own newest ones.
+    written(5, "a-1", "2026-01-01")
+    assert checkpoint.prune(Path("checkpoints/a"), 1, Lineage("a-1")) == [first]
+    said = f"there is no complete checkpoint of the run in .*, and {first.absolute()}, which it was resumed from, was "
+    with pytest.raises(CheckpointError, match=said):
         latest(job, stopped)
+    own = written(4, "a-2", "2026-01-02")
+    assert latest(job, stopped) == own
 
 
 def test_a_run_that_has_trained_is_not_started_from_its_beginning(job: Job) -> None:
