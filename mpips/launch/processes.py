@@ -48,6 +48,7 @@ class LauncherProcess:
         result: returns the run's result once there is one.
         requests: the stop signals of the command; default: those that arrive while the launcher runs.
         ready: returns whether the ranks can be asked to stop.
+        tell: is called with the first of the signals before USR1 is sent.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class LauncherProcess:
         result: Callable[[], Mapping[str, Any] | None] = lambda: None,
         requests: StopRequests | None = None,
         ready: Callable[[], bool] = lambda: True,
+        tell: Callable[[int], None] = lambda number: None,
     ) -> None:
-        self._launch, self._result, self._ready = launch, result, ready
+        self._launch, self._result, self._ready, self._tell = launch, result, ready, tell
         self._requests = requests
         self._next_check = 0.0
         self._status_since = ("", 0.0)
@@ -137,6 +139,7 @@ class LauncherProcess:
         if stops > 1:
             self._end()
         elif requests and now >= self._next_request and self._deadline is None and self._ready():
+            self._tell(requests[0])
             process.send_signal(signal.SIGUSR1)
             self._next_request, self._interval = (
                 now + self._interval,

@@ -46,6 +46,7 @@ from mpips.rank.long_waits import LongWaits
 from mpips.rank.prepare import Prepared, advice, checkpoints
 from mpips.rank.retransmission_counts import RetransmissionCounts
 from mpips.rank.status import Status
+from mpips.rundir import stop_request
 from mpips.rundir.folder import RunFolder, write_json
 from mpips.rundir.log import note
 from mpips.scheduler.journal import Journal
@@ -159,7 +160,9 @@ class Leader:
 
         def ask(number: int, frame: FrameType | None = None) -> None:
             if self._orders.stop is None:
-                self._orders.stop = signal.Signals(number).name
+                self._orders.stop = stop_request.name_of(
+                    number, self.folder.path, self.prepared.options.claim
+                )
                 note("asked", signal=self._orders.stop)
             if number == signal.SIGTERM:
                 self._write_provisional_result()

@@ -51,7 +51,7 @@ from mpips.rank.start_up import (
 )
 from mpips.replay.player import Player
 from mpips.replay.recorder import Recorder
-from mpips.rundir import claim, log
+from mpips.rundir import claim, log, stop_request
 from mpips.rundir.folder import JsonLinesWriter, RunFolder
 from mpips.rundir.lease import Leases
 from mpips.scheduler.journal import Journal
@@ -144,7 +144,7 @@ class RankRun:
         folder, prepared.resume = share_folder(self.world, self.result.folder, prepared.resume)
         self.result = ResultFile(prepared, folder, recorded=True)
         if asked := first_asked(self.world, self.stop_signals):
-            return self._end_at_once(prepared, signal.Signals(asked).name)
+            return self._end_at_once(prepared, self._signal_name(asked))
         self._begin_log(layout.places[self.rank], processes)
         self.communicators = split(self.world, layout)
         node, van = self._node(layout, prepared, [host for _, host in processes])
@@ -278,7 +278,7 @@ class RankRun:
         journal, orders = Journal(node, self.replicas + 1), PendingOrders()
         if not node.policy.is_replay:
             keep_for_successors(node, orders)
-            pass_on(node, orders, self.stop_signals)
+            pass_on(node, orders, self.stop_signals, self._signal_name)
         node.register(Registration(views=(self._log_view,)))
         file = SnapshotFile(node, BackgroundWriter())
         group = self.communicators.group if self.communicators.group else None
@@ -339,6 +339,12 @@ class RankRun:
             }
             lost = [loss._asdict() for loss in view.losses[len(before.losses) :]]
             log.note("view", epoch=view.epoch, leader=view.leader, roles=changed, lost=lost)
+
+    def _signal_name(self, number: int) -> str:
+        """Return the name of the signal that has reached this rank as `number`."""
+        return stop_request.name_of(
+            number, self.folder.path, "" if self.options is None else self.options.claim
+        )
 
     def _asked_to_stop(self, number: int, _: object = None) -> None:
         """Record a stop signal."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from mpips.calls import BuiltInCall
@@ -65,7 +65,12 @@ def enforce(cluster: Cluster, end: float | None) -> None:
     cluster.node.register(Registration(ticks=(tick,)))
 
 
-def pass_on(node: Node, orders: PendingOrders, asked: Sequence[int]) -> None:
+def pass_on(
+    node: Node,
+    orders: PendingOrders,
+    asked: Sequence[int],
+    name_of: Callable[[int], str] = lambda number: signal.Signals(number).name,
+) -> None:
     """Report the warning signals that this rank has received (`asked`) to the leader: a limit may hold for it alone.
 
     SIGTERM is not passed on: a node that shuts down sends it to its ranks, and the run continues without them.
@@ -81,7 +86,7 @@ def pass_on(node: Node, orders: PendingOrders, asked: Sequence[int]) -> None:
         if leader not in (told, node.rank):
             for kind in [kind for kind in asked if kind in WARNINGS][:1]:
                 told = leader
-                node.control(leader, Command.ASKED_TO_STOP, {"by": signal.Signals(kind).name})
+                node.control(leader, Command.ASKED_TO_STOP, {"by": name_of(kind)})
 
     node.register(Registration(controls={Command.ASKED_TO_STOP: take}, ticks=(look,)))
 

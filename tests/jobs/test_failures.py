@@ -227,7 +227,10 @@ def test_a_signal_stops_the_run_with_exit_code_85(
     assert done.code == 85
     assert done.last_line.startswith("mpips: stopped")
     result = result_of(tmp_path / "run")
-    assert (result["status"], result["exit_code"], result["stopped_by"]) == ("stopped", 85, "SIGUSR1")
+    assert (result["status"], result["exit_code"], result["stopped_by"]) == ("stopped", 85, kind.name)
+    assert f"stopped with a checkpoint ({kind.name})" in done.last_line and not list(
+        (tmp_path / "run").glob(".stop-*")
+    )
 
 
 def test_the_second_stop_request_ends_a_run_that_does_not_handle_it(

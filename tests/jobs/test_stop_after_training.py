@@ -95,8 +95,8 @@ def test_a_signal_ends_an_evaluation_that_takes_minutes(
     assert done.code == 85, done.stderr
     assert (result["status"], result["stopped_by"], result["evaluation_cut_by"]) == (
         "stopped",
-        "SIGUSR1",
-        "SIGUSR1",
+        "SIGTERM",
+        "SIGTERM",
     )
     assert result["metrics"]["model"] == str(run / "model.npz") and "auc" not in result["metrics"]
     again = ("--run-dir", run, "--resume", "latest", "--set", "data.test=small.svm")

@@ -77,7 +77,7 @@ def test_one_signal_ends_a_load_and_the_run_is_started_again(
     again = f"--run-dir {run} --resume latest"
     assert done.code == 85, done.stderr
     assert done.last_line.lstrip("\0") == (  # mpirun writes one after an abort
-        "mpips: stopped before anything was trained (SIGUSR1); there is no checkpoint; "
+        "mpips: stopped before anything was trained (SIGTERM); there is no checkpoint; "
         f"start it again with: {again}; run folder: {run}"
     )
     result = result_of(run)

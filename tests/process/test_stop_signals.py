@@ -65,8 +65,9 @@ from pathlib import Path
 from mpips.launch import processes
 from mpips.launch.mpi_launcher import Launch
 processes.FIRST_INTERVAL = 0.1
-launch = Launch("openmpi", (sys.executable, *sys.argv[1:]), {})
-sys.exit(abs(processes.LauncherProcess(launch, ready=Path(sys.argv[2], "ready").exists).run()))
+launch, folder = Launch("openmpi", (sys.executable, *sys.argv[1:]), {}), Path(sys.argv[2])
+tell = lambda number: (folder / "told").write_text(str(number))
+sys.exit(abs(processes.LauncherProcess(launch, ready=(folder / "ready").exists, tell=tell).run()))
 """
 
 
@@ -81,8 +82,10 @@ def test_a_stop_request_waits_for_the_ranks_and_is_passed_on_until_they_handle_i
     started.process.send_signal(kind)
     if kind != signal.SIGUSR1:
         started.wait_for(lambda: "mpips: stopping, " in started.stderr)
+    assert not (tmp_path / "told").exists()
     (tmp_path / "go").touch()
     assert started.finish(60).code == 0
+    assert (tmp_path / "told").read_text() == str(int(kind))
 
 
 def test_no_number_of_warnings_of_a_batch_system_kills_a_run(

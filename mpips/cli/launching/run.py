@@ -79,6 +79,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     import os
+    from functools import partial
 
     from mpips.cluster.layout import Cause
     from mpips.config.job_file import load
@@ -92,7 +93,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     from mpips.process.printable import one_line
     from mpips.provenance import first_failure
     from mpips.provenance.run_json import check_continues, check_outputs_are_own, conclude
-    from mpips.rundir import claim
+    from mpips.rundir import claim, stop_request
     from mpips.rundir.folder import RunFolder, write_json
 
     settings = overrides(arguments)
@@ -142,7 +143,9 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
         """Return whether the ranks have started: a run.json may be that of the previous run."""
         return provenance() not in (None, stale)
 
-    process = LauncherProcess(launch, folder.read_result, requests, has_begun)
+    own = "" if folder.held is None else folder.held.id
+    tell = partial(stop_request.write, folder.path, own)
+    process = LauncherProcess(launch, folder.read_result, requests, has_begun, tell)
     with first_failure.FirstExitWatch(folder) as watch:
         ended = process.run()
     begun = has_begun()
@@ -174,6 +177,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     if begun:
         # No effect if the run has done so itself.
         conclude(folder, result)
+    stop_request.remove(folder.path, own)
     claim.release(folder.path)
     print(one_line(line), file=sys.stderr, flush=True)
     return code
