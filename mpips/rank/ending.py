@@ -86,11 +86,14 @@ class ResultFile:
         """The exit code of a run that succeeds, and whose result cannot be written."""
 
     def end(self, result: dict[str, Any]) -> int:
-        """Write the result and print the error; return the exit code of every rank."""
+        """Write the result and print the error; return the exit code of every rank.
+
+        A result that another rank has written is kept: there is one for each run.
+        """
         if (others := self._of_another()) is not None:
             log.note("kept", logging.WARNING, result=others.get("status"))
             return ExitCode.COMPLETED if self.reported_by_launcher else int(others.get("exit_code") or 0)
-        code, written = int(result["exit_code"]), self.write(result)
+        code, written = int(result["exit_code"]), self._write(result)
         if written and self.reported_by_launcher:
             return ExitCode.COMPLETED
         if "error" in result:
@@ -100,12 +103,9 @@ class ResultFile:
             say(f"mpips: first to fail: {first_failure.sentence(result['first_failure'], known)}")
         return code if written or "error" in result else self._unwritten
 
-    def write(self, result: dict[str, Any]) -> bool:
-        """Write the result, after run.json's end if there is time for it; return whether it was written.
-
-        A result that another rank has written is kept: there is one for each run.
-        """
-        if self.folder is None or self._of_another() is not None:
+    def _write(self, result: dict[str, Any]) -> bool:
+        """Write the result, after run.json's end if there is time for it; return whether it was written."""
+        if self.folder is None:
             return False
         failed = "error" in result
         try:
@@ -128,8 +128,9 @@ class ResultFile:
         return True
 
     def fail(self, error: str, **facts: Any) -> None:
-        """Write the result of a run that failed."""
-        self.write({"status": "failed", "exit_code": ExitCode.FAILED, "error": error, **facts})
+        """Write the result of a run that failed, if no other rank has written one."""
+        if self._of_another() is None:
+            self._write({"status": "failed", "exit_code": ExitCode.FAILED, "error": error, **facts})
 
     def fail_if_absent(self, error: str) -> None:
         """Write the result of a run that failed, and how to resume it, if there is no result yet."""
