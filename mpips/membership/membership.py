@@ -25,7 +25,7 @@ nothing, so a rank that was cut off does not disturb the others when it is back:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -86,7 +86,7 @@ class Membership:
         self._quorum = Quorum(node, self._detection, leases or NoLeases(), say)
         self._consensus = Consensus(node, self._quorum, self._hears_leader, self._answer)
         self._succession = Succession(
-            node, self._detection, self._quorum, self._consensus, self._without_lost, self._hand_on
+            node, self._detection, self._quorum, self._consensus, self._next, self._hand_on
         )
         self.on_publish: Callable[[View], None] = lambda view: None
         """Callback for each view that this rank publishes."""
@@ -273,29 +273,32 @@ class Membership:
         if any(rank in self._detection.hung for rank in gone):
             self._propose(view, gone, (view,))
             return
-        made = self._next(view, gone)
+        made = self._next(next_epoch(view), gone, self._requested())
         if replace(made, epoch=view.epoch) != view:
             self._publish(self._quorum.with_lease(made))
         elif self._quorum.has_new_lease:
             self._publish(self._quorum.with_lease(next_epoch(view)))
 
-    def _next(self, view: View, gone: Iterable[int]) -> View:
-        """Return the view that follows one, without the lost ranks, and with all requested changes."""
-        made = self._without_lost(next_epoch(view), gone)
+    def _requested(self) -> Iterator[Change]:
+        """Take the requested changes."""
         while self._changes:
-            made = self._changes.popleft()(made)
+            yield self._changes.popleft()
+
+    def _next(self, view: View, gone: Iterable[int], changes: Iterable[Change] = ()) -> View:
+        """Return a view without the lost ranks, and with these changes."""
+        made = without_lost(view, gone, self._detection.lost, self.node.van.wall())
+        for change in changes:
+            made = change(made)
         return repaired(made, self.replicas)
 
     def _propose(self, view: View, gone: Collection[int], over: tuple[View, ...]) -> None:
         """Propose the view that follows one, without ranks of which some are merely silent."""
-        made = replace(self._next(view, gone), lease=self.node.view.lease + 1)
+        made = self._next(next_epoch(view), gone, self._requested())
+        made = replace(made, lease=self.node.view.lease + 1)
         self._consensus.propose(made, view, over)
         agreed = self._consensus.pursue()
         if agreed is not None:
             self._publish(agreed)
-
-    def _without_lost(self, view: View, gone: Iterable[int]) -> View:
-        return without_lost(view, gone, self._detection.lost, self.node.van.wall(), self.replicas)
 
     def _publish(self, view: View) -> None:
         node, before = self.node, self.node.view
