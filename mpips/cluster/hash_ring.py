@@ -48,8 +48,10 @@ from mpips.ranges import END, KeyRange
 VACANT = -1
 """The entry of a slot without a server."""
 
-# Most points of a slot, unless more are configured.
-_MOST_POINTS = 16
+MOST_POINTS = 16
+"""Most points of a slot, unless more are configured."""
+MOST_HOLDERS = 1 << 18
+"""Upper bound for the shards times the servers that hold each, which every rank computes: in some seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,7 @@ def moved(old: Ring, new: Ring) -> list[int]:
 
 def _count(slot: int, virtual_servers: int) -> int:
     """Return the number of points of a slot: enough to take a part from each slot before it."""
-    return max(1, virtual_servers, min(slot, _MOST_POINTS) if slot > 1 else 1)
+    return max(1, virtual_servers, min(slot, MOST_POINTS) if slot > 1 else 1)
 
 
 @lru_cache(maxsize=32)

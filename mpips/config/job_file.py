@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from mpips import typed
 from mpips.cluster.faults import FaultsSpec, check_ranks
+from mpips.cluster.hash_ring import MOST_HOLDERS, MOST_POINTS
 from mpips.cluster.layout import LayoutSpec
 from mpips.config.overrides import apply
 from mpips.config.toml_text import line_of, read_toml, write_toml
@@ -276,6 +277,7 @@ def load(
             if name != "job"
         }
         check_ranks(specs["faults"], specs["layout"])
+        _check_holders(specs["layout"], specs["ring"])
     except InvalidValue as error:
         raise JobError(f"{place(error.path)}: {error}") from error
     settings = specs.pop(program.name)
@@ -287,6 +289,18 @@ def load(
     if made.layout.exact_sums and (reason := _inexact(made, program)):
         raise JobError(f"{place(('layout', 'exact_sums'))}: exact_sums: {reason}")
     return made
+
+
+def _check_holders(layout: LayoutSpec, ring: RingSpec) -> None:
+    """Raise InvalidValue if every rank would compute the holders of too many shards."""
+    slots, most = layout.servers + layout.spares, min(ring.replicas + 1, layout.servers)
+    count = slots * max(ring.virtual_servers, MOST_POINTS) * most
+    if count > MOST_HOLDERS:
+        raise InvalidValue(
+            ("layout", "servers"),
+            f"{slots:,} servers and spares, {ring.replicas:,} replicas and {ring.virtual_servers:,} virtual servers "
+            f"are about {count:,} parts of the keys and copies; a job has at most {MOST_HOLDERS:,}: use fewer of one",
+        )
 
 
 def _inexact(job: Job, program: ProgramLike) -> str:

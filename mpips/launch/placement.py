@@ -112,9 +112,10 @@ def hosts_of(run: Path) -> tuple[str, ...]:
 def describe(placement: Placement) -> str:
     """Return the placement as two tables, with warnings."""
     layout, hosts = placement.layout, placement.hosts
-    rows = [("node", "ranks", "roles")]
-    for node in placement.nodes:
-        ranks = [rank for rank, host in enumerate(hosts) if host == node]
+    rows, on = [("node", "ranks", "roles")], dict[str, list[int]]()
+    for rank, host in enumerate(hosts):
+        on.setdefault(host, []).append(rank)
+    for node, ranks in on.items():
         roles = [str(layout.places[rank]) for rank in ranks]
         rows.append((node, _shortened(ranks), _grouped(roles)))
     server_rows = [("server", "rank", "node", "of all keys", "copies of", "its copies are on")]

@@ -185,3 +185,28 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.Captu
     assert "not a run folder" in capsys.readouterr().err
     assert main(["layout", str(tmp_path), "--nodes", "2"]) == 2
     assert "the layout of a run is fixed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["layout.servers=1000000"],
+        ["layout.spares=1000000"],
+        ["layout.servers=4000", "ring.replicas=3999"],
+        ["layout.servers=100", "ring.virtual_servers=65536"],
+    ],
+)
+def test_more_shards_than_a_rank_could_compute_are_refused(
+    job_file: Path, capsys: pytest.CaptureFixture[str], settings: list[str]
+) -> None:
+    assert main(["layout", str(job_file), *(part for each in settings for part in ("--set", each))]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "a job has at most 262,144: use fewer" in said and settings[0] in said
+
+
+def test_more_nodes_than_ranks_are_as_many(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["layout", str(job_file), "--set", "layout.servers=3"]
+    assert main([*given, "--nodes", "1000000000", "--ntasks-per-node", "7"]) == 0
+    said = capsys.readouterr().out
+    assert main([*given, "--nodes", "5"]) == 0
+    assert said == capsys.readouterr().out

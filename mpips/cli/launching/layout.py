@@ -99,5 +99,6 @@ def hosts_of_ranks(arguments: argparse.Namespace, ranks: int) -> tuple[str, ...]
         allocation = slurm_env.facts(os.environ).get("slurm", {})
         nodes = allocation.get("nodes") or [host_name()]
     else:
-        nodes = [f"node{number}" for number in range(1, arguments.nodes + 1)]
+        # The others would be empty.
+        nodes = [f"node{number}" for number in range(1, min(arguments.nodes, ranks) + 1)]
     return round_robin(ranks, nodes, [room] * len(nodes) if room else None)
