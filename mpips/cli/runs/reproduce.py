@@ -168,9 +168,26 @@ def started_from(recorded: RunFolder, job: Job) -> dict[str, Any]:
             )
     for path in sorted(present.keys() - about["inputs"].keys()):
         raise RecordError(f"{path}: did not exist when the run was recorded, and would be read now")
-    if about["resume"] and not Path(about["resume"]).is_dir():
-        raise RecordError(f"{about['resume']}: the checkpoint that the run continued from is missing")
+    if about["resume"]:
+        check_origin(recorded, Path(about["resume"]))
     return about
+
+
+def check_origin(recorded: RunFolder, checkpoint: Path) -> None:
+    """Raise InputError if the checkpoint that the recorded run continued from is missing, damaged, or another one."""
+    from mpips.checkpoint.inspection import verify
+    from mpips.checkpoint.manifest import read_manifest
+    from mpips.errors import RecordError
+    from mpips.provenance.run_json import read_run
+
+    if not checkpoint.is_dir():
+        raise RecordError(f"{checkpoint}: the checkpoint that the run continued from is missing")
+    before = (read_run(recorded) or {}).get("ancestry", [])
+    known = {each["checkpoint"]: each.get("manifest_sha256") for each in before}
+    if known.get(str(checkpoint)) not in (None, read_manifest(checkpoint)["sha256"]):
+        raise RecordError(f"{checkpoint}: is another checkpoint than the one that the run continued from")
+    for problem in verify(checkpoint):
+        raise RecordError(f"{problem}: the run continued from this checkpoint")
 
 
 def same_inputs(recorded: RunFolder, sizes: Mapping[str, int]) -> str:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mpips.checkpoint.checkpoint import begin, commit
+from mpips.checkpoint.writing import write_shard
 from mpips.cli.main import main
-from mpips.cli.runs.reproduce import compare_results, same_inputs
+from mpips.cli.runs.reproduce import check_origin, compare_results, same_inputs
 from mpips.provenance import input_hashes
 from mpips.provenance.input_hashes import Inputs
+from mpips.provenance.run_json import ancestry
 from mpips.rundir.folder import RunFolder, write_json
+from mpips.storage.segment import Segment
+from mpips.storage.updates import VectorSpec
 
 JOB = """[job]
 program = "sparse_lr"
@@ -103,6 +109,31 @@ def test_a_file_of_another_size_or_one_more_is_refused(
     (data / "c.svm").unlink()
     (data / "a.svm").write_text("")
     assert "a.svm: had 70 bytes when the run was recorded, and has none" in refused(recorded, capsys)
+
+
+@pytest.mark.usefixtures("sound")
+def test_a_checkpoint_that_is_not_the_one_of_the_start_is_refused(
+    recorded: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def written(program: str) -> Path:
+        folder = begin(tmp_path / "checkpoints", 1)
+        commit(folder, [write_shard(folder, 0, {"w": Segment(VectorSpec("w"))})], {"program": program})
+        return folder
+
+    folder = written("a")
+    about = json.loads((recorded.record / "about.json").read_text())
+    write_json(recorded.record / "about.json", about | {"resume": str(folder)})
+    facts = json.loads(recorded.run.read_text())
+    write_json(recorded.run, facts | {"ancestry": ancestry(folder)})
+    check_origin(recorded, folder)
+    with (folder / "server-0000.h5").open("r+b") as file:
+        file.seek(600)
+        file.write(b"?")
+    assert "damaged: its sha256 is not the manifest's: the run continued from" in refused(recorded, capsys)
+    shutil.rmtree(folder)
+    assert "the checkpoint that the run continued from is missing" in refused(recorded, capsys)
+    assert written("b") == folder
+    assert "is another checkpoint than the one that the run continued from" in refused(recorded, capsys)
 
 
 def test_inputs_without_a_recorded_hash_are_compared_by_size_only(
