@@ -388,6 +388,7 @@ class Cluster:
             "step": step,
             "program": self.job.program,
             "workers": len(self.workers),
+            "groups": self._group_sizes(),
             "job": self.job.tables(),
             "state": state,
             "facts": self.facts,
@@ -401,6 +402,10 @@ class Cluster:
         self._last_checkpoint = self.node.van.now()
         self.orders.checkpoint = self.orders.checkpoint and repeated
         return Path(folder) if folder else None
+
+    def _group_sizes(self) -> dict[str, int]:
+        """Return the number of workers of each group."""
+        return {name: len(self.group(name)) for name in self.groups}
 
     def shards_by_host(self) -> list[tuple[int, list[int]]]:
         """Return the shards of which each server is the primary at this moment."""
@@ -420,8 +425,9 @@ class Cluster:
         """Restore the checkpoint that the run resumes from, if any; return the state that was saved with it.
 
         Vectors are created and filled; each server reads the ranges that are its own now. Workers restore their state
-        if their number is the same, else they rebuild it from the vectors (`rebuild`). `unfit` gets the manifest's
-        description of the checkpoint, and returns why the program cannot continue from its state; "" if it can.
+        if each group is as large as it was, else they rebuild it from the vectors (`rebuild`). `unfit` gets the
+        manifest's description of the checkpoint, and returns why the program cannot continue from its state; "" if it
+        can.
 
         Raises:
             CheckpointError: the checkpoint is damaged, of another program, has an unfit state, or was written under
@@ -440,7 +446,9 @@ class Cluster:
             for name, _ in sorted(about["vectors"], key=lambda each: each[1]):
                 self.create_vector(VectorSpec(**specs[name]))
             self.servers.call(BuiltInCall.RESTORE, {"folder": str(self.resume)})
-            same = about["workers"] == len(self.workers)
+            # A checkpoint of an earlier version does not have the groups.
+            groups = self._group_sizes()
+            same = about["workers"] == len(self.workers) and about.get("groups", groups) == groups
             self.workers.call(
                 BuiltInCall.RESTORE if same else BuiltInCall.REBUILD,
                 {"folder": str(self.resume)} if same else {},

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from synthetic import job_of
 
 from mpips import Cluster, Context
 from mpips.cluster.layout import Layout, LayoutSpec
@@ -87,3 +90,52 @@ def test_every_worker_is_in_one_group_and_remaining_workers_stay(
     for name, ranks in members.items():
         assert set(layout.group(name)) & set(workers) <= set(ranks)
         assert [rank for rank in workers if rank in ranks] == list(ranks)
+
+
+class Remembering(Worker):
+    """Has a state of its own, or makes one anew."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.mine = -1
+
+    def take(self) -> None:
+        self.mine = self.context.index_of_all
+
+    def state(self) -> dict[str, Any]:
+        return {"mine": np.array([self.mine])}
+
+    def restore(self, mine: Any) -> None:
+        self.mine = int(mine[0])
+
+    def rebuild(self) -> None:
+        self.mine = 100
+
+    def told(self) -> int:
+        return self.mine
+
+
+@pytest.mark.parametrize(
+    ("groups", "held"),
+    [(GROUPS, [0, 1, 2, 3, 4]), ({"train": 3, "query": 2}, [100] * 5), ({"all": 5}, [100] * 5)],
+)
+def test_a_worker_does_not_get_the_state_of_one_of_another_group(
+    tmp_path: Path, groups: dict[str, int], held: list[int]
+) -> None:
+    job = job_of(tmp_path, {"job": {"program": "sketch"}})
+
+    def write(cluster: Cluster) -> Path | None:
+        cluster.checkpoints = tmp_path / "checkpoints"
+        cluster.workers.call("take")
+        made = cluster.checkpoint(1, {})
+        cluster.coordinator.settle()
+        return made
+
+    folder = simulate(write, Remembering, workers=GROUPS, job=job)
+
+    def resume(cluster: Cluster) -> Any:
+        cluster.resume = folder
+        cluster.restore()
+        return cluster.workers.call("told")
+
+    assert simulate(resume, Remembering, workers=groups, job=job) == held
