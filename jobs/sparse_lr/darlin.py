@@ -381,8 +381,7 @@ class Darlin:
     def _resume(self) -> bool:
         # Discard the counts of an attempt in which a worker was lost.
         self.cluster.vectors.clear()
-        data = self.cluster.job.data
-        state = self.cluster.restore(lambda about: unfit(about) or evaluate.other_keys(about, data))
+        state = self.cluster.restore(lambda about: unfit(about) or evaluate.other_keys(about))
         if state is None:
             return False
         self._take_state(state)

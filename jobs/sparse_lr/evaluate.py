@@ -176,14 +176,10 @@ def distinct(keys: key_arrays.KeyArray) -> tuple[key_arrays.KeyArray, NDArray[np
     return found[order], rank[slots]
 
 
-def other_keys(about: dict[str, Any], data: DataSpec) -> str:
-    """Return why the weights of a checkpoint do not fit the keys of `data`; "" if they do."""
-    before = about.get("job", {}).get("data", {}).get("key_bits", 64)
-    return (
-        ""
-        if before == data.key_bits
-        else f"[data] key_bits = {data.key_bits}, was {before}: set it as it was, or start a new run"
-    )
+def other_keys(about: dict[str, Any]) -> str:
+    """Return why the weights of a checkpoint do not fit the keys of the job's data; "" if they do."""
+    changed = about.get("other reading", {}).get("key_bits")
+    return f"{changed}: set it as it was, or start a new run" if changed else ""
 
 
 def parts_of(cluster: Cluster) -> list[dict[str, Any]]:

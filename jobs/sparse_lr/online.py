@@ -179,7 +179,7 @@ class Online:
         else:
             numbers |= {"alpha": settings.alpha, "beta": settings.beta}
         cluster.facts |= {"step by step": aggregate, "batch": settings.batch, **numbers}
-        state = cluster.restore(lambda about: unfit(about) or other_keys(about, cluster.job.data))
+        state = cluster.restore(lambda about: unfit(about) or other_keys(about))
         if state is None:
             extent, kind = self.data.extent, settings.algorithm
             bits = cluster.job.data.key_bits

@@ -14,11 +14,12 @@ from typing import Any
 from mpips.checkpoint import inspection, loading
 from mpips.checkpoint.manifest import read_manifest
 from mpips.config.job_file import Job
-from mpips.data.spec import expand
+from mpips.data.spec import DataSpec, expand
 from mpips.errors import CheckpointError, InputError
 from mpips.files.json_schema import ANY, NUMBER, Each, schema_error
 from mpips.files.json_schema import Table as Form
 from mpips.files.json_values import json_data, keep
+from mpips.typed import table_of
 
 _RESUMED = {
     "program": str, "workers": int, "trained": NUMBER, "state": Form(ANY), "facts": Form(ANY),
@@ -32,7 +33,8 @@ _FILES = ("train", "test", "vocab", "parts")
 def read(resume: Path, job: Job, turn: Callable[[], object]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read the descriptions of a checkpoint and of its vectors; CheckpointError if it is missing or damaged.
 
-    All of its bytes are read; `turn` is called between two pieces. `other files`: how the job's training data differ.
+    All of its bytes are read; `turn` is called between two pieces. `other files`: how the job's training data differ;
+    `other reading`: see `changed_reading`.
     """
     manifest = read_manifest(resume)
     problems = inspection.verify(resume, turn)
@@ -46,8 +48,12 @@ def read(resume: Path, job: Job, turn: Callable[[], object]) -> tuple[dict[str, 
             f"checkpoint {resume} cannot be resumed: {problem or f'it has no vector {unknown[0]!r}'}"
         )
     run = manifest.get("provenance") or {}
-    added = {"run": run.get("folder", ""), "other files": changed_files(run.get("inputs", []), job)}
-    return manifest["about"] | added, specs
+    about = manifest["about"]
+    added = {
+        "other files": changed_files(run.get("inputs", []), job),
+        "other reading": changed_reading(about, job),
+    }
+    return about | {"run": run.get("folder", "")} | added, specs
 
 
 def check(resume: Path, about: dict[str, Any], job: Job, facts: dict[str, Any]) -> None:
@@ -59,21 +65,24 @@ def check(resume: Path, about: dict[str, Any], job: Job, facts: dict[str, Any]) 
         raise CheckpointError(f"checkpoint {resume} is of program {about['program']!r}, not {job.program!r}")
     for fact, value in facts.items():
         if about["facts"].get(fact) != value:
-            read = changed_reading(about, job)
+            read = about.get("other reading", {}).values()
             raise CheckpointError(
                 f"checkpoint {resume} was written with {fact} = {about['facts'].get(fact)}, not {value}"
                 + (f"; {', '.join(read)}: set it as it was, or start a new run" if read else "")
             )
 
 
-def changed_reading(about: dict[str, Any], job: Job) -> list[str]:
-    """List the settings in [data], other than which files there are, that differ from those in a checkpoint."""
-    before, now = about.get("job", {}).get("data", {}), job.tables().get("data", {})
-    return [
-        f"[data] {key} = {json.dumps(value)}, was {json.dumps(before[key])}"
-        for key, value in now.items()
-        if key not in _FILES and key in before and before[key] != value
-    ]
+def changed_reading(about: dict[str, Any], job: Job) -> dict[str, str]:
+    """Describe the settings in [data], other than which files there are, that differ from those in a checkpoint.
+
+    One that did not exist in the version that wrote the checkpoint had its default value.
+    """
+    before = table_of(DataSpec()) | about.get("job", {}).get("data", {})
+    return {
+        key: f"[data] {key} = {json.dumps(value)}, was {json.dumps(before[key])}"
+        for key, value in table_of(job.data).items()
+        if key not in _FILES and before[key] != value
+    }
 
 
 def changed_files(inputs: Sequence[Mapping[str, Any]], job: Job) -> list[str]:

@@ -438,7 +438,7 @@ class Cluster:
         with self.phase("checkpoint"), self._losing_nothing():
             about, specs = self.decide(partial(resuming.read, self.resume, self.job, self.node.poll))
             resuming.check(self.resume, about, self.job, self.facts)
-            changed = [*about.get("other files", []), *resuming.changed_reading(about, self.job)]
+            changed = [*about.get("other files", []), *about.get("other reading", {}).values()]
             changed += resuming.changed_settings(self.resume, about, specs, self.job)
             if unfit is not None and (problem := unfit(about)):
                 raise CheckpointError(f"checkpoint {self.resume} cannot be resumed: {problem}")

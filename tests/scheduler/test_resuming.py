@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from synthetic import job_of
 
-from mpips.scheduler.resuming import changed_files
+from mpips.scheduler.resuming import changed_files, changed_reading
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,14 @@ def test_training_files_that_differ_are_named(tmp_path: Path, changed: dict[str,
     job = job_of(tmp_path, {"job": {"program": "sketch"}, "data": {"train": "*.tsv"}})
     assert changed_files(inputs, job) == ([f"[data] train: {found}"] if found else [])
     assert changed_files([{"role": "train"}], job) == [] and changed_files([], job) == []
+
+
+def test_settings_by_which_data_are_read_are_compared_with_the_defaults_of_their_time(tmp_path: Path) -> None:
+    """A checkpoint of an earlier version lacks the settings that are new since then: it was written by the defaults."""
+    data = {"train": "b.tsv", "separator": ",", "key_bits": 128}
+    job = job_of(tmp_path, {"job": {"program": "sparse_lr"}, "data": data})
+    separator = '[data] separator = ",", was "\\t"'
+    bits = "[data] key_bits = 128, was 64"
+    assert changed_reading({}, job) == {"separator": separator, "key_bits": bits}
+    assert changed_reading({"job": {"data": {"train": "a.tsv", "separator": ","}}}, job) == {"key_bits": bits}
+    assert changed_reading({"job": {"data": data}}, job) == {}
