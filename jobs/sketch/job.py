@@ -107,8 +107,12 @@ def unfit(about: dict[str, Any]) -> str:
     if not parts == totals > 0:
         return f"{where}.totals is of {totals} parts, and {where}.parts of {parts}"
     # The places up to which parts are counted are those of the old files.
-    other = about.get("other files", [])
-    return f"{other[0]}: give the same files, or start a new run" if other else ""
+    if other := about.get("other files", []):
+        return f"{other[0]}: give the same files, or start a new run"
+    # The keys that are counted are those of the old columns.
+    reading = about.get("other reading", {})
+    changed = [reading[key] for key in ("separator", "header") if key in reading]
+    return f"{changed[0]}: set it as it was, or start a new run" if changed else ""
 
 
 class Insertion:

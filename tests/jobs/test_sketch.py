@@ -371,12 +371,49 @@ def test_a_run_does_not_continue_with_other_files() -> None:
     )
 
 
+def test_a_run_does_not_continue_with_other_keys_of_the_same_files(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("".join(f"{key},1\t2\n" for key in range(99)))
+    sketch, checkpoints = {**SKETCH, "batch": 9}, tmp_path / "checkpoints"
+    data: dict[str, Any] = {"column": 0}
+    assert run([tmp_path / "a"], data=data, sketch=sketch, checkpoints=checkpoints, stop_within=1).stopped
+    resume = complete(checkpoints)[-1]
+    with pytest.raises(
+        InputError, match=r"\[data\] separator = \",\", was .*: set it as it was, or start a new run"
+    ):
+        run([tmp_path / "a"], data=data | {"separator": ","}, sketch=sketch, resume=resume)
+    assert (
+        run([tmp_path / "a"], data=data | {"on_error": "skip"}, sketch=sketch, resume=resume).metrics[
+            "inserts"
+        ]
+        == 99
+    )
+
+
 def test_a_checkpoint_that_lacks_a_fact_is_refused(tmp_path: Path) -> None:
     folder = begin(tmp_path, 1)
     shard = write_shard(folder, 0, {"table": Segment(VectorSpec("table", "int64", 2, 4, dense=True))})
     commit(folder, [shard], {"facts": {"depth": 2, "width": 4, "seed": 1}})
     with pytest.raises(InputError, match=r"cannot read .*keys"):
         results.query(folder, ["7"])
+
+
+@pytest.mark.parametrize("conservative", [False, True])
+def test_weights_are_exact_up_to_what_a_cell_can_hold_and_refused_beyond(
+    tmp_path: Path, conservative: bool
+) -> None:
+    """The reader refuses too much in one piece of a file; these are several, of which 64 bits would lose the sum."""
+    data, most = {"column": 0, "weight": 1}, 10**18 - 1
+    for name, lines in (("one", 1), ("three", 3), ("four", 4)):
+        (tmp_path / name).write_text(f"a\t{most}\n" * lines + "b\t5\n")
+    sketch = {**SKETCH, "conservative": conservative}
+    layout = {"workers": 1}
+    files = [tmp_path / "one", tmp_path / "three"]
+    metrics = run(files, layout=layout, data=data, sketch=sketch).metrics
+    assert metrics["top"] == [("a", 4 * most)] and metrics["weight"] == 4 * most + 10
+    assert metrics["max_overestimate"] == metrics["underestimates"] == 0
+    for names in (["one", "four"], ["four"] * 5):
+        with pytest.raises(InputError, match=r"all weights add up to 2\*\*62 or more"):
+            run([tmp_path / name for name in names], layout=layout, data=data, sketch=sketch)
 
 
 def test_a_program_without_queries_reports_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
