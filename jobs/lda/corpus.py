@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +109,7 @@ class Corpus:
         self.left_out = LeftOut()
         """Omitted words of all parts."""
         self._part, self._parts, self._most = part, parts, block_tokens
-        self._scratch = scratch
+        self._scratch, self._sums = scratch, (0, 0)
         self._spans: list[Span] = []
         # The block that is being filled; its ends are those of its complete documents.
         self._open = Span(0, 0, 0, 0)
@@ -125,12 +126,18 @@ class Corpus:
         """Return the number of blocks; 0: no document is in this part."""
         return len(self._spans)
 
+    @property
+    def mark(self) -> int:
+        """A checksum of 63 bits of the documents of this part."""
+        return (self._sums[0] << 32 | self._sums[1]) >> 1
+
     def add(self, piece: Piece) -> None:
         """Append words, and the documents that end among them."""
         with _written(self._scratch):
             _write(self._words, piece.words)
             _write(self._ends, piece.ends)
             _write(self._topics, np.full(len(piece.words), -1, np.int32))
+        self._sums = crc32(piece.words.data, self._sums[0]), crc32(piece.ends.data, self._sums[1])
         self.tokens += len(piece.words)
         at = 0
         while at < len(piece.ends):

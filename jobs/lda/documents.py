@@ -100,6 +100,11 @@ class Documents:
             yield from (Place(corpus, block) for block in range(corpus.blocks))
 
     @property
+    def marks(self) -> NDArray[np.int64]:
+        """Return the parts, i8[parts, 3]: number, number of parts, and checksum of each."""
+        return np.array([(*part, corpus.mark) for part, corpus in self._open.items()], np.int64)
+
+    @property
     def any(self) -> Corpus:
         """Return any corpus: each has the totals of all documents."""
         return next(iter(self._open.values()))

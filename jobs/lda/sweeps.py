@@ -58,6 +58,8 @@ LEAST = 4
 SKIMMED = 100
 """Number of counts of a row whose scan takes as long as one token."""
 
+MARKS = "parts"
+"""The name of the array of a checkpoint that identifies the documents."""
 OTHERS = (
     "the checkpoint was written with other documents, or other [lda] block_tokens, held_tokens or sampler"
 )
@@ -123,6 +125,7 @@ class Sweeper:
         self._samplers: dict[int, Sampler] = {}
         self._buffers: list[I4] = []
         self._pushes: list[tuple[Words, Task]] = []
+        self._restored = False
 
     # --- documents
 
@@ -299,7 +302,7 @@ class Sweeper:
 
     def state(self) -> dict[str, Any]:
         """Return the topics of all tokens, and by group the exact state of the samplers in memory."""
-        arrays: dict[str, Any] = {}
+        arrays: dict[str, Any] = {MARKS: self.documents.marks}
         for group in range(len(self.documents.groups)):
             found = self._samplers.get(group)
             kept = {"topics": self.documents.topics(group)} if found is None else found.state()
@@ -307,12 +310,19 @@ class Sweeper:
         return arrays
 
     def restore(self, **arrays: NDArray[Any]) -> None:
-        """Restore the arrays of `state`.
+        """Restore the arrays of `state`, unless those are of other parts of the documents.
 
         Raises:
             CheckpointError: they belong to other documents.
         """
         self._samplers.clear()
+        # A checkpoint of an earlier version has none.
+        before, now = arrays.pop(MARKS, self.documents.marks), self.documents.marks
+        self._restored = before.shape == now.shape and np.array_equal(before[:, :2], now[:, :2])
+        if not self._restored:
+            return
+        if not np.array_equal(before, now):
+            raise CheckpointError(OTHERS)
         kept: dict[int, dict[str, NDArray[Any]]] = {}
         try:
             for name, array in arrays.items():
@@ -327,6 +337,10 @@ class Sweeper:
                     self._sampler(group).take(state)
         except (ValueError, KeyError, TypeError, IndexError):
             raise CheckpointError(OTHERS) from None
+
+    def restored(self) -> bool:
+        """Return whether the tokens have the topics of the checkpoint."""
+        return self._restored
 
     def _sound(self, z: NDArray[Any]) -> NDArray[np.int32]:
         """Return topics that were read from a file; ValueError unless they are valid."""

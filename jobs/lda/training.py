@@ -175,7 +175,8 @@ class Training:
             return
         self.sweeps, self.round = state["sweeps"], state["round"]
         self.alpha, self.beta, self.likelihood = np.array(state["alpha"]), state["beta"], state["likelihood"]
-        if not state["same_workers"]:
+        # They may be as many, and hold other parts: of a run that has lost some of its workers.
+        if not state["same_workers"] or not all(cluster.workers.call("restored")):
             self.recount()
 
     def sweep(self) -> None:

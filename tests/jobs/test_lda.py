@@ -17,7 +17,7 @@ from scipy.special import gammaln
 from simulated import simulate
 from synthetic import job_of
 
-from mpips.checkpoint.manifest import complete
+from mpips.checkpoint.manifest import complete, read_manifest
 from mpips.config.program import load_program
 from mpips.errors import MpipsError
 from mpips.jobs.lda import sweeps, training
@@ -251,6 +251,26 @@ def test_checkpoints_change_no_bit_and_can_be_resumed(train: Path, tmp_path: Pat
         again = run(train, servers, resume=path)
         assert again.sha == plain.sha
         assert again.metrics["log_likelihood"] == plain.metrics["log_likelihood"]
+
+
+def test_a_run_does_not_continue_with_the_same_number_of_other_documents(train: Path, tmp_path: Path) -> None:
+    """Their tokens would have the topics of other words, and the counts would be wrong for good."""
+    settings = {"sampler": "mh"}
+    run(train, checkpoints=tmp_path, checkpoint={"every": 6}, settings=settings)
+    lines = gzip.decompress(train.read_bytes()).splitlines(keepends=True)
+    other = tmp_path / train.name
+    other.write_bytes(gzip.compress(b"".join(reversed(lines))))
+    with pytest.raises(MpipsError, match="the checkpoint was written with other documents"):
+        run(other, resume=complete(tmp_path)[0], settings=settings)
+
+
+def test_a_run_that_has_lost_a_worker_is_continued_by_the_others(train: Path, tmp_path: Path) -> None:
+    """As many workers hold other parts of the documents than after the loss."""
+    faults = [Fault("kill", 3, after_messages=150)]
+    run(train, 1, 3, faults=faults, checkpoints=tmp_path, checkpoint={"every": 6, "keep": 9})
+    folder = complete(tmp_path)[-2]
+    assert read_manifest(folder)["about"]["workers"] == 2
+    check(run(train, 1, 2, resume=folder))
 
 
 def test_another_number_of_workers_continues(train: Path, tmp_path: Path) -> None:
