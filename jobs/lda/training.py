@@ -28,6 +28,7 @@ from mpips import (
     ProtocolError,
     Task,
     VectorSpec,
+    Workload,
     progress,
     regroup,
     retry_on_loss,
@@ -125,6 +126,8 @@ class Training:
         retry_on_loss(cluster, self.begin, self._load)
         stop, before = self.sweeps >= self.settings.sweeps, self.sweeps
         while not stop:
+            if (later := cluster.compact(self._restart_state)) is not None:
+                self._continue_from(later)
             retry_on_loss(cluster, self.sweep, self.recover)
             self._show(table)
             stop = self.sweeps >= self.settings.sweeps
@@ -173,8 +176,7 @@ class Training:
                 VectorSpec("topics", "int64", extent=topics, dense=True, aggregate=together)
             )
             return
-        self.sweeps, self.round = state["sweeps"], state["round"]
-        self.alpha, self.beta, self.likelihood = np.array(state["alpha"]), state["beta"], state["likelihood"]
+        self._take_state(state)
         # They may be as many, and hold other parts: of a run that has lost some of its workers.
         if not state["same_workers"] or not all(cluster.workers.call("restored")):
             self.recount()
@@ -219,9 +221,9 @@ class Training:
         """
         cluster, tokens = self.cluster, self.collection.tokens
         words = cluster.servers.call("lda_tally", vector=cluster.vectors["words"])
-        totals = np.zeros(self.settings.topics, np.int64)
-        for keys, rows in cluster.export(cluster.vectors["topics"]):
-            totals[keys.astype(np.int64)] = rows[:, 0]
+        # Not by an export, which a successor of the scheduler would repeat later, with other counts.
+        topics = np.arange(self.settings.topics, dtype=np.uint64)
+        totals: NDArray[np.int64] = cluster.vectors["topics"].pull(topics).result()
         found = -1 if any(each["sum"] < 0 for each in words) else sum(each["sum"] for each in words)
         if found != tokens or int(totals.sum()) != tokens or totals.min() < 0:
             raise ProtocolError(
@@ -284,6 +286,20 @@ class Training:
         if not all(0 < each < math.inf for each in (*alpha, beta)):
             return "about.state: alpha and beta are finite, and above 0"
         return ""
+
+    def _take_state(self, state: dict[str, Any]) -> None:
+        self.sweeps, self.round = state["sweeps"], state["round"]
+        self.alpha, self.beta, self.likelihood = np.array(state["alpha"]), state["beta"], state["likelihood"]
+
+    def _restart_state(self) -> dict[str, Any]:
+        """Return the state from which a successor of the scheduler continues."""
+        more = {"groups": self.groups, "cuts": self.cuts, "seen": list(self.seen.items())}
+        return {**self._state(), **more, "parts": self.assignment.table.state()}
+
+    def _continue_from(self, state: dict[str, Any]) -> None:
+        self._take_state(state)
+        self.groups, self.cuts, self.seen = state["groups"], state["cuts"], dict(state["seen"])
+        self.assignment.table = Workload.restored(state["parts"])
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -245,6 +245,9 @@ class Insertion:
         cluster, stop = self.cluster, False
         table = cluster.table(COLUMNS)
         while not self.parts.finished and not stop:
+            if (later := cluster.compact(lambda: self._restart_state(queries))) is not None:
+                self._continue_from(later)
+                queries[:] = [Asked(*each) for each in later["queries"]]
             if accounts := self._insert(queries):
                 facts = self._shown()
                 table.row(facts | accounts)
@@ -325,6 +328,15 @@ class Insertion:
     def _state(self) -> dict[str, Any]:
         parts = [[part.done, part.finished] for part in self.parts.parts]
         return {"rounds": self.rounds, "parts": parts, "totals": self.totals}
+
+    def _restart_state(self, queries: list[Asked]) -> dict[str, Any]:
+        """Return the state from which a successor of the scheduler continues."""
+        more = {"totals": self.totals, "queries": queries}
+        return {"rounds": self.rounds, "parts": self.parts.state(), **more}
+
+    def _continue_from(self, state: dict[str, Any]) -> None:
+        self.rounds, self.parts = state["rounds"], Workload.restored(state["parts"])
+        self.totals = [Totals(*each) for each in state["totals"]]
 
     def _shown(self) -> dict[str, Any]:
         trained, items = self.cluster.trained, self.total.items

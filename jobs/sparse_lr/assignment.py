@@ -69,10 +69,16 @@ class Assignment:
         self.cut = Cut(*kept["cut"]) if kept else cut
         self.table = Workload(self.cut.parts, workers)
         if kept:
-            self.reads = dict(zip(workers, kept["reads"], strict=True))
-            for worker, reads in self.reads.items():
-                for part in itertools.chain.from_iterable(reads):
-                    self.table.parts[part].worker = worker
+            self.take(kept["reads"])
+
+    def take(self, reads: list[list[list[int]]]) -> None:
+        """Assign the present workers the parts in `reads`, those of each of them in their order."""
+        workers = self.cluster.workers.addresses
+        self.reads = dict(zip(workers, reads, strict=True))
+        self.table = Workload(self.cut.parts, workers)
+        for worker, mine in self.reads.items():
+            for part in itertools.chain.from_iterable(mine):
+                self.table.parts[part].worker = worker
 
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint, from which the same number of workers read the same parts again."""

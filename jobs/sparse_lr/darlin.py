@@ -127,6 +127,10 @@ class Darlin:
             return dict(self.finished["metrics"])
         table, stop = self.cluster.table(evaluate.COLUMNS), False
         while not stop:
+            if (later := self.cluster.compact(self._restart_state)) is not None:
+                self._take_state(later)
+                self.weight = later["weight"]
+                self.assignment.take(later["spread"]["reads"])
             stop = self._retry(self.one_pass)
             evaluate.show_pass(self.cluster, table, self.control, self.now, self.examples)
             if not stop and self.cluster.due(self.passes):
@@ -377,6 +381,10 @@ class Darlin:
             "spread": self.assignment.state(),
             **({} if self.finished is None else {"finished": self.finished}),
         }
+
+    def _restart_state(self) -> dict[str, Any]:
+        """Return the state from which a successor of the scheduler continues."""
+        return {**self._state(), "weight": self.weight}
 
     def _resume(self) -> bool:
         # Discard the counts of an attempt in which a worker was lost.

@@ -121,6 +121,8 @@ class Online:
         while not stop:
             usage: dict[str, Any] = {}
             while not self.parts.finished and not cluster.stop:
+                if (later := cluster.compact(self._restart_state)) is not None:
+                    self._continue_from(later)
                 if accounts := self.learn():
                     usage = cluster.recent_usage(accounts)
                     table.update(self._shown() | usage)
@@ -257,6 +259,15 @@ class Online:
         parts = [[workers.index(part.worker), part.done, part.finished] for part in self.parts.parts]
         finished = {} if self.finished is None else {"finished": self.finished}
         return self.at._asdict() | {"parts": parts} | finished
+
+    def _restart_state(self) -> dict[str, Any]:
+        """Return the state from which a successor of the scheduler continues."""
+        met = asdict(self._met)
+        return {"at": self.at, "parts": self.parts.state(), "size": self.size, "met": met}
+
+    def _continue_from(self, state: dict[str, Any]) -> None:
+        self.at, self.parts = Progress(*state["at"]), Workload.restored(state["parts"])
+        self.size, self._met = state["size"], Tally(**state["met"])
 
     def _shown(self) -> dict[str, Any]:
         at, trained = self.at, self.cluster.trained

@@ -25,7 +25,7 @@ from mpips.replay.player import Player
 from mpips.replay.recorder import Recorder
 from mpips.rundir.folder import RunFolder
 from mpips.rundir.lease import Leases
-from mpips.scheduler.journal import Journal
+from mpips.scheduler.journal import COMPACTED_EVERY, Journal
 from mpips.scheduler.pending_orders import PendingOrders, keep_for_successors
 from mpips.scheduler.scheduler import Cluster
 from mpips.server.server import Server
@@ -54,7 +54,7 @@ class ObservableJournal(Journal):
     def decide(self, make: Callable[[], T]) -> T:
         """Return the next decision; see `Journal`."""
         value = super().decide(make)
-        self.returned += 1
+        self.returned = self._decided
         return value
 
     @property
@@ -107,6 +107,7 @@ class Simulation:
         filters: Filters = lambda: (Chain(), Chain()),
         record: Path | None = None,
         replay: Path | None = None,
+        compacted_every: int = COMPACTED_EVERY,
     ) -> None:
         self.layout, self.view, self.replicas, self.worker = layout, view, replicas, worker
         self.internals = internals or Internals()
@@ -115,7 +116,7 @@ class Simulation:
         # The folder may hold leases of other starts.
         self._start = os.urandom(8).hex()
         self._filters = filters
-        self._record, self._replay = record, replay
+        self._record, self._replay, self._compacted_every = record, replay, compacted_every
 
     def run(
         self, network: Network, schedule: Callable[[Cluster], Any], place: Path, horizon: float = 60.0
@@ -163,7 +164,8 @@ class Simulation:
             leases=Leases(place, self._start),
         )
         membership.on_publish = lambda view: self.internals.published.append((view, van.rank))
-        journal, orders = ObservableJournal(me, self.replicas + 1), PendingOrders()
+        journal = ObservableJournal(me, self.replicas + 1, self._compacted_every)
+        orders = PendingOrders()
         keep_for_successors(me, orders)
         internals, rank = self.internals, van.rank
         internals.nodes[rank], internals.journals[rank], internals.memberships[rank] = me, journal, membership
@@ -258,6 +260,7 @@ def simulate(
     hosts: Sequence[str] = (),
     record: Path | None = None,
     replay: Path | None = None,
+    compacted_every: int = COMPACTED_EVERY,
 ) -> Any:
     """Run `schedule(cluster)` with workers made by `worker(context)`; return its result once all ranks have ended.
 
@@ -266,7 +269,7 @@ def simulate(
     nothing else happens. `faults` are faults of ranks; the result is that of the last leader. `internals` exposes the
     state during the run, and at its end. `filters` creates a rank's chains: for messages to the servers, and for
     answers. `hosts` are the ranks' host names; by default all are on one host. The order of effects is written to the
-    folder `record`, or read from `replay` (`mpips.replay.history`).
+    folder `record`, or read from `replay` (`mpips.replay.history`). `compacted_every`: see `Journal`.
 
     >>> simulate(lambda cluster: len(cluster.workers), worker=lambda context: None, servers=2, workers=3)
     3
@@ -280,7 +283,7 @@ def simulate(
     simulation = Simulation(
         layout, view, replicas, worker,
         job=job, window=window, resend=resend, bandwidth=bandwidth, patience=patience, give_up=give_up,
-        internals=internals, filters=filters, record=record, replay=replay,
+        internals=internals, filters=filters, record=record, replay=replay, compacted_every=compacted_every,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         return simulation.run(network, schedule, folder or Path(temporary), horizon)

@@ -144,7 +144,8 @@ class Table:
         self._live = wants_live(self._stream) if live is None else live
         self._width = line_width() if width is None else width
         self._columns = fitting(columns, self._width)
-        self._headed = False
+        self.continues = False
+        """Whether the headings are written already."""
         self._shown = 0
 
     def row(self, values: Mapping[str, Any]) -> None:
@@ -173,8 +174,8 @@ class Table:
         self._stream.flush()
 
     def _head(self) -> None:
-        if not self._headed:
-            self._headed = True
+        if not self.continues:
+            self.continues = True
             self._stream.write(header(self._columns, self._width) + "\n")
 
     def _over(self, text: str) -> None:

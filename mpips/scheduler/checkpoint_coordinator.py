@@ -90,6 +90,11 @@ class CheckpointCoordinator:
         """The number of dropped checkpoints."""
         cluster.node.register(Registration(ticks=(self._look,)))
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._pending is not None
+
     def begin(self, directory: Path, step: int, about: dict[str, Any]) -> str:
         """Have all ranks copy their state, and start to write it; return the folder, or "" if it cannot be made."""
         self.settle()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Self
+from dataclasses import astuple, dataclass
+from typing import Any, NamedTuple, Self
 
 from mpips.errors import InputError
 
@@ -118,6 +118,23 @@ class Workload:
         if parts < 1 or not self.workers:
             raise ValueError(f"{parts} parts for {len(self.workers)} workers: there must be some of both")
         self.parts = [Part(number, self.workers[number % len(self.workers)]) for number in range(parts)]
+
+    def state(self) -> dict[str, Any]:
+        """Return the whole state, JSON-able."""
+        return {"workers": list(self.workers), "parts": [astuple(part) for part in self.parts]}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> Self:
+        """Return the workload that `state` returned the state of.
+
+        >>> load = Workload(parts=2, workers=[10, 11])
+        >>> load.note(1, steps=3, finished=False)
+        >>> Workload.restored(load.state()).parts == load.parts
+        True
+        """
+        made = cls(len(state["parts"]), state["workers"])
+        made.parts = [Part(*each) for each in state["parts"]]
+        return made
 
     def of(self, worker: int) -> list[Part]:
         """Return the unfinished parts of a worker, started ones first."""

@@ -9,45 +9,145 @@ reply are sent again, under the same ids (origin, time), and callees that have e
 
 Replies are sent to the successors without waiting, since each callee keeps them until they have arrived (`stable`). A
 decision must have arrived before the program continues.
+
+A long run would make the journal long, and its replay slow. So a program may have a *restart point*, which it passes in
+each turn of its main loop, and where it can give its whole state (`compact`). From time to time the leader replaces the
+inputs between the first pass of that point and the present one by this state, a *snapshot* (log compaction, as in
+Ongaro and Ousterhout, 2014, section 7):
+
+    inputs before the first pass | inputs of all turns so far         | inputs since
+    kept                         | replaced by one entry, a snapshot  | kept, until the next snapshot
+
+A successor runs the program from its start to the restart point, takes the snapshot's state there, and continues with
+the inputs since.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.cluster.view import View
+from mpips.errors import UsageError
 from mpips.transport.message import Command, Kind, Message
 
 T = TypeVar("T")
 ACKNOWLEDGED_EVERY = 16
 """Number of entries after which a successor acknowledges."""
+COMPACTED_EVERY = 256
+"""Number of entries after which a program that passes its restart point gives a snapshot."""
 FOREVER = 1 << 62
+
+
+class Place(NamedTuple):
+    """A place in the program: the time of its next task, and the numbers of its next decision and of its next entry."""
+
+    time: int
+    decision: int
+    entry: int
+
+
+class Snapshot(NamedTuple):
+    """The program's `state` at the place `at`; it replaces the inputs since the place `since`."""
+
+    state: Any
+    since: Place
+    at: Place
+
+
+class Log:
+    """Entries of a journal, in order, and the inputs in them."""
+
+    def __init__(self) -> None:
+        self.entries: list[Message] = []
+        self.count = 0
+        """The number of the next entry; also entries that a snapshot has replaced have numbers."""
+        self.replies: dict[tuple[int, int], Message] = {}
+        """By (time, address)."""
+        self.decisions: dict[int, Any] = {}
+        """By number."""
+        self.decided = 0
+        """The number of the next decision."""
+        self.snapshot: Snapshot | None = None
+
+    def take(self, entry: Message) -> None:
+        """Append an entry. A snapshot may come before the entries that it replaces, which are not needed then."""
+        self.count = entry.meta["number"] + 1
+        if "snapshot" in entry.meta:
+            state, since, at = entry.meta["snapshot"]
+            self._compact(Snapshot(state, Place(*since), Place(*at)))
+        elif "decision" in entry.meta:
+            self.decisions[self.decided] = entry.meta["decision"]
+            self.decided += 1
+        else:
+            kind, command, sender, shard, namespace, address = entry.meta["of"]
+            reply = Message(Kind(kind), Command(command), sender, shard=shard, namespace=namespace)
+            reply.time, reply.round, reply.meta = entry.time, entry.round, entry.meta["meta"]
+            reply.keys, reply.values = entry.keys, entry.values
+            self.replies[entry.time, address] = reply
+        self.entries.append(entry)
+
+    def _compact(self, snapshot: Snapshot) -> None:
+        """Drop the inputs that a snapshot replaces."""
+        since = snapshot.since
+        del self.entries[since.entry :]
+        self.replies = {of: reply for of, reply in self.replies.items() if of[0] < since.time}
+        self.decisions = {
+            number: value for number, value in self.decisions.items() if number < since.decision
+        }
+        self.decided, self.snapshot = snapshot.at.decision, snapshot
+
+    def follows(self, entry: Message) -> bool:
+        """Return whether an entry can be appended now."""
+        number: int = entry.meta["number"]
+        if number <= self.count or "snapshot" not in entry.meta:
+            return number == self.count
+        return Place(*entry.meta["snapshot"][1]).entry <= self.count
+
+    def before(self, time: int, decision: int) -> Place | None:
+        """Return the place with this time and number of a decision; None if entries from before come after others."""
+        count = 0
+        own = 0
+        for number, entry in enumerate(self.entries):
+            own += (decided := "decision" in entry.meta)
+            if own <= decision if decided else entry.time < time:
+                if count < number:
+                    return None
+                count += 1
+        return Place(time, decision, count)
+
+    def holds(self, of: tuple[int, int]) -> bool:
+        """Return whether the reply to (time, address) is here, or replaced by a snapshot."""
+        snapshot = self.snapshot
+        return of in self.replies or (
+            snapshot is not None and snapshot.since.time <= of[0] < snapshot.at.time
+        )
 
 
 class Journal:
     """The journal of one rank: the leader's own, or a successor's copy.
 
-    `copies` is the number of successors that it is sent to.
+    `copies` is the number of successors that it is sent to. A snapshot replaces `compacted_every` entries or more.
     """
 
-    def __init__(self, node: Node, copies: int = 1) -> None:
-        self.node, self._copies = node, copies
-        self.replies: dict[tuple[int, int], Message] = {}
-        """By (time, address)."""
-        self.decisions: list[Any] = []
-        self._entries: list[Message] = []
-        # Entries from the present leader; the same list once it has at least as many as the old one.
-        self._received: list[Message] = []
+    def __init__(self, node: Node, copies: int = 1, compacted_every: int = COMPACTED_EVERY) -> None:
+        self.node, self._copies, self._compacted_every = node, copies, compacted_every
+        self.log = Log()
+        """The valid entries."""
+        # Those from the present leader; the same once it has sent at least as many as the log of the old one had.
+        self._received = self.log
         # The number of entries when this leader began to lead.
         self._base = 0
         self._early: dict[int, Message] = {}
         self._source = -1
         self._leading = False
+        # The number of the program's next decision.
         self._decided = 0
+        # Where the program was when it first passed its restart point.
+        self._since: Place | None = None
         # The number of entries that each successor has acknowledged.
         self._followers: dict[int, int] = {}
         # (entries, the time below which all replies are among them).
@@ -64,19 +164,25 @@ class Journal:
     def lead(self) -> None:
         """Become the scheduler: issue tasks with its origin, and take known replies from the journal."""
         node = self.node
-        self._leading, self._base = True, len(self._entries)
-        for entry in self._entries:
+        self._leading, self._base = True, self.log.count
+        for entry in self.log.entries:
             entry.meta["base"] = self._base
         tasks = node.call_as(node.view.origin)
-        if node.van.survives and not node.policy.is_replay:
-            tasks.take_replies(self.replies)
+        if self._is_kept:
+            tasks.take_replies(self.log.replies)
             tasks.stable, tasks.on_journaled = self._stable_time, self._note
             self._follow(node.view, node.view)
 
     @property
+    def _is_kept(self) -> bool:
+        """Whether another rank may continue the program."""
+        return self.node.van.survives and not self.node.policy.is_replay
+
+    @property
     def replaying(self) -> bool:
         """Whether the journal has inputs that the program has not reached yet."""
-        return bool(self.node.tasks.known_replies) or self._decided < len(self.decisions)
+        ahead = self.log.snapshot is not None and self._since is None
+        return ahead or bool(self.node.tasks.known_replies) or self._decided < self.log.decided
 
     def decide(self, make: Callable[[], T]) -> T:
         """Return the next decision: the recorded one, or `make()`, once the successors have it.
@@ -85,25 +191,70 @@ class Journal:
         """
         number = self._decided
         self._decided += 1
-        if number < len(self.decisions):
-            known: T = self.decisions[number]
+        if number < self.log.decided:
+            known: T = self.log.decisions[number]
             return known
         value = self.node.policy.decide(number, make)
-        self.decisions.append(value)
         for decided in self.node.observers.decided:
             decided(number, value)
-        if self.node.van.survives and not self.node.policy.is_replay:
+        if self._is_kept:
             self._add(Message(Kind.CONTROL, Command.LOG, meta={"decision": value}))
-            count = len(self._entries)
+            count = self.log.count
             self.node.wait_until(
                 lambda: all(has >= count for has in self._followers.values()), "its successors"
             )
         return value
 
+    def compact(self, state: Callable[[], Any], since: int = 0) -> Any:
+        """Pass the restart point, where `state()` is the program's whole state, JSON-able.
+
+        Return None; on a successor, the state from which the program must continue, if there is a snapshot. There is
+        none of a place where tasks issued at `since` or later are unfinished; the program has given up earlier ones.
+        """
+        if not self._is_kept:
+            return None
+        tasks, snapshot = self.node.tasks, self.log.snapshot
+        here = (tasks.time, self._decided)
+        if snapshot is not None and self._since is None:
+            return self._continue(snapshot, here)
+        if tasks.ahead.count or any(time >= since for time in tasks.unfinished) or tasks.unhandled(since):
+            return None
+        if self._since is None:
+            self._since = self.log.before(*here)
+        elif not self.replaying and self._is_long():
+            entry = Message(Kind.CONTROL, Command.LOG)
+            entry.meta["snapshot"] = Snapshot(state(), self._since, Place(*here, self.log.count))
+            self._add(entry)
+        return None
+
+    def _continue(self, snapshot: Snapshot, here: tuple[int, int]) -> Any:
+        """Return the state of a snapshot if the program is where it passed the restart point first; otherwise None."""
+        since, at = snapshot.since, snapshot.at
+        if here[0] > since.time or here[1] > since.decision:
+            raise UsageError(
+                "the program has come to its restart point on another way than on the rank before: `schedule` must be "
+                "deterministic, and call `compact` at one place"
+            )
+        if here != (since.time, since.decision):
+            return None
+        tasks = self.node.tasks
+        tasks.continue_at(at.time)
+        # Of tasks that the program had given up.
+        for of in [each for each in tasks.known_replies if each[0] < at.time]:
+            del tasks.known_replies[of]
+        self._decided, self._since = at.decision, since
+        return snapshot.state
+
+    def _is_long(self) -> bool:
+        """Return whether there are many entries that a snapshot would replace."""
+        kept, snapshot = self._since, self.log.snapshot
+        assert kept is not None
+        since = kept if snapshot is None else snapshot.at
+        return self.log.count - since.entry >= self._compacted_every
+
     def _note(self, address: int, reply: Message) -> None:
-        if (reply.time, address) in self.replies or reply.command is Command.EXPORT:
+        if (reply.time, address) in self.log.replies or reply.command is Command.EXPORT:
             return
-        self.replies[reply.time, address] = reply
         entry = Message(Kind.CONTROL, Command.LOG, keys=reply.keys, values=reply.values)
         entry.time, entry.round = reply.time, reply.round
         entry.meta = {
@@ -111,11 +262,11 @@ class Journal:
             "meta": reply.meta,
         }
         self._add(entry)
-        self._marks.append((len(self._entries), next(iter(self.node.tasks.unfinished), 0)))
+        self._marks.append((self.log.count, next(iter(self.node.tasks.unfinished), 0)))
 
     def _add(self, entry: Message) -> None:
-        entry.meta["number"], entry.meta["base"] = len(self._entries), self._base
-        self._entries.append(entry)
+        entry.meta["number"], entry.meta["base"] = self.log.count, self._base
+        self.log.take(entry)
         for rank in self._followers:
             self.node.outbox.send_soon(rank, entry)
 
@@ -127,7 +278,7 @@ class Journal:
         self._followers = {rank: self._followers.get(rank, -1) for rank in followers}
         for rank in [rank for rank, has in self._followers.items() if has < 0]:
             self._followers[rank] = 0
-            for entry in self._entries:
+            for entry in self.log.entries:
                 self.node.outbox.send_soon(rank, entry)
 
     def _logged(self, message: Message) -> None:
@@ -152,33 +303,17 @@ class Journal:
         if self._leading:
             return
         if entry.sender != self._source:
-            self._source, self._received = entry.sender, []
+            self._source, self._received = entry.sender, Log()
             self._early.clear()
         self._early[entry.meta["number"]] = entry
-        while (following := self._early.pop(len(self._received), None)) is not None:
-            self._received.append(following)
-            count = len(self._received)
-            if self._received is self._entries:
-                self._take(following)
-            elif count >= following.meta["base"]:
-                self._restart()
-            if "decision" in following.meta or count % ACKNOWLEDGED_EVERY == 0:
+        while (following := next(filter(self._received.follows, self._early.values()), None)) is not None:
+            self._received.take(following)
+            count = self._received.count
+            self._early = {number: each for number, each in self._early.items() if number >= count}
+            if count >= following.meta["base"]:
+                self.log = self._received
+            if (
+                not following.meta.keys().isdisjoint(("decision", "snapshot"))
+                or count % ACKNOWLEDGED_EVERY == 0
+            ):
                 self.node.control(entry.sender, Command.LOGGED, {"count": count})
-
-    def _restart(self) -> None:
-        """Replace the journal by the present leader's, from its start."""
-        self._entries = self._received
-        self.replies.clear()
-        self.decisions.clear()
-        for entry in self._entries:
-            self._take(entry)
-
-    def _take(self, entry: Message) -> None:
-        if "decision" in entry.meta:
-            self.decisions.append(entry.meta["decision"])
-            return
-        kind, command, sender, shard, namespace, address = entry.meta["of"]
-        reply = Message(Kind(kind), Command(command), sender, shard=shard, namespace=namespace)
-        reply.time, reply.round, reply.meta = entry.time, entry.round, entry.meta["meta"]
-        reply.keys, reply.values = entry.keys, entry.values
-        self.replies[entry.time, address] = reply

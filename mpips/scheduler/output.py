@@ -37,6 +37,9 @@ class Output:
         base = journal.decide(self._count_lines)
         # The program's lines that a rank before this one has written.
         self._written = self._count_lines() - base
+        self.events = 0
+        """The number of the program's lines so far."""
+        self._tables: list[Table] = []
 
     def _count_lines(self) -> int:
         """Count the lines of the program in `metrics.jsonl`, from any rank."""
@@ -45,6 +48,7 @@ class Output:
 
     def event(self, event: str, **facts: Any) -> None:
         """Append a line of the program to `metrics.jsonl`."""
+        self.events += 1
         if self._written > 0:
             self._written -= 1
         else:
@@ -56,7 +60,15 @@ class Output:
 
     def table(self, columns: Sequence[Column]) -> Table:
         """Return the table that shows the run's progress."""
-        return Table(columns, self._out)
+        self._tables.append(Table(columns, self._out))
+        return self._tables[-1]
+
+    def continue_at(self, events: int) -> None:
+        """Continue where a rank before this one had written so many lines of the program, and rows of its tables."""
+        self._written -= events - self.events
+        self.events = events
+        for table in self._tables:
+            table.continues = True
 
     def say(self, text: str) -> None:
         """Print a line to the user."""

@@ -319,6 +319,73 @@ class Cluster:
             self._informed, self._settled = set(now), tuple(now)
             return changed
 
+    # --- the restart point of a successor ----------------------------------------------------------
+
+    def compact(self, state: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        """Pass the restart point of the program, so that a successor need not repeat all its steps.
+
+        A program calls this at one place, in each turn of its main loop. `state()` is all that the rest of the program
+        depends on and that the steps since the first turn have changed, JSON-able. It is called from time to time, at
+        most once each turn, and must not call ranks. The loop creates no vectors.
+
+        Returns:
+            None; but once, on a successor that comes here for the first time, a state of a later turn: the program
+            takes it, and continues with that turn.
+
+        Raises:
+            UsageError: `state()` is not JSON-able, or the program has come here on another way than before.
+
+        >>> from mpips import simulate
+        >>> def schedule(cluster: Cluster):
+        ...     at = {"steps": 0, "sum": 0}
+        ...     while at["steps"] < 3:
+        ...         at = cluster.compact(lambda: at) or at
+        ...         (reply,) = cluster.workers.call("square", {"of": at["steps"]})
+        ...         at = {"steps": at["steps"] + 1, "sum": at["sum"] + reply["is"]}
+        ...     return at["sum"]
+        >>> class Worker:
+        ...     def __init__(self, context):
+        ...         pass
+        ...
+        ...     def square(self, of):
+        ...         return {"is": of * of}
+        >>> simulate(schedule, Worker)
+        5
+        """
+        if self.coordinator.is_writing:
+            return None
+        kept = self.journal.compact(
+            lambda: json_data({**self._kept(), "state": state()}, keep, "compact"), self._since
+        )
+        if kept is None:
+            return None
+        self._output.continue_at(kept["events"])
+        self.workers.addresses, self.workers.workers_since = tuple(kept["workers"]), kept["workers_since"]
+        self._settled, self._informed = tuple(kept["settled"]), set(kept["informed"])
+        # A successor has the numbers of all orders, see `PendingOrders`.
+        joined = kept["joined"] - self.orders.joined
+        self.orders.joining, self.orders.joined = self.orders.joining - joined, kept["joined"]
+        self.coordinator.problem, self.coordinator.given_up = kept["dropped"]
+        self.seconds, self._since, self._stop = dict(kept["seconds"]), kept["since"], kept["stop"]
+        self._has_trained = True
+        found: dict[str, Any] = kept["state"]
+        return found
+
+    def _kept(self) -> dict[str, Any]:
+        """Return this object's part of the program's state."""
+        return {
+            "events": self._output.events,
+            "workers": self.workers.addresses,
+            "workers_since": self.workers.workers_since,
+            "settled": self._settled,
+            "informed": sorted(self._informed),
+            "joined": self.orders.joined,
+            "dropped": (self.coordinator.problem, self.coordinator.given_up),
+            "seconds": self.seconds,
+            "since": self._since,
+            "stop": self._stop,
+        }
+
     # --- checkpoints (checkpoints/README.md) ---------------------------------------------------
 
     @property

@@ -109,6 +109,10 @@ class Tasks:
         """Continue at unused times, so that earlier requests of the caller cannot be confused with later ones."""
         self._time = (self._time // JUMP + 1) * JUMP
 
+    def continue_at(self, time: int) -> None:
+        """Give the next task this time: all tasks before it are finished, some of them on another rank."""
+        self._time = time
+
     @property
     def issued(self) -> int:
         """Count the tasks so far, without the gaps of `skip_times`."""

@@ -28,6 +28,8 @@ from mpips.transport.network_faults import Fault, no_delay, random_delays
 
 SEQUENTIAL = {"model": "sequential"}
 BOUNDED = {"model": "bounded", "tau": 4}
+EVERY = 16
+"""Entries of the scheduler's journal that a snapshot replaces: those of few passes."""
 
 
 @dataclass
@@ -105,6 +107,7 @@ def run(
         simulate(
             schedule, loaded.worker, servers=layout["servers"], workers=layout["workers"], **counts, job=job,
             folder=folder / "run", faults=faults, delays=delays, seed=seed, replicas=replicas, observed=observed,
+            compacted_every=EVERY,
         )  # fmt: skip
     out.posted = observed["network"].posted
     return out

@@ -36,6 +36,8 @@ from mpips.transport.network_faults import Fault, no_delay, random_delays
 
 ROOT = Path(__file__).parent.parent.parent
 SKETCH = {"depth": 4, "width": 200, "exact": 1, "top": 10}
+EVERY = 16
+"""Entries of the scheduler's journal that a snapshot replaces: those of few steps."""
 ZIPF = {**SKETCH, "zipf": 1.2, "items": 3001, "keys": 400, "batch": 150}
 
 
@@ -107,6 +109,7 @@ def run(
         simulate(
             schedule, loaded.worker, servers=layout["servers"], workers=layout["workers"], **counts, job=job,
             folder=folder / "run", faults=faults, delays=delays, seed=seed, replicas=replicas, observed=observed,
+            compacted_every=EVERY,
         )  # fmt: skip
     out.posted = observed["network"].posted
     return out

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.node import Node
 from mpips.cluster.view import GENERATION, Loss, first_view, without
 from mpips.errors import RemoteError
-from mpips.scheduler.journal import ACKNOWLEDGED_EVERY, FOREVER, Journal
+from mpips.scheduler.journal import ACKNOWLEDGED_EVERY, COMPACTED_EVERY, FOREVER, Journal
 from mpips.tasks.task import Task
 from mpips.transport.in_memory import Network
 from mpips.transport.message import Command, Kind, Message
@@ -26,11 +28,11 @@ FIRST, SECOND, THIRD, SERVER, WORKER = range(5)
 class World:
     """A leader, two successors and two callees that count their requests."""
 
-    def __init__(self, copies: int = 2) -> None:
+    def __init__(self, copies: int = 2, compacted_every: int = COMPACTED_EVERY) -> None:
         self.network = Network(5)
         self.view = first_view(LAYOUT)
         self.nodes = [Node(van, LAYOUT, self.view) for van in self.network.vans]
-        self.journals = [Journal(node, copies) for node in self.nodes[:WORKER]]
+        self.journals = [Journal(node, copies, compacted_every) for node in self.nodes[:WORKER]]
         self.gone: set[int] = set()
         self.served: list[tuple[int, int, int]] = []  # (rank, origin, time)
         for rank in (SERVER, WORKER):
@@ -178,7 +180,7 @@ def test_a_decision_is_with_the_successors_before_anything_follows() -> None:
     world = World()
     assert world.decide(FIRST, {"folder": "a", "at": [1, 2.5, None]}) == {"folder": "a", "at": [1, 2.5, None]}
     for rank in (SECOND, THIRD):
-        assert world.journals[rank].decisions == [{"folder": "a", "at": [1, 2.5, None]}]
+        assert world.journals[rank].log.decisions == {0: {"folder": "a", "at": [1, 2.5, None]}}
     waiting = World()
     with pytest.raises(TimeoutError):
 
@@ -187,7 +189,7 @@ def test_a_decision_is_with_the_successors_before_anything_follows() -> None:
 
         waiting.nodes[FIRST].van.idle = give_up  # type: ignore[method-assign]
         waiting.journals[FIRST].decide(lambda: 7)
-    assert waiting.journals[SECOND].decisions == []
+    assert waiting.journals[SECOND].log.decisions == {}
 
 
 def test_a_callee_keeps_a_reply_until_the_successors_have_it() -> None:
@@ -216,7 +218,7 @@ def test_a_late_follower_gets_all() -> None:
         ("ask", {SERVER: 4}), ("decide", 5), ("ask", {WORKER: 6, SERVER: 7}), ("decide", 8),
     ]  # fmt: skip
     reported = play(world, FIRST, program)
-    assert world.journals[THIRD].decisions == [], "one copy"
+    assert world.journals[THIRD].log.decisions == {}, "one copy"
     # The one that had it dies; the next in the succession is told everything from the start.
     world.gone.add(SECOND)
     world.view = without(replace(world.view, epoch=1), [Loss(SECOND, "scheduler", "died", 0.0)])
@@ -224,8 +226,8 @@ def test_a_late_follower_gets_all() -> None:
         if node.rank != SECOND:
             node.adopt(world.view)
     world.settle()
-    assert world.journals[THIRD].decisions == [5, 8]
-    assert len(world.journals[THIRD].replies) == 3
+    assert world.journals[THIRD].log.decisions == {0: 5, 1: 8}
+    assert len(world.journals[THIRD].log.replies) == 3
     world.succeed(FIRST, THIRD)
     assert play(world, THIRD, program, shift=1000) == reported
 
@@ -235,11 +237,80 @@ def test_entries_that_come_late_or_twice_are_taken_in_order() -> None:
     for number in range(6):
         world.submit(FIRST, {SERVER: number})
     world.settle()
-    leader, entries = world.journals[FIRST], list(world.journals[FIRST]._entries)
+    leader, entries = world.journals[FIRST], list(world.journals[FIRST].log.entries)
     other = Journal(world.nodes[THIRD], 0)
     handle = world.nodes[THIRD].controls[Command.LOG]
     for entry in [*reversed(entries), entries[2]]:
         entry.sender = FIRST
         handle(entry)
-    assert other.replies.keys() == leader.replies.keys()
-    assert len(other._entries) == 6
+    assert other.log.replies.keys() == leader.log.replies.keys()
+    assert len(other.log.entries) == 6
+
+
+# Restart points.
+
+PREFIX, EVERY = 3, 8
+"""Entries before the first turn; entries after which a snapshot is due."""
+
+
+def turns(world: World, leader: int, count: int) -> tuple[list[Any], int]:
+    """Run a program up to a number of turns; return what it has accumulated, and how many turns this leader ran."""
+    seen = [world.decide(leader, 3), world.ask(leader, {SERVER: 1, WORKER: 2})]
+    at, ran = 0, 0
+    while at < count:
+        later = world.journals[leader].compact(partial(dict, at=at, seen=seen))
+        if later is not None:
+            at, seen = later["at"], list(later["seen"])
+        seen = [*seen[-4:], world.ask(leader, {SERVER: at, WORKER: -at}), world.decide(leader, at)]
+        at, ran = at + 1, ran + 1
+    return seen, ran
+
+
+@settings(max_examples=30)
+@given(first=st.integers(0, 12), second=st.integers(0, 12))
+def test_a_successor_continues_from_a_snapshot(first: int, second: int) -> None:
+    total = first + second + 1
+    world, alone = World(compacted_every=EVERY), World()
+    expected, _ = turns(alone, FIRST, total)
+    turns(world, FIRST, first)
+    for rank, count in ((SECOND, first + second), (THIRD, total)):
+        before = list(world.served)
+        world.succeed(rank - 1, rank)
+        seen, ran = turns(world, rank, count)
+        assert len(set(world.served)) == len(world.served), "nobody was asked twice"
+        assert ran <= count - (first if rank == SECOND else first + second) + EVERY, "few turns are repeated"
+        assert world.served[: len(before)] == before
+    assert json.loads(json.dumps(seen)) == json.loads(json.dumps(expected))
+    assert sorted(world.served) == sorted(alone.served)
+    log = world.journals[THIRD].log
+    assert len(log.entries) <= PREFIX + 1 + 2 * EVERY, "the journal does not grow"
+    assert len(log.replies) + len(log.decisions) <= PREFIX + 2 * EVERY
+
+
+def test_a_late_follower_gets_the_snapshot_and_what_came_after() -> None:
+    world = World(copies=1, compacted_every=EVERY)
+    expected, _ = turns(world, FIRST, 20)
+    world.gone.add(SECOND)
+    world.view = without(replace(world.view, epoch=1), [Loss(SECOND, "scheduler", "died", 0.0)])
+    for node in world.nodes:
+        if node.rank != SECOND:
+            node.adopt(world.view)
+    world.settle()
+    log = world.journals[THIRD].log
+    assert log.snapshot is not None and len(log.entries) < 3 * EVERY
+    world.succeed(FIRST, THIRD)
+    seen, ran = turns(world, THIRD, 20)
+    assert json.loads(json.dumps(seen)) == json.loads(json.dumps(expected)) and ran <= EVERY
+
+
+def test_a_snapshot_waits_for_tasks_that_are_under_way() -> None:
+    world = World(compacted_every=1)
+    journal = world.journals[FIRST]
+    journal.compact(dict)
+    world.ask(FIRST, {SERVER: 1})
+    world.submit(FIRST, {WORKER: 2})
+    journal.compact(dict)
+    assert journal.log.snapshot is None
+    world.settle()
+    journal.compact(dict)
+    assert journal.log.snapshot is not None

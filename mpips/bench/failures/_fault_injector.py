@@ -207,6 +207,6 @@ def _all_shards_held(node: Node, left: set[int]) -> bool:
 
 
 def _covers(mine: ObservableJournal, journal: ObservableJournal) -> bool:
-    if len(mine.decisions) < journal.returned:
+    if mine.log.decided < journal.returned:
         return False
-    return all(of in mine.replies for of in journal.replies if of[0] < journal.stable)
+    return all(mine.log.holds(of) for of in journal.log.replies if of[0] < journal.stable)
