@@ -2,7 +2,8 @@
 
 Each coarse part (first read) consists of fine parts (`mpips.scheduler.data_assignment.Cut`); a lost worker's fine
 parts are distributed among several workers. A worker reads only the parts that it does not have, and appends them to
-the others. A worker that gives parts to a new one reads its remaining parts again, while the new one reads its own.
+the others. A worker that gives parts to a new one reads its remaining parts again, while the new one reads its own. One
+that takes the place of a lost worker reads the same parts, and finds them parsed (`mpips.data.KeptColumns`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mpips import (
     retry_on_loss,
     schema_error,
 )
-from mpips.data import Columns, DataSpec, Examples, Tally, load_columns, read
+from mpips.data import Columns, DataSpec, Examples, KeptColumns, Tally, load_columns, read
 from mpips.jobs.sparse_lr.blocks import Blocks, joined
 from mpips.jobs.sparse_lr.evaluate import Data, check_shards
 from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
@@ -150,6 +151,7 @@ class WorkerData:
         self.settings: Settings = context.job.settings
         self.blocks: Blocks | None = None
         self._columns: Columns | None = None
+        self._kept = KeptColumns(context.shared, data)
         self._reads: list[list[int]] | None = None
 
     def load(self, reads: list[list[int]], cut: list[int]) -> dict[str, Any]:
@@ -159,7 +161,7 @@ class WorkerData:
             had, self._columns, self._tally, self._last = [], None, Tally(), 0
         self._reads = reads
         for parts in reads[len(had) :]:
-            self._take(self._examples(parts, Cut(*cut)))
+            self._take(parts, Cut(*cut))
         facts = asdict(self._tally)
         if self.settings.algorithm != "darlin":
             return facts | {"features": 0, "ones": False, "last": self._last}
@@ -170,13 +172,21 @@ class WorkerData:
         own: dict[str, Any] = self.blocks.facts()
         return facts | own
 
-    def _take(self, batches: Iterator[Examples]) -> None:
+    def _take(self, parts: list[int], cut: Cut) -> None:
         if self.settings.algorithm != "darlin":
+            batches = self._examples(parts, cut, self._tally)
             self._last = max(self._last, self._find_last_key(batches, self._tally))
             return
-        columns = load_columns(batches)
+        # Another worker may have parsed them.
+        name = self._kept.name(list(cut.slices(self.data.train, parts)))
+        if (found := self._kept.find(name)) is None:
+            tally = Tally()
+            found = load_columns(self._examples(parts, cut, tally)), tally
+            self._kept.keep(name, *found)
+        columns, tally = found
+        self._tally.add(tally)
         self._columns = columns if self._columns is None else joined(self._columns, columns)
 
-    def _examples(self, parts: list[int], cut: Cut) -> Iterator[Examples]:
+    def _examples(self, parts: list[int], cut: Cut, tally: Tally) -> Iterator[Examples]:
         for files, part, of in cut.slices(self.data.train, parts):
-            yield from self.context.polling(read(files, self.data, part, of, self._tally))
+            yield from self.context.polling(read(files, self.data, part, of, tally))

@@ -5,6 +5,7 @@ storage/.
 """
 
 from mpips.data.examples import Examples, Tally, concatenate, minibatches
+from mpips.data.kept_columns import KeptColumns
 from mpips.data.matrix import Columns, load_columns
 from mpips.data.read import format_of, read
 from mpips.data.spec import DataSpec, expand, resolve, unusual_files
@@ -13,6 +14,7 @@ __all__ = [
     "Columns",
     "DataSpec",
     "Examples",
+    "KeptColumns",
     "Tally",
     "concatenate",
     "expand",

@@ -293,7 +293,7 @@ class RankRun:
                 job.ring.key_cache,
                 ahead=not self.oversubscribed,
             ),
-            partial(CallExecutor, node, prepared.program.worker, job, group, file),
+            partial(CallExecutor, node, prepared.program.worker, job, group, file, self._shared(node)),
             partial(self._lead, node, prepared, journal, membership, waits, repeats, orders),
             lambda role: log.note("role", role=role and role.value),
         )
@@ -302,6 +302,11 @@ class RankRun:
             for kind in STOP_SIGNALS:
                 signal.signal(kind, self._asked_to_stop)
         return roles.run()
+
+    def _shared(self, node: Node) -> Path | None:
+        """Return the folder of the files that a worker keeps for its successor, if it may have one."""
+        succeeded = self.survives and node.layout.spares and not node.policy.is_replay
+        return self.folder.shared if succeeded else None
 
     def _lead(
         self,
@@ -325,6 +330,7 @@ class RankRun:
             say(leader.error)
         self.untrained = bool(result.get("before_training"))
         membership.confirm()
+        self.folder.remove_shared()
         code = self.result.end(result)
         leader.stop_all(code)
         return code

@@ -221,7 +221,8 @@ class RunFolder:
             raise InputError(
                 f"{path}: has a job file, {self.job.name}, which the run would replace; name another --run-dir"
             )
-        taken = [self.metrics, *self.logs.glob("rank-*.jsonl"), *self.trace.glob("rank-*.bin"), self.record]
+        taken = [self.metrics, *self.logs.glob("rank-*.jsonl"), *self.trace.glob("rank-*.bin")]
+        taken += [self.record, self.shared]
         for each in taken:
             if os.path.lexists(each):
                 raise InputError(
@@ -305,6 +306,15 @@ class RunFolder:
     def replay(self) -> Path:
         """The event history of the run that this one replays."""
         return self.path / "replay"
+
+    @property
+    def shared(self) -> Path:
+        """Files that ranks keep for their successors, until the end of the run."""
+        return self.path / "shared"
+
+    def remove_shared(self) -> None:
+        """Remove them; a run that is killed leaves them."""
+        shutil.rmtree(self.shared, ignore_errors=True)
 
     @property
     def fault_times(self) -> Path:

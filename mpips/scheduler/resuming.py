@@ -26,8 +26,8 @@ _RESUMED = {
     "vectors": Each(Each(ANY)),
 }  # fmt: skip
 """The fields of a manifest's `about` in a checkpoint that a run can resume from."""
-_FILES = ("train", "test", "vocab", "parts")
-"""The settings in [data] that say which files there are, and not how they are read."""
+_FILES = ("train", "test", "vocab", "parts", "keep_parsed")
+"""The settings in [data] that do not say how files are read."""
 
 
 def read(resume: Path, job: Job, turn: Callable[[], object]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -114,8 +114,10 @@ class Context:
     [1.0, 2.0, 0.0]
     """
 
-    def __init__(self, node: Node, job: Job, communicator: Any = None) -> None:
+    def __init__(self, node: Node, job: Job, communicator: Any = None, shared: Path | None = None) -> None:
         self.node, self.job, self.communicator = node, job, communicator
+        self.shared = shared
+        """A folder for files that this worker's successor may need; None: it has none. The run's end removes it."""
         self.vectors = Vectors()
         self.cut_short = False
         """Whether the run does without the result of the present call."""
@@ -220,9 +222,10 @@ class CallExecutor:
         job: Job,
         communicator: Any = None,
         file: SnapshotFile | None = None,
+        shared: Path | None = None,
     ) -> None:
         self.node, self._file = node, file or SnapshotFile(node)
-        self.context = Context(node, job, communicator)
+        self.context = Context(node, job, communicator, shared)
         self.worker = make_worker(self.context)
         check_worker(self.worker)
         self.calls: deque[Message] = deque()

@@ -17,7 +17,7 @@ from synthetic import F8, DataSet, job_of, make, objective, optimum, svmlight
 
 from mpips.checkpoint.manifest import complete
 from mpips.config.program import load_program
-from mpips.data import Columns, Examples, load_columns
+from mpips.data import Columns, Examples, Tally, load_columns
 from mpips.errors import MpipsError, NoWorkerLeft
 from mpips.jobs.sparse_lr.assignment import WorkerData
 from mpips.jobs.sparse_lr.blocks import joined
@@ -77,9 +77,9 @@ def run(
         loaded = load_program(job.program, job.base)
         read = WorkerData._examples
 
-        def watched(self: Any, parts: list[int], cut: Any) -> Any:
+        def watched(self: Any, parts: list[int], cut: Any, tally: Tally) -> Any:
             out.reads.append((self.context.rank, parts))
-            return read(self, parts, cut)
+            return read(self, parts, cut, tally)
 
         patch.setattr(WorkerData, "_examples", watched)
 
