@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from mpips.cluster.hash_ring import VACANT, Ring
@@ -68,7 +69,7 @@ class View:
     chains: tuple[Chain, ...]
     """By shard."""
     successors: tuple[int, ...] = ()
-    """The ranks that may lead, in order of succession; the order is kept, since the first ones have the journal."""
+    """The ranks that may lead, but for their hosts in order of succession."""
     losses: tuple[Loss, ...] = ()
     origin: int = 0
     """The scheduler's id as the caller of tasks, the same for all its successors."""
@@ -103,8 +104,11 @@ class View:
         return self.leader if origin == self.origin else origin
 
     def succession(self) -> list[int]:
-        """Return the ranks that may lead, in order of succession: the leader first."""
-        return [self.leader, *(rank for rank in self.successors if rank != self.leader)]
+        """Return the ranks that may lead, in order of succession: the leader first.
+
+        The first ones have its journal, and watch it: so they are on as many hosts as there can be.
+        """
+        return list(_spread(self.leader, self.successors, self.ring.hosts))
 
     def primary_of(self, rank: int) -> list[int]:
         """Return the shards whose primary a rank is."""
@@ -161,6 +165,19 @@ def first_view(
     roles = tuple(place.role for place in layout.places)
     leader, successors = layout.schedulers[0], layout.schedulers + layout.spares + layout.servers
     return View(0, leader, roles, layout.workers, 0, ring, chains, successors, origin=leader)
+
+
+@lru_cache(maxsize=16)
+def _spread(first: int, others: tuple[int, ...], hosts: tuple[int, ...]) -> tuple[int, ...]:
+    """Return `first` and the others, of which the first one of each host comes before the second one of any host."""
+    ranks = [first, *(rank for rank in others if rank != first)]
+    levels: dict[int, int] = {}
+    count: Counter[int] = Counter()
+    for rank in ranks:
+        host = hosts[rank] if hosts else rank
+        levels[rank] = count[host]
+        count[host] += 1
+    return tuple(sorted(ranks, key=levels.__getitem__))
 
 
 def next_epoch(view: View) -> View:
@@ -220,14 +237,24 @@ def survives(view: View, gone: Collection[int]) -> bool:
     return all(any(rank not in gone for rank in chain.members) for chain in view.chains)
 
 
-def next_spare(view: View) -> int | None:
-    """Return the spare to become the next server: one on a host with fewest servers; None without spares.
+def next_spare(view: View, lost: int = NOBODY) -> int | None:
+    """Return the spare to become the next server, in place of the `lost` one if there is one; None without spares.
 
-    So copies can be on as many different hosts as possible. Among equals it is the last: the first ones lead sooner.
+    It is on a host with fewest servers, so that copies can be on as many different hosts as possible; among those
+    rather on another host than the lost one's. Among equals it is the last: the first ones lead sooner.
     """
     host = view.ring.host
     servers_on = Counter(host(server) for server in view.ring.servers)
-    return min(reversed(view.spares), key=lambda rank: servers_on[host(rank)], default=None)
+    before = NOBODY if lost == NOBODY else host(lost)
+    return min(
+        reversed(view.spares), key=lambda rank: (servers_on[host(rank)], host(rank) == before), default=None
+    )
+
+
+def spare_worker(view: View, spares: Sequence[int], lost: int) -> int:
+    """Return which of some spares takes the place of a lost worker: the last one on another host, or else the last."""
+    host = view.ring.host
+    return min(reversed(spares), key=lambda rank: host(rank) == host(lost))
 
 
 def with_server(view: View, rank: int) -> View:

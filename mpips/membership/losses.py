@@ -25,7 +25,7 @@ def without_lost(view: View, gone: Iterable[int], causes: Mapping[int, Cause], w
         raise
     for loss in losses:
         note("lost", WARNING, lost=loss.rank, cause=loss.cause, error=loss.cause.text)
-        spare = next_spare(left)
+        spare = next_spare(left, loss.rank)
         if loss.role == Role.SERVER and spare is not None:
             left = with_server(left, spare)
     return left

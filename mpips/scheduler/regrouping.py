@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mpips.cluster.layout import Role
-from mpips.cluster.view import View
+from mpips.cluster.view import View, spare_worker
 from mpips.membership.membership import Membership
 from mpips.scheduler.pending_orders import PendingOrders
 
@@ -51,7 +51,8 @@ def new_workers(
 def choose_workers(view: View, former: Sequence[int], orders: PendingOrders) -> tuple[list[int], int]:
     """Return the new workers, and how many of them join by orders: spares replace lost ones, others join or leave.
 
-    If all others have died meanwhile, those that were to leave stay.
+    A spare on another host than the lost worker is preferred. If all others have died meanwhile, those that were to
+    leave stay.
     """
     spares = list(view.spares)
     now: list[int] = []
@@ -60,6 +61,7 @@ def choose_workers(view: View, former: Sequence[int], orders: PendingOrders) -> 
         if works and rank not in orders.leaving:
             now.append(rank)
         elif not works and spares:
-            now.append(spares.pop())
+            now.append(spare_worker(view, spares, rank))
+            spares.remove(now[-1])
     joining = [spares.pop() for _ in range(min(orders.joining, len(spares)))]
     return [*now, *joining] or still_workers(view, former), len(joining)

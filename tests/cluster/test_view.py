@@ -22,6 +22,7 @@ from mpips.cluster.view import (
     next_epoch,
     next_spare,
     repaired,
+    spare_worker,
     with_learner_joined,
     with_ring_order,
     with_server,
@@ -360,6 +361,39 @@ def test_the_leader_comes_first_then_schedulers_spares_and_servers() -> None:
     assert view.caller(view.origin) == 0 and view.caller(4) == 4
     later = replace(view, leader=6, epoch=GENERATION)
     assert later.caller(view.origin) == 6, "whoever leads is the scheduler that tasks were issued by"
+
+
+@settings(max_examples=60)
+@given(views, st.integers(0, 2**32), st.integers(0, 12))
+def test_the_first_that_may_lead_are_on_as_many_hosts_as_there_can_be(
+    view: View, seed: int, steps: int
+) -> None:
+    history = History(seed, view, 1)
+    for _ in range(steps):
+        history.step()
+    view = history.view
+    for leader in view.successors:
+        view = replace(view, leader=leader)
+        order, host = view.succession(), view.ring.host
+        assert order[0] == leader and sorted(order) == sorted(view.successors)
+        hosts = {host(rank) for rank in order}
+        assert {host(rank) for rank in order[: len(hosts)]} == hosts
+        for each in hosts:
+            mine = [rank for rank in (leader, *view.successors) if host(rank) == each]
+            assert [rank for rank in order if host(rank) == each] == list(dict.fromkeys(mine))
+
+
+def test_a_lost_rank_is_replaced_on_another_host() -> None:
+    def made(hosts: str) -> View:
+        spec = LayoutSpec(servers=2, workers=2, spares=3)
+        return first_view(Layout.of(8, spec), 0, 1, hosts)
+
+    #             scheduler, 2 servers, 2 workers, 3 spares
+    view = made("aabababa")
+    assert next_spare(view) == 7 and next_spare(view, 1) == 6, "the lost one was on a"
+    assert spare_worker(view, (5, 6, 7), lost=3) == 6 and spare_worker(view, (5, 7), lost=3) == 7
+    dead = without(next_epoch(made("aabbbbba")), [loss(view, 1)])
+    assert next_spare(dead, 1) == 7, "so that copies are on two hosts, although the lost one was on a, too"
 
 
 def test_a_ring_of_more_slots_than_servers_is_kept_in_the_text_of_a_view() -> None:
