@@ -20,8 +20,10 @@ class FailureDetector(Protocol):
     """Detects silent ranks; see `mpips.membership.heartbeat`."""
 
     targets: Sequence[int]
+    seldom: Sequence[int]
     follows: int
     muted: bool
+    hears_muted: bool
 
     def silent(self, ranks: Iterable[int], patience: float) -> list[int]:
         """Return those of `ranks` that were silent for `patience` seconds."""

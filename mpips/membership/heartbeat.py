@@ -63,6 +63,8 @@ _READ_INTERVAL = 0.02
 _MOST_READ = 512
 FIRST = 5.0
 """Factor on the timeout for the first heartbeat: a rank that starts is busy."""
+SELDOM = 16
+"""Heartbeats of which ranks that need to notice the end of another only late get one."""
 # Periods without a read after which the thread no longer counts as receiving.
 _MISSED_PERIODS = 2.0
 
@@ -157,7 +159,8 @@ class Heartbeat:
     """Heartbeats of one rank: sends to `targets` every `period` seconds, and receives; see the module.
 
     Exchange `address` with the other ranks, then call `start` with theirs. The owning thread may set `targets` at any
-    time, and `follows`, the rank whose heartbeats are confirmed, and `muted`. `host` is an IPv4 address of this machine
+    time, and `seldom`, those of every `SELDOM`-th heartbeat; `follows`, the rank whose heartbeats are confirmed;
+    `muted`; and `hears_muted`, whether muted ranks count as heard. `host` is an IPv4 address of this machine
     that all other ranks reach.
     """
 
@@ -169,8 +172,9 @@ class Heartbeat:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.targets: Sequence[int] = ()
+        self.seldom: Sequence[int] = ()
         self.follows = -1
-        self.muted = False
+        self.muted = self.hears_muted = False
         self._rank, self._period, self._clock = rank, period, clock
         self._read_pause = min(_READ_INTERVAL, period / 4)
         self._silence = SilenceClock(_MISSED_PERIODS * period)
@@ -252,7 +256,9 @@ class Heartbeat:
             if now >= due:
                 self._beats += 1
                 self._sent.append((self._beats, now))
-                for target in self.targets:
+                # Some of them each time, so that there are no bursts.
+                due_now = [rank for rank in self.seldom if (rank + self._beats) % SELDOM == 0]
+                for target in (*self.targets, *due_now):
                     self._send(sock, target, self._addresses[target])
                 due = now + self._period
             poller.poll(1e3 * max(due - now, 0.0))
@@ -313,7 +319,7 @@ class Heartbeat:
             return None
         self._counts[rank] = count
         self._record_echo(rank, echo, bool(flags & _FOLLOWS))
-        return -1 if flags & _MUTED else int(rank)
+        return -1 if flags & _MUTED and not self.hears_muted else int(rank)
 
     def _record_echo(self, rank: int, echo: int, follows: bool) -> None:
         """Record that a rank has echoed heartbeat number `echo`."""

@@ -40,6 +40,7 @@ from mpips.cluster.view import (
     next_epoch,
     next_spare,
     repaired,
+    survives,
     with_learner_joined,
     with_ring_order,
     with_server,
@@ -84,6 +85,9 @@ class Membership:
         self.node, self.replicas = node, replicas
         self._detection = Detection(node, detector, patience, give_up, say, oversubscription)
         self._quorum = Quorum(node, self._detection, leases or NoLeases(), say)
+        if detector is not None:
+            # A rank without a vote only needs to know whether its leader lives.
+            detector.hears_muted = not self._quorum.electorate.votes[node.rank]
         self._consensus = Consensus(node, self._quorum, self._hears_leader, self._answer)
         self._succession = Succession(
             node, self._detection, self._quorum, self._consensus, self._next, self._hand_on
@@ -152,7 +156,7 @@ class Membership:
     # --- failure detection -----------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Send heartbeats to the ranks that watch this one; as leader, to all that vote."""
+        """Send heartbeats to the ranks that watch this one; as leader, to all that vote, and seldom to the others."""
         detector = self._detection.detector
         if detector is None:
             return
@@ -161,6 +165,8 @@ class Membership:
             voters = self._quorum.electorate.voters(self._quorum.living(self.node.view))
             watchers += [rank for rank in voters if rank not in watchers]
         detector.targets = [rank for rank in watchers if rank != self.node.rank]
+        others = self._quorum.living(self.node.view) if self.leading else []
+        detector.seldom = [rank for rank in others if rank not in watchers]
         self._follow()
 
     def _follow(self) -> None:
@@ -225,11 +231,18 @@ class Membership:
         if self.leading and not self._outbid:
             if not self.node.frozen:
                 self._lead()
-        elif self._outbid or self.node.view.leader in self._detection.lost:
+        elif self._outbid or self.node.view.leader in self._detection.lost or self._is_cut_off():
             self._succeed()
         else:
             self._leaderless_since = 0.0
             self._succession.withdraw()
+
+    def _is_cut_off(self) -> bool:
+        """Return whether this rank, if it has no vote, has not heard its leader for long, and others could lead."""
+        detector, view = self._detection.detector, self.node.view
+        if detector is None or not detector.hears_muted or not self.node.van.survives:
+            return False
+        return bool(detector.silent([view.leader], LEADERLESS / 2)) and survives(view, [view.leader])
 
     def _freeze(self) -> None:
         """Freeze or thaw this rank.

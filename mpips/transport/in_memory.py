@@ -217,7 +217,8 @@ class Network:
         """
         since = self._dead.get(rank, self._stopped.get(rank, self._ended_at.get(rank, self.time)))
         since = min(since, self._cut.get((rank, listener), self.time))
-        since = min(since, self._heartbeats[rank]._muted_since or self.time)
+        if not self._heartbeats[listener].hears_muted:
+            since = min(since, self._heartbeats[rank]._muted_since or self.time)
         absent = (max(end - max(begin, since), 0.0) for begin, end in self._absences[listener])
         return self.time - since - sum(absent)
 
@@ -457,7 +458,9 @@ class TwinHeartbeat:
 
     def __init__(self, network: Network, rank: int) -> None:
         self.targets: Sequence[int] = ()
+        self.seldom: Sequence[int] = ()
         self.follows = -1
+        self.hears_muted = False
         self._muted_since: float | None = None
         self._network, self._rank = network, rank
         # By rank, and whether it follows: when it last confirmed, since when it does, and when that was last checked.

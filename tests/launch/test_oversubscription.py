@@ -35,7 +35,7 @@ def test_a_warning_is_printed() -> None:
 class Silent:
     """Every rank was heard `since` seconds ago."""
 
-    targets, follows, muted = (), -1, False
+    targets, seldom, follows, muted, hears_muted = (), (), -1, False, False
 
     def __init__(self) -> None:
         self.since = 0.0

@@ -127,6 +127,16 @@ def test_heartbeats_reach_their_targets_only(hearts: Callable[..., list[Heartbea
     assert not heard(first, 2)
 
 
+def test_ranks_that_are_seldom_sent_to_get_every_so_manyth_heartbeat(
+    hearts: Callable[..., list[Heartbeat]],
+) -> None:
+    first, often, seldom = hearts(3)
+    first.targets, first.seldom = [1], [2]
+    wait_for(lambda: seldom._counts.get(0, 0) > heartbeat.SELDOM)
+    assert often._counts[0] > heartbeat.SELDOM
+    assert (seldom._counts[0] + 2) % heartbeat.SELDOM == 0
+
+
 def test_a_rank_whose_heartbeats_end_is_silent_and_another_is_not(
     hearts: Callable[..., list[Heartbeat]],
 ) -> None:
@@ -367,5 +377,9 @@ def test_a_muted_rank_is_silent_and_confirmed(hearts: Callable[..., list[Heartbe
     leader.muted = True
     wait_for(lambda: follower.silent([0], 0.2) == [0])
     assert leader.unconfirmed([1], SOON) == [] and leader.deaf([1], SOON) == []
+    follower.hears_muted = True
+    wait_for(lambda: follower.silent([0], 0.2) == [])
+    follower.hears_muted = False
+    wait_for(lambda: follower.silent([0], 0.2) == [0])
     leader.muted = False
     wait_for(lambda: follower.silent([0], 0.2) == [])

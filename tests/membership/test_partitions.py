@@ -145,3 +145,14 @@ def one_run(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_is_split_and_when(seed: int) -> None:
     one_run(seed)
+
+
+def test_a_worker_that_is_cut_off_for_good_leaves() -> None:
+    internals = Internals()
+    alone = WORKERS[1]
+    simulate(
+        train, Worker, servers=3, workers=2, replicas=1, hosts=hosts(3), internals=internals, tick=0.01,
+        faults=[Split(frozenset({alone}), at=0.5)],
+    )  # fmt: skip
+    check(internals, 2)
+    assert alone in internals.left
