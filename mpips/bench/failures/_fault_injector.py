@@ -1,7 +1,8 @@
 """Injects faults into a simulated cluster, between any two of its messages, and decides which ranks must survive.
 
 A run survives the loss of any `replicas` servers at once, and of more one after the other when the copies are complete
-again; of all workers but one; and of the scheduler, with as many of its successors as there are copies of the journal.
+again; of all workers but one; of the scheduler, with as many of its successors as there are copies of the journal; and
+of a host, if its ranks may be lost at once. Half of the votes must be left (`mpips.membership.agreement`).
 So before a fault, the other ranks must hold everything that must survive. A fault that would violate this is postponed.
 """
 
@@ -16,6 +17,7 @@ from mpips.cluster.layout import Role
 from mpips.cluster.node import Node
 from mpips.cluster.view import View
 from mpips.errors import InputError
+from mpips.membership.agreement import Electorate, Outcome
 from mpips.rank.simulation import Internals, ObservableJournal
 from mpips.scheduler.scheduler import Cluster
 from mpips.transport.in_memory import Network
@@ -35,8 +37,9 @@ class Event(NamedTuple):
     act: str
     """kill, stop, join or leave."""
     role: str
+    """The role of the ranks, or "host": all ranks of a host."""
     ranks: int
-    """Number of ranks at once, if so many may be lost."""
+    """Number of ranks of a role at once, if so many may be lost."""
     duration: float | None
     """Duration of a stop (s); None: it does not end."""
     order_seed: float
@@ -99,14 +102,7 @@ class FaultInjector:
         if event.act in ("join", "leave"):
             return self._orders(event, view)
         here = [rank for rank in view.alive if network.runs(rank)]
-        candidates = [rank for rank in here if view.roles[rank] is ROLES[event.role]]
-        if event.role == "scheduler":
-            candidates = [view.leader] if view.leader in here else []
-        random.Random(event.order_seed).shuffle(candidates)
-        victims: list[int] = []
-        for rank in candidates:
-            if len(victims) < event.ranks and self._is_allowed(network, view, {*victims, rank}):
-                victims.append(rank)
+        victims = self._victims(event, network, view, here)
         for rank in victims:
             self.worker_hit |= view.roles[rank] is Role.WORKER
             if event.act == "kill":
@@ -122,6 +118,24 @@ class FaultInjector:
             )
             self._record_event(kind, network, f"rank {rank}")
         return bool(victims)
+
+    def _victims(self, event: Event, network: Network, view: View, here: list[int]) -> list[int]:
+        """Choose the ranks of an event among those that run; none if it is not possible now."""
+        shuffle = random.Random(event.order_seed).shuffle
+        if event.role == "host":
+            hosts = sorted(set(map(view.ring.host, here)))
+            shuffle(hosts)
+            groups = ([rank for rank in here if view.ring.host(rank) == host] for host in hosts)
+            return next((group for group in groups if self._is_allowed(network, view, set(group))), [])
+        candidates = [rank for rank in here if view.roles[rank] is ROLES[event.role]]
+        if event.role == "scheduler":
+            candidates = [view.leader] if view.leader in here else []
+        shuffle(candidates)
+        victims: list[int] = []
+        for rank in candidates:
+            if len(victims) < event.ranks and self._is_allowed(network, view, {*victims, rank}):
+                victims.append(rank)
+        return victims
 
     def _orders(self, event: Event, view: View) -> bool:
         """Send the leader an order, as `mpips ctl` does."""
@@ -175,6 +189,11 @@ class FaultInjector:
 
     def _is_allowed(self, network: Network, view: View, victims: set[int]) -> bool:
         left = {rank for rank in view.alive if network.runs(rank)} - victims
+        # As if all victims were silent only: those that have died have no votes.
+        electorate = Electorate.of(self._internals.nodes[view.leader].layout, view.ring.hosts)
+        living = [rank for rank in view.alive if network.lives(rank)]
+        if electorate.outcome(left, living) is Outcome.MINORITY:
+            return False
         leaving = self._internals.cluster.orders.leaving if self._internals.cluster is not None else set()
         if not (set(view.workers) - leaving) & left:
             return False

@@ -83,6 +83,10 @@ class Plan:
     schedulers: int
     replicas: int
     virtual_servers: int
+    hosts: int
+    """The number of hosts; the ranks are dealt to them in turn."""
+    compacted_every: int
+    """The number of entries of the scheduler's journal that a snapshot replaces."""
     delay: float
     drop: float
     duplicate: float
@@ -95,7 +99,7 @@ class Plan:
 
     def text(self) -> str:
         """Describe the cluster and its events in one line."""
-        shape = f"{self.schedulers}+{self.servers}+{self.workers}+{self.spares} ranks"
+        shape = f"{self.schedulers}+{self.servers}+{self.workers}+{self.spares} ranks on {self.hosts} hosts"
         events = "; ".join(f"{event.what} at message {event.after}" for event in self.events)
         return f"{shape} (scheduler, server, worker, spare), replicas {self.replicas}: {events or 'nothing'}"
 
@@ -112,6 +116,7 @@ def plan(seed: int) -> Plan:
     events = tuple(_events(rng))
     return Plan(
         seed, servers, workers, spares, rng.randint(1, 2), rng.randint(0, min(2, servers - 1)), rng.randint(1, 2),
+        rng.randint(1, 4), rng.choice((8, 32, 256)),
         rng.choice((0.0005, 0.003)) if slow else 0.0,
         rng.uniform(0, 0.05) if lossy else 0.0, rng.uniform(0, 0.1) if lossy else 0.0,
         0.0 if any(each.duration for each in events) else rng.choice((0.0, 0.5, 1.0)),
@@ -120,14 +125,18 @@ def plan(seed: int) -> Plan:
 
 
 def _events(rng: random.Random) -> Iterable[Event]:
-    for _ in range(rng.choice((1, 1, 2, 2, 3))):
-        role = rng.choice(("server", "server", "server", "scheduler", "worker", "worker", "spare"))
+    after = 0
+    for number in range(rng.choice((1, 2, 2, 3))):
+        # Often while the loss before is not dealt with.
+        soon = number > 0 and rng.random() < 0.5
+        after = after + rng.randrange(40) if soon else rng.randrange(20, 700)
+        role = rng.choice(("server", "server", "scheduler", "worker", "spare", "host", "host"))
         act = rng.choice(("kill", "kill", "kill", "stop"))
         duration = None
         if act == "stop":
             duration = rng.choice((None, PATIENCE / 3, 2 * PATIENCE, 2 * PATIENCE))
         count = rng.choice((1, 1, 1, 2))
-        yield Event(f"{act} {role}", rng.randrange(20, 700), act, role, count, duration, rng.random())
+        yield Event(f"{act} {role}", after, act, role, count, duration, rng.random())
     for _ in range(rng.choice((0, 0, 1, 1, 2))):
         act, role = rng.choice(("join", "leave")), rng.choice(("server", "worker"))
         yield Event(f"{act} {role}", rng.randrange(20, 600), act, role, 1, None, rng.random())
@@ -256,7 +265,12 @@ class TrialProgram:
         """Do all steps; return every vector at the end."""
         for name in (ROUNDS, SINGLES):
             self._retry(partial(self._create, name))
-        for step in self.plan.steps:
+        at = 0
+        while at < len(self.plan.steps):
+            if (later := self.cluster.compact(partial(self._state, at))) is not None:
+                at = later["at"]
+                self._attempt, self._round, self._bumps, self._floor = later["state"]
+            step, at = self.plan.steps[at], at + 1
             if step.kind == "work":
                 self._retry(partial(self._work, int(step.amount)))
             elif step.kind == "bump":
@@ -267,6 +281,10 @@ class TrialProgram:
         if any(each["bumps"] != self._bumps for each in counted):
             raise WrongResult(f"server calls: {self._bumps} were made, {counted} were counted")
         return {name: _read(self.cluster, name) for name in (ROUNDS, SINGLES)}
+
+    def _state(self, at: int) -> dict[str, Any]:
+        """Return the state before step `at`."""
+        return {"at": at, "state": (self._attempt, self._round, self._bumps, self._floor)}
 
     def _retry(self, do: Callable[[], None]) -> None:
         """Do a step with the workers, and repeat it with the remaining workers as long as some die."""
@@ -347,6 +365,7 @@ def run(seed: int, report: Callable[[str], object] = lambda line: None) -> Outco
             replicas=trial.replicas, virtual_servers=trial.virtual_servers, seed=seed, delays=injector,
             horizon=HORIZON, patience=PATIENCE, detection=DETECTION, tick=TICK,
             arrives=random_arrivals(seed, trial.loss), internals=internals,
+            hosts=[f"h{rank % trial.hosts}" for rank in range(outcome.ranks)], compacted_every=trial.compacted_every,
         )  # fmt: skip
         if counts is None:
             raise WrongResult("no rank finished the program")
