@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -127,3 +128,45 @@ def test_nothing_is_left_when_hosts_end(hosts: Callable[[int], VirtualHosts], tm
         one.close()
     wait_for(lambda: not Path(f"/proc/{sleeps}").exists())
     assert not one.folder.exists()
+
+
+SENT = 1 << 20
+"""Bytes; a second at 8 Mbit/s, but for what a token bucket lets through at once (128 KB)."""
+TAKE = """
+import socket, sys
+with socket.create_server(("", {port})) as listener:
+    sys.stdout.write("listens\\n"), sys.stdout.flush()
+    link, _ = listener.accept()
+    while link.recv(65536):
+        pass
+    link.send(b"x")
+"""
+SEND = """
+import socket, time
+link = socket.create_connection(({host!r}, {port}))
+began = time.monotonic()
+link.sendall(bytes({sent}))
+link.shutdown(socket.SHUT_WR)
+link.recv(1)
+print(time.monotonic() - began)
+"""
+
+
+def test_a_rate_limit_holds_until_it_is_removed(hosts: Callable[[int], VirtualHosts], tmp_path: Path) -> None:
+    if shutil.which("tc") is None:
+        pytest.skip("rate limits need the command tc")
+    two = hosts(2)
+
+    def seconds() -> float:
+        python = [sys.executable, "-SsE", "-c"]
+        take = [*python, TAKE.format(port=PORT)]
+        with (tmp_path / "take").open("wb") as out, two.start(2, take, dict(os.environ), tmp_path, out):
+            wait_for(lambda: "listens" in (tmp_path / "take").read_text())
+            code, said = two.run(1, *python, SEND.format(host=address(2), port=PORT, sent=SENT))
+        assert code == 0, said
+        return float(said)
+
+    two.limit("8mbit")
+    limited = seconds()
+    two.limit()
+    assert limited > 0.8 and seconds() < limited
