@@ -22,7 +22,7 @@ import numpy as np
 
 from mpips.launch.launcher_probe import REPORT_PREFIX
 from mpips.process.host import NAME_BYTES, host_name
-from mpips.process.ofi import leave_out_ofi
+from mpips.process.open_mpi import await_world, leave_out_ofi
 from mpips.process.ucx import without_ucx_conf
 from mpips.rundir.folder import write_json
 
@@ -32,6 +32,7 @@ with without_ucx_conf():
 
     leave_out_ofi(os.environ)
     MPI.Init_thread()
+    await_world(os.environ)
 
 ROUND_TRIPS, SMALL = 2000, 8
 """Number of round trips of the small message, and its size in bytes."""

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from mpips.errors import InputError
 from mpips.exit_codes import ExitCode
 from mpips.launch.oversubscription import oversubscription
-from mpips.process.ofi import leave_out_ofi
+from mpips.process.open_mpi import await_world, leave_out_ofi
 from mpips.process.ucx import without_ucx_conf
 from mpips.rank import parent_daemon
 from mpips.rank.ending import LAST, LONGER, alarm, end_for_thread, say
@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None, stop_signals: list[int] | None = Non
         if not MPI.Is_initialized():
             leave_out_ofi(os.environ)
             MPI.Init_thread(MPI.THREAD_SERIALIZED)
+            await_world(os.environ)
     run = RankRun(MPI, options, prepared, stop_signals, started)
     runs.append(run)
     try:

@@ -1,4 +1,4 @@
-"""A component of Open MPI that delays each start is left out, unless somebody wants it."""
+"""Faults of Open MPI when MPI is initialized are avoided."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mpips.process.ofi import leave_out_ofi
+from mpips.process.open_mpi import await_world, leave_out_ofi
 
 
 def selection(environ: dict[str, str], **options: object) -> str | None:
@@ -39,3 +39,19 @@ def test_the_selection_of_a_site_stands(tmp_path: Path, line: str, kept: bool) -
     file = tmp_path / "mca-params.conf"
     file.write_text(f"# ours\n{line}\n")
     assert selection({}, files=[tmp_path / "missing", file]) == (None if kept else "^ofi")
+
+
+@pytest.mark.parametrize(
+    ("environ", "waits"),
+    [
+        ({}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "8"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, True),
+        ({"SLURM_STEP_NUM_NODES": "1"}, False),
+        ({"SLURM_STEP_NUM_NODES": "3"}, True),
+    ],
+)
+def test_ranks_of_several_hosts_send_nothing_at_first(environ: dict[str, str], waits: bool) -> None:
+    slept: list[float] = []
+    await_world(environ, slept.append)
+    assert bool(slept) == waits
