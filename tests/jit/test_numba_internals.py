@@ -1,4 +1,4 @@
-"""The private names of numba that mpips uses exist, and only three modules use them."""
+"""The private names of numba that mpips uses exist, and few modules use them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 SIGNATURE = "f8(f8)"
 PUBLIC = {"numba", "numba.extending", "numba.types"}
 INTERNALS = ROOT / "mpips" / "jit" / "compiler" / "numba_internals.py"
+CACHE, INCLUDED = INTERNALS.with_name("numba_cache.py"), INTERNALS.with_name("included.py")
 EXTENSIONS = INTERNALS.parents[1] / ("numba_extensions.py")
 INSTALLED = INTERNALS.parents[1] / ("numba_installed.py")
 USED = {
@@ -36,7 +37,12 @@ USED = {
     "cache implementation": {"_locator_classes", "rebuild", "reduce"},
     "cache file": {"_data_path", "_index_path", "_load_data", "_load_index", "_open_for_write", "load"},
     "target context": {"codegen", "get_dummy_value", "get_value_type", "make_array"},
-    "code library": {"_get_module_for_linking", "_shared_module"},
+    "code library": {
+        "_codegen", "_final_module", "_finalize_dynamic_globals", "_finalize_final_module", "_finalized",
+        "_get_module_for_linking", "_optimize_final_module", "_shared_module", "_verify_declare_only_symbols", "name",
+        "serialize_using_object_code",
+    },
+    "code generator": {"_add_module", "_engine"},
     "function descriptor": {
         "argtypes", "env_name", "llvm_cfunc_wrapper_name", "llvm_cpython_wrapper_name", "llvm_func_name", "qualname",
     },
@@ -68,7 +74,8 @@ class Made:
         (result,) = jit.overloads.values()
         self.objects: dict[str, Any] = {
             "configuration": config, "dispatcher": jit, "target context": jit.targetctx, "runtime": nrt.rtsys,
-            "code library": result.library, "function descriptor": result.fndesc,
+            "code library": result.library, "code generator": result.library.codegen,
+            "function descriptor": result.fndesc,
             "environment": environment.Environment.from_fndesc(result.fndesc),
             "module of dispatchers": _dispatcher, "module of functions": _dynfunc, "module of helpers": _helperlib,
             "module of memory": _nrt_python, "module of conversions": _typeconv,
@@ -140,12 +147,12 @@ def test_the_installed_numba_is_one_that_was_tried() -> None:
     assert first <= here <= last, f"numba {version('numba')} was not tried: see {INTERNALS.name}"
 
 
-def test_only_three_modules_use_private_names_of_numba() -> None:
+def test_few_modules_use_private_names_of_numba() -> None:
     private = re.compile(
         r"\.(_cache_file|_compile_for_args|_config_fname|_impl\.re\w+|_index_key|_load_overload|_shared_module|targetctx)\b"
     )
     for path in [*(ROOT / "mpips").rglob("*.py"), *(ROOT / "jobs").rglob("*.py")]:
-        if path in (INTERNALS, EXTENSIONS, INSTALLED):
+        if path in (INTERNALS, CACHE, INCLUDED, EXTENSIONS, INSTALLED):
             continue
         text = path.read_text(encoding="utf-8")
         assert not private.search(text), (

@@ -11,7 +11,7 @@ from typing import Any
 # Before numba itself.
 from mpips.jit.compiler import numba_environment as numba_environment
 from mpips.jit import deferred, kernel_index, numba_installed
-from mpips.jit.compiler import compiling, kernel_sources, numba_internals
+from mpips.jit.compiler import compiling, kernel_sources, numba_cache, numba_internals
 from mpips.process import stop_signals
 
 # isort: on
@@ -53,7 +53,7 @@ def become(
         files = kernel_sources.files(function, numba_internals.is_compiled)
         known = kernel_index.stamps(kernel_index.folder_of(function), files)
         with numba_internals.waited_for(kernel):
-            numba_internals.initialise(kernel, function, options, folder, known)
+            numba_internals.initialise(kernel, function, options, folder, known, is_included=not signatures)
             if signatures:
                 _load(kernel, function, signatures, folder)
         if signatures and folder is not None and numba_installed.key():
@@ -70,7 +70,7 @@ def _load(kernel: Any, function: Callable[..., Any], signatures: Sequence[str], 
         with compiling.announced(function.__module__, folder), compiling.alone(folder):
             # Another process may have been first.
             if not numba_internals.is_cached(kernel, signatures) and not stop_signals.received:
-                with suppress(numba_internals.Abandoned):
+                with suppress(numba_cache.Abandoned):
                     numba_internals.compile_now(kernel, signatures, lambda: bool(stop_signals.received))
                     return
     numba_internals.load_when_used(kernel, signatures)
