@@ -17,30 +17,35 @@ from typing import Any
 import numpy as np
 
 from mpips.transport.fastpath.server import serve
-from mpips.transport.fastpath.table import FastPathTable
+from mpips.transport.fastpath.table import ASLEEP_AT, ASLEEP_STEP, ME, PIDS_AT, FastPathTable
 from mpips.transport.header import DETACHED, HEADER, WIDE_KEYS
 from mpips.transport.in_memory import Network, TwinVan
 from mpips.transport.message import Message, bodies, decode, frame_bytes, from_bytes, to_bytes
-from mpips.transport.mpi.abi import LIBRARY, MEMCPY, STATUS_BYTES
+from mpips.transport.mpi.abi import STATUS_BYTES
 from mpips.transport.mpi.kernels import (
-    CELLS,
     FRAME,
     FRAME_ROOM,
-    LATE_AT,
     LATE_BODY,
-    LATE_ROW,
-    NEW_LIST,
     NOTHING,
     PART,
+    TAKEN,
+    TAKEN_WITH_BODIES,
+    TOO_LARGE,
+)
+from mpips.transport.mpi.memory import (
+    FRAME_AT,
+    LATE_AT,
+    LATE_ROW,
+    LIBRARY,
+    MEMCPY,
+    NEW_LIST,
     PART_AT,
     RECEIVED,
     SENT,
     SERVED,
     SIZE,
     SLEEPERS,
-    TAKEN,
-    TAKEN_WITH_BODIES,
-    TOO_LARGE,
+    STATUS,
     VECTORS,
     WANTED,
     WANTED_BLOCK,
@@ -71,7 +76,7 @@ class KernelVan(TwinVan):
     def __init__(self, network: Network, rank: int) -> None:
         super().__init__(network, rank)
         self._fake = network
-        self._cells, self._statuses = np.zeros(CELLS, np.int64), np.zeros(STATUS_BYTES, np.uint8)
+        self._statuses = np.zeros(STATUS_BYTES, np.uint8)
         self._frame, self._pids = np.zeros(FRAME_ROOM, np.uint8), np.zeros(network.size, np.int64)
         self._flags = np.zeros(2 * network.size, np.uint8)[::2]
         self._raw, self._source = bytearray(), -1
@@ -193,9 +198,10 @@ class KernelVan(TwinVan):
 
     def receive(self) -> Message | None:
         """Receive a message, or let kernels handle some."""
-        network, table, cells = self._open(), self.fast_path, self._cells
+        network, table = self._open(), self.fast_path
         if table is None:
             return super().receive()
+        cells = self._enter(table)
         if self._incomplete and self._chance.random() < 0.05:
             network.touch(self.rank)
             message, receives, _ = self._incomplete.popleft()
@@ -203,13 +209,7 @@ class KernelVan(TwinVan):
                 ctypes.memmove(address, body, len(body))
             return message
         cells[SERVED] = cells[SLEEPERS] = 0
-        chain = table.unacknowledged
-        found = serve(
-            self._lib, cells, self._statuses, self._frame, 1, self.rank, self.epoch,
-            table.parts, table.rows_of, table.callers, table.cache.table, table.slots, table.frames, table.buffers,
-            table.receive_buffer, self._flags, table.sleepers, self._pids, table.push_log,
-            chain.links, chain.changes, chain.sends, chain.frames, chain.answers, chain.held, table.rounds.memory,
-        )  # fmt: skip
+        found = serve(cells, 1, self.epoch)
         if self._error is not None:
             raise self._error
         table.learn(cells[NEW_LIST:VECTORS].tolist())
@@ -219,7 +219,11 @@ class KernelVan(TwinVan):
         cells[SENT] = cells[RECEIVED] = 0
         if len(table.push_log):
             table.report_pushes()
-        wanted = (WANTED, table.provide), (WANTED_ROOM, chain.provide), (WANTED_BLOCK, table.rounds.provide)
+        wanted = (
+            (WANTED, table.provide),
+            (WANTED_ROOM, table.unacknowledged.provide),
+            (WANTED_BLOCK, table.rounds.provide),
+        )
         for cell, provide in wanted:
             if cells[cell]:
                 provide(int(cells[cell]))
@@ -246,10 +250,19 @@ class KernelVan(TwinVan):
         assert to_bytes(message) == bytes(self._raw)
         return message
 
+    def _enter(self, table: FastPathTable) -> Any:
+        """Enter what is the van's into the memory of the fast path, and return it."""
+        memory = table.memory
+        memory[:LIBRARY], memory[ME], memory[PIDS_AT] = self._lib, self.rank, self._pids.ctypes.data
+        memory[STATUS], memory[FRAME_AT] = self._statuses.ctypes.data, self._frame.ctypes.data
+        memory[ASLEEP_AT], memory[ASLEEP_STEP] = self._flags.ctypes.data, self._flags.strides[0]
+        return memory
+
     def _give_up(self, table: FastPathTable) -> None:
         """Keep a message whose keys and values are received until they are there, as `MPIVan` does."""
-        message, key_bytes, _ = decode(bytearray(self._frame[: int(self._cells[SIZE])].data))
-        row, place = int(self._cells[LATE_ROW]), int(self._cells[LATE_AT])
+        cells = table.memory
+        message, key_bytes, _ = decode(bytearray(self._frame[: int(cells[SIZE])].data))
+        row, place = int(cells[LATE_ROW]), int(cells[LATE_AT])
         raw = table.give_up(row)
         KernelVan.given_up += row != 0
         there = raw[place - raw.ctypes.data :]

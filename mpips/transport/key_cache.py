@@ -138,6 +138,9 @@ class KeyCache:
         """Returns the lists that must not be evicted."""
         self.table = _empty(16)
         """i8[capacity, 9], open addressing: the lists whose keys all have slots; read by kernels."""
+        self.place = np.zeros(2, np.int64)
+        """For kernels: the address and the rows of `table`."""
+        self._publish()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -211,8 +214,12 @@ class KeyCache:
         while capacity < 4 * len(self._entries):
             capacity *= 2
         self.table = _empty(capacity)
+        self._publish()
         for name, entry in self._entries.items():
             _put(self.table, name, entry)
+
+    def _publish(self) -> None:
+        self.place[:] = self.table.ctypes.data, len(self.table)
 
 
 def _empty(capacity: int) -> NDArray[np.int64]:

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from mpips.jit.kernel import kernel
-from mpips.transport.fastpath.table import ACKED, HIGHEST, NOTED, TIMES, WINDOW
-from mpips.transport.mpi.kernels import SLEEPERS
+from mpips.transport.fastpath.table import (
+    ACKED,
+    ASLEEP_AT,
+    ASLEEP_STEP,
+    HIGHEST,
+    NOTED,
+    SLEEPERS_AT,
+    TIMES,
+    WINDOW,
+)
+from mpips.transport.mpi.abi import at
+from mpips.transport.mpi.memory import SLEEPERS
+
+_INT4, _UINT1 = np.int32(0), np.uint8(0)
 
 
 @kernel()
@@ -40,12 +54,13 @@ def has_room(caller: Any, acked: int) -> bool:
 
 
 @kernel()
-def wake_later(cells: Any, asleep: Any, sleepers: Any, rank: int) -> None:
+def wake_later(memory: Any, rank: int) -> None:
     """List a rank to which a message was sent among those to be woken, if it sleeps."""
-    if asleep[rank] == 0:
+    if at(memory[ASLEEP_AT] + memory[ASLEEP_STEP] * rank, 1, _UINT1)[0] == 0:
         return
-    for i in range(cells[SLEEPERS]):
+    sleepers = at(memory[SLEEPERS_AT], memory[SLEEPERS] + 1, _INT4)
+    for i in range(memory[SLEEPERS]):
         if sleepers[i] == rank:
             return
-    sleepers[cells[SLEEPERS]] = rank
-    cells[SLEEPERS] += 1
+    sleepers[memory[SLEEPERS]] = rank
+    memory[SLEEPERS] += 1

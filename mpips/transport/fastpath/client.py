@@ -25,30 +25,15 @@ from mpips.transport.header import (
     WRITTEN_THERE,
 )
 from mpips.transport.message import INLINE, Kind
-from mpips.transport.mpi.abi import MEMCPY, STATUS_BYTES, at, call, table
+from mpips.transport.mpi.abi import at, call, table
 from mpips.transport.mpi.kernels import (
-    ASKED,
     BODY,
     BROKEN,
-    CELLS,
     FRAME,
-    FRAME_AT,
     FRAME_ROOM,
-    FRAMES,
-    FROM,
-    HEADS,
     LATE_BODY,
-    LISTS,
-    MEMORY,
-    NEXT,
     NOTHING,
     POLLS_BEFORE_YIELD,
-    RECEIVED,
-    REQUEST,
-    SECOND,
-    SIZE,
-    STATUS,
-    TAILS,
     TAKEN,
     URGENT_PERIOD,
     complete,
@@ -57,11 +42,25 @@ from mpips.transport.mpi.kernels import (
     post,
     post_receive,
 )
+from mpips.transport.mpi.memory import (
+    FRAME_AT,
+    FROM,
+    MEMCPY,
+    MEMORY,
+    NEXT,
+    RECEIVED,
+    REQUEST,
+    SECOND,
+    SIZE,
+)
 
 ANSWERED = 6
 """A result of `receive`, in addition to those in `mpips.transport.mpi.kernels`: the request in a slot is answered."""
 FRAME_BYTES = HEADER_BYTES + INLINE
 
+ASKED, HEADS, LISTS, TAILS, FRAMES = range(MEMORY, MEMORY + 5)
+"""Addresses in the memory of the client fast path: of the tables of `FastPathClient`."""
+CLIENT_MEMORY = FRAMES + 1
 WAITS, TIME, SHARD, PLACE, BYTES, DTYPE, DEST, OPEN = range(8)
 """Columns of `asked`: state of the slot; time and shard of the request; address, bytes (0: none) and wire type of the
 answer's values; rank that answers; whether that rank may write the values directly into this process."""
@@ -75,16 +74,16 @@ _BYTE1, _INT8 = np.uint8(0), np.int64(0)
 
 
 @kernel()
-def _find(lib: Any, cells: Any, status: Any, asked: Any, heads: Any, lists: Any, tails: Any) -> Any:
+def _find(memory: Any, asked: Any, heads: Any, lists: Any, tails: Any) -> Any:
     """Find a slot without a due answer or a send in progress; -1 if there is none."""
-    slot = cells[NEXT]
+    slot = memory[NEXT]
     for _ in range(SLOTS):
         slot = (slot + 1) % SLOTS
         if (
             asked[slot, WAITS] == 0
-            and is_free(lib, cells, status, heads, slot)
-            and is_free(lib, cells, status, lists, slot)
-            and is_free(lib, cells, status, tails, slot)
+            and is_free(memory, heads, slot)
+            and is_free(memory, lists, slot)
+            and is_free(memory, tails, slot)
         ):
             return slot
     return -1
@@ -121,28 +120,26 @@ def ask(
     `out_bytes` from `out_first` on, which the server may write into this process's memory if `may_write`. `head` is the
     address of the prepared header. The request lists `count` of `keys` from `begin` on, unless there are none.
     """
-    lib, cells = memory[: MEMORY - CELLS], memory[MEMORY - CELLS : MEMORY]
-    status = at(memory[STATUS], STATUS_BYTES, _BYTE1)
     asked = table(memory[ASKED], SLOTS, OPEN + 1, _INT8)
     heads = table(memory[HEADS], SLOTS, 3, _INT8)
     lists = table(memory[LISTS], SLOTS, 3, _INT8)
     tails = table(memory[TAILS], SLOTS, 3, _INT8)
-    frames = table(memory[FRAMES], SLOTS, FRAME_BYTES, _BYTE1)
-    slot = _find(lib, cells, status, asked, heads, lists, tails)
+    slot = _find(memory, asked, heads, lists, tails)
     if slot < 0:
         return -1
-    cells[NEXT] = slot
-    frame = frames[slot]
-    call(lib[MEMCPY], (frame.ctypes.data, head, HEADER_BYTES))
-    frame.view(np.int32)[header.EPOCH] = epoch
-    words = frame.view(np.int64)
+    memory[NEXT] = slot
+    there = memory[FRAMES] + FRAME_BYTES * slot
+    frame = at(there, FRAME_BYTES, _BYTE1)
+    call(memory[MEMCPY], (there, head, HEADER_BYTES))
+    small, words = frame.view(np.int32), frame.view(np.int64)
+    small[header.EPOCH] = epoch
     words[header.ACKED] = acked
     words[header.TIME], words[header.ROUND] = time, round_
     address: Any = np.int64(rows.ctypes.data) + first
     place: Any = np.int64(out.ctypes.data) + out_first
     asked[slot, WAITS] = DUE
     asked[slot, TIME] = time
-    asked[slot, SHARD] = frame.view(np.int32)[header.SHARD]
+    asked[slot, SHARD] = small[header.SHARD]
     asked[slot, DEST] = dest
     asked[slot, PLACE] = place
     asked[slot, BYTES] = out_bytes if pulls else 0
@@ -161,14 +158,14 @@ def ask(
         if pushes:
             words[header.ROWS] = count
     if not apart:
-        call(lib[MEMCPY], (frame.ctypes.data + HEADER_BYTES, listed, key_bytes))
-        call(lib[MEMCPY], (frame.ctypes.data + HEADER_BYTES + key_bytes, address, value_bytes))
+        call(memory[MEMCPY], (there + HEADER_BYTES, listed, key_bytes))
+        call(memory[MEMCPY], (there + HEADER_BYTES + key_bytes, address, value_bytes))
         size += key_bytes + value_bytes
-    post(lib, cells, heads, slot, frame.ctypes.data, size, dest, FRAME)
+    post(memory, heads, slot, there, size, dest, FRAME)
     if apart and count > 0:
-        post(lib, cells, lists, slot, listed, key_bytes, dest, BODY)
+        post(memory, lists, slot, listed, key_bytes, dest, BODY)
     if apart and value_bytes > 0:
-        post(lib, cells, tails, slot, address, value_bytes, dest, BODY)
+        post(memory, tails, slot, address, value_bytes, dest, BODY)
     return slot
 
 
@@ -221,35 +218,33 @@ def receive(memory: Any, polls: int) -> Any:
 
     Returns one of the results of `mpips.transport.mpi.kernels`, or ANSWERED + 256 * slot.
     """
-    lib, cells = memory[: MEMORY - CELLS], memory[MEMORY - CELLS : MEMORY]
-    status = at(memory[STATUS], STATUS_BYTES, _BYTE1)
     asked = table(memory[ASKED], SLOTS, OPEN + 1, _INT8)
     frame = at(memory[FRAME_AT], FRAME_ROOM, _BYTE1)
     found = NOTHING
     for turn in range(polls):
-        found = poll(lib, cells, status, frame, turn % URGENT_PERIOD == 0, turn >= POLLS_BEFORE_YIELD)
+        found = poll(memory, turn % URGENT_PERIOD == 0, turn >= POLLS_BEFORE_YIELD)
         if found != NOTHING:
             break
     if found != TAKEN:
         return found
-    slot = _matches(frame, cells[SIZE], cells[FROM], asked)
+    slot = _matches(frame, memory[SIZE], memory[FROM], asked)
     if slot < 0:
         return TAKEN
-    cells[NEXT] = slot
+    memory[NEXT] = slot
     nbytes = asked[slot, BYTES]
     if (frame[header.FLAGS] & WRITTEN_THERE) != 0:
-        cells[RECEIVED] += nbytes
+        memory[RECEIVED] += nbytes
     elif nbytes > 0 and (frame[header.FLAGS] & DETACHED) != 0:
-        cells[SECOND] = 0
-        if not post_receive(lib, cells, REQUEST, asked[slot, PLACE], nbytes):
+        memory[SECOND] = 0
+        if not post_receive(memory, REQUEST, asked[slot, PLACE], nbytes):
             return BROKEN
-        done = complete(lib, cells, status, REQUEST)
+        done = complete(memory, REQUEST)
         if done <= 0:
             return LATE_BODY if done == 0 else BROKEN
-        cells[RECEIVED] += nbytes
+        memory[RECEIVED] += nbytes
     elif nbytes > 0:
-        call(lib[MEMCPY], (asked[slot, PLACE], frame.ctypes.data + HEADER_BYTES, nbytes))
-    cells[RECEIVED] += cells[SIZE]
+        call(memory[MEMCPY], (asked[slot, PLACE], memory[FRAME_AT] + HEADER_BYTES, nbytes))
+    memory[RECEIVED] += memory[SIZE]
     asked[slot, WAITS] = 0
     return ANSWERED + 256 * slot
 

@@ -61,8 +61,9 @@ from mpips.transport.fastpath.rounds import (
 )
 from mpips.transport.fastpath.rows import COPY, bytes_of, move_rows
 from mpips.transport.fastpath.table import VALUES
-from mpips.transport.mpi.abi import MEMCPY, at, call, table
-from mpips.transport.mpi.kernels import ANSWER_AT, ANSWER_TYPE, ANSWER_WIDTH, WANTED_BLOCK, is_free
+from mpips.transport.mpi.abi import at, call, table
+from mpips.transport.mpi.kernels import is_free
+from mpips.transport.mpi.memory import ANSWER_AT, ANSWER_TYPE, ANSWER_WIDTH, MEMCPY, WANTED_BLOCK
 
 _INT8 = np.int64(0)
 
@@ -80,7 +81,7 @@ def find_block(memory: Any, size: int) -> int:
 
 
 @kernel()
-def _is_over(lib: Any, cells: Any, status: Any, memory: Any, row: int) -> bool:
+def _is_over(memory: Any, row: int) -> bool:
     """Return whether nobody needs a round any more: its answers are sent, and acknowledged or kept by Python."""
     most = memory[MOST]
     round_ = table(memory[ROUNDS_AT], ROUNDS, UNION + 1, _INT8)[row]
@@ -92,23 +93,20 @@ def _is_over(lib: Any, cells: Any, status: Any, memory: Any, row: int) -> bool:
         if round_[KEPT] != 0 and parts[index, TIME] >= acked[workers[worker]]:
             return False
     for index in range(row * most, (row + 1) * most):
-        if not (
-            is_free(lib, cells, status, sends, 2 * index)
-            and is_free(lib, cells, status, sends, 2 * index + 1)
-        ):
+        if not (is_free(memory, sends, 2 * index) and is_free(memory, sends, 2 * index + 1)):
             return False
     return True
 
 
 @kernel()
-def find_free(lib: Any, cells: Any, status: Any, memory: Any) -> int:
+def find_free(memory: Any) -> int:
     """Find a free row for a round, and free the rows and blocks of those that are over; -1 if there is none."""
     most, found = memory[MOST], -1
     rounds = table(memory[ROUNDS_AT], ROUNDS, UNION + 1, _INT8)
     parts = table(memory[PARTS_AT], ROUNDS * most, ANSWER + 1, _INT8)
     blocks = table(memory[BLOCKS_AT], memory[MADE], BYTES + 1, _INT8)
     for row in range(ROUNDS):
-        if rounds[row, STATE] == ANSWERED and _is_over(lib, cells, status, memory, row):
+        if rounds[row, STATE] == ANSWERED and _is_over(memory, row):
             for index in range(row * most, (row + 1) * most):
                 if parts[index, BLOCK] > 0:
                     blocks[parts[index, BLOCK] - 1, BUSY] = 0
@@ -164,9 +162,7 @@ def set_clock(memory: Any, entry: int, shard: int, namespace: int, words: Any) -
 
 
 @kernel()
-def find_kept_place(
-    lib: Any, cells: Any, status: Any, memory: Any, callers: Any, many: int, size: int, keeps: bool
-) -> Any:
+def find_kept_place(memory: Any, callers: Any, many: int, size: int, keeps: bool) -> Any:
     """Find a row, and a block of `size` bytes, for the rows of a round that a copy keeps: (whether found, row, block).
 
     The row is -1 if nothing must be kept. `callers` are those of the change: they must be the workers.
@@ -179,16 +175,16 @@ def find_kept_place(
             return False, -1, -1
     if not keeps or memory[KEEPS] == 0:
         return True, -1, -1
-    row, block = find_free(lib, cells, status, memory), find_block(memory, size)
+    row, block = find_free(memory), find_block(memory, size)
     if block < 0:
-        cells[WANTED_BLOCK] = size
+        memory[WANTED_BLOCK] = size
     return row >= 0 and block >= 0, row, block
 
 
 @kernel()
 def keep_rows(
-    lib: Any, cells: Any, part: Any, memory: Any, callers: Any, words: Any, shard: int, namespace: int, row: int,
-    block: int, count: int, first: int, where: int,
+    memory: Any, part: Any, callers: Any, words: Any, shard: int, namespace: int, row: int, block: int, count: int,
+    first: int, where: int,
 ) -> None:  # fmt: skip
     """Keep the rows of a round that a copy has applied, as answers to repeated pushes, with their slots."""
     most = memory[MOST]
@@ -199,7 +195,7 @@ def keep_rows(
     open_round(rounds, row, ANSWERED, shard, namespace, words[header.ROUND], words[header.FIRST])
     rounds[row, KEPT] = rounds[row, UNION] = 1
     blocks[block, BUSY] = 1
-    kind, width = cells[ANSWER_TYPE], cells[ANSWER_WIDTH]
+    kind, width = memory[ANSWER_TYPE], memory[ANSWER_WIDTH]
     nbytes = count * width * bytes_of(kind)
     behind = -(-nbytes // 8) * 8
     if behind + 4 * count > blocks[block, BYTES]:
@@ -212,10 +208,10 @@ def keep_rows(
         mine[worker, TIME] = callers[4 * worker + 1]
         origin = callers[4 * worker]
         acked[origin] = max(acked[origin], callers[4 * worker + 2])
-    if count > 0 and cells[ANSWER_AT] != 0:
-        call(lib[MEMCPY], (address, cells[ANSWER_AT], nbytes))
+    if count > 0 and memory[ANSWER_AT] != 0:
+        call(memory[MEMCPY], (address, memory[ANSWER_AT], nbytes))
     elif count > 0:
-        move_rows(lib, kind, part[VALUES], address, count, first, where, width, COPY)
+        move_rows(memory, kind, part[VALUES], address, count, first, where, width, COPY)
     if where != 0:
         mine[0, SLOTS] = address + behind
-        call(lib[MEMCPY], (mine[0, SLOTS], where, 4 * count))
+        call(memory[MEMCPY], (mine[0, SLOTS], where, 4 * count))

@@ -37,6 +37,7 @@ from mpips.transport.fastpath.rounds import (
     PARTS_AT,
     PLACE,
     PUSHED,
+    RANKS,
     ROUND,
     ROUNDS,
     ROUNDS_AT,
@@ -52,52 +53,34 @@ from mpips.transport.fastpath.rounds import (
 )
 from mpips.transport.fastpath.rows import bytes_of, find_slots, fits, learn, named_rows
 from mpips.transport.fastpath.table import AGGREGATES, ANSWERS, HIGHEST, NO_PUSH, PUSH, PUSHED_TYPE
+from mpips.transport.fastpath.views import caller_at, part_of, row_of
 from mpips.transport.header import DETACHED, HEADER_BYTES
 from mpips.transport.message import INLINE
-from mpips.transport.mpi.abi import MEMCPY, at, call, table
-from mpips.transport.mpi.kernels import (
-    DONE,
+from mpips.transport.mpi.abi import at, call, table
+from mpips.transport.mpi.kernels import DONE, PART, TAKEN, receive_bodies
+from mpips.transport.mpi.memory import (
+    FRAME_AT,
     LATE_ROW,
-    PART,
+    MEMCPY,
     PART_AT,
     RECEIVED,
     SIZE,
-    TAKEN,
     WANTED_BLOCK,
-    receive_bodies,
 )
 
 _INT4, _INT8, _UINT8 = np.int32(0), np.int64(0), np.uint64(0)
 
 
 @kernel()
-def take_part(
-    lib: Any,
-    cells: Any,
-    status: Any,
-    frame: Any,
-    me: int,
-    epoch: int,
-    parts: Any,
-    rows_of: Any,
-    callers: Any,
-    lists: Any,
-    receive_buffer: Any,
-    asleep: Any,
-    sleepers: Any,
-    push_log: Any,
-    links: Any,
-    changes: Any,
-    sends: Any,
-    changed: Any,
-    memory: Any,
-) -> int:
+def take_part(memory: Any, frame: Any) -> int:
     """Take a part of a round, of a caller that is served, and complete the round; DONE, or a result for Python."""
     small, words = frame.view(np.int32), frame.view(np.int64)
-    shard, namespace, origin = small[header.SHARD], small[header.NAMESPACE], small[header.ORIGIN]
+    shard: Any = np.int64(small[header.SHARD])
+    namespace: Any = np.int64(small[header.NAMESPACE])
+    origin: Any = np.int64(small[header.ORIGIN])
     number, begin = words[header.ROUND], words[header.FIRST]
-    part, caller = parts[shard, namespace], callers[rows_of[shard, origin]]
-    worker = at(memory[INDEX_AT], rows_of.shape[1], _INT8)[origin] - 1
+    part, caller = part_of(memory, shard, namespace), caller_at(memory, row_of(memory, shard, origin))
+    worker = at(memory[INDEX_AT], memory[RANKS], _INT8)[origin] - 1
     if worker < 0 or part[AGGREGATES] == 0 or part[PUSH] == NO_PUSH:
         return TAKEN
     if at(memory[MARKS_AT], MARKS, _INT8)[mark_of(shard, namespace, number, begin)] != 0:
@@ -118,8 +101,8 @@ def take_part(
     if row >= 0 and every[row * most + worker, BLOCK] > 0:
         return TAKEN
     # The rows, and memory for them: the frame, keys and values as they come, and the slots of listed keys.
-    found, listed, _, count, first, where = named_rows(part, frame, lists, shard, namespace, 0)
-    size = cells[SIZE]
+    found, listed, _, count, first, where = named_rows(memory, part, frame, shard, namespace, 0)
+    size = memory[SIZE]
     nbytes = count * np.int64(small[header.WIDTH]) * bytes_of(part[PUSHED_TYPE])
     key_bytes = 8 * count if listed else 0
     payload = key_bytes + nbytes
@@ -135,21 +118,21 @@ def take_part(
     place_bytes = 4 * count if listed else 0
     wanted = HEADER_BYTES + -(-max(payload, count * part[ANSWERS]) // 8) * 8 + place_bytes
     if row < 0:
-        row = find_free(lib, cells, status, memory)
+        row = find_free(memory)
         if row < 0:
             return TAKEN
     block = find_block(memory, wanted)
     if block < 0:
-        cells[WANTED_BLOCK] = wanted
+        memory[WANTED_BLOCK] = wanted
         return TAKEN
     blocks = table(memory[BLOCKS_AT], memory[MADE], BYTES + 1, _INT8)
     address = blocks[block, PLACE]
     if follow:
-        arrived = receive_bodies(lib, cells, status, address + HEADER_BYTES, key_bytes, nbytes)
+        arrived = receive_bodies(memory, address + HEADER_BYTES, key_bytes, nbytes)
         if arrived != TAKEN:
-            cells[LATE_ROW] = -1 - block
+            memory[LATE_ROW] = -1 - block
             return arrived
-    call(lib[MEMCPY], (address, frame.ctypes.data, size))
+    call(memory[MEMCPY], (address, memory[FRAME_AT], size))
     if rounds[row, STATE] == FREE:
         open_round(rounds, row, WAITS, shard, namespace, number, begin)
     index = row * most + worker
@@ -158,7 +141,7 @@ def take_part(
     mine[BLOCK], mine[ADDRESS], mine[FRAME_SIZE] = block + 1, address, size
     mine[TIME], mine[PUSHED] = words[header.TIME], address + HEADER_BYTES + key_bytes
     rounds[row, ARRIVED] += 1
-    cells[PART_AT] = index
+    memory[PART_AT] = index
     if listed and count > 0:
         there = address + blocks[block, BYTES] - place_bytes
         keys, slots = at(address + HEADER_BYTES, count, _UINT8), at(there, count, _INT4)
@@ -166,15 +149,12 @@ def take_part(
         if not inside:
             return PART
         where = 0 if run else there
-        learn(cells, words, shard, namespace, first, count, where)
+        learn(memory, words, shard, namespace, first, count, where)
     mine[COUNT], mine[RUN], mine[SLOTS] = count, first, where
     caller[HIGHEST] = max(caller[HIGHEST], words[header.TIME])
-    acked = at(memory[ACKED_AT], rows_of.shape[1], _INT8)
+    acked = at(memory[ACKED_AT], memory[RANKS], _INT8)
     acked[origin] = max(acked[origin], words[header.ACKED])
-    if rounds[row, ARRIVED] == memory[WORKERS] and not complete_round(
-        lib, cells, status, frame, me, epoch, parts, rows_of, callers, lists, receive_buffer, asleep, sleepers,
-        push_log, links, changes, sends, changed, memory, row,
-    ):  # fmt: skip
+    if rounds[row, ARRIVED] == memory[WORKERS] and not complete_round(memory, frame, row):
         return PART
-    cells[RECEIVED] += size + (payload if follow else 0)
+    memory[RECEIVED] += size + (payload if follow else 0)
     return DONE

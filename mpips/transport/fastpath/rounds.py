@@ -30,6 +30,7 @@ from mpips.ranges import KeyRange
 from mpips.transport.header import DETACHED, FLAGS, HEADER, HEADER_BYTES
 from mpips.transport.key_cache import Name
 from mpips.transport.message import DTYPES, INLINE, NO_SIGNATURE, Message, bodies, decode
+from mpips.transport.mpi.memory import MEMORY
 
 ROUNDS = 64
 MOST_WORKERS = 128
@@ -77,10 +78,11 @@ ORDER, OF_SHARD, OF_VECTOR, BEGIN, LAST, REACHED = range(6)
     KEEPS,
     GROW,
     RANKS,
-) = range(16)
-"""Cells of `memory`: the addresses of the arrays; columns of `parts`; number of workers; blocks that were made; changes
-of `clock`; whether answers must be kept; address of a function (block, bytes) that gives a block more memory, with the
-header at its beginning; number of ranks."""
+) = range(MEMORY, MEMORY + 16)
+ROUNDS_MEMORY = RANKS + 1
+"""In the memory of the fast path: the addresses of the arrays; columns of `parts`; number of workers; blocks that were
+made; changes of `clock`; whether answers must be kept; address of a function (block, bytes) that gives a block more
+memory, with the header at its beginning; number of ranks."""
 _Grow = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int64, ctypes.c_int64)
 
 
@@ -101,9 +103,12 @@ class Kept(NamedTuple):
 
 
 class Rounds:
-    """The rounds of a server's shards on the fast path, of workers among `ranks` ranks; see the module."""
+    """The rounds of a server's shards on the fast path, of workers among `ranks` ranks; see the module.
 
-    def __init__(self, ranks: int) -> None:
+    `memory` is that of the fast path, i8[n].
+    """
+
+    def __init__(self, ranks: int, memory: NDArray[np.int64]) -> None:
         self.most = most = min(ranks, MOST_WORKERS)
         self.rounds = np.zeros((ROUNDS, UNION + 1), np.int64)
         self.parts = np.zeros((ROUNDS * most, ANSWER + 1), np.int64)
@@ -124,8 +129,8 @@ class Rounds:
             self.rounds, self.parts, self.sends, self.blocks, self.marks, self.clock,
             self._workers, self._index, self._acked,
         )  # fmt: skip
-        self.memory = np.zeros(RANKS + 1, np.int64)
-        self.memory[: len(arrays)] = [array.ctypes.data for array in arrays]
+        self.memory = memory
+        memory[ROUNDS_AT : ROUNDS_AT + len(arrays)] = [array.ctypes.data for array in arrays]
         self.memory[MOST], self.memory[RANKS] = most, ranks
         self.memory[GROW] = ctypes.cast(self._grow_function, ctypes.c_void_p).value or 0
 

@@ -1,6 +1,6 @@
 """Server fast path: finds the rows of a request, and applies it to them; sums the rows of rounds.
 
-Rows are a run of slots, or a list of slots. All arguments are addresses and columns of `FastPathTable.parts`.
+Rows are a run of slots, or a list of slots; they are passed as addresses.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from mpips.transport.fastpath.table import (
     VALUES,
     WIDTH,
 )
+from mpips.transport.fastpath.views import lists_of
 from mpips.transport.header import LISTED, WIDE_KEYS
 from mpips.transport.key_cache import COUNT as LIST_COUNT
 from mpips.transport.key_cache import FIRST as LIST_FIRST
@@ -52,8 +53,8 @@ from mpips.transport.key_cache import NAMESPACE as LIST_NAMESPACE
 from mpips.transport.key_cache import SHARD as LIST_SHARD
 from mpips.transport.key_cache import SIGNATURE_HIGH, SIGNATURE_LOW, USED, look_up
 from mpips.transport.key_cache import SLOTS as LIST_SLOTS
-from mpips.transport.mpi.abi import MEMCPY, at, call, table
-from mpips.transport.mpi.kernels import ANSWER_AT, NEW_LIST
+from mpips.transport.mpi.abi import at, call, table
+from mpips.transport.mpi.memory import ANSWER_AT, HERE, MEMCPY, NEW_LIST
 
 MOST_WIDTH = 1 << 20
 MOST_KEYS = 1 << 27
@@ -98,7 +99,7 @@ def _each(values: Any, rows: Any, slots: Any, width: int, act: int) -> None:
 
 @kernel()
 def _do(
-    lib: Any,
+    memory: Any,
     values: int,
     rows: int,
     count: int,
@@ -115,27 +116,27 @@ def _do(
     elif act == ADD:
         _add(at(run, total, like), at(rows, total, like))
     elif act == ASSIGN:
-        call(lib[MEMCPY], (run, rows, total * size))
+        call(memory[MEMCPY], (run, rows, total * size))
     else:
-        call(lib[MEMCPY], (rows, run, total * size))
+        call(memory[MEMCPY], (rows, run, total * size))
 
 
 @kernel()
 def move_rows(
-    lib: Any, kind: int, values: int, rows: int, count: int, first: int, slots: int, width: int, act: int
+    memory: Any, kind: int, values: int, rows: int, count: int, first: int, slots: int, width: int, act: int
 ) -> None:
     """Apply `act` (COPY: to the answer) to `count` rows between two addresses; the type is a wire type.
 
     The values are those of a run of slots from `first` on, or of the slots listed at an address.
     """
     if kind == 0:
-        _do(lib, values, rows, count, first, slots, width, act, _FLOAT4, 4)
+        _do(memory, values, rows, count, first, slots, width, act, _FLOAT4, 4)
     elif kind == 1:
-        _do(lib, values, rows, count, first, slots, width, act, _FLOAT8, 8)
+        _do(memory, values, rows, count, first, slots, width, act, _FLOAT8, 8)
     elif kind == 2:
-        _do(lib, values, rows, count, first, slots, width, act, _INT4, 4)
+        _do(memory, values, rows, count, first, slots, width, act, _INT4, 4)
     else:
-        _do(lib, values, rows, count, first, slots, width, act, _INT8, 8)
+        _do(memory, values, rows, count, first, slots, width, act, _INT8, 8)
 
 
 @kernel()
@@ -157,10 +158,10 @@ def _step(part: Any, rows: int, slots: Any, like: Any) -> None:
 
 
 @kernel()
-def apply_push(lib: Any, part: Any, rows: int, count: int, first: int, where: int, there: int) -> None:
+def apply_push(memory: Any, part: Any, rows: int, count: int, first: int, where: int, there: int) -> None:
     """Apply a push to a run of slots from `first` on, or to those listed at `where`; `there` is room for a list."""
     if part[PUSH] <= ASSIGN:
-        move_rows(lib, part[DTYPE], part[VALUES], rows, count, first, where, part[WIDTH], part[PUSH])
+        move_rows(memory, part[DTYPE], part[VALUES], rows, count, first, where, part[WIDTH], part[PUSH])
         return
     slots = at(there if where == 0 else where, count, _INT4)
     if where == 0:
@@ -174,13 +175,13 @@ def apply_push(lib: Any, part: Any, rows: int, count: int, first: int, where: in
 
 @kernel()
 def call_update(
-    part: Any, cells: Any, rows: int, count: int, width: int, first: int, where: int, wants: bool
+    memory: Any, part: Any, rows: int, count: int, width: int, first: int, where: int, wants: bool
 ) -> bool:
     """Call a program's update for rows of a run of slots, or of those listed at `where`; return False if it raises.
 
-    Its answer, if that is wanted, is described in `cells`.
+    Its answer, if that is wanted, is described in `memory`.
     """
-    about = cells.ctypes.data + 8 * ANSWER_AT
+    about = memory[HERE] + 8 * ANSWER_AT
     given = (rows, count, width, first, where, np.int64(1 if wants else 0), about)
     return bool(call(part[UPDATE], given) == 0)
 
@@ -201,10 +202,10 @@ def has_all(slots: Any) -> bool:
 
 
 @kernel()
-def learn(cells: Any, words: Any, shard: int, namespace: int, first: int, count: int, where: int) -> None:
+def learn(memory: Any, words: Any, shard: int, namespace: int, first: int, count: int, where: int) -> None:
     """Let Python cache a list whose keys have come with its signature."""
     if is_signed(words) and count > 0:
-        new = cells[NEW_LIST : NEW_LIST + LIST_SLOTS + 1]
+        new = at(memory[HERE] + 8 * NEW_LIST, LIST_SLOTS + 1, _INT8)
         new[SIGNATURE_LOW], new[SIGNATURE_HIGH] = words[header.SIGNATURE], words[header.SIGNATURE + 1]
         new[LIST_SHARD], new[LIST_NAMESPACE], new[LIST_FIRST] = shard, namespace, first
         new[LIST_COUNT], new[LIST_SLOTS] = count, where
@@ -229,7 +230,7 @@ def fits(part: Any, frame: Any, count: int) -> bool:
 
 
 @kernel()
-def named_rows(part: Any, frame: Any, lists: Any, shard: int, namespace: int, least: int) -> Any:
+def named_rows(memory: Any, part: Any, frame: Any, shard: int, namespace: int, least: int) -> Any:
     """Find the rows that a request names, without the slots of listed keys, which are at least `least`.
 
     Return whether Python need not do it; whether keys are listed; the row of a known list (-1: none); the number of
@@ -244,6 +245,7 @@ def named_rows(part: Any, frame: Any, lists: Any, shard: int, namespace: int, le
     if words[header.KEYS] != 0:
         return False, False, -1, 0, 0, 0
     if signed:
+        lists = lists_of(memory)
         row = look_up(lists, words[header.SIGNATURE], words[header.SIGNATURE + 1], shard, namespace)
         if row < 0:
             return False, False, -1, 0, 0, 0
@@ -298,13 +300,13 @@ def _add_two(total: Any, rows: Any, more: Any) -> None:
 
 
 @kernel()
-def _sum_like(lib: Any, parts: Any, target: int, count: int, like: Any, size: int) -> None:
+def _sum_like(memory: Any, parts: Any, target: int, count: int, like: Any, size: int) -> None:
     """Sum the parts, of as many numbers each, to an address: that of the first part's, or another."""
     first, begin, total = parts[0, rounds.PUSHED], 1, at(target, count, like)
     if target != first:
         begin = 2
         if len(parts) == 1:
-            call(lib[MEMCPY], (target, first, count * size))
+            call(memory[MEMCPY], (target, first, count * size))
         else:
             _add_two(total, at(first, count, like), at(parts[1, rounds.PUSHED], count, like))
     for worker in range(begin, len(parts)):
@@ -312,16 +314,16 @@ def _sum_like(lib: Any, parts: Any, target: int, count: int, like: Any, size: in
 
 
 @kernel()
-def sum_parts(lib: Any, parts: Any, target: int, count: int, kind: int) -> None:
+def sum_parts(memory: Any, parts: Any, target: int, count: int, kind: int) -> None:
     """Sum the parts of a round, which have the same keys: `count` numbers of a wire type each."""
     if kind == 0:
-        _sum_like(lib, parts, target, count, _FLOAT4, 4)
+        _sum_like(memory, parts, target, count, _FLOAT4, 4)
     elif kind == 1:
-        _sum_like(lib, parts, target, count, _FLOAT8, 8)
+        _sum_like(memory, parts, target, count, _FLOAT8, 8)
     elif kind == 2:
-        _sum_like(lib, parts, target, count, _INT4, 4)
+        _sum_like(memory, parts, target, count, _INT4, 4)
     else:
-        _sum_like(lib, parts, target, count, _INT8, 8)
+        _sum_like(memory, parts, target, count, _INT8, 8)
 
 
 @kernel()

@@ -17,11 +17,46 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.transport.fastpath.rounds import Rounds
+from mpips.transport.fastpath.rounds import ROUNDS_MEMORY, Rounds
 from mpips.transport.fastpath.unacknowledged import Taken, Unacknowledged
 from mpips.transport.header import HEADER_BYTES
 from mpips.transport.key_cache import COUNT, KeyCache
 from mpips.transport.message import INLINE, Message, bodies, decode
+from mpips.transport.mpi.memory import HERE
+
+(
+    ME,
+    EPOCH,
+    NAMESPACES,
+    SHARDS,
+    VECTORS_AT,
+    ROWS_AT,
+    CALLERS_AT,
+    LISTS_AT,
+    SLOTS_AT,
+    FRAMES_AT,
+    BUFFERS_AT,
+    RECEIVE_AT,
+    RECEIVE_ROOM,
+    SLEEPERS_AT,
+    ASLEEP_AT,
+    ASLEEP_STEP,
+    PIDS_AT,
+    LOG_AT,
+    LOG_ROOM,
+    LINKS_AT,
+    CHANGES_AT,
+    CHANGE_SENDS_AT,
+    CHANGED_AT,
+    CHANGED_BYTES,
+    ANSWERS_AT,
+    HELD_AT,
+) = range(ROUNDS_MEMORY, ROUNDS_MEMORY + 26)
+SERVER_MEMORY = HELD_AT + 1
+"""In the memory of the fast path (`mpips.transport.mpi.memory`): this rank and the present epoch; vectors and shards of
+`parts`; addresses of the arrays of `FastPathTable`, of `KeyCache.place` and of the arrays of `Unacknowledged`, with
+sizes that vary; and, from the van, address and distance of the flags u1[ranks] of ranks that sleep, and the address of
+i8[ranks], the processes whose memory answers may be written to (0: none)."""
 
 OPEN, VALUES, DTYPE, WIDTH, BEGIN, LAST, ROWS, PUSH, PULL, CAPACITY = range(10)
 HEAD, KNOWN, KNOWN_ROOM, ARENA, ARENA_ROOM, TOP, TOP_ROOM = range(10, 17)
@@ -35,6 +70,7 @@ all workers, and address and length of the stamps for that (`mpips.storage.aggre
 pushed rows; address of a program's update (`mpips.server.update_call`), and bytes of an answer's row as far as known;
 changes since the last `changes`; and, for namespace 0, whether any request was finished at the shard since the last
 `finished`, and the number of all changes of the shard."""
+COLUMNS = VERSION + 1
 CLOSED, REQUESTS, COPIES = range(3)
 """Values of OPEN: nothing is served; requests of callers; changes of the shard's primary."""
 NO_PUSH, ADD, ASSIGN, SGD, ADAGRAD, FTRL, ADAM, PROGRAM = range(8)
@@ -100,7 +136,9 @@ class FastPathTable:
 
     def __init__(self, shards: int, ranks: int, cache: KeyCache) -> None:
         self.cache = cache
-        self.parts = np.zeros((shards, 4, VERSION + 1), np.int64)
+        self.memory = np.zeros(SERVER_MEMORY, np.int64)
+        """What kernels are given; the van writes down what is its own."""
+        self.parts = np.zeros((shards, 4, COLUMNS), np.int64)
         # Zeros: the rows of shards that this rank does not hold occupy no memory. Row 0 of `callers` is unused.
         self.rows_of = np.zeros((shards, ranks), np.int32)
         self.callers = np.zeros((1, TIMES + WINDOW), np.int64)
@@ -117,9 +155,26 @@ class FastPathTable:
         self.served: Callable[[int], None] | None = None
         """Callback: the number of requests that a call of the fast path has answered."""
         self._kept: list[Any] = [None] * BUFFERS
-        self.rounds = Rounds(ranks)
-        self.unacknowledged = Unacknowledged(shards, self.rounds)
+        self.rounds = Rounds(ranks, self.memory)
+        self.unacknowledged = chain = Unacknowledged(shards, self.rounds)
         cache.in_use = lambda: self.unacknowledged.lists() | self.rounds.lists()
+        for at, array in (
+            (HERE, self.memory), (ROWS_AT, self.rows_of), (LISTS_AT, cache.place), (SLOTS_AT, self.slots),
+            (FRAMES_AT, self.frames), (BUFFERS_AT, self.buffers), (SLEEPERS_AT, self.sleepers), (LINKS_AT, chain.links),
+            (CHANGES_AT, chain.changes), (CHANGE_SENDS_AT, chain.sends), (CHANGED_AT, chain.frames),
+            (ANSWERS_AT, chain.answers), (HELD_AT, chain.held),
+        ):  # fmt: skip
+            self.memory[at] = array.ctypes.data
+        self.memory[SHARDS], self.memory[CHANGED_BYTES] = shards, chain.frames.shape[1]
+        self._publish()
+
+    def _publish(self) -> None:
+        """Write down where the arrays are that may be replaced, and their sizes."""
+        memory = self.memory
+        memory[VECTORS_AT], memory[NAMESPACES] = self.parts.ctypes.data, self.parts.shape[1]
+        memory[CALLERS_AT] = self.callers.ctypes.data
+        memory[RECEIVE_AT], memory[RECEIVE_ROOM] = self.receive_buffer.ctypes.data, len(self.receive_buffer)
+        memory[LOG_AT], memory[LOG_ROOM] = self.push_log.ctypes.data, len(self.push_log)
 
     # What may be served.
 
@@ -129,6 +184,7 @@ class FastPathTable:
             grown = np.zeros((len(self.parts), 2 * (namespace + 1), self.parts.shape[2]), np.int64)
             grown[:, : self.parts.shape[1]] = self.parts
             self.parts = grown
+            self._publish()
         self.parts[shard, namespace, :CHANGES] = (what, *rows.columns())
 
     def close(self, shard: int) -> None:
@@ -153,6 +209,7 @@ class FastPathTable:
             grown[1 : 1 + len(used)] = self.callers[used]
             self.rows_of[known] = 1 + np.searchsorted(used, self.rows_of[known])
             self.callers, self._count = grown, 1 + len(used)
+            self._publish()
         self.callers[self._count] = 0
         self.callers[self._count, HIGHEST] = -1
         self._count += 1
@@ -204,6 +261,7 @@ class FastPathTable:
     def observe_pushes(self, noted: Noted) -> None:
         """Call `noted` for each change by pushes, in order."""
         self.push_log, self._noted = np.zeros((1 + MOST_AT_ONCE + self.rounds.most, 5), np.int64), noted
+        self._publish()
 
     def report_pushes(self) -> None:
         """Report the pushes since the last call."""
@@ -233,6 +291,7 @@ class FastPathTable:
         room = 1 << (size - 1).bit_length()
         if len(self.receive_buffer) < size:
             self.receive_buffer = _touched(room)
+            self._publish()
             return True
         for row in range(BUFFERS):
             if not self.buffers[row, 0] and self.buffers[row, 3] < size:
@@ -251,6 +310,7 @@ class FastPathTable:
         if row < 0:
             return self.rounds.give_up(-1 - row)
         receive_buffer, self.receive_buffer = self.receive_buffer, np.empty(0, np.uint8)
+        self._publish()
         return receive_buffer
 
 

@@ -12,6 +12,7 @@ occupy eight zeroed bytes each, which hold a handle of either size on a little-e
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from typing import Any
 
@@ -30,10 +31,6 @@ NAMES = (
     "MPI_Test",
     "MPI_Get_count",
 )
-IMPROBE, IMRECV, ISEND, IRECV, TEST, GET_COUNT, YIELD, MEMCPY, WRITE, COMM, BYTE, ANY, SOURCE = range(13)
-"""Indices of a library's table: addresses of functions (the last three are the system's, 0 if missing), handles,
-MPI_ANY_SOURCE, and the offset of the source in a status (bytes)."""
-LIBRARY = 13
 STATUS_BYTES = 64
 _MARK = 0x1234567
 
@@ -58,7 +55,12 @@ def table(address: int, rows: int, columns: int, like: Any) -> Any:
 
 
 def library(comm: MPI.Intracomm) -> NDArray[np.int64] | None:
-    """Return the table for kernels that use `comm`, i8[13]; None if this MPI's functions are not found."""
+    """Return the table for kernels that use `comm`, i8[13] (`mpips.transport.mpi.memory`).
+
+    None if this MPI's functions are not found, or NUMBA_DISABLE_JIT is set: then Python handles all messages.
+    """
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return None
     if sys.byteorder != "little" or sys.maxsize < 2**32 or not isinstance(comm, MPI.Comm):
         return None
     try:

@@ -28,7 +28,9 @@ from mpips.transport.backoff import Backoff, minimise_timer_slack
 from mpips.transport.buffer_pool import LEAST, BufferPool
 from mpips.transport.fastpath.client import (
     ANSWERED,
+    ASKED,
     BYTES,
+    CLIENT_MEMORY,
     COMING,
     PLACE,
     WAITS,
@@ -38,7 +40,7 @@ from mpips.transport.fastpath.client import (
     take_answer,
 )
 from mpips.transport.fastpath.server import serve
-from mpips.transport.fastpath.table import FastPathTable
+from mpips.transport.fastpath.table import ASLEEP_AT, ASLEEP_STEP, ME, PIDS_AT, FastPathTable
 from mpips.transport.header import HEADER_BYTES, WRITTEN_THERE
 from mpips.transport.message import ANSWER, INLINE, NO_ROUND, Kind, Message, bodies, decode, encode
 from mpips.transport.mpi.abi import STATUS_BYTES, library
@@ -48,24 +50,29 @@ from mpips.transport.mpi.kernels import (
     BODY,
     BROKEN,
     BUSY,
-    CELLS,
-    ERROR,
     FRAME,
     FRAME_ROOM,
-    FRAMES,
-    FROM,
-    IGNORED_AT,
     LATE,
-    LATE_AT,
     LATE_BODY,
-    LATE_ROW,
     LOST,
-    MEMORY,
+    NOTHING,
+    PART,
+    TAKEN_WITH_BODIES,
+    TOO_LARGE,
+    URGENT,
+    unsent,
+)
+from mpips.transport.mpi.memory import (
+    ERROR,
+    FRAME_AT,
+    FROM,
+    HERE,
+    IGNORED_AT,
+    LATE_AT,
+    LATE_ROW,
     MESSAGE,
     NEW_LIST,
     NEXT,
-    NOTHING,
-    PART,
     PART_AT,
     POSTED,
     RECEIVED,
@@ -76,14 +83,10 @@ from mpips.transport.mpi.kernels import (
     SIZE,
     SLEEPERS,
     STATUS,
-    TAKEN_WITH_BODIES,
-    TOO_LARGE,
-    URGENT,
     VECTORS,
     WANTED,
     WANTED_BLOCK,
     WANTED_ROOM,
-    unsent,
 )
 from mpips.transport.mpi.process_memory import ProcessMemory
 from mpips.transport.van import NO_BYTES, NO_KEYS
@@ -131,33 +134,52 @@ class MPIVan:
         self._flags = wakeup.flags if wakeup is not None else np.zeros(2 * self.size, np.uint8)[::2]
         self._library = library(comm)
         self.compiled = self._library is not None
-        self._memory = np.zeros(FRAMES + 1, np.int64)
-        self._cells = self._memory[MEMORY - CELLS : MEMORY]
-        self._cells[IGNORED_AT] = self._deaths.ignored.ctypes.data
+        self._fast_client = FastPathClient()
+        # Of the client's fast path; and that of the fast path in use.
+        self._memory = self._cells = np.zeros(CLIENT_MEMORY, np.int64)
         self._statuses = np.zeros(STATUS_BYTES, np.uint8)
         self._frame = np.zeros(FRAME_ROOM, np.uint8)
         self._answer = self._frame
         self._polls = 1
         self.receive_buffer: Callable[[Message], NDArray[Any] | None] = lambda message: None
-        self.fast_path: FastPathTable | None = None
+        self._fast_path: FastPathTable | None = None
+        # The last one, whose sends may be in progress.
+        self._table: FastPathTable | None = None
         self.epoch = 0
         self.slot = -1
         self.buffers = BufferPool()
         self.process_memory = process_memory or ProcessMemory(
             np.zeros(self.size, np.int64), np.zeros(0, np.uint8)
         )
-        self._fast_client = FastPathClient()
-        self._open_fast_path()
+        client = self._fast_client
+        tables = (client.asked, client.heads, client.lists, client.tails, client.frames)
+        self._memory[HERE] = self._memory.ctypes.data
+        self._memory[ASKED:] = [table.ctypes.data for table in tables]
+        self._enter(self._memory)
         minimise_timer_slack()
 
-    def _open_fast_path(self) -> None:
-        """Enter the addresses of the client's tables into the memory of its fast path."""
+    def _enter(self, memory: NDArray[np.int64]) -> None:
+        """Enter what is the van's into the memory of a fast path."""
         if self._library is not None:
-            client = self._fast_client
-            tables = (client.asked, client.heads, client.lists, client.tails, client.frames)
-            places = (self._statuses, self._frame, *tables)
-            self._memory[: len(self._library)] = self._library
-            self._memory[STATUS:] = [place.ctypes.data for place in places]
+            memory[: len(self._library)] = self._library
+        memory[IGNORED_AT] = self._deaths.ignored.ctypes.data
+        memory[STATUS], memory[FRAME_AT] = self._statuses.ctypes.data, self._frame.ctypes.data
+
+    @property
+    def fast_path(self) -> FastPathTable | None:
+        """The table of the server's fast path; None: the client's is in use."""
+        return self._fast_path
+
+    @fast_path.setter
+    def fast_path(self, table: FastPathTable | None) -> None:
+        self._count(self._cells)
+        self._fast_path, self._cells = table, self._memory if table is None else table.memory
+        if table is not None:
+            self._table = table
+            memory, flags, pids = table.memory, self._flags, self.process_memory.pids
+            memory[ME], memory[PIDS_AT] = self.rank, pids.ctypes.data
+            memory[ASLEEP_AT], memory[ASLEEP_STEP] = flags.ctypes.data, flags.strides[0]
+        self._enter(self._cells)
 
     def _open(self) -> MPI.Intracomm:
         if self._comm is None:
@@ -221,7 +243,7 @@ class MPIVan:
 
     def _receive_fast(self) -> Message | None:
         """Receive by the fast path, which at a server may answer requests itself."""
-        table, cells = self.fast_path, self._cells
+        table, cells = self._fast_path, self._cells
         if table is None:
             polls, self._polls = self._polls, 1
             found = receive(self._memory, polls)
@@ -235,13 +257,7 @@ class MPIVan:
                 return ANSWER
         else:
             cells[SERVED] = cells[SLEEPERS] = 0
-            chain = table.unacknowledged
-            found = serve(
-                self._library, cells, self._statuses, self._frame, self._polls, self.rank, self.epoch,
-                table.parts, table.rows_of, table.callers, table.cache.table, table.slots, table.frames, table.buffers,
-                table.receive_buffer, self._flags, table.sleepers, self.process_memory.pids, table.push_log,
-                chain.links, chain.changes, chain.sends, chain.frames, chain.answers, chain.held, table.rounds.memory,
-            )  # fmt: skip
+            found = serve(cells, self._polls, self.epoch)
             table.learn(cells[NEW_LIST:VECTORS].tolist())
             self._account(cells, table)
         if cells[ERROR] and found != BROKEN:
@@ -259,7 +275,7 @@ class MPIVan:
             request = MPI.Request.fromhandle(int(cells[REQUEST]))
             self._incoming.frames.append(Frame(source, self._frame[:size].data, request))
             self._frame = np.zeros(FRAME_ROOM, np.uint8)
-            self._open_fast_path()
+            self._enter(cells)
             return None
         if found == PART:
             assert table is not None
@@ -476,13 +492,12 @@ class MPIVan:
         """Count the incomplete sends of the fast paths."""
         if self._library is None:
             return 0
-        return sum(unsent(self._library, self._cells, self._statuses, table) for table in self._sends())
+        return sum(unsent(self._cells, table) for table in self._sends())
 
     def _sends(self) -> list[NDArray[np.int64]]:
         """Return the tables of the fast paths' sends."""
         tables = [self._fast_client.heads, self._fast_client.lists, self._fast_client.tails]
-        if self.fast_path is not None:
-            table = self.fast_path
+        if (table := self._table) is not None:
             tables += [table.slots, table.buffers, table.unacknowledged.sends, table.rounds.sends]
         return tables
 

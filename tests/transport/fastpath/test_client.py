@@ -31,7 +31,7 @@ from mpips.transport.message import (
     reply_to,
     to_bytes,
 )
-from mpips.transport.mpi.kernels import FRAME
+from mpips.transport.mpi.kernels import BUSY, FRAME, LOST
 from mpips.transport.mpi.van import MPIVan
 
 EPOCH, SHARD, NAMESPACE = 4, 2, 9
@@ -41,7 +41,7 @@ class Asking:
     """A rank that sends requests by its client fast path to itself, and answers them."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:
-        self.van = MPIVan(comm)
+        self.comm, self.van = comm, MPIVan(comm)
         self.van.epoch = EPOCH
         self.heads: list[Any] = []
 
@@ -261,6 +261,30 @@ def test_a_server_and_requests_to_a_lost_rank_do_not_use_the_client_fast_path(as
     asking.van.exclude(0)
     assert asking.ask(Command.PUSH, np.ones(1), 1) == -1
     assert all(asking.van.receive() is None for _ in range(20))
+
+
+def test_what_a_server_sends_to_a_lost_rank_is_not_pending_though_it_is_frozen(asking: Asking) -> None:
+    table, rows = FastPathTable(1, 1, KeyCache(0)), np.ones(1 << 20)
+    asking.van.fast_path = table
+    request = asking.comm.Isend(rows, 0, 99)
+    table.slots[3] = BUSY, request.handle, 0
+    asking.van.fast_path = None
+    assert asking.van.pending() == 1
+    asking.van.exclude(0)
+    assert asking.van.pending() == 0 and table.slots[3, 0] == LOST
+    asking.comm.Recv(np.empty_like(rows), 0, 99)
+
+
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_numba_disable_jit_leaves_all_messages_to_python(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", value)
+    asking = Asking(asking.comm)
+    assert asking.van.compiled == (value == "0")
+    assert (asking.ask(Command.PUSH, np.ones(1), 1) >= 0) == asking.van.compiled
+    asking.van.send(0, asking.model(Command.PUSH, np.ones(1), 7))
+    assert [asking.receive().time for _ in range(2 if asking.van.compiled else 1)][-1] == 7
 
 
 def test_arrays_of_the_client_fast_path_are_kept_alive_until_sent(asking: Asking) -> None:
