@@ -17,7 +17,7 @@ from mpips.jit import kernel_index
 TRIED = ("0.61.2", "0.68.1")
 """Tested versions: the latest with all of tests/jit, the oldest with the tests of kernels and of numba's names."""
 THREADS = "NUMBA_NUM_THREADS"
-HARMLESS = {"NUMBA_CACHE_DIR", THREADS}
+HARMLESS = {"NUMBA_CACHE_DIR", THREADS, "NUMBA_DISABLE_JIT"}
 """Variables of numba that do not change what a kernel does; with any other, all is left to numba."""
 _VERSION = re.compile(r"version_json = '''(.*?)'''", re.DOTALL)
 

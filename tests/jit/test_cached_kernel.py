@@ -220,7 +220,7 @@ def test_numba_handles_what_cached_kernels_do_not_support(folder: Path) -> None:
         run(folder, "print(made.ones(2), made.double(2), by_numba())", "[1. 1.] 4 True")
 
 
-@pytest.mark.parametrize("name", ["NUMBA_DEBUG_CACHE", "NUMBA_DISABLE_JIT", "NUMBA_CPU_NAME"])
+@pytest.mark.parametrize("name", ["NUMBA_DEBUG_CACHE", "NUMBA_CPU_NAME"])
 def test_settings_of_numba_leave_all_to_it(folder: Path, name: str) -> None:
     value = {"NUMBA_CPU_NAME": "generic"}.get(name, "1")
     code = "found = made.double(2)\nprint('found', found, by_numba(), file=sys.stderr)"
