@@ -222,9 +222,8 @@ class Journal:
         if self._since is None:
             self._since = self.log.before(*here)
         elif not self.replaying and self._is_long():
-            entry = Message(Kind.CONTROL, Command.LOG)
-            entry.meta["snapshot"] = Snapshot(state(), self._since, Place(*here, self.log.count))
-            self._add(entry)
+            made = Snapshot(state(), self._since, Place(*here, self.log.count))
+            self._add(Message(Kind.CONTROL, Command.LOG, meta={"snapshot": made}))
         return None
 
     def _continue(self, snapshot: Snapshot, here: tuple[int, int]) -> Any:

@@ -160,7 +160,16 @@ _ON_WIRE = (*DTYPES, _BYTES)
 _CODES = {dtype: code for code, dtype in enumerate(_ON_WIRE)}
 NO_SIGNATURE = bytes(16)
 
-_NO_META: dict[str, Any] = {}
+
+class _NoMeta(dict[str, Any]):
+    """The metadata of all messages that are made without: shared, so they cannot be changed."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Raise TypeError."""
+        raise TypeError(f"{key}: a message gets its metadata when it is made")
+
+
+_NO_META = _NoMeta()
 
 
 @dataclass(slots=True)

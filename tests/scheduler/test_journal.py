@@ -314,3 +314,10 @@ def test_a_snapshot_waits_for_tasks_that_are_under_way() -> None:
     world.settle()
     journal.compact(dict)
     assert journal.log.snapshot is not None
+
+
+def test_a_message_without_metadata_cannot_be_given_some() -> None:
+    """All such messages share them."""
+    with pytest.raises(TypeError, match="snapshot"):
+        Message(Kind.CONTROL, Command.LOG).meta["snapshot"] = 1
+    assert Message(Kind.CONTROL, Command.LOG).meta == {}
