@@ -42,7 +42,12 @@ RESEND = 0.05
 
 
 class _NoJob:
+    program = ""
     checkpoint = CheckpointSpec()
+
+    def tables(self) -> dict[str, Any]:
+        """Return the settings that a checkpoint describes."""
+        return {"job": {"name": "simulation", "program": self.program}}
 
 
 class ObservableJournal(Journal):

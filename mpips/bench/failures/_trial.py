@@ -66,7 +66,7 @@ def bumps(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 
 
 class Step(NamedTuple):
-    """A step of the program: a call of all workers with a number of rounds, a call of all shards, or a pause (s)."""
+    """A step of the program: a call of all workers (rounds), a call of all shards, a checkpoint, or a pause (s)."""
 
     kind: str
     amount: float
@@ -111,7 +111,7 @@ def plan(seed: int) -> Plan:
     lossy, slow = rng.random() < 0.3, rng.random() < 0.4
     steps = [
         Step(kind, rng.randint(1, 5) if kind == "work" else rng.choice((0.004, 0.04)))
-        for kind in rng.choices(("work", "bump", "rest"), (5, 2, 1), k=rng.randint(3, 6))
+        for kind in rng.choices(("work", "bump", "save", "rest"), (5, 2, 1, 1), k=rng.randint(3, 6))
     ]
     events = tuple(_events(rng))
     return Plan(
@@ -275,6 +275,8 @@ class TrialProgram:
                 self._retry(partial(self._work, int(step.amount)))
             elif step.kind == "bump":
                 self._bump()
+            elif step.kind == "save":
+                self._retry(partial(self._save, at))
             else:
                 process_messages(self.cluster.node, step.amount)
         counted = self.cluster.servers.call("faults_bumps", vector=self.cluster.vectors[SINGLES])
@@ -313,6 +315,11 @@ class TrialProgram:
         self.ledger.completed.update(rounds)
         for answer in answers:
             self._floor = [max(pair) for pair in zip(self._floor, answer["floor"], strict=True)]
+
+    def _save(self, number: int) -> None:
+        """Begin a checkpoint; it may be given up when ranks die."""
+        self.cluster.checkpoints = self.cluster.folder.path / "checkpoints"
+        self.cluster.checkpoint(number, {})
 
     def _bump(self) -> None:
         self._bumps += 1

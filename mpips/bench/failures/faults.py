@@ -21,9 +21,10 @@ DESCRIPTION = """\
 Inject random faults into runs, and count lost updates.
 
 Trials simulate clusters on the in-memory twin, in simulated time: random layouts and random pushes, pulls, rounds of
-aggregated pushes and server calls, whose results are known exactly, while ranks are killed, stopped and continued,
-messages are dropped, duplicated and delayed, and servers and workers join and leave. With --processes, ranks of real
-runs are killed and stopped too (Open MPI 5), recoveries are timed, and training with a death must give the same bits.
+aggregated pushes and server calls, whose results are known exactly, while ranks and whole hosts are killed, stopped and
+continued, messages are dropped, duplicated and delayed, servers and workers join and leave, and checkpoints are
+written. With --processes, ranks of real runs are killed and stopped too (Open MPI 5), recoveries are timed, and
+training with a death must give the same bits.
 
   mpips bench faults                            a thousand trials on the twin
   mpips bench faults --trials 0 --processes 100 a hundred faults of real processes
