@@ -38,8 +38,12 @@ class BlockWorker:
     @property
     def blocks(self) -> Blocks:
         """The worker's examples by columns, which `load` has read."""
-        assert self.held.blocks is not None
-        return self.held.blocks
+        blocks = self.held.blocks
+        assert blocks is not None
+        # Of a run that resumes, the data may be wide as other workers have divided them.
+        if self.w.spec.settings.get("wide"):
+            blocks.dtype = np.float64
+        return blocks
 
     @property
     def exact_blocks(self) -> ExactBlocks:
@@ -147,10 +151,6 @@ class BlockWorker:
         """Continue from the weights alone, and discard an interrupted pass."""
         self.rebuild(round)
         return self.report()
-
-    def widen(self) -> None:
-        """Switch to wide data."""
-        self.blocks.dtype = np.float64
 
     # --- exact sums only
 

