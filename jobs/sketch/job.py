@@ -115,6 +115,17 @@ def unfit(about: dict[str, Any]) -> str:
     return f"{changed[0]}: set it as it was, or start a new run" if changed else ""
 
 
+def _check_filters(job: Job) -> None:
+    """Raise JobError if a filter would drop counts. Others that drop rows apply to sums only: there are none."""
+    for entry in job.filters.push:
+        if not isinstance(entry, str) and entry.get("name") == "tail":
+            vectors = set(entry.get("vectors") or servers.NAMES)
+            if entry.get("at_least") != 1 and vectors & set(servers.NAMES):
+                raise JobError(
+                    "[filters] push: tail drops the first pushes of each key, which sketch counts: leave it out"
+                )
+
+
 class Insertion:
     """A run: the worker and the progress of each part (`parts`), and the `totals` of the parts."""
 
@@ -125,6 +136,7 @@ class Insertion:
         if self.text and not job.data.train:
             raise JobError("[data] train names no files, and [sketch] zipf asks for no generated stream")
         source.check(job.data)
+        _check_filters(job)
         self.seed = servers.seed_for(job.seed)
         self.parts = self._cut(cluster.decide(lambda: self._kept_parts()))
         self.totals = [Totals() for _ in self.parts.parts]
@@ -365,6 +377,11 @@ class Insertion:
         }
         # Before the file is written, which may fail.
         cluster.metrics.update(metrics)
+        if not self.settings.conservative and metrics["counted"] != self.total.weight:
+            raise InputError(
+                f"the servers have counted {metrics['counted']:,} of {self.total.weight:,}: a filter in [filters] push "
+                "drops counts; leave it out"
+            )
         most = f"at most {metrics['max_overestimate']} too high (of {metrics['checked']:,} keys; bound"
         cluster.say(
             f"{self.total.items:,} inserts, about {metrics['distinct']:,} different keys; estimates are "

@@ -29,6 +29,8 @@ BLOCK = 16
 """Cells of a block per 8 parts: one cell costs one or two cache lines, and `applied` a quarter of the memory."""
 SUMMED = 1 << 12
 """Blocks whose cells are added up at a time."""
+NAMES = "table", "exact", "registers", "heavy"
+"""The vectors."""
 WORDS = 32
 """Largest number of 8-byte words of a heavy key's text; longer texts are truncated."""
 

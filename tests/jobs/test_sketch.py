@@ -25,7 +25,8 @@ from mpips.checkpoint.manifest import complete, read_manifest
 from mpips.checkpoint.writing import write_shard
 from mpips.cli.main import main
 from mpips.config.program import load_program
-from mpips.errors import InputError, RemoteError
+from mpips.errors import InputError, JobError, RemoteError
+from mpips.filters.named import chain_of
 from mpips.jobs.sketch import results
 from mpips.jobs.sketch.job import unfit
 from mpips.rundir.folder import RunFolder
@@ -109,7 +110,7 @@ def run(
         simulate(
             schedule, loaded.worker, servers=layout["servers"], workers=layout["workers"], **counts, job=job,
             folder=folder / "run", faults=faults, delays=delays, seed=seed, replicas=replicas, observed=observed,
-            compacted_every=EVERY,
+            compacted_every=EVERY, filters=lambda: (chain_of(job.filters.push), chain_of(job.filters.pull)),
         )  # fmt: skip
     out.posted = observed["network"].posted
     return out
@@ -449,6 +450,18 @@ def test_bad_lines_are_left_out_if_the_job_allows_it(tmp_path: Path) -> None:
     outcome = run([tmp_path / "a.tsv"], layout={"workers": 1}, data=data, sketch=SKETCH)
     assert (outcome.metrics["inserts"], outcome.metrics["weight"]) == (2, 6)
     assert [each["lines"] for each in outcome.log if each["event"] == "skipped"] == [1]
+
+
+@pytest.mark.parametrize(("vectors", "good"), [([], False), (["heavy", "other"], False), (["other"], True)])
+def test_a_filter_that_drops_counts_is_refused(tmp_path: Path, vectors: list[str], good: bool) -> None:
+    filters = {"push": ["lz4", {"name": "fixed_point"}]}
+    assert run(sketch=ZIPF, filters=filters).metrics["counted"] == ZIPF["items"]
+    filters["push"].insert(0, {"name": "tail", "at_least": 3, "vectors": vectors})
+    if good:
+        run(sketch=ZIPF, filters=filters)
+    else:
+        with pytest.raises(JobError, match=r"\[filters\] push: tail drops the first pushes of each key"):
+            run(sketch=ZIPF, filters=filters)
 
 
 def test_a_job_needs_a_stream() -> None:
