@@ -63,8 +63,8 @@ _READ_INTERVAL = 0.02
 _MOST_READ = 512
 FIRST = 5.0
 """Factor on the timeout for the first heartbeat: a rank that starts is busy."""
-SELDOM = 16
-"""Heartbeats of which ranks that need to notice the end of another only late get one."""
+SELDOM = 4.0
+"""Seconds between two heartbeats to ranks that need to notice the end of another only late."""
 # Periods without a read after which the thread no longer counts as receiving.
 _MISSED_PERIODS = 2.0
 
@@ -159,7 +159,7 @@ class Heartbeat:
     """Heartbeats of one rank: sends to `targets` every `period` seconds, and receives; see the module.
 
     Exchange `address` with the other ranks, then call `start` with theirs. The owning thread may set `targets` at any
-    time, and `seldom`, those of every `SELDOM`-th heartbeat; `follows`, the rank whose heartbeats are confirmed;
+    time, and `seldom`, those of a heartbeat every `SELDOM` seconds; `follows`, the rank whose heartbeats are confirmed;
     `muted`; and `hears_muted`, whether muted ranks count as heard. `host` is an IPv4 address of this machine
     that all other ranks reach.
     """
@@ -176,6 +176,8 @@ class Heartbeat:
         self.follows = -1
         self.muted = self.hears_muted = False
         self._rank, self._period, self._clock = rank, period, clock
+        # Of how many heartbeats those in `seldom` get one.
+        self._of = max(1, round(SELDOM / period))
         self._read_pause = min(_READ_INTERVAL, period / 4)
         self._silence = SilenceClock(_MISSED_PERIODS * period)
         self._closing = threading.Event()
@@ -257,7 +259,7 @@ class Heartbeat:
                 self._beats += 1
                 self._sent.append((self._beats, now))
                 # Some of them each time, so that there are no bursts.
-                due_now = [rank for rank in self.seldom if (rank + self._beats) % SELDOM == 0]
+                due_now = [rank for rank in self.seldom if (rank + self._beats) % self._of == 0]
                 for target in (*self.targets, *due_now):
                     self._send(sock, target, self._addresses[target])
                 due = now + self._period

@@ -242,7 +242,8 @@ class Membership:
         detector, view = self._detection.detector, self.node.view
         if detector is None or not detector.hears_muted or not self.node.van.survives:
             return False
-        return bool(detector.silent([view.leader], LEADERLESS / 2)) and survives(view, [view.leader])
+        silent = detector.silent([view.leader], max(LEADERLESS / 2, self._detection.patience))
+        return bool(silent) and survives(view, [view.leader])
 
     def _freeze(self) -> None:
         """Freeze or thaw this rank.
