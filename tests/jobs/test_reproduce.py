@@ -64,7 +64,9 @@ def run(name: str, data: dict[str, Path], folder: Path, **how: Any) -> dict[str,
     (folder / "run").mkdir(exist_ok=True)
     (folder / "run" / "metrics.jsonl").unlink(missing_ok=True)
     layout = {"servers": 2, "workers": 3, "spares": 1}
-    found: dict[str, str] = simulate(schedule, loaded.worker, job=job, folder=folder / "run", **layout, **how)
+    # A successor of the scheduler continues from a snapshot.
+    how = {"compacted_every": 8, **layout, **how}
+    found: dict[str, str] = simulate(schedule, loaded.worker, job=job, folder=folder / "run", **how)
     return found
 
 
