@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -86,6 +87,26 @@ class LauncherProcess:
             copier.start()
             self._copiers.append(copier)
 
+    def _finish_output(self, requests: Sequence[int]) -> None:
+        """Wait until all output is copied, also to a slow reader, or until a signal asks again to stop."""
+        before = len(requests)
+        for copier in self._copiers:
+            copier.join(1.0)
+            # A process that has escaped may hold an empty pipe open.
+            while copier.is_alive() and self._pipes_are(select.POLLIN | select.POLLHUP):
+                if any(kind not in WARNINGS for kind in requests[before:]):
+                    return
+                copier.join(0.2)
+
+    def _pipes_are(self, state: int) -> bool:
+        """Return whether a pipe of the ranks' output has data that are not copied (POLLIN), or its end (POLLHUP)."""
+        assert self._process is not None
+        poll = select.poll()
+        for pipe in (self._process.stdout, self._process.stderr):
+            assert pipe is not None
+            poll.register(pipe, select.POLLIN)
+        return any(found & state for _, found in poll.poll(0))
+
     def run(self) -> int:
         """Run the launch to its end; return its exit code, negative for a signal."""
         if self._requests is not None:
@@ -112,8 +133,7 @@ class LauncherProcess:
                     code = self._process.wait(timeout=0.2)
                     self._end_orphans()
                     clear_session(self._process.pid)
-                    for copier in self._copiers:
-                        copier.join(1.0)
+                    self._finish_output(requests.received)
                     return code
                 except subprocess.TimeoutExpired:
                     self._forward(self._process, requests.received)
@@ -161,7 +181,9 @@ class LauncherProcess:
             if status != self._status_since[0]:
                 self._status_since = (status, now)
         status, since = self._status_since
-        return bool(status) and now - since > (EXIT_TIME_FAILED if status == "failed" else EXIT_TIME)
+        late = bool(status) and now - since > (EXIT_TIME_FAILED if status == "failed" else EXIT_TIME)
+        # The launcher may wait for the reader of its output.
+        return late and not self._pipes_are(select.POLLIN)
 
     def _status(self) -> str:
         """Return the status in the result; empty while there is none."""

@@ -416,6 +416,43 @@ def test_without_a_result_a_launcher_may_take_its_time(start: Callable[..., Star
     assert done.code == 0, done.stderr
 
 
+SLOW_READER = """
+import os, select, sys, threading, time
+from mpips.launch import processes
+from mpips.launch.mpi_launcher import Launch
+processes.CHECK_INTERVAL, processes.EXIT_TIME, processes.GRACE = 0.0, 0.1, 0.1
+reader, writer = os.pipe()
+kept = os.dup(1)
+os.dup2(writer, 1)
+os.close(writer)
+size = int(sys.argv[1])
+
+def read():
+    left, late = size, 2.0
+    while left:
+        time.sleep(late)
+        left, late = left - len(os.read(reader, 1 << 16)), 0.0
+    os.write(kept, b"all")
+
+thread = threading.Thread(target=read, daemon=True)
+thread.start()
+
+def result():
+    return {"status": "completed"} if select.select([reader], [], [], 0)[0] else None
+
+launch = Launch("openmpi", ("head", "-c", str(size), "/dev/zero"), {})
+code = processes.LauncherProcess(launch, result).run()
+thread.join(1.0)
+sys.exit(abs(code))
+"""
+
+
+@pytest.mark.parametrize("size", [100_000, 400_000], ids=["launcher ends first", "launcher waits"])
+def test_a_slow_reader_gets_all_output(start: Callable[..., Started], size: int) -> None:
+    done = start([sys.executable, "-c", SLOW_READER, str(size)]).finish(60)
+    assert (done.code, done.stdout) == (0, "all"), done.stderr
+
+
 STOPPED_RANK = """
 import json, os, signal, sys, time
 from pathlib import Path
