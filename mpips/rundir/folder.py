@@ -191,6 +191,7 @@ class RunFolder:
         try:
             if resume:
                 folder._set_aside()
+                folder.remove_shared()
             else:
                 # Another start may have begun and ended since the first check.
                 folder._check_new(path)
@@ -221,8 +222,7 @@ class RunFolder:
             raise InputError(
                 f"{path}: has a job file, {self.job.name}, which the run would replace; name another --run-dir"
             )
-        taken = [self.metrics, *self.logs.glob("rank-*.jsonl"), *self.trace.glob("rank-*.bin")]
-        taken += [self.record, self.shared]
+        taken = [self.metrics, *self.logs.glob("rank-*.jsonl"), *self.trace.glob("rank-*.bin"), self.record]
         for each in taken:
             if os.path.lexists(each):
                 raise InputError(
@@ -309,12 +309,15 @@ class RunFolder:
 
     @property
     def shared(self) -> Path:
-        """Files that ranks keep for their successors, until the end of the run."""
-        return self.path / "shared"
+        """Files that ranks keep for their successors in this start, until its end."""
+        return self.path / f".shared-{self.start}"
 
     def remove_shared(self) -> None:
-        """Remove them; a run that is killed leaves them."""
-        shutil.rmtree(self.shared, ignore_errors=True)
+        """Remove them, and those of starts that were killed; nothing else has such a name."""
+        with suppress(OSError):
+            for name in os.listdir(self.path):
+                if re.fullmatch(r"\.shared-[0-9a-f]{32}", name):
+                    shutil.rmtree(self.path / name, ignore_errors=True)
 
     @property
     def fault_times(self) -> Path:

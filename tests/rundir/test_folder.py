@@ -104,6 +104,20 @@ def test_on_a_full_disk_nothing_is_set_aside(tmp_path: Path, monkeypatch: pytest
     assert sorted(os.listdir(tmp_path)) == ["result.json", "run.json"]
 
 
+def test_only_what_ranks_have_kept_for_successors_is_removed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for start in ("a" * 32, "b" * 32):
+        folder.start = start
+        folder.shared.mkdir()
+        (folder.shared / "part.npz").write_text("")
+    for own in ("shared", ".shared-", ".shared-notes"):
+        (tmp_path / own).mkdir()
+        (tmp_path / own / "mine").write_text("")
+    folder.remove_shared()
+    assert sorted(os.listdir(tmp_path)) == [".shared-", ".shared-notes", "shared"]
+    assert all(os.listdir(each) == ["mine"] for each in tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["logs", "trace", "record", "replay", "orders"])
 def test_a_folder_whose_parts_lead_elsewhere_is_not_taken(tmp_path: Path, name: str) -> None:
     (tmp_path / "run").mkdir()

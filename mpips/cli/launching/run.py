@@ -148,6 +148,8 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     process = LauncherProcess(launch, folder.read_result, requests, has_begun, tell)
     with first_failure.FirstExitWatch(folder) as watch:
         ended = process.run()
+    # Ranks that were killed leave them.
+    folder.remove_shared()
     begun = has_begun()
     result = folder.read_result()
     first = first_failure.first(folder, process.last_output, watch.first_ended) if begun else None
