@@ -19,7 +19,6 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mpips.data.examples import Tally
 from mpips.data.matrix import Columns
@@ -96,13 +95,11 @@ class KeptColumns:
 
 def _write(path: Path, columns: Columns, tally: Tally) -> None:
     """Write columns to a file."""
-    arrays: dict[str, NDArray[Any]] = {
-        name: array for name, array in vars(columns).items() if array is not None
-    }
+    arrays: dict[str, Any] = {name: array for name, array in vars(columns).items() if array is not None}
     with suppress(OSError):
         path.parent.mkdir(exist_ok=True)
         with replacing(path, durable=False) as file:
-            np.savez(file, allow_pickle=False, tally=np.array(json.dumps(asdict(tally))), **arrays)
+            np.savez(file, tally=np.array(json.dumps(asdict(tally))), **arrays)
 
 
 def _is_sound(columns: Columns) -> bool:

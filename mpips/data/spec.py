@@ -44,7 +44,7 @@ class DataSpec:
     """tsv: bits of the hash that is the key of a field or cross, 64 or 128."""
     parts: int = field(default=0, metadata={"at_least": 0, "at_most": (1 << 20) - 1})
     """Number of parts of the data, which are distributed over the workers; 0: one for each worker."""
-    keep_parsed: float = 1.0
+    keep_parsed: float = field(default=1.0, metadata={"at_least": 0, "at_most": 1e9})
     """Largest size of a worker's parsed part, in GB, that is kept in the run folder for the worker's successor."""
     log_buckets: list[str | int] = field(default_factory=list)
     """tsv: columns of numbers; a number x above 2 has the key of floor(ln(x)^2), as is usual for Criteo's counts."""
