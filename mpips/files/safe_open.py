@@ -266,7 +266,10 @@ def sync(path: str | Path) -> None:
 
 
 def _umask() -> int:
-    # The only way to read it is to set it. Left alone, a temporary file's mode hides the run from the group.
-    mask = os.umask(0o022)
+    """Return the process's umask, by which a temporary file gets the mode of an ordinary one."""
+    with suppress(OSError, ValueError, StopIteration), open("/proc/self/status", "rb") as file:
+        return int(next(line for line in file if line.startswith(b"Umask:")).split()[1], 8)
+    # Files that other threads create meanwhile may get another mode.
+    mask = os.umask(0o077)
     os.umask(mask)
     return mask

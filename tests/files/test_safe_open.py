@@ -142,3 +142,16 @@ def test_one_of_all_that_create_a_file_does(
     assert os.listdir(tmp_path) == ["a"], "no draft is left"
     with pytest.raises(FileNotFoundError):
         create_exclusively(tmp_path / "nowhere" / "a", b"")
+
+
+def test_the_umask_is_read_without_setting_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.umask(0o077)
+    try:
+        # Another thread would create its files under the mask that is set meanwhile, or keep it for good.
+        monkeypatch.setattr(os, "umask", lambda mask: pytest.fail(f"the umask is set to {mask:o}"))
+        with replacing(tmp_path / "a", "w") as file:
+            file.write("x")
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
