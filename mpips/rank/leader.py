@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from logging import ERROR, WARNING
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,7 @@ from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.config.job_file import Job
 from mpips.errors import (
+    InputError,
     JournalLost,
     NoWorkerLeft,
     RemoteError,
@@ -165,7 +167,9 @@ class Leader:
                 )
                 note("asked", signal=self._orders.stop)
             if number == signal.SIGTERM:
-                self._write_provisional_result()
+                # An error would be raised wherever the signal has interrupted the program.
+                with suppress(OSError, InputError):
+                    self._write_provisional_result()
 
         for kind in STOP_SIGNALS:
             signal.signal(kind, ask)

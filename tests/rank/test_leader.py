@@ -13,10 +13,11 @@ import pytest
 
 from mpips.cluster.observer import Observers
 from mpips.cluster.policy import LIVE
-from mpips.errors import JournalLost, NoWorkerLeft, RemoteError, ShardLost, WorkerLost
+from mpips.errors import InputError, JournalLost, NoWorkerLeft, RemoteError, ShardLost, WorkerLost
 from mpips.rank.leader import Leader, fault_times, would_fail_again
 from mpips.rank.rank_run import RankRun
 from mpips.rundir.folder import JsonLinesWriter, RunFolder, write_json
+from mpips.scheduler.pending_orders import PendingOrders
 
 
 @pytest.mark.parametrize(
@@ -156,3 +157,20 @@ def test_the_times_of_injected_faults_are_read_where_ranks_write_them(
     struck: Any = SimpleNamespace(rank=3, folder=leader.folder)
     RankRun._send_signal(struck, signal.SIGKILL)
     assert fault_times(leader.folder).keys() == {3}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), InputError("no such folder")])
+def test_a_stop_signal_raises_no_error_where_it_interrupts_the_program(
+    leader: Leader, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail() -> None:
+        raise error
+
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    monkeypatch.setattr(leader, "_write_provisional_result", fail)
+    leader._orders = PendingOrders()
+    leader.prepared.options = SimpleNamespace(claim="")
+    leader._handle_signals([])
+    handlers[signal.SIGTERM](signal.SIGTERM)
+    assert leader._orders.stop == "SIGTERM"
