@@ -116,7 +116,7 @@ def share_folder(
 
     Other runs write checkpoints meanwhile, so ranks may have found different latest ones.
     """
-    buffer = np.zeros(2 * 4096, np.uint8)
+    buffer = np.zeros(3 * 4096, np.uint8)
     if folder is not None:
         lease.remove(folder.path)
         raw = b"\0".join(map(os.fsencode, (folder.path, resume or "", folder.start)))
