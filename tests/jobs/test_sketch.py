@@ -452,6 +452,16 @@ def test_bad_lines_are_left_out_if_the_job_allows_it(tmp_path: Path) -> None:
     assert [each["lines"] for each in outcome.log if each["event"] == "skipped"] == [1]
 
 
+def test_a_run_that_stops_has_what_a_lost_worker_has_pushed_and_counts_it_once(tmp_path: Path) -> None:
+    """Of a batch whose end was not reported: it is pushed again, and ignored."""
+    common: dict[str, Any] = {"sketch": ZIPF, "data": {"parts": 6}, "checkpoints": tmp_path}
+    faults = [Fault("kill", 4, after_messages=150)]
+    stopped = run(stop_within=1, layout={"workers": 3}, faults=faults, **common)
+    assert stopped.stopped and stopped.metrics["counted"] > stopped.metrics["weight"]
+    resumed = run(resume=complete(tmp_path)[-1], **common)
+    assert resumed.metrics["counted"] == resumed.metrics["weight"] == ZIPF["items"]
+
+
 @pytest.mark.parametrize(("vectors", "good"), [([], False), (["heavy", "other"], False), (["other"], True)])
 def test_a_filter_that_drops_counts_is_refused(tmp_path: Path, vectors: list[str], good: bool) -> None:
     filters = {"push": ["lz4", {"name": "fixed_point"}]}
