@@ -146,6 +146,7 @@ class Chains:
         for link in self.links.values():
             if link.shard is not None:
                 link.shard.workers = workers
+                link.shard.inbox.forget_rounds()
                 for hosted in link.shard.vectors.values():
                     for request in hosted.abandon(workers):
                         link.shard.inbox.forget(request)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mpips.tasks.task import Send
-from mpips.transport.message import READS, Kind, Message
+from mpips.transport.message import NO_ROUND, READS, Kind, Message
 
 Kept = Message | Callable[[Message], Message]
 """The answer to a repeated request: the reply, or a function from the request to the reply."""
@@ -164,6 +164,12 @@ class RequestDedup:
         caller = self._callers.get(request.origin)
         if caller is not None:
             caller.running.discard(request.time)
+
+    def forget_rounds(self) -> None:
+        """Treat the pushes of rounds that wait for dependencies as not received: their callers have given them up."""
+        for caller in self._callers.values():
+            for time in [time for time, request in caller.parked.items() if request.round != NO_ROUND]:
+                del caller.parked[time]
 
     def abandon(self) -> None:
         """Treat all unfinished requests as not received."""

@@ -22,6 +22,10 @@ def test_every_update_is_there_once_whatever_happens(first: int) -> None:
     assert summary["surviving_ranks"] < summary["ranks"]
 
 
+def test_a_part_of_a_round_that_waited_while_the_workers_changed_is_not_applied() -> None:
+    assert not _trial.run(20293).error
+
+
 def test_a_trial_is_the_same_whenever_it_is_repeated() -> None:
     logs: list[list[str]] = [[], []]
     first, second = (_trial.run(7, log.append) for log in logs)

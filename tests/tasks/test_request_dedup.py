@@ -48,6 +48,18 @@ def test_after_abandon_repeated_requests_are_new() -> None:
     assert inbox.callers()[3] == (0, [0], {})
 
 
+def test_parts_of_rounds_that_wait_for_others_can_be_forgotten() -> None:
+    inbox = RequestDedup(lambda origin, message: None)
+    first, part, plain = (
+        Message(Kind.REQUEST, Command.PUSH, origin=3, time=time, after=((0, 1),) if time else ())
+        for time in range(3)
+    )
+    part.round = 7
+    assert inbox.admit(first) == [first] and inbox.admit(part) == [] and inbox.admit(plain) == []
+    inbox.forget_rounds()
+    assert inbox.finish(3, 0) == [plain]
+
+
 def test_a_read_that_is_repeated_is_executed_again() -> None:
     inbox = RequestDedup(lambda origin, message: None)
     pull = Message(Kind.REQUEST, Command.PULL, origin=3)
