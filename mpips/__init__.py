@@ -97,7 +97,7 @@ if TYPE_CHECKING:
     from mpips.transport.message import NO_ROUND as NO_ROUND, Command as Command
     from mpips.worker.key_list import KeyList as KeyList
     from mpips.worker.vector import Vector as Vector
-    from mpips.worker.worker import Answer as Answer, Context as Context, at_once as at_once
+    from mpips.worker.worker import Answer as Answer, Context as Context, Later as Later, at_once as at_once
 
 # numba's warning about a configuration file in the working folder that it cannot read. mpips ignores such a file
 # (`mpips.jit.numba_installed`).
@@ -134,7 +134,7 @@ _HOMES = {
     "mpips.transport.message": "NO_ROUND Command",
     "mpips.worker.key_list": "KeyList",
     "mpips.worker.vector": "Vector",
-    "mpips.worker.worker": "Answer Context at_once",
+    "mpips.worker.worker": "Answer Context Later at_once",
 }
 _MODULES = {
     "charts": "mpips.report.charts",

@@ -81,6 +81,35 @@ class Answer(NamedTuple):
     keys: KeyArray | None = None
 
 
+class Later(NamedTuple):
+    """Return value of an `at_once` method whose answer is not known yet: until it is, `get()` returns None.
+
+    `get` is called while the worker processes messages; an error that it raises fails the call.
+
+    >>> from mpips import simulate
+    >>> class Worker:
+    ...     done = 0
+    ...
+    ...     def __init__(self, context):
+    ...         pass
+    ...
+    ...     def work(self):
+    ...         self.done = 7
+    ...
+    ...     @at_once
+    ...     def result(self):
+    ...         return Later(lambda: Answer({"done": self.done}) if self.done else None)
+    >>> def schedule(cluster):
+    ...     early = cluster.workers.start("result")
+    ...     cluster.workers.call("work")
+    ...     return early.result()[0].meta
+    >>> simulate(schedule, Worker)
+    {'done': 7}
+    """
+
+    get: Callable[[], Answer | None]
+
+
 def _raise(task: Task) -> None:
     """Raise, in the event loop, the error of a task that no caller waits for."""
     if task.error is not None:
@@ -234,7 +263,7 @@ class CallExecutor:
         # Tasks issued from this time on are the next call's.
         self._settled = node.tasks.time
         # Calls that ran at once, and are not answered yet.
-        self._unanswered: list[tuple[Message, Answer, list[Task]]] = []
+        self._unanswered: list[tuple[Message, Answer | Later, list[Task]]] = []
         self._role = Registration(
             handlers={Command.CALL: self._receive}, controls={Command.NOTIFY: self._notified}
         )
@@ -294,15 +323,14 @@ class CallExecutor:
         with self.node.observers.calling(request):
             try:
                 answer = self._method(request.meta["call"])(**self._arguments(request))
-                if not isinstance(answer, Answer):
-                    answer = Answer(answer)
-                self._check(request.meta["call"], answer)
                 # The present call continues, so this one must not wait.
-                if at_once and (own := self._without_waiting(since)):
+                own = self._without_waiting(since) if at_once else []
+                if own or (at_once and isinstance(answer, Later)):
                     if not self._unanswered:
                         self.node.register(self._late)
-                    self._unanswered.append((request, answer, own))
+                    self._unanswered.append((request, self._checked(request, answer), own))
                     return
+                answer = self._checked(request, answer)
                 if not at_once:
                     # The answer means that all tasks of the call are finished and durable.
                     self.node.settle(since)
@@ -314,9 +342,13 @@ class CallExecutor:
                     self._present, self._settled = -1, tasks.time
                     tasks.failed.clear()
 
-    def _check(self, name: str, answer: Answer) -> None:
-        """Raise UsageError, naming the method, if JSON would change the keys of an answer."""
-        check_names(answer.meta, f"the result of Worker.{name}{defined_at(getattr(self.worker, name, None))}")
+    def _checked(self, request: Message, answer: Any) -> Any:
+        """Return what a method has returned as an answer; UsageError, naming it, if JSON would change the keys."""
+        if isinstance(answer, Later):
+            return answer
+        name, made = request.meta["call"], answer if isinstance(answer, Answer) else Answer(answer)
+        check_names(made.meta, f"the result of Worker.{name}{defined_at(getattr(self.worker, name, None))}")
+        return made
 
     def _without_waiting(self, since: int) -> list[Task]:
         """Return the tasks issued at `since` or later, and exclude them from those that the present call waits for."""
@@ -375,19 +407,22 @@ class CallExecutor:
         if not self._unanswered:
             self.node.unregister(self._late)
 
-    def _answer_late(self, request: Message, answer: Answer, tasks: list[Task]) -> None:
-        """Answer a call that ran at once, as soon as its pushes are durable, or have failed."""
+    def _answer_late(self, request: Message, answer: Answer | Later, tasks: list[Task]) -> None:
+        """Answer a call that ran at once, as soon as its answer is known and its pushes are durable, or have failed."""
         failed = next((task for task in tasks if task.error is not None), None)
-        if failed is None and self.node.tasks.ahead.count:
+        if failed is None and tasks and self.node.tasks.ahead.count:
             self.node.request_acknowledgements()
             return
-        self._unanswered = [each for each in self._unanswered if each[0] is not request]
         try:
             if failed is not None:
                 self.node.wait(failed)
-            self._answer(request, answer)
+            known = answer.get() if isinstance(answer, Later) else answer
+            if known is None:
+                return
+            self._answer(request, self._checked(request, known))
         except Exception as error:
             self.node.callee.fail(request, error)
+        self._unanswered = [each for each in self._unanswered if each[0] is not request]
 
     def _restore(self, folder: str) -> None:
         restore = getattr(self.worker, "restore", None)
