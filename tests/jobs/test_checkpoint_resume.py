@@ -23,7 +23,7 @@ EVERY = {"every": 2, "keep": 50}
 
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    return make(tmp_path_factory.mktemp("made"), "correlated")
+    return make(tmp_path_factory.mktemp("made"), "correlated", n=60, m=12)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_a_checkpoint_is_described_by_job_step_vectors_and_files(written: tuple[
     assert lines[0].startswith(f"{path}: complete") and "shards 2, worker states 2" in lines[0]
     assert "  program: sparse_lr" in lines and "  step: 2" in lines
     assert any(
-        line.startswith("  vector w: 40 keys, float64, sparse, update block_proximal") for line in lines
+        line.startswith("  vector w: 12 keys, float64, sparse, update block_proximal") for line in lines
     )
     assert sum("server-" in line for line in lines) == 2
     assert not inspection.verify(path)
@@ -224,9 +224,9 @@ def test_other_data_is_refused(
     data_set: DataSet, written: tuple[Path, Outcome], tmp_path: Path, workers: int
 ) -> None:
     path = complete(written[0])[0]
-    other = make(tmp_path / "fewer", "correlated", n=100)
+    other = make(tmp_path / "fewer", "correlated", n=50, m=12)
     assert "written with training data" in refusal(other, path, tmp_path / "c", workers)
-    other = make(tmp_path / "wider", "correlated", m=50)
+    other = make(tmp_path / "wider", "correlated", n=60, m=15)
     assert "written with training data" in refusal(other, path, tmp_path / "c", workers)
     rows = svmlight(data_set.x, -data_set.y, data_set.keys)
     (tmp_path / "flipped.svm").write_text(rows)
@@ -248,8 +248,8 @@ def test_the_same_data_cut_into_other_parts_is_refused(
     """Each worker's margins are those of its own examples; as many workers may still have others."""
     lines = data_set.train.read_text().splitlines(keepends=True)
     files = [tmp_path / "a.svm", tmp_path / "b.svm"]
-    files[0].write_text("".join(lines[:100]))
-    files[1].write_text("".join(lines[100:]))
+    files[0].write_text("".join(lines[:30]))
+    files[1].write_text("".join(lines[30:]))
     path = complete(written[0])[0]
     with pytest.raises(RemoteError, match="written with other training data, or parts") as caught:
         run_twin(files, 2, 2, hooks=Hooks(resume=path, checkpoints=tmp_path / "c"))

@@ -29,7 +29,7 @@ KINDS = ["binary", "real", "correlated", "unnormalised", "duplicates"]
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], DataSet]:
     folder = tmp_path_factory.mktemp("made")
-    sets = {kind: make(folder / kind, kind) for kind in KINDS}
+    sets = {kind: make(folder / kind, kind, n=120, m=24) for kind in KINDS}
     return sets.__getitem__
 
 
@@ -270,11 +270,10 @@ def test_the_same_bits_for_any_number_of_servers(
         {},
         {"delays": random_delays(4, delay=0.003)},
         {"delays": random_delays(5, delay=0.003, drop=0.02, duplicate=0.1)},
-        {},
     ]
     outcomes = [
         run_twin(data_set(kind), servers, workers, seed=servers, consistency=SEQUENTIAL, **delays)
-        for servers, delays in zip((1, 2, 3, 5), fates, strict=True)
+        for servers, delays in zip((1, 5, 2), fates, strict=True)
     ]
     assert len({outcome.sha for outcome in outcomes}) == 1
     assert len({json.dumps(outcome.passes()) for outcome in outcomes}) == 1
@@ -362,7 +361,7 @@ def test_a_feature_that_was_dropped_too_early_is_reactivated(
 def test_a_feature_dropped_during_the_passes_is_reactivated(
     data_set: Callable[[str], DataSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every feature but the first ten is thrown out by force in the first pass; the reset finds them again."""
+    """Every feature but the first five is thrown out by force in the first pass; the reset finds them again."""
     data = data_set("real")
     prox_step = proximal.kkt_filter.prox_step
     victims: set[int] = set()
@@ -371,7 +370,7 @@ def test_a_feature_dropped_during_the_passes_is_reactivated(
         *middle, active, reply = rest
         worst = prox_step(slots, rows, l1, threshold, w, *middle, active, reply)
         if threshold == 0.0:  # the first pass
-            gone = slots[slots >= 10]
+            gone = slots[slots >= 5]
             victims.update(gone.tolist())
             at = np.isin(slots, gone)
             w[gone], active[gone] = 0.0, False
@@ -380,9 +379,9 @@ def test_a_feature_dropped_during_the_passes_is_reactivated(
 
     monkeypatch.setattr(proximal.kkt_filter, "prox_step", harsh)
     outcome = run_twin(data, 1, 2)
-    assert len(victims) > 15 and outcome.passes("active")[0] <= 10
+    assert len(victims) > 10 and outcome.passes("active")[0] <= 5
     assert outcome.metrics["objective"] <= 1.001 * optimum(data.x, data.y, 1.0)
-    assert outcome.metrics["nonzeros"] > 15
+    assert outcome.metrics["nonzeros"] > 10
 
 
 # --- Whole runs --------------------------------------------------------------------------------------------
