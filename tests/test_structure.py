@@ -25,8 +25,8 @@ ENTRIES = {"mpips": "planning", "mpips.__main__": "rank"}
 """Modules of the root that stand elsewhere: the public API, and what starts a rank."""
 MOST = 15
 """Modules of a folder."""
-LARGER = {"jobs/lda"}
-"""Folders that may hold more: the largest application."""
+LARGER = {"jobs/lda", "jobs/sparse_lr"}
+"""Folders that may hold more: the largest applications."""
 
 
 def modules() -> dict[str, Path]:

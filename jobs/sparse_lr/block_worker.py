@@ -22,6 +22,8 @@ from mpips.jobs.sparse_lr.settings import Settings
 
 Columns = slice | NDArray[np.int64]
 """A selection of a worker's columns."""
+KEY_BYTES, REPLY_BYTES = 8, 2 * 4
+"""Bytes of a key, and of its row in a reply: (w, radius)."""
 # The round of a rebuild of the margins: no pass reaches it.
 REBUILD = 2**62
 
@@ -112,6 +114,16 @@ class BlockWorker:
     def w(self) -> Vector:
         """The weights."""
         return self.context.vectors["w"]
+
+    def count_filtered(self, pushed: int) -> dict[str, int]:
+        """Count the bytes of the features that a pass has left out; return the number of pushed ones, and of all."""
+        features = len(self.blocks.keys)
+        if self.settings.kkt:
+            # A key and two numbers for each feature, in both directions.
+            there, back = KEY_BYTES + 2 * np.dtype(self.blocks.dtype).itemsize, KEY_BYTES + REPLY_BYTES
+            self.context.left_out("kkt", "worker", features * there, pushed * there)
+            self.context.left_out("kkt", "server", features * back, pushed * back)
+        return {"pushed": pushed, "features": features}
 
     def sketch(self) -> Answer:
         """Return the sketch of the active features' non-zeros, which determines how blocks are cut."""

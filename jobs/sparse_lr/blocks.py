@@ -187,13 +187,16 @@ class Blocks:
             len(self.cols),
         ]
 
-    def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], key_arrays.KeyArray, F4 | F8]:
-        """Compute a block's rows (g, U) at the present margins: (columns, keys, rows)."""
-        cols = self.cols[self.cuts[block] : self.cuts[block + 1]]
+    def columns(self, block: int) -> NDArray[np.int64]:
+        """List a block's columns: those that were active when the pass began."""
+        return self.cols[self.cuts[block] : self.cuts[block + 1]]
+
+    def gradient(self, cols: NDArray[np.int64], theta: float) -> tuple[key_arrays.KeyArray, F4 | F8]:
+        """Compute the rows (g, U) of some columns at the present margins, with their keys."""
         rows = np.empty((len(cols), 2), self.dtype)
         kernels.add_reach(*self._matrix, cols, self.radius, self.state)
         kernels.block_gradient(*self._matrix, cols, self.radius, theta, self.state, rows)
-        return cols, self.keys[cols], rows
+        return self.keys[cols], rows
 
     def apply(self, cols: NDArray[np.int64], reply: F4) -> None:
         """Update the margins by a block's new weights, and set its new radii: reply (w, radius)."""
@@ -206,10 +209,32 @@ class Blocks:
     def end_pass(self) -> tuple[dict[str, Any], F8 | None]:
         """Save the margins after a pass; return the losses' second-order model over the saved passes."""
         self._note()
+        return {}, self.model()
+
+    def model(self) -> F8:
+        """Return the losses' second-order model over the saved passes."""
         steps = len(self.history) - 1
         model = np.empty((steps + 2, steps))
         kernels.margin_model(self.history, model)
-        return {}, model
+        return model
+
+    # Passes that overlap: see `overlap`.
+
+    def cut(self, begins: NDArray[np.uint64]) -> None:
+        """Partition all columns into blocks, given the first key of each."""
+        upper = key_arrays.upper(self.keys)
+        self.cuts = [*np.searchsorted(upper, begins).tolist(), len(self.keys)]
+
+    def active_columns(self, block: int) -> NDArray[np.int64]:
+        """List the columns of a block of `cut` that are active now."""
+        begin, end = self.cuts[block : block + 2]
+        active: NDArray[np.int64] = begin + np.flatnonzero(self.radius[begin:end] > 0.0)
+        return active
+
+    def note_pass(self) -> None:
+        """Save the margins and weights after a pass while the next one runs."""
+        self._forget(MEMORY)
+        self._note()
 
     def losses(self, mixtures: F8) -> F8 | NDArray[np.int64]:
         """Return the losses of every mixture of the saved margins."""

@@ -37,8 +37,8 @@ LEAST_GAIN = 0.1
 THETA_START, THETA_LOW, THETA_HIGH = 0.3, 0.02, 64.0
 FEATURES_OF_A_BLOCK = 2.0
 """Mean number of active features of a block in an example without delay, for `block_count`."""
-DELAY_PER_BLOCK = 16.0
-"""The delay that doubles the number of blocks."""
+DELAY_PER_BLOCK, MOST_DELAYS = 4.0, 2.0
+"""The delay that doubles the number of blocks, and how many times that delay at most makes more of them."""
 
 MOST_NOISE = 1e7
 """Largest amplification of rounding errors by mixtures: with tiny steps, a mixture would consist of errors only."""
@@ -46,6 +46,9 @@ RESET_NOISE = 1e-2 * MOST_NOISE
 """The amplification at which a reset is due, which recomputes the margins from the weights."""
 
 MOST_PATIENCE = 32
+
+LEAST_PAY, MOST_PATIENT = 0.5, 8
+"""A search pays if it gains this fraction of the pass's own gain; there is one after at most so many passes."""
 
 MOST_BLOCKS = 1024
 CUT_AGAIN = 0.1
@@ -69,6 +72,8 @@ class Proposal(NamedTuple):
     """By the model, F along the pass's step has its minimum at 1 + excess times the step."""
     mixtures: F8
     """f8[c, K+1]: the mixtures to try."""
+    good: int = 1
+    """The pass started this many saved states ago; with passes that overlap, F may have risen in the one before."""
 
 
 class Choice(NamedTuple):
@@ -80,12 +85,12 @@ class Choice(NamedTuple):
     """"kept", "mixed", or "undone"."""
 
 
-def propose(model: F8, sizes: F8, l1: float, before: float, noise: float = 1.0) -> Proposal:
+def propose(model: F8, sizes: F8, l1: float, before: float, noise: float = 1.0, good: int = 1) -> Proposal:
     """Propose mixtures of the last passes.
 
     model: the workers' `margin_model`, summed, f8[K+2, K]. sizes: the servers' `size_terms`, summed over
-    keys, f8[K+1]. before: F at the pass's start. noise: as in `Control`. A mixture's entry k weighs the state
-    before pass k of the K remembered; the last one weighs the state now.
+    keys, f8[K+1]. before: F at the pass's start, `good` passes ago. noise: as in `Control`. A mixture's entry k weighs
+    the state before pass k of the K remembered; the last one weighs the state now.
     """
     steps = model.shape[1]
     objective = float(model[steps + 1, 0] + l1 * sizes[steps])
@@ -95,7 +100,7 @@ def propose(model: F8, sizes: F8, l1: float, before: float, noise: float = 1.0) 
     excess = float(-slopes[-1] / own) if own > 0.0 else 0.0
     mixtures = []
     if not objective < before:
-        mixtures += [_mixture(steps, 0.5), _mixture(steps, 0.15)]
+        mixtures += [_mixture(steps, 0.5, good), _mixture(steps, 0.15, good)]
     norms = np.sqrt(np.maximum(np.diag(curvatures), 1e-300))
     scaled = curvatures / np.outer(norms, norms) + 1e-8 * np.eye(steps)
     if np.isfinite(scaled).all() and np.isfinite(slopes).all():
@@ -106,7 +111,7 @@ def propose(model: F8, sizes: F8, l1: float, before: float, noise: float = 1.0) 
                 mixture = np.append(-length * newton, 1.0 + length * newton.sum())
                 if noise * np.abs(mixture).sum() <= MOST_NOISE:
                     mixtures.append(mixture)
-    return Proposal(objective, excess, np.array(mixtures).reshape(-1, steps + 1))
+    return Proposal(objective, excess, np.array(mixtures).reshape(-1, steps + 1), good)
 
 
 def _solve(matrix: F8, right: F8) -> F8:
@@ -136,10 +141,10 @@ def _solve(matrix: F8, right: F8) -> F8:
     return np.array(x)
 
 
-def _mixture(steps: int, length: float) -> F8:
-    """Return the mixture that takes `length` of the last pass's step."""
+def _mixture(steps: int, length: float, good: int = 1) -> F8:
+    """Return the mixture that takes `length` of the step of the last `good` passes."""
     weights = np.zeros(steps + 1)
-    weights[-2:] = 1.0 - length, length
+    weights[-1 - good], weights[-1] = 1.0 - length, length
     return weights
 
 
@@ -158,7 +163,7 @@ def choose(proposal: Proposal, before: float, objectives: Sequence[float]) -> Ch
             return Choice(objectives[best], proposal.mixtures[best], "mixed")
     if fell:
         return Choice(objective, None, "kept")
-    return Choice(before, _mixture(proposal.mixtures.shape[1] - 1, 0.0), "undone")
+    return Choice(before, _mixture(proposal.mixtures.shape[1] - 1, 0.0, proposal.good), "undone")
 
 
 class Control(NamedTuple):
@@ -185,6 +190,10 @@ class Control(NamedTuple):
     """Number of passes for which rounding is forbidden after the next pass that increases F."""
     full_at: int = 0
     """The pass after which the last full reset was due, 0 if none was."""
+    unsearched: int = 0
+    """With passes that overlap: those since the last search along the last passes' steps."""
+    patient: int = 1
+    """... and after how many of them the next search is due."""
 
 
 class PassReport(NamedTuple):
@@ -269,6 +278,14 @@ def next_pass(
     return control._replace(settled=0), Decision(reset=False, stop=False)
 
 
+def searched(control: Control, report: PassReport) -> Control:
+    """Return the control after a search, which interrupts passes that overlap: after little gain the next is later."""
+    before, found = control.objectives[-2], report.choice.objective
+    own = max(before - report.proposal.objective, 0.0)
+    pays = report.choice.outcome == "mixed" and report.proposal.objective - found > LEAST_PAY * own
+    return control._replace(unsearched=0, patient=1 if pays else min(2 * control.patient, MOST_PATIENT))
+
+
 def after_reset(control: Control, returned: float, gap: float, epsilon: float) -> Decision:
     """Decide after a reset that reactivated `returned` wrongly dropped features; gap: (F - dual objective) / F.
 
@@ -327,13 +344,14 @@ def block_count(weight: float, examples: int, tau: int) -> int:
     """Return the number of blocks for `weight` active non-zeros.
 
     More features in flight need more passes, and more blocks more messages: with a delay, blocks become smaller by a
-    factor of 1 + tau / `DELAY_PER_BLOCK`, and no more than half of them are in flight at once.
+    factor of 1 + tau / `DELAY_PER_BLOCK`, at most 3, and no more than half of them are in flight at once.
     """
     if weight <= 0.0:
         return 1
     blocks = math.ceil(weight / (FEATURES_OF_A_BLOCK * max(examples, 1)))
     if tau > 0:
-        blocks = max(math.ceil(blocks * (1.0 + tau / DELAY_PER_BLOCK)), 2 * (tau + 1))
+        smaller = 1.0 + min(tau / DELAY_PER_BLOCK, MOST_DELAYS)
+        blocks = max(math.ceil(blocks * smaller), 2 * (tau + 1))
     return min(blocks, MOST_BLOCKS)
 
 

@@ -42,7 +42,9 @@ PIECE = 1 << 17
 
 
 _NUMBERS = ("theta", "threshold", "reset_below", "noise")
-_COUNTS = ("since_reset", "settled", "resets", "since", "exact", "patience", "full_at")
+_COUNTS = (
+    "since_reset", "settled", "resets", "since", "exact", "patience", "full_at", "unsearched", "patient",
+)  # fmt: skip
 SCHEMA = {
     "control": {
         "objectives": Each(NUMBER),
@@ -105,6 +107,8 @@ class Darlin:
         self.rng = np.random.default_rng(cluster.job.seed)
         self.control = control.start(self.examples * math.log(2.0))
         self.round, self.gap = 0, math.inf
+        # The passes since the last state of which F is known not to have risen.
+        self.good = 1
         self.now: dict[str, Any] = {}
         # Non-zeros of the active features.
         self.weight = 0
@@ -133,10 +137,10 @@ class Darlin:
                 self.assignment.take(later["spread"]["reads"])
             stop = self._retry(self.one_pass)
             evaluate.show_pass(self.cluster, table, self.control, self.now, self.examples)
-            if not stop and self.cluster.due(self.passes):
+            if not stop and self.cluster.due(self.passes) and self.at_rest():
                 self._retry(lambda: self.cluster.checkpoint(self.passes, self._state()), changes=False)
                 stop = self.cluster.stopping()
-            if not stop and self.cluster.renewed():
+            if not stop and self.cluster.renewed() and self.at_rest():
                 regroup(self.cluster)
                 self._retry(self.recover, changes=False)
         table.close()
@@ -215,8 +219,15 @@ class Darlin:
 
     def one_pass(self) -> bool:
         """Visit all blocks, search along the steps, reset the active set if due; return whether to stop."""
-        model = self.visit_blocks()
-        report = self.search(model)
+        report = self.search(self.visit_blocks())
+        decision = self.decide(report)
+        self.mix(report.choice)
+        if decision.reset:
+            decision = self.reset(decision.full)
+        return decision.stop
+
+    def decide(self, report: control.PassReport) -> control.Decision:
+        """Let the control decide after a pass."""
         self.control, decision = control.next_pass(
             self.control,
             report,
@@ -226,10 +237,11 @@ class Darlin:
             target=self.settings.target,
             delayed=self.tau > 0,
         )
-        self.mix(report.choice)
-        if decision.reset:
-            decision = self.reset(decision.full)
-        return decision.stop
+        return decision
+
+    def at_rest(self) -> bool:
+        """Return whether no blocks are in flight."""
+        return True
 
     def recover(self) -> None:
         """Continue with other workers: those with new parts read them, and all margins are recomputed."""
@@ -267,11 +279,15 @@ class Darlin:
         plan["round"] = self._rounds(blocks)
         task = self.workers.start("iterate", plan, keys=self.begins)
         model = self._model(task)
+        self.count_filtered(task, blocks)
+        return model
+
+    def count_filtered(self, task: Task, blocks: int) -> None:
+        """Record the number of blocks of a pass, and the share of features that it has left out."""
         pushed, features = (
             sum(reply.meta[each] for reply in task.result()) for each in ("pushed", "features")
         )
         self.now = {"blocks": blocks, "filtered": 1.0 - pushed / max(features, 1)}
-        return model
 
     def _model(self, iterated: Task) -> NDArray[np.float64]:
         """Return the workers' model of the losses after a pass."""
@@ -297,7 +313,7 @@ class Darlin:
         """Search along the steps of the last passes, with a few scalars from each rank."""
         l1, before = self.settings.l1, self.control.objectives[-1]
         seen = self.servers.call("sizes", vector=self.w)
-        proposal = control.propose(model, exact_total(seen), l1, before, self.control.noise)
+        proposal = control.propose(model, exact_total(seen), l1, before, self.control.noise, self.good)
         objectives = []
         if len(proposal.mixtures):
             losses = self.workers.start("losses", values=proposal.mixtures)

@@ -68,13 +68,12 @@ class ExactBlocks(Blocks):
             radius = radius[:, 0]
         self.radius[cols] = radius
 
-    def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], key_arrays.KeyArray, F4 | F8]:
-        """Compute a block's rows (g, U) at the present margins: (columns, keys, rows)."""
-        cols = self.cols[self.cuts[block] : self.cuts[block + 1]]
+    def gradient(self, cols: NDArray[np.int64], theta: float) -> tuple[key_arrays.KeyArray, F4 | F8]:
+        """Compute the rows (g, U) of some columns at the present margins, with their keys."""
         rows = np.empty((len(cols), 2))
         kernels.add_reach(*self._matrix, cols, self.radius, self.state)
         exact_kernels.block_gradient(*self._matrix, cols, self.radius, theta, self.state, self.bounds, rows)
-        return cols, self.keys[cols], rows
+        return self.keys[cols], rows
 
     def full_gradient(self, cols: NDArray[np.int64]) -> F4 | F8:
         """Return the exact gradient of some columns, at the margins of the last `refresh`."""

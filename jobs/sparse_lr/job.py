@@ -35,17 +35,16 @@ from mpips import (
     unmet,
 )
 from mpips.data import resolve, unusual_files
-from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, online
+from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, online, overlapped_darlin
 from mpips.jobs.sparse_lr.assignment import Assignment, WorkerData
-from mpips.jobs.sparse_lr.block_worker import BlockWorker, ranges
+from mpips.jobs.sparse_lr.block_worker import ranges
 from mpips.jobs.sparse_lr.evaluate import Scorer
 from mpips.jobs.sparse_lr.online import Learner
+from mpips.jobs.sparse_lr.overlap import OverlapWorker
 from mpips.jobs.sparse_lr.settings import Settings as Settings
 
 OUTPUTS = evaluate.MODEL, evaluate.TEXT, f"diverged.{evaluate.MODEL}", f"diverged.{evaluate.TEXT}"
 """The files that a run writes."""
-KEY_BYTES, REPLY_BYTES = 8, 2 * 4
-"""Bytes of a key, and of its row in a reply: (w, radius)."""
 
 
 def exact_sums(job: Job) -> str:
@@ -74,7 +73,10 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
                 cluster, lambda: cluster.workers.call("check_test_data", each=evaluate.parts_of(cluster))
             )
         data = assignment.load()
-    block_wise = exact_darlin.ExactDarlin if exact else darlin.Darlin
+    delayed = cluster.job.consistency.model == "bounded" and cluster.job.consistency.tau > 0
+    block_wise: type[darlin.Darlin] = overlapped_darlin.OverlappedDarlin if delayed else darlin.Darlin
+    if exact:
+        block_wise = exact_darlin.ExactDarlin
     method = block_wise if settings.algorithm == "darlin" else online.Online
     with cluster.phase("train"):
         training = method(cluster, settings, assignment, data)
@@ -95,14 +97,14 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
 # --- The worker ------------------------------------------------------------------------------------------------------
 
 
-class Worker(BlockWorker):
+class Worker(OverlapWorker):
     """The worker of this program: it keeps blocks, and has examples, a scorer and an online learner."""
 
     def __init__(self, context: Context) -> None:
         data = resolve(context.job.data, str(context.base))
         self.consistency = push_pull(context.job.consistency)
         scorer, learner = Scorer(context, data), Learner(context, data, self.consistency)
-        super().__init__(context, WorkerData(context, data, learner.find_last_key))
+        super().__init__(context, WorkerData(context, data, learner.find_last_key), self.consistency.pull)
         self.load = self.held.load
         self.check_test_data, self.score = scorer.check_test_data, scorer.score
         self.training_loss = scorer.training_loss
@@ -132,17 +134,13 @@ class Worker(BlockWorker):
             in_flight = {earlier: task for earlier, task in in_flight.items() if not task.done}
             context.step(round + time)
             with context.working():
-                cols, block_keys, rows = blocks.gradient(block, theta)
+                cols = blocks.columns(block)
+                block_keys, rows = blocks.gradient(cols, theta)
             listed = self.named(block_keys, within[block])
             task = w.push_pull(listed, rows, within=within[block], round=round + time, exact=exact)
             in_flight[time] = task.then(partial(self._arrived, cols))
         context.wait_all(in_flight.values())
-        facts = {"pushed": len(blocks.cols), "features": len(blocks.keys)}
-        if self.settings.kkt:
-            # A key and two numbers for each feature, in both directions.
-            there, back = KEY_BYTES + 2 * np.dtype(blocks.dtype).itemsize, KEY_BYTES + REPLY_BYTES
-            context.left_out("kkt", "worker", facts["features"] * there, facts["pushed"] * there)
-            context.left_out("kkt", "server", facts["features"] * back, facts["pushed"] * back)
+        facts = self.count_filtered(len(blocks.cols))
         with context.working():
             more, model = blocks.end_pass()
             return Answer(facts | more, model)

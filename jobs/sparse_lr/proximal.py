@@ -49,6 +49,8 @@ BEFORE, EARLIER = "before", "earlier"
 
 def _columns(spec: VectorSpec) -> dict[str, Column]:
     more = {"code": Column("int8"), "bounds": Column("int32", 2)} if spec.settings.get("exact") else {}
+    if spec.settings.get("overlap"):
+        more |= {"before": Column("float64"), "visits": Column("int8")}
     return {
         "radius": Column("float32"),
         "scale": Column("float32"),
@@ -76,6 +78,9 @@ def block_proximal(
     threshold = float(settings["threshold"]) if kkt else np.inf
     if phase == "step" and rows.shape[1]:
         reply = np.empty((len(slots), 2), np.float32)
+        if "before" in state:
+            state["before"][slots] = values[slots]
+            state["visits"][slots] ^= 1
         worst = kkt_filter.prox_step(slots, rows, l1, threshold, w, d, scale, active, reply)
         settings["violation"] = max(float(settings["violation"]), worst)
         return reply
@@ -112,6 +117,8 @@ def begin_phase(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Set the phase of the next pushes, with its threshold."""
     segment.settings.update(args)
     segment.settings.update(violation=0.0, largest=0.0, returned=0.0)
+    if "visits" in segment.state:
+        segment.state["visits"][: len(segment)] = 0
     return {}
 
 
@@ -143,13 +150,36 @@ def begin_period(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 def sizes(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Save w after a pass; return the l1 term and its slopes along the saved passes, as exact sums."""
     slots, before = _history(segment)
+    return _sizes(segment, slots, before, segment.values[slots, 0])
+
+
+def _sizes(
+    segment: Segment, slots: NDArray[np.int32], before: NDArray[np.float64], w: NDArray[np.float64]
+) -> dict[str, Any]:
+    before = before[-MEMORY:]
     history = np.empty((len(before) + 1, len(slots)))
     history[:-1] = before
-    history[-1] = segment.values[slots, 0]
+    history[-1] = w
     segment.notes[HISTORY] = (slots, history.T)
     terms = np.empty_like(history)
     kernels.size_terms(history, terms)
     return {"sums": [exact_sums.ExactSum(row).to_list() for row in terms]} | end_phase(segment, {})
+
+
+@call("sizes_meanwhile")
+def sizes_meanwhile(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
+    """Do the same as `sizes` while the next pass runs, and set the threshold of the next pushes; also return non-zeros.
+
+    args: `number`, the number of the pass since passes overlap. A feature that the next pass has visited already has
+    one visit more, and its weight is in `before`. (A feature that was dropped has fewer; it weighs 0, also before.)
+    """
+    slots, before = _history(segment)
+    active = segment.state["active"][slots, 0] != 0
+    early = segment.state["visits"][slots, 0] != args["number"] % 2
+    w = np.where(early, segment.state["before"][slots, 0], segment.values[slots, 0])
+    found = _sizes(segment, slots, before, w)
+    segment.settings.update(violation=0.0, threshold=args["threshold"])
+    return found | {"nonzeros": int(np.count_nonzero(w)), "active": int(np.count_nonzero(active))}
 
 
 @call("mixed_sizes", reads=True)

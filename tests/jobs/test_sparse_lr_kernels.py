@@ -493,7 +493,7 @@ def test_blocks_are_cut_by_weight(workers: list[dict[int, int]], blocks: int, si
 def test_block_count_follows_weight_and_delay() -> None:
     assert control.block_count(0.0, 100, 0) == 1
     assert control.block_count(2000.0, 100, 0) == 10
-    assert control.block_count(2e4, 100, 8) == 150
+    assert [control.block_count(2e4, 100, tau) for tau in (1, 4, 8, 16)] == [125, 200, 300, 300]
     assert control.block_count(1e12, 100, 4) == control.MOST_BLOCKS
 
 

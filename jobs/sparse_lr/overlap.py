@@ -1,0 +1,262 @@
+"""A worker's passes with a delay: the first blocks of a pass are visited while the last ones of the pass before arrive.
+
+The steps of a pass are applied before any of the next pass, whichever arrive first, so that the margins after each pass
+are those of one model: a step that arrives early is kept until the previous pass is complete. Two visits of a feature
+never overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips import Answer, Consistency, Context, KeyRange, Later, Task, WorkerLost, at_once, unmet
+from mpips.jobs.sparse_lr.assignment import WorkerData
+from mpips.jobs.sparse_lr.block_worker import BlockWorker, ranges
+from mpips.jobs.sparse_lr.blocks import F4, Blocks
+
+
+class Flight(NamedTuple):
+    """A block in flight: its task, its keys, and the number of its pass."""
+
+    task: Task
+    within: KeyRange
+    number: int
+
+
+class Passes:
+    """The blocks in flight of a worker's passes, and the order in which their steps are applied."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.blocks = blocks
+        self.flights: dict[int, Flight] = {}
+        """By round."""
+        self.number = 0
+        """The number of the present pass."""
+        self.unapplied = {0: 0}
+        """The blocks in flight of the previous pass, unless it is complete, and of the present one."""
+        self.pushed = {0: 0}
+        """The number of features that were pushed, by pass."""
+        self._kept: list[tuple[NDArray[np.int64], F4]] = []
+
+    def begin(self) -> None:
+        """Begin the next pass; the previous one is complete as soon as all its steps are applied."""
+        self.number += 1
+        self.unapplied[self.number] = self.pushed[self.number] = 0
+        self._complete_if_applied()
+
+    @property
+    def alone(self) -> bool:
+        """Whether the previous pass is complete."""
+        return len(self.unapplied) == 1
+
+    @property
+    def previous(self) -> list[Task]:
+        """The tasks of the previous pass that are not known to be finished."""
+        return [each.task for each in self.flights.values() if each.number < self.number]
+
+    def blocking(self, dependencies: Collection[int], within: KeyRange) -> list[Task]:
+        """List the tasks that a visit has to wait for: its dependencies, and an earlier visit of the same keys."""
+        due = set(unmet(dependencies, self.flights))
+        return [
+            each.task
+            for time, each in self.flights.items()
+            if time in due or (each.within.begin < within.end and within.begin < each.within.end)
+        ]
+
+    def add(self, time: int, task: Task, within: KeyRange, cols: NDArray[np.int64]) -> None:
+        """Add a block of the present pass, whose request has been sent."""
+        self.flights[time] = Flight(task, within, self.number)
+        self.unapplied[self.number] += 1
+        self.pushed[self.number] += len(cols)
+
+    def drop_finished(self) -> None:
+        """Forget the blocks that have arrived; raise the error of one that has failed."""
+        for time in [time for time, each in self.flights.items() if each.task.done]:
+            self.flights.pop(time).task.result()
+
+    def arrived(self, number: int, cols: NDArray[np.int64], reply: F4) -> None:
+        """Apply the step of a block of a pass, or keep it while the previous pass is not complete."""
+        if number == self.number and not self.alone:
+            self._kept.append((cols, reply))
+            return
+        self._apply(number, cols, reply)
+        self._complete_if_applied()
+
+    def _apply(self, number: int, cols: NDArray[np.int64], reply: F4) -> None:
+        self.blocks.apply(cols, reply)
+        self.unapplied[number] -= 1
+
+    def _complete_if_applied(self) -> None:
+        """Save the margins after the previous pass if all its steps are applied, and apply what has been kept."""
+        if self.unapplied.get(self.number - 1) == 0:
+            del self.unapplied[self.number - 1]
+            self.blocks.note_pass()
+            kept, self._kept = self._kept, []
+            for cols, reply in kept:
+                self._apply(self.number, cols, reply)
+
+
+class Plan(NamedTuple):
+    """A pass: the first keys of its blocks, their order, the round of the first one, and the settings of a step."""
+
+    keys: NDArray[np.uint64]
+    order: list[int]
+    round: int
+    theta: float
+    exact: bool
+
+    @property
+    def next(self) -> int:
+        """The first round of the next pass."""
+        return self.round + len(self.order)
+
+
+class OverlapWorker(BlockWorker):
+    """A worker whose passes overlap, during its call `run_passes`.
+
+    Meanwhile the scheduler announces passes by `plan`, and the end by `end_at`, in any order and ahead of time, and
+    gets their reports by `report_of`. A pass is named by its first round.
+    """
+
+    def __init__(self, context: Context, held: WorkerData, pull: Consistency) -> None:
+        super().__init__(context, held)
+        self._pull = pull
+        self._plans: dict[int, Plan | None] = {}
+        self._reports: dict[int, Answer] = {}
+        self._within: list[KeyRange] = []
+        # The blocks in flight while passes overlap.
+        self._passes: Passes | None = None
+        # The first round since a worker was lost, and the error of passes since then.
+        self._since, self._failed = 0, None
+
+    _failed: Exception | None
+
+    def renew(self, round: int) -> dict[str, Any]:
+        """Continue from the weights alone, and discard interrupted passes."""
+        self._since, self._failed = round, None
+        self._plans.clear()
+        self._reports.clear()
+        return super().renew(round)
+
+    @at_once
+    def sketch_now(self) -> Answer:
+        """Return the sketch of the features that are active at this moment."""
+        return self.sketch()
+
+    @at_once
+    def plan(self, keys: NDArray[np.uint64], order: list[int], round: int, theta: float, exact: bool) -> None:
+        """Receive a pass."""
+        if round >= self._since:
+            self._plans[round] = Plan(keys, order, round, theta, exact)
+
+    @at_once
+    def end_at(self, round: int) -> None:
+        """Receive that the pass before a round is the last one."""
+        if round >= self._since:
+            self._plans[round] = None
+
+    @at_once
+    def report_of(self, round: int) -> Later:
+        """Return the report of a pass, as soon as it is complete."""
+        return Later(partial(self._take_report, round))
+
+    def _take_report(self, round: int) -> Answer | None:
+        if round < self._since:
+            # Of before the loss of a worker.
+            return Answer({})
+        if self._failed is not None:
+            raise self._failed
+        return self._reports.pop(round, None)
+
+    def run_passes(self, first: int) -> None:
+        """Run the passes from that of a round on, until the end that is planned."""
+        if first < self._since:
+            return
+        self.blocks.refresh()
+        passes = self._passes = Passes(self.blocks)
+        try:
+            plan, visited = self._planned(first), 0
+            while plan is not None:
+                plan, visited = self._run_pass(passes, plan, visited)
+        except Exception as error:
+            self._failed = error
+            raise
+        finally:
+            self._passes = None
+
+    def _run_pass(self, passes: Passes, plan: Plan, visited: int) -> tuple[Plan | None, int]:
+        """Visit the remaining blocks of a pass, and the first of the next one until it is complete; report it.
+
+        Returns:
+            The next pass, and the number of its blocks that have been visited.
+        """
+        if not visited:
+            self._begin(plan)
+        for at in range(visited, len(plan.order)):
+            self._visit(passes, plan, at)
+        following, visited = self._planned(plan.next), 0
+        passes.begin()
+        if following is not None:
+            self._begin(following)
+            while not passes.alone and visited < len(following.order):
+                self._visit(passes, following, visited)
+                visited += 1
+        self.context.wait_all(passes.previous)
+        passes.drop_finished()
+        self._reports[plan.round] = self._report(passes)
+        # The scheduler waits for the report.
+        self.context.take_arrived()
+        return following, visited
+
+    def _report(self, passes: Passes) -> Answer:
+        """Return the report of the previous pass: the model of the losses, and the number of features pushed."""
+        facts = self.count_filtered(passes.pushed.pop(passes.number - 1))
+        with self.context.working():
+            model = self.blocks.model()
+        return Answer(self.report() | facts, model)
+
+    def _planned(self, round: int) -> Plan | None:
+        """Wait for what is planned at a round: a pass, or None for the end."""
+        node = self.context.node
+        node.wait_until(
+            lambda: round in self._plans or node.workers_since < node.view.workers_since, "the next pass"
+        )
+        if round not in self._plans:
+            raise WorkerLost("the set of workers has changed since the present call began")
+        return self._plans.pop(round)
+
+    def _begin(self, plan: Plan) -> None:
+        self._within = ranges(plan.keys, self.w.spec.extent)
+        self.lists = {each: self.lists[each] for each in self._within if each in self.lists}
+        self.blocks.cut(plan.keys)
+
+    def _visit(self, passes: Passes, plan: Plan, at: int) -> None:
+        """Visit a block, as far ahead as the consistency model allows."""
+        context, blocks = self.context, self.blocks
+        block, time = plan.order[at], plan.round + at
+        within = self._within[block]
+        context.wait_all(passes.blocking(self._pull(time), within))
+        passes.drop_finished()
+        if passes.flights:
+            # A step that has arrived is one less that this block's gradient lacks.
+            context.take_arrived()
+            passes.drop_finished()
+        context.step(time)
+        with context.working():
+            cols = blocks.active_columns(block)
+            block_keys, rows = blocks.gradient(cols, plan.theta)
+        listed = self.named(block_keys, within)
+        task = self.w.push_pull(listed, rows, within=within, round=time, exact=plan.exact)
+        passes.add(time, task, within, cols)
+        task.then(partial(self._take, passes, passes.number, cols))
+
+    def _take(self, passes: Passes, number: int, cols: NDArray[np.int64], task: Task) -> None:
+        # The passes may have been discarded since a worker was lost.
+        if task.error is None and self._passes is passes:
+            with self.context.working():
+                passes.arrived(number, cols, task.result())
