@@ -71,6 +71,7 @@ URGENT = frozenset(
         Command.VIEWS,
         Command.PROPOSE,
         Command.ACCEPTED,
+        Command.DIED,
     )
 )
 """Control messages that do not wait for the view under which they were sent, or for the end of a freeze."""

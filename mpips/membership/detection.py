@@ -11,6 +11,7 @@ from mpips.cluster.node import Node
 from mpips.cluster.view import survives
 from mpips.errors import ShardLost
 from mpips.rundir.log import note
+from mpips.transport.message import Command, Message
 
 REPORTED_AFTER = 10.0
 """Seconds of silence of an indispensable rank after which a message is printed."""
@@ -63,18 +64,20 @@ class Detection:
         """Whether the run ends because an indispensable rank hangs."""
         self.waiting_for: set[int] = set()
         """The indispensable ranks of which a message was printed."""
+        # Deaths that other ranks have reported since the last look.
+        self._told: list[int] = []
 
     @property
     def lost(self) -> dict[int, Cause]:
         """All ranks that the run can and must continue without, and the cause."""
         return {**dict.fromkeys(self.hung, Cause.HUNG), **self.dead}
 
-    def look(self, watched: Collection[int], hearers: Collection[int]) -> bool:
-        """Record the ranks that are lost; return whether MPI has reported any.
+    def look(self, watched: Collection[int], hearers: Collection[int]) -> list[int]:
+        """Record the ranks that are lost; return those that MPI has reported now, here or to another rank.
 
         `watched` are those that send heartbeats to this rank, `hearers` those of them that it sends some to.
         """
-        failed = self._node.van.failed()
+        failed, self._told = [*self._node.van.failed(), *self._told], []
         for rank in failed:
             self.died(rank)
         self.hung.clear()
@@ -82,12 +85,23 @@ class Detection:
         for rank in sorted(self.silent - self.dead.keys()):
             if self._dispensable(rank):
                 self.hung.add(rank)
-        return bool(failed)
+        return failed
 
     def died(self, rank: int, cause: Cause = Cause.DIED) -> None:
         """Record that a rank has ended, or is excluded."""
         self.dead.setdefault(rank, cause)
         self._node.departure.record_lost(rank)
+
+    def tell(self, rank: int, died: Iterable[int]) -> None:
+        """Tell a rank of deaths: the leader, or who may become it, may have no connection to who died."""
+        roles = self._node.view.roles
+        unknown = [each for each in died if roles[each] is not None and each != rank]
+        if unknown and rank not in self.dead:
+            self._node.control(rank, Command.DIED, {"ranks": unknown})
+
+    def receive_deaths(self, message: Message) -> None:
+        """Receive the deaths that another rank reports."""
+        self._told += [rank for rank in message.meta["ranks"] if rank not in (self._node.rank, *self.dead)]
 
     def _silent(self, watched: Collection[int], hearers: Collection[int]) -> list[int]:
         """List the watched ranks that are silent or deaf; on oversubscribed cores, where all are slow, later."""

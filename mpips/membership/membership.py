@@ -6,8 +6,9 @@
     or a rank joins or leaves: make the next view        if all those are lost: ask the others for their views,
     and send it to all ranks                             and propose to continue from the latest, as leader
 
-MPI reports a rank that ended, the heartbeat one that is silent: it hangs, or the network is split. Both are excluded
-for good: a rank that resumes finds that it is in no view, and exits. A view is also sent to a rank that it excludes.
+MPI reports a rank that ended, to any rank, which tells the leader; the heartbeat one that is silent: it hangs, or the
+network is split. Both are excluded for good: a rank that resumes finds that it is in no view, and exits. A view is also
+sent to a rank that it excludes.
 
 A view that excludes a silent rank, and each view of a successor, takes effect only with the acceptance of a majority
 (`mpips.membership.agreement`). A leader that cannot be sure of a majority, and a rank that does not hear its leader,
@@ -107,6 +108,7 @@ class Membership:
             Command.VIEWS: self._receive_answer,
             Command.PROPOSE: self._receive_proposal,
             Command.ACCEPTED: self._consensus.receive_acceptance,
+            Command.DIED: self._detection.receive_deaths,
             Command.COPY_COMPLETE: self._copy_complete,
             Command.DRAINED: self._drained,
         }
@@ -208,8 +210,10 @@ class Membership:
         hearers: list[int] = []
         if detector is not None and (self.leading or self._succession.standing):
             hearers = [rank for rank in watched if rank in detector.targets]
-        if self._detection.look(watched, hearers):
+        if died := self._detection.look(watched, hearers):
             self._watch()
+            if not self.leading:
+                self._detection.tell(self.node.view.leader, died)
         self._detection.await_needed(self._decides)
         if hung := self._detection.given_up(self._decides):
             if not self._quorum.heard():
@@ -417,6 +421,7 @@ class Membership:
             if rank != self.node.rank:
                 self._detection.died(rank)
         self._leaderless_since = 0.0
+        self._detection.tell(message.sender, self._detection.dead.keys() - set(message.meta["died"]))
         self._answer(message.sender)
 
     def _answer(self, rank: int) -> None:

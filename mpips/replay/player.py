@@ -60,6 +60,7 @@ IGNORED = frozenset(
         Command.VIEWS,
         Command.PROPOSE,
         Command.ACCEPTED,
+        Command.DIED,
         Command.LOG,
         Command.LOGGED,
     )

@@ -143,6 +143,8 @@ class Command(IntEnum):
     PROPOSE = 37
     # Control: the sender has accepted that view.
     ACCEPTED = 38
+    # Control: these ranks have ended, as the sender's MPI or operating system reports.
+    DIED = 39
 
 
 READS = frozenset((Command.PULL, Command.EXPORT))

@@ -112,6 +112,27 @@ def test_a_dead_server_is_replaced_and_chains_are_complete_again(dead: int, spar
     assert observed["cluster"].membership.recovered.keys() == {dead}
 
 
+def test_a_death_of_which_only_other_ranks_know_is_reported_to_the_leader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    observed: dict[str, Any] = {}
+    failed = TwinVan.failed
+    # Over connections that MPI opens when they are used, not every rank learns of every death.
+    monkeypatch.setattr(TwinVan, "failed", lambda van: failed(van) if van.rank in (1, 2) else [])
+
+    def schedule(cluster: Cluster) -> None:
+        create(cluster)
+        observed["network"].kill(3)
+        go(cluster, 0)
+        observed["network"].kill(0)
+        go(cluster, 3)
+        check(cluster, 6, 2)
+
+    simulate(schedule, Worker, servers=3, workers=2, spares=1, replicas=1, observed=observed)
+    view: View = observed["view"]
+    assert [(loss.rank, loss.cause) for loss in view.losses] == [(3, "died"), (0, "died")]
+
+
 def test_two_servers_may_die_at_once_with_two_copies() -> None:
     observed: dict[str, Any] = {}
 
