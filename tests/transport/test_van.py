@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ def test_the_remaining_ranks_continue(
         pytest.skip("this MPI ends all ranks when one dies")
     script = ROOT / "tests" / "mpi" / "dying.py"
     program = [sys.executable, str(script), how, str(victim)]
-    planned = mpi_launcher.plan(starter, 4, program, survive=True)
+    planned = mpi_launcher.plan(starter, 4, program, survive=mpi_launcher.Survival.RANKS)
     done = start(planned.line, environ=planned.added).finish(timeout=30)
     assert done.code == 0, done.stderr
     assert sorted(done.stdout.split("\n")) == [
@@ -181,6 +182,25 @@ def test_a_death_is_reported_once_and_acknowledged(comm: FakeComm) -> None:
     assert comm.acknowledged == 2
     assert van.failed() == []
     assert van.receive() is None
+
+
+def test_the_end_of_a_watched_process_is_a_death(comm: FakeComm) -> None:
+    van = van_over(comm)
+    processes = {rank: subprocess.Popen(["sleep", "60"]) for rank in (1, 3)}
+    van.watch({rank: process.pid for rank, process in processes.items()} | {2: 2**22 + 1})
+    assert van.failed() == []
+    processes[3].kill()
+    processes[3].wait()
+    assert van.failed() == [3]
+    assert van.failed() == []
+    van.send(3, Message(Kind.REQUEST, Command.PUSH, 0))
+    assert comm.sends == [], "nothing is sent to it any more"
+    comm.arriving = [(3, frame_of(3, 5), FakeRequest(True))]
+    assert taken(van) == [(3, 5)], "what has come from it is received"
+    van.watch({})
+    processes[1].kill()
+    processes[1].wait()
+    assert van.failed() == []
 
 
 def test_what_had_come_from_the_dead_is_received(comm: FakeComm) -> None:

@@ -2,13 +2,17 @@
 
 Where MPI survives a death (Open MPI under `mpirun --with-ft ulfm`), any call may report one: it is acknowledged and
 reported by `failed()`, incomplete messages are dropped, and the communicator stays in use, since no call is collective.
+MPI learns of a death from its launcher, or by a connection that breaks. Ranks that have left their launcher share
+memory with those of the same host, which does not break: so they `watch` the processes.
 `exclude` also works for a rank that is alive: buffers that MPI may still access are kept.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import select
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import numpy as np
 from mpi4py import MPI
@@ -45,11 +49,31 @@ class Deaths:
         self._comm, self._lose = comm, lose
         self._news: list[int] = []
         self._acknowledged = 0
+        # Descriptors of watched processes (pidfd): their ranks.
+        self._watched: dict[int, int] = {}
+        self._ends = select.poll()
+
+    def watch(self, pids: Mapping[int, int]) -> None:
+        """Watch these processes of this host, by rank, and no others."""
+        for handle in self._watched:
+            self._ends.unregister(handle)
+            os.close(handle)
+        self._watched.clear()
+        for rank, pid in pids.items():
+            # Only Linux has pidfd_open; a process that is gone already is found by its heartbeats.
+            with suppress(OSError, AttributeError):
+                handle = os.pidfd_open(pid)
+                self._watched[handle] = rank
+                self._ends.register(handle, select.POLLIN)
 
     def failed(self) -> list[int]:
         """Return the ranks whose death was detected since the last call, without those excluded before."""
         if self.survives:
             self._look()
+        for handle, _ in self._ends.poll(0) if self._watched else ():
+            self._fail(self._watched.pop(handle))
+            self._ends.unregister(handle)
+            os.close(handle)
         news, self._news = self._news, []
         return news
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import get_ident
 from typing import Any
 
@@ -533,6 +533,10 @@ class MPIVan:
     def failed(self) -> list[int]:
         self._open()
         return self._deaths.failed()
+
+    def watch(self, pids: Mapping[int, int]) -> None:
+        """Report the ends of these processes of this host from now on, by rank: where MPI does not."""
+        self._deaths.watch(pids)
 
     def exclude(self, rank: int) -> None:
         self._deaths.exclude(rank)
