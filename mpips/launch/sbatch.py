@@ -50,6 +50,8 @@ class Batch:
     requeue: bool = False
     restarts: int = 50
     launcher: str = "mpirun"
+    outlives_nodes: bool = False
+    """Whether the ranks may continue without a lost node: Slurm then does not end the job with it."""
     sweep: tuple[tuple[str, ...], ...] = ()
     """A job array: the settings of each task, `table.key=value` each."""
     at_once: int = 0
@@ -140,6 +142,7 @@ def _own(batch: Batch, part: Component) -> list[str]:
     each = part.per_node * part.cpus_per_task
     options += [f"--mincpus={each}" if varies else f"--ntasks-per-node={part.per_node}"]
     options += [f"--cpus-per-task={part.cpus_per_task}"] if part.cpus_per_task > 1 else []
+    options += ["--no-kill"] if batch.outlives_nodes else []
     for option in (*batch.site.options, *part.options):
         check_option("an option of sbatch", option)
         options.append(option)

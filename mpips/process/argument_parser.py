@@ -106,3 +106,13 @@ def add_launcher(
 ) -> None:
     """Add the option for the launcher of the ranks, one of `of`."""
     parser.add_argument("--launcher", choices=of, default="auto", help=meaning)
+
+
+def add_survive(parser: argparse._ActionsContainer) -> None:
+    """Add the option for what a run survives."""
+    parser.add_argument(
+        "--survive",
+        choices=("auto", "nodes", "ranks", "no"),
+        default="auto",
+        help="continue when ranks die, or also nodes and the launcher (Open MPI 5); auto: as the MPI supports",
+    )

@@ -47,7 +47,7 @@ SITE = Site(
 )
 KINDS = {
     "mpirun": JOB,
-    "srun": replace(JOB, launcher="srun", site=replace(SITE, pmi="pmix_v4")),
+    "srun": replace(JOB, launcher="srun", outlives_nodes=True, site=replace(SITE, pmi="pmix_v4")),
     "requeue": replace(JOB, requeue=True, checkpoints="/scratch/u/my checkpoints"),
     "elastic": replace(JOB, parts=(Component(2, 8, 0, most=6, cpus_per_task=2),), fixed=3, requeue=True),
     "array": replace(
@@ -59,6 +59,7 @@ KINDS = {
     "heterogeneous": replace(
         JOB,
         launcher="srun",
+        outlives_nodes=True,
         site=replace(Site(), account="p-12"),
         parts=(Component(1, 3, 3, options=("--mem=0",)), Component(4, 1, 4, options=("--constraint=fast",))),
     ),

@@ -6,9 +6,11 @@ import argparse
 from typing import TYPE_CHECKING
 
 from mpips.cli import output_file
-from mpips.process.argument_parser import add_command, add_layout
+from mpips.process.argument_parser import add_command, add_layout, add_survive
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mpips.cluster.layout import LayoutSpec
     from mpips.launch.sbatch import Batch
     from mpips.launch.slurm_parts import Component
@@ -99,6 +101,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     restart.add_argument(
         "--restarts", type=int, default=50, metavar="N", help="maximum number of restarts (50)"
     )
+    add_survive(restart)
     restart.add_argument("--grace", type=int, metavar="SECONDS",
                          help="stop this long before the time limit (120, or a quarter of it)")  # fmt: skip
     many = parser.add_argument_group("many runs: a job array")
@@ -154,8 +157,8 @@ def collect(arguments: argparse.Namespace) -> Batch:
     job = job_file.load(arguments.job, settings)
     site = site_of(arguments)
     launcher = arguments.launcher or ("srun" if arguments.server_nodes else site.launcher)
-    check_launcher(launcher, job.layout, arguments)
     parts, fixed = places(arguments, job.layout, site)
+    check_launcher(launcher, arguments, parts)
     try:
         grace = grace_before(arguments.time, arguments.grace)
     except ValueError as error:
@@ -172,12 +175,16 @@ def collect(arguments: argparse.Namespace) -> Batch:
         python=site.python or sys.executable,
         parts=parts,
         site=site,
-        arguments=tuple(part for setting in settings for part in ("--set", setting)),
+        arguments=(
+            *(part for setting in settings for part in ("--set", setting)),
+            *([] if arguments.survive == "auto" else ["--survive", arguments.survive]),
+        ),
         time=arguments.time,
         grace=grace,
         requeue=arguments.requeue,
         restarts=arguments.restarts,
         launcher=launcher,
+        outlives_nodes=outlives_nodes(arguments.survive, parts),
         sweep=tasks(arguments, settings, job.layout, elastic=fixed > 0),
         at_once=arguments.at_once,
         fixed=fixed,
@@ -266,7 +273,13 @@ def places(
     return slurm_parts.split(layout, arguments.server_nodes, least, *each, *special), 0
 
 
-def check_launcher(launcher: str, layout: LayoutSpec, arguments: argparse.Namespace) -> None:
+def outlives_nodes(survive: str, parts: Sequence[Component]) -> bool:
+    """Return whether `mpips run` will try to continue without a lost node, if the MPI supports that."""
+    several = sum(max(part.nodes, part.most) for part in parts) > 1
+    return survive == "nodes" or (survive == "auto" and several)
+
+
+def check_launcher(launcher: str, arguments: argparse.Namespace, parts: Sequence[Component]) -> None:
     """Raise InputError if the launcher does not support what the command line requests."""
     from mpips.errors import InputError
 
@@ -274,9 +287,11 @@ def check_launcher(launcher: str, layout: LayoutSpec, arguments: argparse.Namesp
         raise InputError(
             "--server-nodes: mpirun sees only the first component of a heterogeneous job: use --launcher srun"
         )
-    if arguments.spares and launcher == "srun":
+    survives = outlives_nodes(arguments.survive, parts) or arguments.survive == "ranks"
+    if arguments.spares and launcher == "srun" and not survives:
         raise InputError(
-            "--spares replace ranks that die, but srun ends all ranks when one dies: use --launcher mpirun"
+            "--spares replace ranks that die, but srun ends all ranks when one dies: use --launcher mpirun, or "
+            "--survive nodes"
         )
 
 
