@@ -2,8 +2,7 @@
 
 The launcher must belong to the MPI that mpi4py loads: with another MPI's, N ranks start as N worlds of one rank each.
 So a child process queries mpi4py, and the launcher is searched near the library that it has loaded. This process never
-initialises MPI. The result of a run is its `result.json`: launchers do not always pass exit codes on, and a run that
-has survived deaths may have completed.
+initialises MPI.
 """
 
 from __future__ import annotations
@@ -11,26 +10,25 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from mpips.errors import InputError
-from mpips.exit_codes import ExitCode
 from mpips.files.json_schema import parse_json, schema_error
+from mpips.files.safe_open import read_text
 from mpips.launch import slurm_env
 from mpips.process import interpreter, subprocess_output, ucx, user_folders
-from mpips.provenance.first_failure import sentence
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 """Set to 1 unless the user has set them: there is already one rank per core."""
 
-ERROR = "mpips: error: "
-"""The beginning of the line in which a rank prints why it ends."""
+HOST_FILE = "PRTE_MCA_prte_default_hostfile"
+"""The environment variable by which Open MPI's launcher finds hosts outside an allocation."""
 
 LOAD_TIMEOUT = 120.0
 """Seconds for mpi4py to load its MPI."""
@@ -38,6 +36,9 @@ _FACTS_SCHEMA = {**dict.fromkeys(("vendor", "version", "library", "standard", "t
 
 COMMANDS = {"openmpi": ("mpirun", "mpiexec"), "mpich": ("mpiexec.hydra", "mpiexec", "mpirun")}
 VERSION_WORDS = {"openmpi": ("open mpi", "openrte", "prterun"), "mpich": ("hydra", "mpich", "intel")}
+
+CUTOFF = "mpi_add_procs_cutoff"
+"""Open MPI's parameter for the number of ranks up to which all know all others' addresses from the start on."""
 
 QUERY_SCRIPT = """
 import ctypes, json, mpi4py
@@ -54,6 +55,16 @@ print(json.dumps({
     "ulfm": vendor == "Open MPI" and version[0] >= 5 and ulfm,
 }))
 """
+
+
+class Survival(StrEnum):
+    """What the other ranks survive."""
+
+    NOTHING = ""
+    RANKS = "ranks"
+    """The deaths of ranks."""
+    NODES = "nodes"
+    """Also those of nodes, with the launcher and its daemons there: see `mpips.rank.detachment`."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,7 @@ def launch_line(
     program: Sequence[str],
     *,
     cores: int,
-    survive: bool = False,
+    survive: Survival = Survival.NOTHING,
     pmi: str = "pmix",
     cpus_per_task: str = "",
     exports: Sequence[str] = (),
@@ -162,7 +173,7 @@ def launch_line(
         ranks: the number of ranks.
         program: the command of each rank.
         cores: the available cores; with more ranks than cores, waiting ranks yield.
-        survive: ask Open MPI for ULFM, so that a rank's death does not end the others.
+        survive: what the ranks survive.
         pmi: the PMI of srun: pmix (Open MPI) or pmi2 (MPICH).
         cpus_per_task: for srun, which does not inherit it from sbatch.
         exports: environment variables that ranks on other nodes need.
@@ -177,13 +188,15 @@ def launch_line(
             line += [f"--het-group={number}"] if groups else []
             line += [f"--ntasks={size}", *([f"--cpus-per-task={cpus}"] if cpus else [])]
             line += ["--distribution=cyclic"] if nodes > 1 or groups else []
-            line += ["--kill-on-bad-exit=1", *program]
+            line += ["--no-kill", "--kill-on-bad-exit=0"] if survive else ["--kill-on-bad-exit=1"]
+            line += program
         return line
     if kind == "mpich":
         return [str(launcher), "-n", str(ranks), *(["-ppn", "1"] if nodes > 1 else []), *program]
     spread = "node:OVERSUBSCRIBE" if nodes > 1 else ":OVERSUBSCRIBE"
     line = [str(launcher), "-n", str(ranks), "--map-by", spread, "--bind-to", "none"]
     line += ["--with-ft", "ulfm"] if survive else []
+    line += ["--mca", CUTOFF, str(ranks)] if survive is Survival.NODES else []
     line += ["--mca", "mpi_yield_when_idle", "1"] if ranks > cores else []
     for name in exports:
         line += ["-x", name]
@@ -278,7 +291,12 @@ def het_groups(environ: Mapping[str, str], ranks: int) -> tuple[tuple[int, str],
 
 
 def plan(
-    starter: Starter, ranks: int, program: Sequence[str], *, survive: bool = False, pmi: str = ""
+    starter: Starter,
+    ranks: int,
+    program: Sequence[str],
+    *,
+    survive: Survival = Survival.NOTHING,
+    pmi: str = "",
 ) -> Launch:
     """Return the launch of `ranks` ranks of a program on this machine or allocation.
 
@@ -286,7 +304,7 @@ def plan(
         starter: the result of `find_starter`.
         ranks: the number of ranks.
         program: the command of each rank.
-        survive: ask for ULFM where the MPI has it.
+        survive: what the ranks survive.
         pmi: srun's ``--mpi``; default: the one that fits the MPI.
 
     Raises:
@@ -294,7 +312,9 @@ def plan(
     """
     environ = os.environ
     added = launch_environment(starter.kind, environ, root=os.geteuid() == 0)
-    nodes = slurm_env.node_count(environ)
+    if starter.kind == "srun" and survive:
+        added |= {"OMPI_MCA_mpi_ft_enable": "1", f"OMPI_MCA_{CUTOFF}": str(ranks)}
+    nodes = node_count(environ)
     line = launch_line(
         starter.kind,
         starter.path,
@@ -311,25 +331,42 @@ def plan(
     return Launch(starter.kind, tuple(line), added)
 
 
-def survival(wanted: str, starter: Starter) -> bool:
-    """Return whether a launch asks for ranks that survive the death of another.
+def node_count(environ: Mapping[str, str]) -> int:
+    """Return the number of nodes on which a launcher starts ranks: of the allocation, or of Open MPI's host file."""
+    named = environ.get(HOST_FILE)
+    if named and not environ.get("SLURM_JOB_ID"):
+        with suppress(OSError, ValueError):
+            lines = read_text(named, follow=True).splitlines()
+            return max(1, len({line.split()[0] for line in lines if line.split("#")[0].strip()}))
+    return slurm_env.node_count(environ)
+
+
+def survival(wanted: str, starter: Starter, nodes: int = 1) -> Survival:
+    """Return what a launch asks for.
 
     Args:
-        wanted: ``--survive``: yes, no, or auto (yes where the MPI supports it: any job can continue without its
-            scheduler).
+        wanted: ``--survive``: no, ranks, nodes, or auto: the most that MPI and launcher support; on one node nothing is
+            left when it is lost, so that is ranks.
         starter: how ranks are started.
+        nodes: the number of nodes.
 
     Raises:
-        InputError: yes was asked for, and the MPI or its launcher does not support it.
+        InputError: more was asked for than the MPI or its launcher supports.
     """
-    able = starter.kind == "openmpi" and starter.mpi.ulfm
-    if wanted == "yes" and not able:
+    by_srun = starter.kind == "srun"
+    able = starter.mpi.ulfm and starter.kind in ("openmpi", "srun")
+    if wanted in ("ranks", "nodes") and not able:
         mpi = f"{starter.mpi.vendor} {starter.mpi.version}"
-        who = "srun ends all ranks" if starter.kind == "srun" else f"{mpi} has no ULFM and ends all ranks"
         raise InputError(
-            f"--survive yes: {who} when one dies; only Open MPI 5 launched by its own mpirun lets the others continue"
+            f"--survive {wanted}: {mpi} has no ULFM and ends all ranks when one dies; only Open MPI 5 lets the others "
+            "continue"
         )
-    return able and wanted != "no"
+    if wanted == "no" or not able:
+        return Survival.NOTHING
+    # Under srun a death ends all, unless the ranks have left it.
+    if wanted == "auto":
+        return Survival.NODES if nodes > 1 else Survival.NOTHING if by_srun else Survival.RANKS
+    return Survival.NODES if by_srun else Survival(wanted)
 
 
 def rank_command(job: str | Path, arguments: Sequence[str] = ()) -> list[str]:
@@ -342,82 +379,3 @@ def progress_environment(stream: TextIO) -> dict[str, str]:
     live = stream.isatty() and os.environ.get("TERM") != "dumb"
     added = {"MPIPS_PROGRESS": os.environ.get("MPIPS_PROGRESS") or ("live" if live else "plain")}
     return added | ({"COLUMNS": str(shutil.get_terminal_size().columns)} if live else {})
-
-
-def verdict(
-    result: Mapping[str, Any] | None,
-    launcher_code: int,
-    folder: Path,
-    first: Mapping[str, Any] | None = None,
-    output: str = "",
-) -> tuple[int, str]:
-    """Return the exit code of `mpips run`, from `result.json`, and its last line.
-
-    `first` is the first rank to fail, if it is known; `output` is the last output of the ranks.
-    """
-    if result is None:
-        why = no_result(launcher_code, output)
-        blame = f"; first to fail: {sentence(first, why)}" if first else ""
-        return code_of(launcher_code), f"mpips: failed: {why}{blame}; run folder: {folder}"
-    status, cut_by = result.get("status"), result.get("evaluation_cut_by")
-    cut = f", its evaluation cut short by {cut_by}" if cut_by else ""
-    if status == "completed":
-        return (
-            ExitCode.COMPLETED,
-            f"mpips: completed{after_recoveries(result.get('recoveries'))}{cut}; run folder: {folder}",
-        )
-    if status == "stopped":
-        why = f" ({result['stopped_by']})" if result.get("stopped_by") else ""
-        where = f" from {result['checkpoint']}" if result.get("checkpoint") else ""
-        again = f"--run-dir {shlex.quote(str(folder))} --resume latest"
-        if result.get("before_training"):
-            what = f"resume{where}" if where else "there is no checkpoint; start it again"
-            line = (
-                f"mpips: stopped before anything was trained{why}; {what} with: {again}; run folder: {folder}"
-            )
-            return ExitCode.STOPPED, line
-        return (
-            ExitCode.STOPPED,
-            f"mpips: stopped with a checkpoint{why}; resume{where} with: {again}; run folder: {folder}",
-        )
-    given = result.get("exit_code")
-    code = given if isinstance(given, int) and given > 0 else ExitCode.FAILED
-    reason = " ".join(str(result.get("error") or ended_text(launcher_code)).split())
-    if first and code != ExitCode.BAD_INPUT:
-        if f"rank {first['rank']} " in reason:
-            reason += f"; first to fail: {sentence(first, reason)}"
-        else:
-            # The error of another rank, a consequence of the first failure.
-            error = str(first["error"])
-            reason = f"{error}; first to fail: {sentence(first, error)}; then {reason}"
-    return code, f"mpips: failed: {reason}; run folder: {folder}"
-
-
-def after_recoveries(recoveries: object) -> str:
-    """Return how many deaths a run has survived, as text; "" if none."""
-    number = len(recoveries) if isinstance(recoveries, list) else 0
-    return f" after {number} {'recovery' if number == 1 else 'recoveries'}" if number else ""
-
-
-def no_result(launcher_code: int, output: str = "") -> str:
-    """Return the reason of a run without a result: the error that a rank has printed, if one has."""
-    errors = [line for line in output.splitlines() if line.startswith(ERROR)]
-    if errors:
-        return errors[-1].removeprefix(ERROR)
-    return f"the ranks left no result.json ({ended_text(launcher_code)}); their output is above"
-
-
-def code_of(launcher_code: int) -> ExitCode:
-    """Return the exit code of a run without a result: that of the ranks, where launchers pass it on."""
-    passed_on = ExitCode.BAD_INPUT, ExitCode.UNWRITABLE
-    return ExitCode(launcher_code) if launcher_code in passed_on else ExitCode.FAILED
-
-
-def ended_text(code: int) -> str:
-    """Return how a process ended."""
-    if code >= 0:
-        return f"the launcher ended with exit code {code}"
-    try:
-        return f"the launcher was ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"the launcher was ended by signal {-code}"

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mpips.process.stop_signals import WARNINGS, StopRequests
 
 if TYPE_CHECKING:
+    from mpips.launch.detached_run import DetachedRun
     from mpips.launch.mpi_launcher import Launch
 
 GRACE = 5.0
@@ -28,7 +29,9 @@ GRACE = 5.0
 ORPHAN_GRACE = 2.0
 """Seconds that ranks have to end after their launcher has ended."""
 EXIT_TIME, EXIT_TIME_FAILED = 5.0, 30.0
-"""Seconds that a launcher has to end once there is a result; longer if the result is a failure."""
+"""Seconds that a launcher has to end once there is a result; longer if it ends the ranks itself, after a failure."""
+INTERVAL = 0.2
+"""Seconds between two looks at the launcher."""
 CHECK_INTERVAL = 1.0
 """Seconds between two checks for a result."""
 FIRST_INTERVAL, LONGEST_INTERVAL = 1.0, 30.0
@@ -44,12 +47,15 @@ class LauncherProcess:
     everything. Ranks whose launcher has died are adopted, and ended too. So is a launcher that still waits after the
     run is over, for a stopped (SIGSTOP) rank that the others have excluded.
 
+    A `detached` run continues when its launcher has ended, until it has a result or none of its ranks lives.
+
     Args:
         launch: the command to run.
         result: returns the run's result once there is one.
         requests: the stop signals of the command; default: those that arrive while the launcher runs.
-        ready: returns whether the ranks can be asked to stop.
+        ready: returns whether the ranks can be asked to stop: they have started.
         tell: is called with the first of the signals before USR1 is sent.
+        detached: the run, if its ranks outlive their launcher.
     """
 
     def __init__(
@@ -59,8 +65,13 @@ class LauncherProcess:
         requests: StopRequests | None = None,
         ready: Callable[[], bool] = lambda: True,
         tell: Callable[[int], None] = lambda number: None,
+        detached: DetachedRun | None = None,
     ) -> None:
         self._launch, self._result, self._ready, self._tell = launch, result, ready, tell
+        self._detached, self._outlived = detached, False
+        # Copies the files of a detached run.
+        self._follower: threading.Thread | None = None
+        self._over = threading.Event()
         self._requests = requests
         self._next_check = 0.0
         self._status_since = ("", 0.0)
@@ -70,22 +81,35 @@ class LauncherProcess:
         self._next_request, self._interval = 0.0, FIRST_INTERVAL
         self._deadline: float | None = None
         self._copiers: list[threading.Thread] = []
-        self._kept_output: tuple[deque[bytes], ...] = (deque(maxlen=16), deque(maxlen=16))
+        self._sinks: tuple[Sink, ...] = ()
 
     @property
     def last_output(self) -> str:
         """The last output of the launcher and the ranks, stdout and then stderr."""
-        return "\n".join(b"".join(pieces).decode(errors="replace") for pieces in self._kept_output)
+        return "\n".join(b"".join(sink.kept).decode(errors="replace") for sink in self._sinks)
 
     def _copy_output(self) -> None:
         """Copy the output of the ranks: a launcher whose reader has ended, as in `| head`, would kill them."""
         assert self._process is not None
-        pipes, outs = (self._process.stdout, self._process.stderr), (sys.stdout, sys.stderr)
-        for pipe, out, kept in zip(pipes, outs, self._kept_output, strict=True):
+        self._sinks = Sink(sys.stdout.fileno()), Sink(sys.stderr.fileno())
+        for pipe, sink in zip((self._process.stdout, self._process.stderr), self._sinks, strict=True):
             assert pipe is not None
-            copier = threading.Thread(target=copy, args=(pipe.fileno(), out.fileno(), kept), daemon=True)
+            copier = threading.Thread(target=copy, args=(pipe.fileno(), sink), daemon=True)
             copier.start()
             self._copiers.append(copier)
+        if self._detached is not None:
+            self._follower = threading.Thread(target=self._follow, args=(self._detached,), daemon=True)
+            self._follower.start()
+
+    def _follow(self, detached: DetachedRun) -> None:
+        """Copy the output that the ranks of a detached run write to files, until all is over."""
+        while not self._over.wait(INTERVAL):
+            self._copy_files(detached)
+        self._copy_files(detached, at_once=True)
+
+    def _copy_files(self, detached: DetachedRun, at_once: bool = False) -> None:
+        for stream, data in detached.output(at_once):
+            self._sinks[stream - 1].write(data)
 
     def _finish_output(self, requests: Sequence[int]) -> None:
         """Wait until all output is copied, also to a slow reader, or until a signal asks again to stop."""
@@ -97,6 +121,11 @@ class LauncherProcess:
                 if any(kind not in WARNINGS for kind in requests[before:]):
                     return
                 copier.join(0.2)
+        self._over.set()
+        while self._follower is not None and self._follower.is_alive():
+            if any(kind not in WARNINGS for kind in requests[before:]):
+                return
+            self._follower.join(0.2)
 
     def _pipes_are(self, state: int) -> bool:
         """Return whether a pipe of the ranks' output has data that are not copied (POLLIN), or its end (POLLHUP)."""
@@ -128,22 +157,35 @@ class LauncherProcess:
                 stderr=subprocess.PIPE,
             )
             self._copy_output()
-            while True:
-                try:
-                    code = self._process.wait(timeout=0.2)
-                    self._end_orphans()
-                    clear_session(self._process.pid)
-                    self._finish_output(requests.received)
-                    return code
-                except subprocess.TimeoutExpired:
-                    self._forward(self._process, requests.received)
-                    if self._must_be_ended():
-                        self._end()
-                    if self._deadline is not None and time.monotonic() > self._deadline:
-                        self._kill()
+            while self._goes_on(self._process):
+                self._forward(self._process, requests.received)
+                if self._must_be_ended():
+                    self._end()
+                if self._deadline is not None and time.monotonic() > self._deadline:
+                    self._kill()
+            self._end_orphans()
+            clear_session(self._process.pid)
+            self._finish_output(requests.received)
+            return self._process.returncode
         except BaseException:
             self._kill()
             raise
+
+    def _goes_on(self, launcher: subprocess.Popen[bytes]) -> bool:
+        """Wait a moment; return whether the launcher still runs, or the run continues without it."""
+        with suppress(subprocess.TimeoutExpired):
+            launcher.wait(timeout=INTERVAL)
+        if launcher.returncode is None:
+            return True
+        if self._detached is None or self._status() or not self._ready():
+            return False
+        if not descendants(os.getpid()) and not self._detached.lives_elsewhere():
+            return False
+        if not self._outlived:
+            self._outlived = True
+            print("mpips: the launcher has ended; the run continues without it", file=sys.stderr, flush=True)
+        time.sleep(INTERVAL)
+        return True
 
     def _forward(self, process: subprocess.Popen[bytes], requests: Sequence[int]) -> None:
         """Forward stop requests; those that batch systems send by themselves never kill."""
@@ -159,8 +201,11 @@ class LauncherProcess:
         if stops > 1:
             self._end()
         elif requests and now >= self._next_request and self._deadline is None and self._ready():
-            self._tell(requests[0])
-            process.send_signal(signal.SIGUSR1)
+            if self._detached is None:
+                self._tell(requests[0])
+                process.send_signal(signal.SIGUSR1)
+            else:
+                self._detached.ask_to_stop(signal.Signals(requests[0]).name)
             self._next_request, self._interval = (
                 now + self._interval,
                 min(2 * self._interval, LONGEST_INTERVAL),
@@ -169,6 +214,8 @@ class LauncherProcess:
     def _end(self) -> None:
         """Ask the launcher to end everything; what is left is killed at the deadline."""
         if self._process is not None and self._deadline is None:
+            if self._detached is not None:
+                self._detached.kill("killed on request")
             self._process.send_signal(signal.SIGTERM)
             self._deadline = time.monotonic() + GRACE
 
@@ -181,7 +228,8 @@ class LauncherProcess:
             if status != self._status_since[0]:
                 self._status_since = (status, now)
         status, since = self._status_since
-        late = bool(status) and now - since > (EXIT_TIME_FAILED if status == "failed" else EXIT_TIME)
+        longer = status == "failed" and self._detached is None
+        late = bool(status) and now - since > (EXIT_TIME_FAILED if longer else EXIT_TIME)
         # The launcher may wait for the reader of its output.
         return late and not self._pipes_are(select.POLLIN)
 
@@ -198,15 +246,17 @@ class LauncherProcess:
 
     def _end_orphans(self) -> None:
         """Wait shortly for ranks that have outlived their launcher, then kill them."""
-        deadline = time.monotonic() + ORPHAN_GRACE
+        deadline = time.monotonic() + (EXIT_TIME if self._outlived else ORPHAN_GRACE)
         while left := descendants(os.getpid()):
             if time.monotonic() > deadline:
                 kill(left)
             time.sleep(0.02)
 
     def _kill(self) -> None:
-        if self._process is not None:
+        if self._process is not None and self._process.returncode is None:
             kill([*descendants(self._process.pid), self._process.pid])
+        elif self._process is not None:
+            kill(descendants(os.getpid()))
 
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -218,23 +268,33 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def copy(source: int, sink: int, kept: deque[bytes] | None = None) -> None:
-    """Copy one file descriptor to another until the source ends; a closed or full sink gets nothing more.
+class Sink:
+    """A file descriptor to which output is copied: when it is closed or full, it gets nothing more.
 
-    The last chunks are also `kept`. A full sink is reported on stderr.
+    The last pieces are also `kept`. A full one is reported on stderr.
     """
-    failed = False
-    while data := os.read(source, 1 << 16):
-        if kept is not None:
-            kept.append(data)
+
+    def __init__(self, descriptor: int) -> None:
+        self.kept: deque[bytes] = deque(maxlen=16)
+        self._descriptor, self._failed = descriptor, False
+
+    def write(self, data: bytes) -> None:
+        """Write all of some bytes."""
+        self.kept.append(data)
         try:
-            while data and not failed:
-                data = data[os.write(sink, data) :]
+            while data and not self._failed:
+                data = data[os.write(self._descriptor, data) :]
         except OSError as error:
-            failed = True
-            if error.errno != errno.EPIPE and sink != sys.stderr.fileno():
+            self._failed = True
+            if error.errno != errno.EPIPE and self._descriptor != sys.stderr.fileno():
                 why = f"mpips: the output of the run cannot be written: {error.strerror}; the run continues"
                 print(why, file=sys.stderr, flush=True)
+
+
+def copy(source: int, sink: Sink) -> None:
+    """Copy the output that can be read from a file descriptor, until its end."""
+    while data := os.read(source, 1 << 16):
+        sink.write(data)
 
 
 def end_with_parent() -> None:

@@ -95,7 +95,7 @@ class LeaderOrders:
             self._orders.checkpoint = True
             return "a checkpoint will be written after the present step"
         if verb == "stop":
-            self._orders.stop = self._orders.stop or "mpips ctl stop"
+            self._orders.stop = self._orders.stop or str(arguments.get("by", "mpips ctl stop"))
             if self._cluster.untrained:
                 return "nothing is trained yet: the run stops now, without a checkpoint"
             return "the run will stop with a checkpoint after the present step"

@@ -14,7 +14,8 @@ Where ranks survive the deaths of others (ULFM), MPI is not finalized: that woul
 counts as dead there; one that exits with an exit code of its own is not detected.
 
 A rank that fails before MPI has started still starts it: otherwise the others would wait for it. A rank whose launcher
-has ended exits at once, at any time: no other process would end it (`mpips.rank.parent_daemon`).
+has ended exits at once, at any time: no other process would end it (`mpips.process.parent_daemon`). It continues if it
+has left its launcher before (`mpips.rank.detachment`).
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from collections.abc import Sequence
 from mpips.errors import InputError
 from mpips.exit_codes import ExitCode
 from mpips.launch.oversubscription import oversubscription
+from mpips.process import parent_daemon
 from mpips.process.open_mpi import await_world, leave_out_ofi
 from mpips.process.ucx import without_ucx_conf
-from mpips.rank import parent_daemon
 from mpips.rank.ending import LAST, LONGER, alarm, end_for_thread, say
 from mpips.rank.prepare import parser, prepare
 from mpips.rank.rank_run import RankRun
@@ -112,10 +113,16 @@ def _load_van() -> None:
 
 
 def _orphaned(daemon: str, run: RankRun | None) -> None:
-    """End this rank at once: its launcher has ended, and no other process would end it."""
-    error = f"its launcher has ended ({daemon})"
-    log.note("failed", logging.ERROR, error=error, follows=True)
-    if run is not None:
-        run.write_failure(error)
-    say(f"mpips: error: {error}")
+    """End this rank, whose launcher has ended: no other process would end it.
+
+    At once, or when the run is over if the rank does not depend on its launcher.
+    """
+    if run is not None and run.detachment.left:
+        run.detachment.outlive(daemon)
+    else:
+        error = f"its launcher has ended ({daemon})"
+        log.note("failed", logging.ERROR, error=error, follows=True)
+        if run is not None:
+            run.write_failure(error)
+        say(f"mpips: error: {error}")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -21,6 +21,7 @@ from mpips.config.program import Program, load_program
 from mpips.errors import CheckpointError, InputError, JobError
 from mpips.filters import named
 from mpips.launch import slurm_env
+from mpips.process import supervisor
 from mpips.process.first_rank import seems_first
 from mpips.process.host import host_name
 from mpips.process.printable import one_line
@@ -48,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--replay", default="", metavar="HISTORY",
                       help="replay a recorded run; see `mpips reproduce`")  # fmt: skip
     made.add_argument("--claim", default="", metavar="ID", help="the claim of --run-dir, from `mpips run`")
+    made.add_argument(supervisor.OPTION, default="", metavar="PROCESS",
+                      help="outlive the launcher; the process that supervises the run, from `mpips run`")  # fmt: skip
     made.add_argument("--warm-up", action="store_true",
                       help="load the program, which compiles its kernels, and exit without starting MPI")  # fmt: skip
     return made

@@ -32,7 +32,9 @@ from mpips.membership.membership import Membership
 from mpips.process.first_rank import seems_first
 from mpips.process.host import host_name
 from mpips.process.stop_signals import STOP_SIGNALS
+from mpips.process.supervisor import parse
 from mpips.provenance import first_failure
+from mpips.rank.detachment import Detachment, of_this_launch
 from mpips.rank.ending import LAST, ResultFile, alarm, end_hung, say
 from mpips.rank.leader import Leader, untrained
 from mpips.rank.long_waits import LongWaits
@@ -69,6 +71,8 @@ from mpips.worker.worker import CallExecutor
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from mpips.transport.mpi.van import MPIVan
 
 PATIENCE = 3.0
 """Seconds for the scheduler to answer a failed rank (it writes the result first), and for all ranks to exit.
@@ -107,6 +111,7 @@ class RankRun:
         self.membership: Membership | None = None
         self.log = log.begin(self.rank)
         self.peers: first_failure.LocalRanks | None = None
+        self.detachment = Detachment(None if options is None else parse(options.detached))
 
     @property
     def folder(self) -> RunFolder:
@@ -152,9 +157,12 @@ class RankRun:
         faulthandler.cancel_dump_traceback_later()
         self._record_or_replay(node, prepared)
         trace_node(node, prepared.job.trace, folder.trace_of(self.rank), self.started, say)
+        if self.detachment.wanted and self.survives:
+            self._leave_launcher(van)
         try:
             code = self._serve(node, prepared)
             log.note("end", code=code)
+            van.watch({})
             with node.observers.during(What.LEAVE):
                 left = node.departure.leave(
                     self._patience() * (UNTRAINED_PATIENCE if self.untrained else 1.0)
@@ -202,7 +210,7 @@ class RankRun:
         self.log.place(self.folder.log(self.rank), ranks)
         self.peers = first_failure.LocalRanks(self.rank, processes)
 
-    def _node(self, layout: Layout, prepared: Prepared, hosts: list[str]) -> tuple[Node, Any]:
+    def _node(self, layout: Layout, prepared: Prepared, hosts: list[str]) -> tuple[Node, MPIVan]:
         from mpips.transport.mpi.van import MPIVan
 
         job = prepared.job
@@ -225,6 +233,12 @@ class RankRun:
             van, layout, view, faults=faults, resend=0.25 if lossy else None,
             pushes=pushes, pulls=pulls, signs=job.ring.key_cache > 0,
         ), van  # fmt: skip
+
+    def _leave_launcher(self, van: MPIVan) -> None:
+        """Leave the launcher, which reports the deaths on this host as long as ranks depend on it."""
+        assert self.peers is not None
+        self.detachment.leave(self.result, min({self.rank, *self.peers.pids}))
+        van.watch(of_this_launch(self.peers.pids))
 
     def _record_or_replay(self, node: Node, prepared: Prepared) -> None:
         """Record the order of effects, or replay a recorded run."""
@@ -434,7 +448,8 @@ class RankRun:
     def _quit(self, code: int, why: str = "", trace: str = "") -> NoReturn:
         """End every rank now; this one by a signal if MPI itself does not return.
 
-        A rank that may be cut off from the others ends alone.
+        A rank that may be cut off from the others ends alone, and one that has left its launcher: the result ends the
+        others.
         """
         alarm(LAST)
         if why:
@@ -443,5 +458,6 @@ class RankRun:
             os._exit(code)
         self.release()
         sys.stdout.flush()
-        self.world.Abort(code)
+        if not self.detachment.left:
+            self.world.Abort(code)
         os._exit(code)

@@ -108,6 +108,15 @@ def succeed(folder: Path) -> Claim | None:
     return None
 
 
+def renewal(folder: Path) -> tuple[str, int]:
+    """Return the id of the last claim, and when it was renewed (ns); empty and 0 if there is none."""
+    with suppress(OSError):
+        last = _last(folder)
+        if last is not None:
+            return last.content.get("id", ""), last.changed
+    return "", 0
+
+
 def release(folder: Path) -> None:
     """Release the claim of this process, or of ranks that it has started and that have ended."""
     last = _last(folder)

@@ -24,6 +24,7 @@ from mpips.files.json_schema import ANY, LARGEST_FILE, NUMBER, Each, Table, read
 from mpips.files.json_values import json_data
 from mpips.files.safe_open import read_bytes, read_text, replacing
 from mpips.process.first_rank import SUPERVISED
+from mpips.rundir import output_files
 from mpips.rundir.claim import Claim, release, take
 
 _STATE = {
@@ -181,7 +182,8 @@ class RunFolder:
             raise cannot_write(path, error, "the run folder cannot be made") from None
         if not os.access(folder.path, os.W_OK | os.X_OK):
             raise InputError(f"{path}: the run folder cannot be written")
-        for each in (folder.logs, folder.trace, folder.record, folder.replay, folder.path / "orders"):
+        output = folder.path / output_files.FOLDER
+        for each in (folder.logs, folder.trace, folder.record, folder.replay, folder.path / "orders", output):
             # Ranks would write to its target.
             if each.is_symlink():
                 raise InputError(f"{each}: is a symbolic link, which is not followed; name another --run-dir")

@@ -38,6 +38,9 @@ VERBS = ("checkpoint", "stop", "join", "leave", "tau", "status")
 WANTED = {"join": "role", "leave": "rank", "tau": "tau"}
 """The one argument of the verbs that take any."""
 
+SIGNAL = re.compile("SIG[A-Z0-9]{1,16}")
+"""The name of a signal."""
+
 ROLES = ("server", "worker")
 """The roles that a spare can join as."""
 
@@ -81,8 +84,8 @@ class Order:
 def check(verb: str, arguments: Mapping[str, Any]) -> None:
     """Check the arguments of a verb.
 
-    ``checkpoint``, ``stop`` and ``status`` take none; ``join`` takes `role` (server or worker), ``leave`` a `rank`
-    and ``tau`` a `tau`, both integers from 0.
+    ``checkpoint`` and ``status`` take none; ``join`` takes `role` (server or worker), ``leave`` a `rank` and ``tau`` a
+    `tau`, both integers from 0. ``stop`` may have `by`, the name of the signal that it stands for.
 
     Raises:
         InputError: the verb is unknown, or its arguments are invalid.
@@ -90,6 +93,8 @@ def check(verb: str, arguments: Mapping[str, Any]) -> None:
     if verb not in VERBS:
         raise InputError(f"no order is called {verb!r}; valid: {', '.join(VERBS)}")
     wanted = WANTED.get(verb)
+    if verb == "stop" and set(arguments) == {"by"} and SIGNAL.fullmatch(str(arguments["by"])):
+        return
     if set(arguments) != ({wanted} if wanted else set()):
         raise InputError(f"{verb} takes {f'one argument, its {wanted}' if wanted else 'no argument'}")
     if wanted == "role":

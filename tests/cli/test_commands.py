@@ -160,7 +160,7 @@ def test_a_run_is_launched_to_survive_where_it_can(
         done = run_mpips("run", job_file, "--dry-run", *switches, cwd=job_file.parent)
         assert done.code == 0, done.stderr
         assert (asks in done.stdout) is (survives and starter.mpi.ulfm)
-    done = run_mpips("run", job_file, "--dry-run", "--survive", "yes", cwd=job_file.parent)
+    done = run_mpips("run", job_file, "--dry-run", "--survive", "ranks", cwd=job_file.parent)
     assert done.code == (0 if starter.mpi.ulfm else 2)
     assert (asks in done.stdout) is starter.mpi.ulfm
 

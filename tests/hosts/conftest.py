@@ -37,16 +37,18 @@ def hosts(able: None) -> Iterator[Callable[[int], VirtualHosts]]:
 def start_run(
     hosts: Callable[[int], VirtualHosts], starter: Any, tmp_path: Path
 ) -> Iterator[Callable[..., HostRun]]:
-    """Start runs on so many virtual hosts, and wait until they push."""
+    """Start runs on so many virtual hosts, each in a folder of its own, and wait until they push or train."""
     if not starter.mpi.ulfm:
         pytest.skip("this MPI ends all ranks when one dies")
     made: list[HostRun] = []
 
-    def start(count: int, ranks: int, *settings: str, **how: Any) -> HostRun:
+    def start(count: int, *settings: str, job: Path | None = None) -> HostRun:
         beats = f"heartbeat.patience={patience(1.0):g}"
-        run = HostRun(hosts(count), tmp_path, starter, ranks, beats, *settings, **how)
+        folder = tmp_path / f"start-{len(made)}"
+        folder.mkdir()
+        run = HostRun(hosts(count), folder, beats, *settings, job=job)
         made.append(run)
-        run.wait_for("pushes", run.pushes)
+        run.wait_for("pushes" if job is None else "passes", run.pushes if job is None else run.trains)
         return run
 
     yield start

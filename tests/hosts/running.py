@@ -1,11 +1,10 @@
-"""A run of mpips on virtual hosts, started by Open MPI's `mpirun` on the first one."""
+"""A run of mpips on virtual hosts, started by `mpips run` on the first one."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,45 +12,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, TAG, patience
+from conftest import TAG, patience
 from hosts.virtual_hosts import VirtualHosts
 
 from mpips.bench.failures import _pushing
 from mpips.launch import mpi_launcher
-
-PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONFAULTHANDLER", TAG, *mpi_launcher.THREADS)
+from mpips.process.interpreter import python
 
 
 class HostRun:
-    """A run of the program that pushes to every shard continuously, until `enough`."""
+    """A run of a job; by default of the program that pushes to every shard continuously, until `enough`."""
 
-    def __init__(
-        self,
-        hosts: VirtualHosts,
-        folder: Path,
-        starter: mpi_launcher.Starter,
-        ranks: int,
-        *settings: str,
-        program: Sequence[str] = ("-m", "mpips"),
-    ) -> None:
+    def __init__(self, hosts: VirtualHosts, folder: Path, *settings: str, job: Path | None = None) -> None:
         self.hosts, self.folder = hosts, folder / "run"
-        job = folder / "pushing.toml"
-        job.write_text('[job]\nprogram = "mpips.bench.failures._pushing"\n')
-        sets = [part for each in ("_pushing.seconds=600", *settings) for part in ("--set", each)]
+        if job is None:
+            job, settings = folder / "pushing.toml", ("_pushing.seconds=600", *settings)
+            job.write_text('[job]\nprogram = "mpips.bench.failures._pushing"\n')
+        named = folder / "hosts"
+        named.write_text("".join(f"h{number} slots=64\n" for number in hosts.numbers))
         environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PMI", "PRTE_"))},
-            **mpi_launcher.launch_environment("openmpi", {}, root=True),
-            "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1", TAG: secrets.token_hex(8), "HOME": str(folder),
+            mpi_launcher.HOST_FILE: str(named), "PYTHONFAULTHANDLER": "1", TAG: secrets.token_hex(8),
+            "HOME": str(folder),
         }  # fmt: skip
-        where = ",".join(f"h{number}:{ranks}" for number in hosts.numbers)
-        line = [starter.path, "-n", str(ranks), "--host", where, "--map-by", "node:OVERSUBSCRIBE"]
-        line += ["--bind-to", "none", "--with-ft", "ulfm", "--mca", "mpi_yield_when_idle", "1"]
-        line += [word for name in PASSED_ON for word in ("-x", name)]
-        line += ["--mca", "mpi_add_procs_cutoff", str(ranks)]
-        line += [sys.executable, *program, str(job), "--run-dir", str(self.folder), *sets]
+        sets = [part for each in settings for part in ("--set", each)]
+        line = [*python(), "-m", "mpips.cli", "run", str(job), "--run-dir", str(self.folder), *sets]
         self._output = folder / "output"
         with self._output.open("wb") as out:
-            self._launcher = hosts.start(1, line, environ, folder, out)
+            self._command = hosts.start(1, line, environ, folder, out)
 
     def wait_for(self, what: str, condition: Callable[[], bool], seconds: float = 40.0) -> None:
         """Wait until something holds; fails the test if it takes too long."""
@@ -73,6 +61,12 @@ class HostRun:
             return '"event": "begun"' in (self.folder / "metrics.jsonl").read_text()
         return False
 
+    def trains(self) -> bool:
+        """Return whether it has finished some passes."""
+        with suppress(OSError):
+            return (self.folder / "metrics.jsonl").read_text().count("\n") >= 3
+        return False
+
     def events(self, *names: str) -> list[dict[str, Any]]:
         """Return the events of all ranks' logs of some names, in order."""
         found = []
@@ -90,12 +84,27 @@ class HostRun:
             return dict(json.loads((self.folder / "result.json").read_text()))
         return {}
 
-    def finish(self) -> dict[str, Any]:
-        """Let the run end; return its result once nothing of it is left. No update may be lost or doubled."""
-        (self.folder / _pushing.ENOUGH).touch()
+    def end(self) -> dict[str, Any]:
+        """Return the result, once there is one and nothing of the run is left on any host."""
         self.wait_for("result", lambda: bool(self.result()))
-        self.wait_for("end of all ranks", lambda: not self._left())
-        result = self.result()
+        # The daemons of a launcher whose host has no power any more notice that by their keepalives.
+        self.wait_for("end of all processes", lambda: not self.left(), 60.0)
+        return self.result()
+
+    def code(self) -> int:
+        """Return the exit code of `mpips run`, whose host must not be lost."""
+        self._command.settimeout(patience(20.0))
+        return int(self._command.recv(16) or 255)
+
+    @property
+    def output(self) -> str:
+        """What `mpips run` has printed."""
+        return self._output.read_text(errors="replace")
+
+    def finish(self) -> dict[str, Any]:
+        """Let the run end; return its result. No update may be lost or doubled."""
+        (self.folder / _pushing.ENOUGH).touch()
+        result = self.end()
         if result["status"] != "completed":
             self.fail(f"the run has {result['status']}")
         assert (result["metrics"]["lost"], result["metrics"]["doubled"]) == (0, 0)
@@ -106,29 +115,25 @@ class HostRun:
         assert all(len(each) == 1 for each in leaders.values()), leaders
         return result
 
-    def _left(self) -> list[str]:
-        """List the ranks that are left on any host; a launcher may wait for a host without power."""
+    def left(self) -> list[str]:
+        """List the processes that are left on any host."""
         found: list[str] = []
         for number in self.hosts.numbers:
             with suppress(OSError, IndexError):
-                found += [
-                    line
-                    for line in self.hosts.processes(number).values()
-                    if line.startswith(sys.executable) and str(self.folder) in line
-                ]
+                found += self.hosts.processes(number).values()
         return found
 
     def fail(self, why: str) -> None:
         """Fail the test with all that is known about the run."""
         told = [f"{each['wall']:.2f} {each}" for each in self.events(*INTERESTING)]
-        outputs = sorted(self._output.parent.glob("output*"))
-        text = "".join(path.read_text(errors="replace")[-3000:] for path in outputs)
-        shown: Sequence[str] = (text, *told, *self._left())
+        files = sorted(self.folder.glob("output/*"))
+        texts = [self.output[-3000:], *(path.read_text(errors="replace")[-3000:] for path in files)]
+        shown: Sequence[str] = (*texts, *told, *self.left())
         pytest.fail(f"{why}; result {self.result()}\n" + "\n".join(shown))
 
     def close(self) -> None:
-        """Forget the launcher, which ends with its host."""
-        self._launcher.close()
+        """Forget the command, which ends with its host."""
+        self._command.close()
 
 
 INTERESTING = (
@@ -142,4 +147,6 @@ INTERESTING = (
     "fenced",
     "failed",
     "kept",
+    "detached",
+    "orphaned",
 )

@@ -17,7 +17,7 @@ from conftest import Finished, Started
 
 from mpips.errors import InputError
 from mpips.launch import mpi_launcher
-from mpips.launch.mpi_launcher import Launch, Mpi, Starter
+from mpips.launch.mpi_launcher import Launch, Mpi, Starter, Survival
 from mpips.launch.processes import LauncherProcess, descendants
 
 PROGRAM = ["python", "-m", "mpips", "job.toml"]
@@ -33,7 +33,18 @@ SRUN = Starter("srun", "srun", OPEN_MPI.mpi)
     [
         ("openmpi", 3, {}, "L -n 3 --map-by :OVERSUBSCRIBE --bind-to none P"),
         ("openmpi", 9, {}, "L -n 9 --map-by :OVERSUBSCRIBE --bind-to none --mca mpi_yield_when_idle 1 P"),
-        ("openmpi", 3, {"survive": True}, "L -n 3 --map-by :OVERSUBSCRIBE --bind-to none --with-ft ulfm P"),
+        (
+            "openmpi",
+            3,
+            {"survive": Survival.RANKS},
+            "L -n 3 --map-by :OVERSUBSCRIBE --bind-to none --with-ft ulfm P",
+        ),
+        (
+            "openmpi",
+            3,
+            {"survive": Survival.NODES, "nodes": 2},
+            "L -n 3 --map-by node:OVERSUBSCRIBE --bind-to none --with-ft ulfm --mca mpi_add_procs_cutoff 3 P",
+        ),
         (
             "openmpi",
             3,
@@ -52,6 +63,12 @@ SRUN = Starter("srun", "srun", OPEN_MPI.mpi)
         ("openmpi", 3, {"nodes": 2}, "L -n 3 --map-by node:OVERSUBSCRIBE --bind-to none P"),
         ("mpich", 3, {"nodes": 2}, "L -n 3 -ppn 1 P"),
         ("srun", 3, {"nodes": 2}, "L --mpi=pmix --ntasks=3 --distribution=cyclic --kill-on-bad-exit=1 P"),
+        (
+            "srun",
+            3,
+            {"survive": Survival.NODES},
+            "L --mpi=pmix --ntasks=3 --no-kill --kill-on-bad-exit=0 P",
+        ),
         (
             "srun",
             7,
@@ -104,30 +121,54 @@ def test_a_launch_can_be_typed() -> None:
     assert str(made) == "env 'A=x y' B=1 mpiexec -n 2 'a b'"
 
 
-def test_what_could_continue_is_launched_so_that_it_can() -> None:
-    assert mpi_launcher.survival("auto", OPEN_MPI) is True
-    assert mpi_launcher.survival("yes", OPEN_MPI) is True
-    assert mpi_launcher.survival("no", OPEN_MPI) is False
+NOTHING, RANKS, NODES = Survival.NOTHING, Survival.RANKS, Survival.NODES
 
 
 @pytest.mark.parametrize(
-    ("starter", "said"),
+    ("starter", "nodes", "auto", "ranks"),
     [
-        (MPICH, "--survive yes: MPICH 5.0.2 has no ULFM and ends all ranks when one dies; only Open MPI 5"),
-        (OLD, "--survive yes: Open MPI 4.1.4 has no ULFM and ends all"),
-        (
-            SRUN,
-            "--survive yes: srun ends all ranks when one dies; only Open MPI 5 launched by its own mpirun",
-        ),
+        (OPEN_MPI, 1, RANKS, RANKS),
+        (OPEN_MPI, 2, NODES, RANKS),
+        # Under srun only ranks that have left it survive anything.
+        (SRUN, 1, NOTHING, NODES),
+        (SRUN, 2, NODES, NODES),
     ],
 )
-def test_an_mpi_that_cannot_continue_is_not_asked_to(starter: Starter, said: str) -> None:
-    assert mpi_launcher.survival("auto", starter) is False
-    assert mpi_launcher.survival("no", starter) is False
+def test_what_could_continue_is_launched_so_that_it_can(
+    starter: Starter, nodes: int, auto: Survival, ranks: Survival
+) -> None:
+    assert mpi_launcher.survival("auto", starter, nodes) is auto
+    assert mpi_launcher.survival("ranks", starter, nodes) is ranks
+    assert mpi_launcher.survival("nodes", starter, nodes) is NODES
+    assert mpi_launcher.survival("no", starter, nodes) is NOTHING
+
+
+@pytest.mark.parametrize("wanted", ["ranks", "nodes"])
+@pytest.mark.parametrize(
+    ("starter", "name"),
+    [
+        (MPICH, "MPICH 5.0.2"),
+        (OLD, "Open MPI 4.1.4"),
+        (Starter("srun", "srun", MPICH.mpi), "MPICH 5.0.2"),
+    ],
+)
+def test_an_mpi_that_cannot_continue_is_not_asked_to(starter: Starter, name: str, wanted: str) -> None:
+    assert mpi_launcher.survival("auto", starter, 2) is NOTHING
+    assert mpi_launcher.survival("no", starter, 2) is NOTHING
     with pytest.raises(InputError) as caught:
-        mpi_launcher.survival("yes", starter)
+        mpi_launcher.survival(wanted, starter, 2)
+    said = f"--survive {wanted}: {name} has no ULFM and ends all ranks when one dies; only Open MPI 5"
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
+
+
+def test_nodes_are_those_of_the_allocation_or_of_a_host_file(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("# two\nh1 slots=4\nh2 slots=4 # of four cores\n\nh1\n")
+    named = {mpi_launcher.HOST_FILE: str(tmp_path / "hosts")}
+    assert mpi_launcher.node_count(named) == 2
+    assert mpi_launcher.node_count({mpi_launcher.HOST_FILE: str(tmp_path / "none")}) == 1
+    assert mpi_launcher.node_count({**named, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-3]"}) == 3
+    assert mpi_launcher.node_count({}) == 1
 
 
 def fake(path: Path, says: str) -> Path:
@@ -209,69 +250,6 @@ def test_the_wrong_launcher_by_name_is_refused() -> None:
     other = "mpich" if mpi_launcher.find_mpi().kind == "openmpi" else "openmpi"
     with pytest.raises(InputError, match=f"--launcher {other}: but mpi4py loads"):
         mpi_launcher.find_starter(other)
-
-
-@pytest.mark.parametrize(
-    ("result", "launcher_code", "code", "said"),
-    [
-        ({"status": "completed"}, 0, 0, "completed"),
-        ({"status": "completed"}, 1, 0, "completed; run folder: "),
-        ({"status": "completed", "recoveries": []}, 0, 0, "completed; run folder: "),
-        ({"status": "completed", "recoveries": [{}]}, 137, 0, "completed after 1 recovery; run folder: "),
-        ({"status": "completed", "recoveries": [{}, {}]}, -15, 0, "completed after 2 recoveries; run folder"),
-        (
-            {"status": "stopped"},
-            0,
-            85,
-            "stopped with a checkpoint; resume with: --run-dir /runs/x --resume latest",
-        ),
-        (
-            {"status": "stopped", "before_training": True, "checkpoint": None, "stopped_by": "SIGTERM"},
-            0,
-            85,
-            "mpips: stopped before anything was trained (SIGTERM); there is no checkpoint; start it again with: "
-            "--run-dir /runs/x --resume latest; run folder: /runs/x",
-        ),
-        (
-            {"status": "stopped", "before_training": True, "checkpoint": "/c/step-000003"},
-            0,
-            85,
-            "stopped before anything was trained; resume from /c/step-000003 with: --run-dir /runs/x --resume latest",
-        ),
-        ({"status": "failed", "exit_code": 2, "error": "no such file"}, 0, 2, "failed: no such file"),
-        ({"status": "failed", "exit_code": 0}, 3, 1, "exit code 3"),
-        ({"status": "failed"}, -9, 1, "SIGKILL"),
-        (None, 0, 1, "no result.json (the launcher ended with exit code 0)"),
-        (None, 2, 2, "no result.json"),
-        (None, 74, 74, "no result.json"),
-        (None, 137, 1, "exit code 137"),
-        (None, -15, 1, "ended by SIGTERM"),
-    ],
-)
-def test_the_verdict_is_the_results(
-    result: dict[str, object] | None, launcher_code: int, code: int, said: str
-) -> None:
-    judged, line = mpi_launcher.verdict(result, launcher_code, Path("/runs/x"))
-    assert judged == code
-    assert said in line
-    assert "\n" not in line
-
-
-def test_without_a_result_the_error_printed_by_a_rank_is_the_reason() -> None:
-    output = "mpips: error: first\n pass 7\nmpips: error: /r/metrics.jsonl: No space left on device\nabort"
-    _, line = mpi_launcher.verdict(None, 74, Path("/runs/x"), output=output)
-    assert line == "mpips: failed: /r/metrics.jsonl: No space left on device; run folder: /runs/x"
-
-
-def test_a_verdict_does_not_blame_two_ranks() -> None:
-    first = {"rank": 3, "role": "worker 1", "host": "n1", "wall": 0.0, "error": "ended by SIGKILL"}
-    failed = {"status": "failed", "exit_code": 1}
-    theirs, own = "rank 2 (worker 0 on n1): gone", "rank 3 (worker 1 on n1): ended by SIGKILL"
-    where = "first to fail: rank 3 (worker 1 on n1), 1970-01-01 00:00:00 UTC"
-    _, line = mpi_launcher.verdict({**failed, "error": theirs}, 1, Path("/runs/x"), first)
-    assert line == f"mpips: failed: ended by SIGKILL; {where}; then {theirs}; run folder: /runs/x"
-    _, line = mpi_launcher.verdict({**failed, "error": own}, 1, Path("/runs/x"), first)
-    assert line == f"mpips: failed: {own}; {where}; run folder: /runs/x"
 
 
 @pytest.mark.ranks
@@ -472,13 +450,13 @@ os._exit(0)
 STOPPED_RANK_PARENT = """
 import sys
 from mpips.launch import processes
-from mpips.launch import mpi_launcher
+from mpips.launch import mpi_launcher, verdict
 from mpips.rundir.folder import RunFolder
 processes.CHECK_INTERVAL, processes.EXIT_TIME = 0.0, 0.5
 starter, folder = mpi_launcher.find_starter(), RunFolder(sys.argv[2])
-planned = mpi_launcher.plan(starter, 3, [sys.executable, *sys.argv[1:]], survive=starter.mpi.ulfm)
+planned = mpi_launcher.plan(starter, 3, [sys.executable, *sys.argv[1:]], survive=mpi_launcher.survival('auto', starter))
 ended = processes.LauncherProcess(planned, folder.read_result).run()
-code, line = mpi_launcher.verdict(folder.read_result(), ended, folder.path)
+code, line = verdict.judge(folder.read_result(), ended, folder.path)
 print(line, file=sys.stderr)
 sys.exit(code)
 """

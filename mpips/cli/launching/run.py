@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpips.process.argument_parser import add_command, add_launcher, add_layout
+from mpips.process.argument_parser import add_command, add_launcher, add_layout, add_survive
 
 if TYPE_CHECKING:
     from mpips.process.stop_signals import StopRequests
@@ -26,7 +26,7 @@ of the job's [layout], forwards signals, and derives the exit code from the run'
   mpips run JOB.toml --run-dir RUN --resume latest
                                                 continue that run
   mpips run JOB.toml --servers 3 --replicas 1 --spares 1
-                                                continue if a server dies (Open MPI 5)
+                                                continue if a rank dies, or one of several hosts (Open MPI 5)
   mpips run JOB.toml --dry-run                  show the launch line and exit
 
 Ctrl-C makes the run write a checkpoint and stop; while it still reads its data, it stops at once, with nothing trained,
@@ -46,12 +46,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="continue from a checkpoint folder, or from the latest one",
     )
     add_launcher(parser)
-    parser.add_argument(
-        "--survive",
-        choices=("auto", "yes", "no"),
-        default="auto",
-        help="continue when ranks die (Open MPI 5 with its mpirun); auto: if MPI and job support it",
-    )
+    add_survive(parser)
     parser.add_argument(
         "--pmi", default="", metavar="NAME", help="srun's --mpi, if the choice by the MPI is wrong"
     )
@@ -87,9 +82,9 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     from mpips.exit_codes import ExitCode
     from mpips.files.safe_open import read_bytes
     from mpips.jit.warm_up import Mark
-    from mpips.launch import mpi_launcher, oversubscription
+    from mpips.launch import mpi_launcher, oversubscription, verdict
+    from mpips.launch.detached_run import DetachedRun
     from mpips.launch.processes import LauncherProcess
-    from mpips.launch.slurm_env import node_count
     from mpips.process.printable import one_line
     from mpips.provenance import first_failure
     from mpips.provenance.run_json import check_continues, check_outputs_are_own, conclude
@@ -102,7 +97,8 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     if arguments.resume is not None:
         passed += ["--resume", arguments.resume]
     starter, size = mpi_launcher.find_starter(arguments.launcher), job.layout.size()
-    survive = mpi_launcher.survival(arguments.survive, starter)
+    nodes = mpi_launcher.node_count(os.environ)
+    survive = mpi_launcher.survival(arguments.survive, starter, nodes)
     if arguments.dry_run:
         where = ["--run-dir", arguments.run_dir] if arguments.run_dir else []
         ranks = mpi_launcher.rank_command(arguments.job, passed + where)
@@ -121,10 +117,12 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     # From here on there is a run folder, which records the outcome of the run.
     requests.record_only()
     folder = RunFolder.claim(named, arguments.resume is not None) if named else RunFolder.create(job.name)
-    ranks = mpi_launcher.rank_command(arguments.job, [*passed, *folder.claim_arguments()])
+    detached = DetachedRun(folder, starter.kind) if survive is mpi_launcher.Survival.NODES else None
+    passed += [*folder.claim_arguments(), *([] if detached is None else detached.arguments())]
+    ranks = mpi_launcher.rank_command(arguments.job, passed)
     planned = mpi_launcher.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi)
     print(f"mpips: {planned}", file=sys.stderr, flush=True)
-    nodes, cores = node_count(os.environ), oversubscription.cores()
+    cores = oversubscription.cores()
     if warning := oversubscription.warning(size, nodes, cores, job.heartbeat.patience):
         print(f"mpips: {warning}", file=sys.stderr, flush=True)
     progress = mpi_launcher.progress_environment(sys.stdout)
@@ -145,7 +143,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
 
     own = "" if folder.held is None else folder.held.id
     tell = partial(stop_request.write, folder.path, own)
-    process = LauncherProcess(launch, folder.read_result, requests, has_begun, tell)
+    process = LauncherProcess(launch, folder.read_result, requests, has_begun, tell, detached)
     with first_failure.FirstExitWatch(folder) as watch:
         ended = process.run()
     # Ranks that were killed leave them.
@@ -155,7 +153,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     first = first_failure.first(folder, process.last_output, watch.first_ended) if begun else None
     facts = (result or {}).get("first_failure") if first is None else first.facts(folder)
     if first is not None and result is None:
-        result = {"status": "failed", "exit_code": mpi_launcher.code_of(ended), "error": first.text}
+        result = {"status": "failed", "exit_code": verdict.code_of(ended), "error": first.text}
     # The launcher may know which signal killed a rank.
     elif (
         first is not None
@@ -163,7 +161,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
         and result.get("first_failure", {}).get("cause") == Cause.DIED
     ):
         result = {**result, "error": str(result["error"]).replace(Cause.DIED.text, first.error)}
-    code, line = mpi_launcher.verdict(result, ended, folder.path, facts, process.last_output)
+    code, line = verdict.judge(result, ended, folder.path, facts, process.last_output)
     failed = code not in (ExitCode.COMPLETED, ExitCode.BAD_INPUT, ExitCode.STOPPED)
     if failed:
         from mpips.rank.prepare import advice
@@ -171,7 +169,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
         how = advice(job, folder)
         line += "" if how in line else how
     if failed or result is None:
-        why = mpi_launcher.no_result(ended, process.last_output)
+        why = verdict.no_result(ended, process.last_output)
         result = result or {"status": "failed", "exit_code": code, "error": why}
         result = {**result, **({} if facts is None else {"first_failure": facts})}
         with suppress(OSError):

@@ -214,11 +214,11 @@ def compare_results(
     recorded_run: RunFolder, recorded: Mapping[str, Any], repeated: RunFolder, launcher_code: int
 ) -> tuple[int, str]:
     """Compare a run's `recorded` result with that of the run `repeated`; return the exit code and the final line."""
-    from mpips.launch import mpi_launcher
+    from mpips.launch import verdict
 
     result = repeated.read_result()
     if result is None or result.get("status") == "failed":
-        _, line = mpi_launcher.verdict(result, launcher_code, repeated.path)
+        _, line = verdict.judge(result, launcher_code, repeated.path)
         return 1, line
     was, found = recorded["parameters_sha256"], result.get("parameters_sha256")
     if was == found:

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from conftest import Started
 
-from mpips.rank import parent_daemon
+from mpips.process import parent_daemon
 
 JOB = Path(__file__).parents[1] / "jobs" / "programs" / "job.toml"
 
 RANK = """
 import os, sys, time
 from pathlib import Path
-from mpips.rank import parent_daemon
+from mpips.process import parent_daemon
 folder = Path(sys.argv[1])
 def write(name, text):
     (folder / "part").write_text(text)
@@ -66,7 +66,7 @@ def test_a_rank_without_launcher_variables_has_no_daemon() -> None:
 
 def test_a_rank_on_its_own_is_not_watched() -> None:
     code = (
-        "from mpips.rank import parent_daemon; import threading; "
+        "from mpips.process import parent_daemon; import threading; "
         "parent_daemon.watch(print); print(threading.active_count())"
     )
     environ = {name: value for name, value in os.environ.items() if name not in parent_daemon.RANK_VARIABLES}

@@ -1,0 +1,85 @@
+"""A run whose ranks outlive their launcher, as `mpips run` sees it.
+
+output      follows the files that ranks write (`mpips.rundir.output_files`)
+stop        an order in the run's folder, as `mpips ctl RUN stop` gives it
+kill        a result "failed": who is left of the run ends when there is a result (`mpips.rank.detachment`)
+end         there is a result; or, once the launcher has ended, no rank of this host lives, and no rank elsewhere
+            renews the claim of the run's folder
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from mpips.errors import InputError
+from mpips.exit_codes import ExitCode
+from mpips.process.host import host_name
+from mpips.process.supervisor import OPTION, Supervisor
+from mpips.rundir import claim, order_files
+from mpips.rundir.folder import RunFolder, write_json
+from mpips.rundir.output_files import Follower
+
+PATIENCE = 2 * claim.PATIENCE
+"""Seconds without a renewal of the claim after which no rank lives: another leader may have to be elected first."""
+ORDERED = 10.0
+"""Seconds that an order to stop is open."""
+
+
+class DetachedRun:
+    """See the module. `launcher` is the kind of the launcher; `folder` is claimed by this process."""
+
+    def __init__(self, folder: RunFolder, launcher: str, now: Callable[[], float] = time.monotonic) -> None:
+        self._folder, self._launcher, self._now = folder, launcher, now
+        self._follower = Follower(folder.path)
+        self._ordering: threading.Thread | None = None
+        self._claim = claim.renewal(folder.path)
+        self._claim_since = now()
+
+    def arguments(self) -> list[str]:
+        """Return the arguments by which ranks know this process, and that they shall outlive their launcher."""
+        return [OPTION, str(Supervisor.here(self._launcher))]
+
+    def output(self, at_once: bool = False) -> list[tuple[int, bytes]]:
+        """Return the new output of the ranks, as (descriptor of the stream, bytes)."""
+        return self._follower.poll(at_once)
+
+    def ask_to_stop(self, by: str) -> None:
+        """Order the leader to stop the run because of the signal named `by`, until it has answered."""
+        if self._ordering is None:
+            self._ordering = threading.Thread(target=self._order, args=(by,), name="mpips-stop", daemon=True)
+            self._ordering.start()
+
+    def _order(self, by: str) -> None:
+        answered = False
+        while not answered:
+            began = self._now()
+            # The folder may not be reachable for some time.
+            with suppress(InputError, OSError):
+                answered, _ = order_files.ask(self._folder.path, "stop", {"by": by}, ORDERED)
+            time.sleep(max(0.0, began + 1.0 - self._now()))
+
+    def kill(self, why: str) -> None:
+        """End all ranks, unless the run has a result."""
+        with suppress(InputError, OSError):
+            if not self._folder.has_result():
+                write_json(
+                    self._folder.result, {"status": "failed", "exit_code": ExitCode.FAILED, "error": why}
+                )
+
+    def lives_elsewhere(self) -> bool:
+        """Return whether ranks of other hosts continue the run, which has no result."""
+        try:
+            run = self._folder.read_run() or {}
+        except InputError:
+            return False
+        if {each.get("host") for each in run.get("ranks", ())} <= {host_name()}:
+            return False
+        found, now = claim.renewal(self._folder.path), self._now()
+        # Until a rank has claimed the folder, this process renews its own claim.
+        own = self._folder.held is not None and found[0] == self._folder.held.id
+        if found != self._claim and not own:
+            self._claim, self._claim_since = found, now
+        return now - self._claim_since < PATIENCE

@@ -1,0 +1,158 @@
+"""A process that stands in for a rank at its launch daemon, so that the rank can outlive the daemon.
+
+Open MPI's daemon signals the process group of each process that it has started, and so ends all ranks of a run when it
+loses another daemon. A rank that shall survive that forks before it does anything else:
+
+    stand-in    what the daemon has started: it waits for the rank, and ends as the rank ends
+    rank        a child of it, in a session of its own
+
+Until the rank is `released` (`mpips.rank.detachment`) it ends with its stand-in, and gets the signals of its launcher.
+From then on it gets none: the daemon's SIGTERM also says that a daemon is lost. If it comes when the run has a result,
+the stand-in kills the rank, which hangs.
+
+A daemon ends with its launcher, or when it notices that it has lost it: if the launcher's host has no power any more,
+that takes minutes. So a process stays for some time when the run is over, and then ends the daemon.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+from mpips.process.host import is_gone
+from mpips.process.stop_signals import STOP_SIGNALS
+
+CHECKED = 0.5
+"""Seconds between two checks whether the run has a result, once the daemon wants to end the rank."""
+
+DAEMONS = ("prted", "prterun", "mpirun")
+"""The names of Open MPI's daemons, each of one run."""
+DAEMON_ENDS = 20.0
+"""Seconds that a daemon has to end after the run: longer than `mpips run` takes to end a launcher that waits."""
+DAEMON_GRACE = 3.0
+"""Seconds that it has after SIGTERM."""
+
+_PR_SET_PDEATHSIG = 1
+_NONE = -1
+_to_stand_in = _NONE
+"""In the rank: the pipe that is closed when the rank is released."""
+
+
+def begin(argv: Sequence[str]) -> None:
+    """Continue in a child of this process, which becomes its stand-in; `argv` is the rank's command line."""
+    global _to_stand_in
+    released, _to_stand_in = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        os.close(_to_stand_in)
+        _stand_in(pid, released, _folder(argv))
+    os.close(released)
+    os.setsid()
+    _end_with_parent(signal.SIGKILL)
+    # It has ended before that.
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def release() -> None:
+    """Let this rank outlive its stand-in from now on."""
+    global _to_stand_in
+    if _to_stand_in != _NONE:
+        _end_with_parent(0)
+        os.close(_to_stand_in)
+        _to_stand_in = _NONE
+
+
+def is_over(folder: Path) -> bool:
+    """Return whether the run in a folder has a final result."""
+    try:
+        result = json.loads((folder / "result.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(result, dict) and not result.get("provisional")
+
+
+def _stand_in(pid: int, released: int, folder: Path) -> NoReturn:
+    """Wait for the rank `pid`, and end as it ends."""
+    try:
+        os.set_blocking(released, False)
+        waited = {signal.SIGCHLD, *STOP_SIGNALS}
+        signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+        unwanted = False
+        while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            got = signal.sigtimedwait(waited, CHECKED if unwanted else 10 * CHECKED)
+            number = got.si_signo if got is not None else 0
+            if number in STOP_SIGNALS and not _is_released(released):
+                os.kill(pid, number)
+            unwanted |= number == signal.SIGTERM
+            if unwanted and is_over(folder):
+                os.kill(pid, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if _is_released(released) and is_over(folder):
+            _end_daemon(os.getppid())
+        if code < 0:
+            with suppress(OSError):
+                signal.signal(-code, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {-code})
+            _without_core_file()
+            os.kill(os.getpid(), -code)
+        os._exit(code)
+    finally:
+        os._exit(1)
+
+
+def _end_daemon(daemon: int) -> None:
+    """Start a process that ends the daemon if it does not end by itself."""
+    try:
+        name = Path(f"/proc/{daemon}/comm").read_text().strip()
+    except OSError:
+        return
+    if name not in DAEMONS or os.fork():
+        return
+    # The daemon waits for the end of its pipes.
+    os.closerange(0, 256)
+    os.setsid()
+    until = time.monotonic() + DAEMON_ENDS
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        while time.monotonic() < until:
+            if is_gone(daemon):
+                os._exit(0)
+            time.sleep(CHECKED)
+        with suppress(OSError):
+            os.kill(daemon, kind)
+        until += DAEMON_GRACE
+    os._exit(0)
+
+
+def _is_released(pipe: int) -> bool:
+    try:
+        return not os.read(pipe, 1)
+    except BlockingIOError:
+        return False
+
+
+def _folder(argv: Sequence[str]) -> Path:
+    """Return the run's folder, which `mpips run` passes to ranks."""
+    return Path(argv[argv.index("--run-dir") + 1]) if "--run-dir" in argv[:-1] else Path("-")
+
+
+def _end_with_parent(kind: int) -> None:
+    """Request a signal when the parent ends; 0: none."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, kind, 0, 0, 0)
+
+
+def _without_core_file() -> None:
+    """Write no core file of this process in place of the rank's."""
+    import resource
+
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

@@ -1,0 +1,71 @@
+"""The process that supervises a run (`mpips run`), as ranks that outlive their launcher are told of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from mpips.process.host import machine
+
+OPTION = "--detached"
+"""The option of a rank that shall outlive its launcher; its value is a `Supervisor`, as text."""
+
+
+class Supervisor(NamedTuple):
+    """A process, on a machine; `launcher` is the kind of launcher that it has started the ranks with.
+
+    >>> Supervisor.parse("openmpi:00ff:17")
+    Supervisor(launcher='openmpi', machine='00ff', pid=17)
+    >>> str(Supervisor("srun", "00ff", 17))
+    'srun:00ff:17'
+    """
+
+    launcher: str
+    machine: str
+    pid: int
+
+    @classmethod
+    def here(cls, launcher: str) -> Supervisor:
+        """Return this process."""
+        return cls(launcher, _here(), os.getpid())
+
+    @classmethod
+    def parse(cls, text: str) -> Supervisor:
+        """Return a supervisor from its text.
+
+        Raises:
+            ValueError: it is not one.
+        """
+        launcher, where, pid = text.split(":")
+        return cls(launcher, where, int(pid))
+
+    def __str__(self) -> str:
+        """Return it as text."""
+        return ":".join(map(str, self))
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a process of this machine that this process can see."""
+        return self.machine == _here()
+
+
+def parse(text: str) -> Supervisor | None:
+    """Return a supervisor from its text; None if there is none."""
+    return Supervisor.parse(text) if text else None
+
+
+def given(argv: Sequence[str]) -> Supervisor | None:
+    """Return the supervisor that a rank's command line names; None if it names none."""
+    with suppress(ValueError, IndexError):
+        return parse(argv[argv.index(OPTION) + 1])
+    return None
+
+
+def _here() -> str:
+    """Identify the machine and the process id namespace."""
+    space = 0
+    with suppress(OSError):
+        space = os.stat("/proc/self/ns/pid").st_ino
+    return f"{machine().hex()}-{space}"

@@ -1,0 +1,133 @@
+"""What `mpips run` does about ranks that outlive their launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Started
+
+from mpips.launch.detached_run import PATIENCE, DetachedRun
+from mpips.process.host import host_name
+from mpips.process.supervisor import given
+from mpips.rundir import claim
+from mpips.rundir.folder import RunFolder
+from mpips.rundir.order_files import Orders
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """Return a run's folder that this process has claimed."""
+    return RunFolder.claim(tmp_path / "run")
+
+
+def begun(folder: RunFolder, *hosts: str) -> None:
+    """Let a run begin on these hosts."""
+    ranks = [{"rank": rank, "host": host} for rank, host in enumerate(hosts)]
+    folder.run.write_text(json.dumps({"ranks": ranks}))
+
+
+def test_ranks_know_the_process(folder: RunFolder) -> None:
+    found = given(DetachedRun(folder, "srun").arguments())
+    assert found is not None and (found.launcher, found.pid, found.is_here) == ("srun", os.getpid(), True)
+
+
+def test_a_stop_is_an_order_until_it_is_answered(folder: RunFolder) -> None:
+    begun(folder, "h1")
+    run, leader = DetachedRun(folder, "openmpi"), Orders(folder.path, time.monotonic, period=0.0)
+    run.ask_to_stop("SIGINT")
+    run.ask_to_stop("SIGTERM")
+    orders, deadline = [], time.monotonic() + 20.0
+    while not orders and time.monotonic() < deadline:
+        orders = leader.poll()
+    assert [(each.verb, each.arguments) for each in orders] == [("stop", {"by": "SIGINT"})]
+    leader.answer(orders[0], True, "stops")
+    assert run._ordering is not None
+    run._ordering.join(20.0)
+    assert not run._ordering.is_alive() and leader.poll() == []
+
+
+def test_a_kill_is_a_result_unless_there_is_one(folder: RunFolder) -> None:
+    run = DetachedRun(folder, "openmpi")
+    run.kill("on request")
+    run.kill("again")
+    assert (folder.read_result() or {})["error"] == "on request"
+
+
+def test_ranks_elsewhere_live_as_long_as_they_renew_the_claim(folder: RunFolder) -> None:
+    now = 0.0
+    run = DetachedRun(folder, "openmpi", lambda: now)
+    assert not run.lives_elsewhere(), "it has not begun"
+    begun(folder, host_name())
+    assert not run.lives_elsewhere(), "all ranks are of this host"
+    begun(folder, host_name(), "elsewhere")
+    now += 1.1 * PATIENCE
+    assert not run.lives_elsewhere(), "no rank has claimed the folder"
+    assert folder.held is not None
+    held = claim.take(folder.path, folder.held.id)
+    assert run.lives_elsewhere()
+    now += 0.9 * PATIENCE
+    assert run.lives_elsewhere()
+    os.utime(held.path, (1, 1))
+    now += 0.9 * PATIENCE
+    assert run.lives_elsewhere()
+    os.utime(held.path, (1, 1))
+    now += 1.1 * PATIENCE
+    assert not run.lives_elsewhere()
+
+
+LAUNCHER = """
+import json, os, subprocess, sys, time
+from pathlib import Path
+rank = '''
+import json, sys, time
+from pathlib import Path
+from mpips.process.host import host_name
+from mpips.rundir import output_files
+folder = Path(sys.argv[1])
+output_files.redirect(folder, 0)
+print("begun", flush=True)
+(folder / "run.json").write_text(json.dumps({"ranks": [{"rank": 0, "host": host_name()}]}))
+while not (folder / "go").exists():
+    time.sleep(0.01)
+print("goes on", flush=True)
+if sys.argv[2] == "completes":
+    (folder / "part").write_text(json.dumps({"status": "completed"}))
+    (folder / "part").rename(folder / "result.json")
+'''
+subprocess.Popen([sys.executable, "-c", rank, *sys.argv[1:]], start_new_session=True)
+while not (Path(sys.argv[1]) / "run.json").exists():
+    time.sleep(0.01)
+print("launched")
+sys.exit(3)
+"""
+RUN = """
+import sys
+from mpips.launch import processes
+from mpips.launch.detached_run import DetachedRun
+from mpips.launch.mpi_launcher import Launch
+from mpips.rundir.folder import RunFolder
+processes.ORPHAN_GRACE = processes.EXIT_TIME = 5.0
+folder = RunFolder.claim(sys.argv[1])
+launch = Launch("openmpi", (sys.executable, "-c", sys.argv[2], sys.argv[1], sys.argv[3]), {})
+detached = DetachedRun(folder, "openmpi")
+process = processes.LauncherProcess(launch, folder.read_result, None, folder.run.exists, detached=detached)
+code = process.run()
+assert "goes on" in process.last_output
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("how", ["completes", "ends"])
+def test_a_run_goes_on_without_its_launcher(start: Callable[..., Started], tmp_path: Path, how: str) -> None:
+    started = start([sys.executable, "-c", RUN, tmp_path, LAUNCHER, how])
+    started.wait_for(lambda: "the run continues without it" in started.stderr)
+    (tmp_path / "go").touch()
+    done = started.finish(30)
+    assert done.code == 3, "the launcher's"
+    assert sorted(done.stdout.splitlines()) == ["begun", "goes on", "launched"]
