@@ -23,6 +23,8 @@ LATENCY = 20e-6
 """One-way latency of two ranks of one machine, s: rarely exceeded unless they share a core."""
 PATIENCE = 60.0
 """Time limit for two ranks to start and exchange messages, s."""
+REPORTED = 15.0
+"""Time limit for ranks to report that they have outlived their launcher, after its end, s."""
 
 
 def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -102,6 +104,7 @@ def examine(launcher: str) -> dict[str, Any]:
         starter = mpi_launcher.find_starter(launcher)
         findings["launcher"] = {"kind": starter.kind, "path": starter.path}
         findings["ping"] = ping(starter)
+        findings["outlives"] = outliving(starter, findings["ping"])
     except InputError as error:
         findings["ping"] = {"error": str(error)}
     if "slurm" in findings:
@@ -130,7 +133,8 @@ def ping(starter: Any) -> dict[str, Any]:
     from mpips.process import interpreter
 
     failure = ""
-    for survive in (True, False) if starter.kind == "openmpi" else (False,):
+    nothing, ranks = mpi_launcher.Survival.NOTHING, mpi_launcher.Survival.RANKS
+    for survive in (ranks, nothing) if starter.kind == "openmpi" else (nothing,):
         program = [*interpreter.python(), "-m", "mpips.launch.ping", "-", *(["--may-die"] if survive else [])]
         planned = mpi_launcher.plan(starter, 2, program, survive=survive)
         trial = launcher_probe.start(str(planned), planned.line, planned.environment(), PATIENCE)
@@ -138,6 +142,40 @@ def ping(starter: Any) -> dict[str, Any]:
             return dict(trial.found)
         failure = f"{planned}: {trial.said}"
     return {"error": failure}
+
+
+def outliving(starter: Any, ping: Mapping[str, Any]) -> str | None:
+    """Test whether ranks outlive a daemon of their launcher; under srun, whose daemons are root's, another rank.
+
+    Returns "daemon" or "rank", what they outlive; "" if they do not. None if it was not tested: the MPI cannot, or
+    there is one node, whose loss leaves nothing.
+    """
+    import json
+    import os
+    import tempfile
+    import time
+    from contextlib import suppress
+    from pathlib import Path
+
+    from mpips.launch import mpi_launcher
+    from mpips.process import interpreter, subprocess_output
+
+    if not starter.mpi.ulfm or ping.get("size") != 2 or mpi_launcher.node_count(os.environ) < 2:
+        return None
+    killed = "rank" if starter.kind == "srun" else "daemon"
+    with tempfile.TemporaryDirectory(prefix="mpips-doctor-") as folder:
+        report = Path(folder) / "outlives.json"
+        result: dict[str, Any] = {}
+        program = [*interpreter.python(), "-m", "mpips.launch.outliving", str(report), killed]
+        planned = mpi_launcher.plan(starter, 2, program, survive=mpi_launcher.Survival.NODES)
+        subprocess_output.run(planned.line, PATIENCE, environ=planned.environment())
+        # Ranks that outlive the launcher report after its end.
+        deadline = time.monotonic() + REPORTED
+        while not result and time.monotonic() < deadline:
+            time.sleep(0.1)
+            with suppress(OSError, ValueError):
+                result = json.loads(report.read_text())
+    return killed if result.get("outlives") else ""
 
 
 def advice(findings: Mapping[str, Any]) -> list[str]:
@@ -202,6 +240,16 @@ def live_recovery(findings: Mapping[str, Any]) -> str:
     return f"no: {name}: a rank's death ends the run; continue with --resume latest"
 
 
+def node_loss(findings: Mapping[str, Any]) -> str:
+    """Describe what of the launcher a run can continue without, as tested by killing it."""
+    return {
+        None: "",
+        "": "no: the ranks end with a daemon of their launcher; continue with --resume latest",
+        "daemon": "yes (tested by killing a launch daemon)",
+        "rank": "yes, in an allocation that Slurm does not end with a node: --no-kill (tested by killing a rank)",
+    }[findings.get("outlives")]
+
+
 def describe(findings: Mapping[str, Any]) -> str:
     """Format the findings as text."""
     from mpips.rundir.progress import bytes_si
@@ -214,6 +262,7 @@ def describe(findings: Mapping[str, Any]) -> str:
         ("thread level", ping.get("thread_level", "-")),
         ("live recovery", live_recovery(findings)),
     ]
+    rows += [("node loss", lost)] if (lost := node_loss(findings)) else []
     if "latency_seconds" in ping:
         speed = bytes_si(ping["bytes_per_second"])
         rows.append(("ping", f"{ping['latency_seconds'] * 1e6:.1f} us one way, {speed}/s"))

@@ -1,0 +1,82 @@
+"""A test by `mpips doctor`, of two ranks: do ranks continue when a daemon of their launcher, or one of them, is killed?
+
+mpirun -n 2 ... python -P -m mpips.launch.outliving OUT.json daemon|rank
+
+The ranks leave their launcher as those of a run do (`mpips.rank.detachment`). Under srun a daemon is not ours to kill.
+Rank 0 writes {"outlives": true} into the file if the others continue; else the launcher has ended it before.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mpips.process import parent_daemon, stand_in
+from mpips.process.ucx import without_ucx_conf
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+ENDS = 4.0
+"""Seconds in which a launcher ends all ranks that depend on it."""
+GIVES_UP = 12
+TURN = 0.02
+
+
+def exchange(comm: MPI.Intracomm, seconds: float) -> None:
+    """Exchange messages between the two ranks for some time; an MPI error if the other one has ended."""
+    number, until = np.zeros(1, np.int64), time.monotonic() + seconds
+    while not number[0]:
+        if comm.rank == 0:
+            number[0] = time.monotonic() > until
+            comm.Send(number, 1)
+            comm.Recv(number, 1)
+        else:
+            comm.Recv(number, 0)
+            comm.Send(number, 0)
+        time.sleep(TURN)
+
+
+def main(path: Path, killed: str) -> None:
+    """Test it; `killed` is "daemon" or "rank"."""
+    if killed == "daemon":
+        stand_in.begin([])
+    with without_ucx_conf():
+        from mpi4py import MPI
+
+    from mpips.rundir.folder import write_json
+    from mpips.transport.mpi import pmix
+
+    comm = MPI.COMM_WORLD
+    comm.Set_errhandler(MPI.ERRORS_RETURN)
+    exchange(comm, 0.0)
+    daemon = parent_daemon.daemon()
+    pmix.leave()
+    stand_in.release()
+    if comm.rank == 1:
+        target = os.getpid() if killed == "rank" else daemon[0] if daemon is not None else 0
+        if target:
+            os.kill(target, signal.SIGKILL)
+    # The other rank may never answer.
+    signal.alarm(GIVES_UP)
+    outlives = True
+    if killed == "rank":
+        time.sleep(ENDS)
+    else:
+        try:
+            exchange(comm, ENDS)
+        except MPI.Exception:
+            outlives = False
+    if comm.rank == 0:
+        write_json(path, {"outlives": outlives})
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
