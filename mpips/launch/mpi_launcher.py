@@ -38,7 +38,7 @@ COMMANDS = {"openmpi": ("mpirun", "mpiexec"), "mpich": ("mpiexec.hydra", "mpiexe
 VERSION_WORDS = {"openmpi": ("open mpi", "openrte", "prterun"), "mpich": ("hydra", "mpich", "intel")}
 
 CUTOFF = "mpi_add_procs_cutoff"
-"""Open MPI's parameter for the number of ranks up to which all know all others' addresses from the start on."""
+"""Open MPI's parameter for the number of ranks below which all know all others' addresses from the start on."""
 
 QUERY_SCRIPT = """
 import ctypes, json, mpi4py
@@ -196,7 +196,7 @@ def launch_line(
     spread = "node:OVERSUBSCRIBE" if nodes > 1 else ":OVERSUBSCRIBE"
     line = [str(launcher), "-n", str(ranks), "--map-by", spread, "--bind-to", "none"]
     line += ["--with-ft", "ulfm"] if survive else []
-    line += ["--mca", CUTOFF, str(ranks)] if survive is Survival.NODES else []
+    line += ["--mca", CUTOFF, str(ranks + 1)] if survive is Survival.NODES else []
     line += ["--mca", "mpi_yield_when_idle", "1"] if ranks > cores else []
     for name in exports:
         line += ["-x", name]
@@ -313,7 +313,7 @@ def plan(
     environ = os.environ
     added = launch_environment(starter.kind, environ, root=os.geteuid() == 0)
     if starter.kind == "srun" and survive:
-        added |= {"OMPI_MCA_mpi_ft_enable": "1", f"OMPI_MCA_{CUTOFF}": str(ranks)}
+        added |= {"OMPI_MCA_mpi_ft_enable": "1", f"OMPI_MCA_{CUTOFF}": str(ranks + 1)}
     nodes = node_count(environ)
     line = launch_line(
         starter.kind,

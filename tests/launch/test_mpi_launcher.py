@@ -43,7 +43,7 @@ SRUN = Starter("srun", "srun", OPEN_MPI.mpi)
             "openmpi",
             3,
             {"survive": Survival.NODES, "nodes": 2},
-            "L -n 3 --map-by node:OVERSUBSCRIBE --bind-to none --with-ft ulfm --mca mpi_add_procs_cutoff 3 P",
+            "L -n 3 --map-by node:OVERSUBSCRIBE --bind-to none --with-ft ulfm --mca mpi_add_procs_cutoff 4 P",
         ),
         (
             "openmpi",

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from virtual import PASSES, Cluster, Job
 
+from mpips.launch import mpi_launcher
+
 pytestmark = pytest.mark.slurm
 AT = ("--nodes", "2", "--time", "5")
 
@@ -35,13 +37,19 @@ def jobs(warm: Cluster, write: Callable[..., Path]) -> dict[str, Job]:
     }
 
 
-def test_a_rank_that_dies_under_srun_has_the_job_start_again(jobs: dict[str, Job]) -> None:
+def test_a_rank_that_dies_under_srun_has_the_job_start_again_unless_the_others_continue(
+    jobs: dict[str, Job],
+) -> None:
     job = jobs["dying"]
     job.wait_for("a checkpoint", lambda: job.checkpoints() > 0)
     worker = next(rank for rank in job.ranks() if rank["role"] == "worker")
     job.kill(worker)
     result = job.finish()
     assert result["status"] == "completed" and result["metrics"]["passes"] == PASSES
+    if mpi_launcher.find_mpi().ulfm:
+        assert [(each["rank"], each["cause"]) for each in result["recoveries"]] == [(worker["rank"], "died")]
+        assert job.restarts() == 0
+        return
     text = job.text()
     if "ended by Killed" not in text or text.count(": requeued, to continue") != max(job.restarts(), 1):
         job.fail(f"started again {job.restarts()} times, which is not what it says")

@@ -1,6 +1,6 @@
 """PMIx, by which Open MPI depends on its launcher: a rank that has left it does not end with the launcher.
 
-Addresses cannot be looked up after that, so all must be known: the parameter `mpi_add_procs_cutoff` must be at least
+Addresses cannot be looked up after that, so all must be known: the parameter `mpi_add_procs_cutoff` must be more than
 the number of ranks. MPI_Abort then ends the calling rank only.
 """
 
