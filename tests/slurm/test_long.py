@@ -134,6 +134,27 @@ def test_a_run_continues_after_a_node_loses_power(
     assert result["parameters_sha256"] == bits
 
 
+def test_a_run_under_srun_goes_on_without_a_node(
+    warm: Cluster, write: Callable[..., Path], bits: str
+) -> None:
+    """Neither the job nor its step ends with the node, and what completes is not requeued."""
+    from mpips.launch import mpi_launcher
+
+    if not mpi_launcher.find_mpi().ulfm:
+        pytest.skip("this MPI has no ULFM")
+    path = write("node", 15.0, servers=2, replicas=1, patience=6.0)
+    job = warm.submit(path, *TWO, "--launcher", "srun", "--sbatch=--exclude=n1,n2")
+    job.wait_for("a checkpoint", lambda: job.checkpoints() > 0)
+    gone = {rank["rank"] for rank in job.ranks() if rank["host"] == "n4"}
+    subprocess.run([SCRIPT, "crash", "n4", warm.folder], check=True, timeout=60)
+    try:
+        result = job.finish(patience=LATER)
+        assert job.restarts() == 0
+        assert {each["rank"] for each in result["recoveries"]} == gone
+    finally:
+        subprocess.run([SCRIPT, "up", warm.folder], check=True, timeout=120)
+
+
 def test_a_launchers_daemon_that_dies_costs_a_restart(
     warm: Cluster, write: Callable[..., Path], bits: str
 ) -> None:
