@@ -36,6 +36,8 @@ DAEMONS = ("prted", "prterun", "mpirun")
 """The names of Open MPI's daemons, each of one run."""
 DAEMON_ENDS = 20.0
 """Seconds that a daemon has to end after the run: longer than `mpips run` takes to end a launcher that waits."""
+DAEMON_LOOK = 0.05
+"""Seconds between two checks whether it has ended: `mpips run` waits for the last process of a run."""
 DAEMON_GRACE = 3.0
 """Seconds that it has after SIGTERM."""
 
@@ -125,7 +127,7 @@ def _end_daemon(daemon: int) -> None:
         while time.monotonic() < until:
             if is_gone(daemon):
                 os._exit(0)
-            time.sleep(CHECKED)
+            time.sleep(DAEMON_LOOK)
         with suppress(OSError):
             os.kill(daemon, kind)
         until += DAEMON_GRACE
