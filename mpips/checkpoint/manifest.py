@@ -301,16 +301,15 @@ def runs_of(entries: list[Entry], name: str) -> list[StoredRange]:
 
 def cover_problems(entries: list[Entry]) -> list[str]:
     """Return a line for each reason why the shards do not hold every key of every vector exactly once."""
-    problems, names = [], vector_names(entries)
-    for name in names:
-        is_note = any(name.startswith(f"{other}{NOTE}") for other in names)
+    problems = []
+    for name in vector_names(entries):
         specs = [dict(e["vectors"][name]["spec"]) for e in entries if name in e.get("vectors", {})]
         if any(spec | {"settings": {}} != specs[0] | {"settings": {}} for spec in specs):
             problems.append(f"the shards of vector {name!r} differ in its specification")
         at = 0
         for run in [*runs_of(entries, name), StoredRange(int(specs[0]["extent"]), 0, 0, 0, "")]:
             # A note need not cover all keys.
-            if run.begin > at and not is_note:
+            if run.begin > at and NOTE not in name:
                 problems.append(f"no shard holds the keys of vector {name!r} in [{at}, {run.begin})")
             if run.begin < at:
                 problems.append(f"more than one shard holds the keys of vector {name!r} at {run.begin}")

@@ -42,8 +42,7 @@ def restore_states(chain: Chain, saved: Sequence[Arrays], cuts: Callable[[str], 
     for arrays in saved:
         own: dict[tuple[str, str, int], State] = {}
         for path, array in arrays.items():
-            # The name of a vector may have dots.
-            vector, shard, filter_name, name = path.removeprefix(PREFIX).rsplit(".", 3)
+            vector, shard, filter_name, name = path.removeprefix(PREFIX).split(".")
             saved_array = from_pairs(array) if name == "keys" else array
             own.setdefault((vector, filter_name, int(shard)), {})[name] = saved_array
         for (vector, filter_name, at), state in own.items():

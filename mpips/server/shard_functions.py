@@ -26,14 +26,13 @@ def create_vector(shard: Shard, spec: dict[str, Any], number: int, expect: int) 
 def restore(shard: Shard, folder: str) -> dict[str, Any]:
     """Read the rows of a shard's ranges from the files of a checkpoint."""
     path = Path(folder)
-    # Names of vectors may have dots, too.
-    own = {hosted.segment.spec.name for hosted in shard.vectors.values()}
-    notes = [(*name.rpartition(NOTE)[::2], name) for name in vectors(path) if name not in own]
+    names = vectors(path)
     for hosted in shard.vectors.values():
         segment = hosted.segment
         segment.import_state(load_range(path, segment.spec.name, segment.ranges))
-        for owner, note, name in notes:
-            if owner == segment.spec.name:
+        for name in names:
+            owner, _, note = name.partition(NOTE)
+            if note and owner == segment.spec.name:
                 rows = load_range(path, name, segment.ranges)
                 segment.notes[note] = (segment.slots_of(rows.keys), rows.values)
         for clock in load_clocks(path, segment.spec.name):

@@ -289,14 +289,6 @@ def test_states_are_split_by_the_present_shards_and_summed_over_former_workers(k
     assert all((state["rows"] == 3.0).all() and state["count"][0] == 1 for state in got)
 
 
-def test_a_state_is_that_of_its_vector_whose_name_may_have_dots() -> None:
-    chain, again = (named.chain_of([{"name": "significant", "threshold": 10.0}]) for _ in range(2))
-    keys = np.arange(9, dtype=np.uint64)
-    chain.encode(~1, message(Content(keys, np.ones((9, 1)))), about(vector="layer.0.w"))
-    restore_states(again, [to_arrays(chain)], lambda name: np.array([0, 2**63], np.uint64))
-    assert again.states[~0, "layer.0.w"][0]["keys"].tolist() == keys.tolist()
-
-
 def test_held_rows_require_the_filter_when_resuming() -> None:
     keys = np.arange(9, dtype=np.uint64)
     chain = named.chain_of([{"name": "significant", "threshold": 9.0}, "zstd"])

@@ -77,30 +77,6 @@ def test_a_shard_restores_the_rows_of_its_range(checkpoint: Path, number: int, k
     assert hosted.clock.get(KeyRange(0, 100), AGGREGATE) == NOTHING, "other ranges are other shards'"
 
 
-def test_a_vector_whose_name_has_a_dot_is_no_note_and_may_have_some(tmp_path: Path) -> None:
-    def both(shard: int) -> Shard:
-        made = make(shard)
-        for number, name in enumerate(("w", "w.b")):
-            create_vector(made, SPEC | {"name": name}, number, 0)
-        return made
-
-    shard = both(0)
-    for number, key in enumerate((3, 4)):
-        segment = shard.hosted(number).segment
-        segment.resolve(np.array([key], np.uint64), create=True)
-        segment.notes["radius"] = (np.zeros(1, np.int32), np.full((1, 1), 0.5 * key))
-    parts, _ = copied([shard, both(1)])
-    folder = begin(tmp_path, 1)
-    commit(folder, [write_shard(folder, 0, parts)], {"step": 1})
-    again = both(0)
-    restore(again, str(folder))
-    for number, key in enumerate((3, 4)):
-        segment = again.hosted(number).segment
-        assert segment.in_slot_order().keys.tolist() == [key] and segment.notes.keys() == {"radius"}
-        slots, noted = segment.notes["radius"]
-        assert (slots.tolist(), noted.tolist()) == ([0], [[0.5 * key]])
-
-
 def test_a_vector_that_the_checkpoint_lacks_is_an_error(checkpoint: Path) -> None:
     shard = make(0)
     create_vector(shard, SPEC | {"name": "v"}, 1, 0)
