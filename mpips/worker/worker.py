@@ -29,7 +29,7 @@ from mpips.checkpoint.writing import write_worker
 from mpips.cluster.node import IDLE, Node
 from mpips.cluster.registration import Registration
 from mpips.config.job_file import Job
-from mpips.errors import CutShort, ProtocolError
+from mpips.errors import CutShort, ProtocolError, UsageError
 from mpips.files.json_values import check_names
 from mpips.filters.state_arrays import PREFIX, restore_states, to_arrays
 from mpips.keys import KeyArray
@@ -395,6 +395,12 @@ class CallExecutor:
             return
         state = getattr(self.worker, "state", None)
         own = {} if state is None else state()
+        for name in own:
+            if not isinstance(name, str) or name in ("", ".") or "/" in name or name.startswith(PREFIX):
+                raise UsageError(
+                    f"Worker.state: {name!r} cannot name an array: a name is a text without /, and does not begin "
+                    f"with {PREFIX!r}"
+                )
         arrays = {name: np.array(array) for name, array in own.items()} | to_arrays(self.node.codec.pushes)
         if state is None and not arrays:
             self._file.skip()

@@ -602,6 +602,18 @@ def test_a_worker_restores_the_state_that_it_saved(tmp_path: Path) -> None:
     assert again.worker.share.tolist() == [5.0] * 8
 
 
+@pytest.mark.parametrize("name", ["", ".", "a/b", "filter.w.0.significant.rows", 7])
+def test_a_state_that_could_not_be_restored_is_refused_when_it_is_saved(tmp_path: Path, name: Any) -> None:
+    rank = Rank()
+    executor = rank.worker()
+    executor.worker.state = lambda: {name: np.ones(3)}
+    rank.call(BuiltInCall.SNAPSHOT, folder=str(tmp_path))
+    execute(executor)
+    ((_, kind, error),) = rank.answers()
+    assert kind is Kind.FAILURE and f"Worker.state: {name!r} cannot name an array" in error["text"]
+    assert not list(tmp_path.iterdir())
+
+
 class Stateless:
     """A program's worker without saved state."""
 
