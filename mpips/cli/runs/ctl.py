@@ -65,6 +65,7 @@ def command(arguments: argparse.Namespace) -> int:
     import sys
 
     from mpips.errors import InputError
+    from mpips.process.printable import one_line
     from mpips.rundir.order_files import ask, named_run
 
     wanted = order(arguments.verb, arguments.arguments)
@@ -72,5 +73,5 @@ def command(arguments: argparse.Namespace) -> int:
         raise InputError(f"--patience {arguments.patience:g}: must be seconds, above 0")
     run = named_run(arguments.run)
     ok, text = ask(run, arguments.verb, wanted, arguments.patience)
-    print(text if ok else f"mpips: {text}", file=sys.stdout if ok else sys.stderr)
+    print(text if ok else one_line(f"mpips: {text}"), file=sys.stdout if ok else sys.stderr)
     return 0 if ok else 1
