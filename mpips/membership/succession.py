@@ -52,6 +52,8 @@ class Succession:
         self.answered = False
         """Whether any rank has answered."""
         self._answers: dict[int, _Answer] = {}
+        # Ranks that have answered that they are workers: they hold no shards, whatever this rank's view says.
+        self._workers: set[int] = set()
         self._began, self._asked_at, self._asked_all_at, self._pause = 0.0, 0.0, 0.0, ASKED_AGAIN
 
     def withdraw(self) -> None:
@@ -59,6 +61,7 @@ class Succession:
         if self.standing:
             self.standing = self.answered = False
             self._answers.clear()
+            self._workers.clear()
             self._consensus.withdraw()
 
     def stand(self, every: float) -> View | None:
@@ -97,7 +100,7 @@ class Succession:
             rank
             for rank in view.alive
             if rank != self._node.rank and view.roles[rank] is not Role.WORKER and rank not in lost
-        }
+        } - self._workers
 
     def _more_are_lost(self) -> bool:
         proposal = self._consensus.proposal
@@ -146,6 +149,7 @@ class Succession:
         self.answered = True
         meta = message.meta
         if "view" not in meta:
+            self._workers.add(message.sender)
             return
         view = View.from_meta(meta["view"])
         accepted = None if meta["accepted"] is None else View.from_meta(meta["accepted"])
