@@ -52,12 +52,12 @@ UNSUPPORTED = {
 def chunks(path: str, size: int = BLOCK) -> Generator[bytes, None, None]:
     """Read a file's decompressed bytes in chunks of `size` (the last: the rest), one chunk ahead of the caller.
 
-    Raises `DataError` with the file's name if it is missing, not a regular file, truncated or damaged, or if its size
+    Raises `DataError` with the file's name if it is missing, not a regular file, truncated or damaged, or if it
     changes meanwhile.
     """
     with closing(open_data(path)) as whole:
         kind = compression_of(path, whole)
-        before = os.fstat(whole.fileno()).st_size
+        before = os.fstat(whole.fileno())
         pool = ThreadPoolExecutor(1, "mpips-read")
         try:
             with naming_errors(path, kind):
@@ -66,13 +66,14 @@ def chunks(path: str, size: int = BLOCK) -> Generator[bytes, None, None]:
                 while chunk := ahead.result():
                     ahead = pool.submit(file.read, size)
                     yield chunk
-                after = os.fstat(whole.fileno()).st_size
+                after = os.fstat(whole.fileno())
         finally:
             pool.shutdown(wait=True)
-        if not before == after <= whole.tell():
+        same = before.st_size == after.st_size <= whole.tell()
+        if not same or before.st_mtime_ns != after.st_mtime_ns:
+            how = "" if same else f", from {before.st_size:,} to {after.st_size:,} bytes"
             raise DataError(
-                f"{path}: has changed while it was read, from {before:,} to {after:,} bytes; read a file that is "
-                "not being written"
+                f"{path}: has changed while it was read{how}; read a file that is not being written"
             )
 
 
