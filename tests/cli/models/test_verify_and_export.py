@@ -80,7 +80,7 @@ def ended(tmp_path: Path) -> RunFolder:
     write_text(folder.job, '[job]\nprogram = "sketch"\n')
     write_json(folder.run, {"id": "0123"})
     (folder.path / "model.npz").write_bytes(b"model")
-    assert ResultFile(None, folder, recorded=True).write({"status": "completed", "exit_code": 0})
+    assert ResultFile(None, folder, recorded=True).end({"status": "completed", "exit_code": 0}) == 0
     return folder
 
 
