@@ -64,6 +64,8 @@ def read_lines(path: Path, most: int = LARGEST_TEXT) -> JsonLines:
 class JsonLinesWriter:
     """A file of JSON lines to append to: when `append` returns, the line is completely written.
 
+    If the file is removed, the next line begins a new one, in a new folder if necessary.
+
     A context manager; `close` is idempotent.
 
     Raises:
@@ -72,6 +74,8 @@ class JsonLinesWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.begun_again = False
+        """Whether the file was removed since this was last set to False, so that the earlier lines are lost."""
         self._handle: int | None = open_own(path, append=True)
         try:
             self._remove_incomplete_line(os.fstat(self._handle).st_size)
@@ -94,6 +98,8 @@ class JsonLinesWriter:
             json.dumps(json_data(value, Nulls()), allow_nan=False, separators=(", ", ": ")).encode() + b"\n"
         )
         whole = line
+        if not os.fstat(self._handle).st_nlink:
+            self._open_again()
         try:
             while line:
                 line = line[os.write(self._handle, line) :]
@@ -102,6 +108,13 @@ class JsonLinesWriter:
                 if len(line) < len(whole):
                     self._remove_incomplete_line(os.fstat(self._handle).st_size)
             raise OSError(error.errno, error.strerror, str(self.path)) from None
+
+    def _open_again(self) -> None:
+        """Continue in a new file: the present one was removed."""
+        assert self._handle is not None
+        handle = open_own(self.path, append=True)
+        os.close(self._handle)
+        self._handle, self.begun_again = handle, True
 
     def _remove_incomplete_line(self, size: int) -> None:
         """Remove an incomplete last line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
@@ -11,6 +12,8 @@ from mpips.process.printable import brief, printable
 from mpips.rundir.folder import JsonLinesWriter, RunFolder
 from mpips.rundir.progress import Column, Table
 from mpips.scheduler.journal import Journal
+
+_LOG = logging.getLogger(__name__)
 
 
 class _NewOutput:
@@ -52,11 +55,17 @@ class Output:
         if self._written > 0:
             self._written -= 1
         else:
-            self._lines.append({"event": event, **facts})
+            self._append({"event": event, **facts})
 
     def note(self, event: str, **facts: Any) -> None:
         """Append a line that is not the program's, at any time."""
-        self._lines.append({"event": event, **facts, "noted": True})
+        self._append({"event": event, **facts, "noted": True})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        self._lines.append(line)
+        if self._lines.begun_again:
+            self._lines.begun_again = False
+            _LOG.warning("%s was removed during the run: its lines so far are lost", self._folder.metrics)
 
     def table(self, columns: Sequence[Column]) -> Table:
         """Return the table that shows the run's progress."""

@@ -56,6 +56,19 @@ def test_a_disk_that_is_full_in_the_midst_of_a_line(tmp_path: Path, monkeypatch:
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"a": 1}, {"b": 2}]
 
 
+def test_a_file_that_is_removed_is_begun_again(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "x.jsonl"
+    with JsonLinesWriter(path) as lines:
+        lines.append({"a": 1})
+        assert not lines.begun_again
+        path.unlink()
+        path.parent.rmdir()
+        lines.append({"b": 2})
+        lines.append({"c": 3})
+        assert lines.begun_again
+    assert path.read_text() == '{"b": 2}\n{"c": 3}\n'
+
+
 def test_lines_that_are_not_objects_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     deep = b"[" * 100_000
