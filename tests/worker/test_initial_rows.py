@@ -14,6 +14,7 @@ from simulated import simulate
 from mpips.checkpoint.inspection import describe
 from mpips.checkpoint.loading import vectors
 from mpips.checkpoint.manifest import read_manifest
+from mpips.data.spec import DataSpec
 from mpips.errors import CheckpointError
 from mpips.filters.chain import Chain
 from mpips.filters.named import chain_of
@@ -168,7 +169,7 @@ def test_a_recorded_run_is_replayed_to_the_same_bits(tmp_path: Path) -> None:
 def a_job(**settings: Any) -> Any:
     table = {"mf": {"seed": 1, "passes": 3} | settings}
     kept = SimpleNamespace(keep=3)
-    return SimpleNamespace(program="mf", table="mf", tables=lambda: table, checkpoint=kept)
+    return SimpleNamespace(program="mf", table="mf", tables=lambda: table, checkpoint=kept, data=DataSpec())
 
 
 def saved(folder: Path, init: Initial, servers: int, at: int = 4, of: int = 8) -> tuple[Path, Any]:
