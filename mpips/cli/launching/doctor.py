@@ -12,10 +12,12 @@ DESCRIPTION = """\
 Check what a run needs (MPI and its launcher, HDF5, a folder for compiled kernels, cores), and exchange messages
 between two ranks. Reports problems and their solutions; exit code 1 if no run can work here. In a Slurm allocation it
 also tries srun with each plugin that may fit the MPI, some seconds each, and shows the command line that starts a job
-as one world. With another one, N ranks may start as N worlds of one rank each.
+as one world. With another one, N ranks may start as N worlds of one rank each. On several nodes it also tries whether
+ranks of the chosen launcher continue without a node.
 
   mpips doctor
   salloc -N 2 mpips doctor                      which launcher and PMI fit, in an allocation
+  salloc -N 2 mpips doctor --launcher srun      what ranks survive under srun
   mpips doctor --json                           the same as JSON
 """
 
@@ -147,8 +149,8 @@ def ping(starter: Any) -> dict[str, Any]:
 def outliving(starter: Any, ping: Mapping[str, Any]) -> str | None:
     """Test whether ranks outlive a daemon of their launcher; under srun, whose daemons are root's, another rank.
 
-    Returns "daemon" or "rank", what they outlive; "" if they do not. None if it was not tested: the MPI cannot, or
-    there is one node, whose loss leaves nothing.
+    Returns "daemon" or "rank", what they outlive; "" if they do not. None if it was not tested: the MPI does not
+    support it, or there is one node only.
     """
     import json
     import os
@@ -230,6 +232,8 @@ def _srun_advice(findings: Mapping[str, Any]) -> list[str]:
 def live_recovery(findings: Mapping[str, Any]) -> str:
     """Describe whether a run can continue here when a rank dies, as tested by killing one."""
     mpi, succeeds = findings["mpi"], findings["ping"].get("ulfm")
+    # Ranks under srun survive the death of another one only after they have left srun.
+    succeeds = True if findings.get("outlives") == "rank" else succeeds
     if succeeds is None:
         return "-"
     name = f"{mpi['vendor']} {mpi['version']}"
@@ -241,10 +245,10 @@ def live_recovery(findings: Mapping[str, Any]) -> str:
 
 
 def node_loss(findings: Mapping[str, Any]) -> str:
-    """Describe what of the launcher a run can continue without, as tested by killing it."""
+    """Describe whether a run can continue here without a node; "" if that was not tested."""
     return {
         None: "",
-        "": "no: the ranks end with a daemon of their launcher; continue with --resume latest",
+        "": "no: the loss of a node ends the run; continue with --resume latest",
         "daemon": "yes (tested by killing a launch daemon)",
         "rank": "yes, in an allocation that Slurm does not end with a node: --no-kill (tested by killing a rank)",
     }[findings.get("outlives")]

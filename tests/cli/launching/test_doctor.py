@@ -169,6 +169,21 @@ def test_in_an_allocation_it_says_what_fits(
     assert found["use"][1] == "mpips run JOB.toml --launcher srun"
 
 
+def test_ranks_that_have_left_srun_survive_a_death() -> None:
+    findings = {
+        "mpi": {"vendor": "Open MPI", "version": "5.0.11"},
+        "launcher": {"kind": "srun"},
+        "ping": {"size": 2, "ulfm": False},
+    }
+    assert doctor.live_recovery(findings).startswith("no: Open MPI 5.0.11 under srun")
+    assert doctor.node_loss(findings) == ""
+    survived = findings | {"outlives": "rank"}
+    assert doctor.live_recovery(survived) == "yes (Open MPI 5.0.11, ULFM)"
+    assert doctor.node_loss(survived).startswith("yes, in an allocation")
+    ended = findings | {"outlives": ""}
+    assert doctor.live_recovery(ended).startswith("no:") and doctor.node_loss(ended).startswith("no:")
+
+
 def test_srun_alone_will_do(allocation: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
     allocation("echo 'it is not for you' >&2; exit 5")
     assert main(["doctor", "--json"]) == 0
