@@ -2,8 +2,9 @@
 
 mpirun -n 2 ... python -P -m mpips.launch.outliving OUT.json daemon|rank
 
-The ranks leave their launcher as those of a run do (`mpips.rank.detachment`). Under srun a daemon is not ours to kill.
-Rank 0 writes {"outlives": true} into the file if the others continue; else the launcher has ended it before.
+The ranks leave their launcher as those of a run do (`mpips.rank.detachment`). Under srun the daemons are root's, so a
+rank is killed there. Rank 0 writes {"outlives": true} into the file if it continues, and false if it cannot reach the
+other one after a daemon's end; it writes nothing if the launcher has ended it before.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mpi4py
 import numpy as np
 
 from mpips.process import parent_daemon, stand_in
+from mpips.process.open_mpi import await_world, leave_out_ofi
 from mpips.process.ucx import without_ucx_conf
 
 if TYPE_CHECKING:
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
 ENDS = 4.0
 """Seconds in which a launcher ends all ranks that depend on it."""
 GIVES_UP = 12
+"""Seconds after which a rank ends whose partner does not answer."""
 TURN = 0.02
+"""Seconds between two messages of a rank."""
 
 
 def exchange(comm: MPI.Intracomm, seconds: float) -> None:
@@ -47,9 +52,13 @@ def main(path: Path, killed: str) -> None:
     """Test it; `killed` is "daemon" or "rank"."""
     if killed == "daemon":
         stand_in.begin([])
+    mpi4py.rc(initialize=False, finalize=False)
     with without_ucx_conf():
         from mpi4py import MPI
 
+        leave_out_ofi(os.environ)
+        MPI.Init_thread()
+        await_world(os.environ)
     from mpips.rundir.folder import write_json
     from mpips.transport.mpi import pmix
 
