@@ -7,7 +7,7 @@ from mpips.process import stop_signals, supervisor
 
 
 def begin_detached() -> None:
-    """Begin a session, if this rank shall outlive the daemon of Open MPI that has started it."""
+    """Continue in a child process, if this rank is to outlive the daemon of Open MPI that has started it."""
     found = supervisor.given(sys.argv)
     if found is not None and found.launcher == "openmpi":
         from mpips.process import stand_in
@@ -18,8 +18,7 @@ def begin_detached() -> None:
 def start() -> int:
     """Run a rank. Signal handlers are set first: otherwise a request to stop would kill the rank while it loads."""
     received = [] if "--warm-up" in sys.argv else stop_signals.receive()
-    if supervisor.OPTION in sys.argv:
-        begin_detached()
+    begin_detached()
     # Imported modules are never freed; garbage collections during imports take a tenth of a rank's start.
     gc.disable()
     from mpips.process import standard_streams

@@ -43,6 +43,14 @@ def machine() -> bytes:
     return hashlib.blake2b(b"\0".join(parts), digest_size=8).digest()
 
 
+def process_space() -> str:
+    """Identify the machine and the process id namespace, within which processes can be checked."""
+    space = 0
+    with contextlib.suppress(OSError):
+        space = os.stat("/proc/self/ns/pid").st_ino
+    return f"{machine().hex()}-{space}"
+
+
 def is_gone(pid: int) -> bool:
     """Return whether a process of this host has ended, or is a zombie."""
     try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from mpips.process.host import machine
+from mpips.process.host import process_space
 
 OPTION = "--detached"
 """The option of a rank that shall outlive its launcher; its value is a `Supervisor`, as text."""
@@ -29,7 +29,7 @@ class Supervisor(NamedTuple):
     @classmethod
     def here(cls, launcher: str) -> Supervisor:
         """Return this process."""
-        return cls(launcher, _here(), os.getpid())
+        return cls(launcher, process_space(), os.getpid())
 
     @classmethod
     def parse(cls, text: str) -> Supervisor:
@@ -48,24 +48,11 @@ class Supervisor(NamedTuple):
     @property
     def is_here(self) -> bool:
         """Whether it is a process of this machine that this process can see."""
-        return self.machine == _here()
-
-
-def parse(text: str) -> Supervisor | None:
-    """Return a supervisor from its text; None if there is none."""
-    return Supervisor.parse(text) if text else None
+        return self.machine == process_space()
 
 
 def given(argv: Sequence[str]) -> Supervisor | None:
     """Return the supervisor that a rank's command line names; None if it names none."""
     with suppress(ValueError, IndexError):
-        return parse(argv[argv.index(OPTION) + 1])
+        return Supervisor.parse(argv[argv.index(OPTION) + 1])
     return None
-
-
-def _here() -> str:
-    """Identify the machine and the process id namespace."""
-    space = 0
-    with suppress(OSError):
-        space = os.stat("/proc/self/ns/pid").st_ino
-    return f"{machine().hex()}-{space}"

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--replay", default="", metavar="HISTORY",
                       help="replay a recorded run; see `mpips reproduce`")  # fmt: skip
     made.add_argument("--claim", default="", metavar="ID", help="the claim of --run-dir, from `mpips run`")
-    made.add_argument(supervisor.OPTION, default="", metavar="PROCESS",
+    made.add_argument(supervisor.OPTION, type=supervisor.Supervisor.parse, metavar="PROCESS",
                       help="outlive the launcher; the process that supervises the run, from `mpips run`")  # fmt: skip
     made.add_argument("--warm-up", action="store_true",
                       help="load the program, which compiles its kernels, and exit without starting MPI")  # fmt: skip

@@ -32,7 +32,6 @@ from mpips.membership.membership import Membership
 from mpips.process.first_rank import seems_first
 from mpips.process.host import host_name
 from mpips.process.stop_signals import STOP_SIGNALS
-from mpips.process.supervisor import parse
 from mpips.provenance import first_failure
 from mpips.rank.detachment import Detachment, of_this_launch
 from mpips.rank.ending import LAST, ResultFile, alarm, end_hung, say
@@ -111,7 +110,7 @@ class RankRun:
         self.membership: Membership | None = None
         self.log = log.begin(self.rank)
         self.peers: first_failure.LocalRanks | None = None
-        self.detachment = Detachment(None if options is None else parse(options.detached))
+        self.detachment = Detachment(None if options is None else options.detached)
 
     @property
     def folder(self) -> RunFolder:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from mpips.errors import InputError, cannot_write
 from mpips.files.json_schema import COUNT, Each, schema_error
 from mpips.files.safe_open import create_exclusively, open_regular
-from mpips.process.host import host_name, is_gone, machine
+from mpips.process.host import host_name, is_gone, process_space
 from mpips.process.printable import printable
 
 PREFIX = ".claim-"
@@ -70,7 +70,7 @@ def take(folder: Path, launcher_claim: str = "", has_ended: Callable[[], bool] =
     before = _last(folder)
     if before is not None and not (launcher_claim and before.content.get("id") == launcher_claim):
         _wait_for_its_end(folder, before, has_ended)
-    here = _here()
+    here = process_space()
     processes = [[os.getpid(), _began(os.getpid())]]
     if (
         before is not None
@@ -128,7 +128,7 @@ def release(folder: Path) -> None:
 def _wait_for_its_end(folder: Path, claim: _Found, has_ended: Callable[[], bool]) -> None:
     """Return once a claim is over. InputError if it is not."""
     content, deadline = claim.content, time.monotonic() + PATIENCE
-    if content and content["machine"] == _here():
+    if content and content["machine"] == process_space():
         if any(not is_gone(pid) and _began(pid) == began for pid, began in content["processes"]):
             raise _taken(folder, claim)
         return
@@ -172,14 +172,6 @@ def _last(folder: Path) -> _Found | None:
     return _Found(
         number, content if not schema_error(content, _SCHEMA) and content["processes"] else {}, changed
     )
-
-
-def _here() -> str:
-    """Identify the machine and process id namespace, within which processes can be checked."""
-    space = ""
-    with suppress(OSError):
-        space = os.readlink("/proc/self/ns/pid")
-    return f"{machine().hex()} {space}"
 
 
 def _began(pid: int) -> int:
