@@ -342,11 +342,11 @@ def node_count(environ: Mapping[str, str]) -> int:
 
 
 def survival(wanted: str, starter: Starter, nodes: int = 1) -> Survival:
-    """Return what a launch asks for.
+    """Return what a run is to survive.
 
     Args:
-        wanted: ``--survive``: no, ranks, nodes, or auto: the most that MPI and launcher support; on one node nothing is
-            left when it is lost, so that is ranks.
+        wanted: ``--survive``: no, ranks, nodes, or auto. That is nodes if there are several; on one node, of which
+            nothing is left when it is lost, it is ranks, except under srun; no if the MPI supports neither.
         starter: how ranks are started.
         nodes: the number of nodes.
 
@@ -363,9 +363,9 @@ def survival(wanted: str, starter: Starter, nodes: int = 1) -> Survival:
         )
     if wanted == "no" or not able:
         return Survival.NOTHING
-    # Under srun a death ends all, unless the ranks have left it.
     if wanted == "auto":
         return Survival.NODES if nodes > 1 else Survival.NOTHING if by_srun else Survival.RANKS
+    # Under srun a death ends all ranks, unless they have left it.
     return Survival.NODES if by_srun else Survival(wanted)
 
 

@@ -47,14 +47,15 @@ class LauncherProcess:
     everything. Ranks whose launcher has died are adopted, and ended too. So is a launcher that still waits after the
     run is over, for a stopped (SIGSTOP) rank that the others have excluded.
 
-    A `detached` run continues when its launcher has ended, until it has a result or none of its ranks lives.
+    A `detached` run continues when its launcher has ended, until it has a result or none of its ranks lives. It is
+    asked to stop by an order in its folder instead of USR1, and its output is read from files.
 
     Args:
         launch: the command to run.
         result: returns the run's result once there is one.
         requests: the stop signals of the command; default: those that arrive while the launcher runs.
         ready: returns whether the ranks can be asked to stop: they have started.
-        tell: is called with the first of the signals before USR1 is sent.
+        tell: is called with the first of the signals before USR1 is sent: ranks cannot tell which signal it stands for.
         detached: the run, if its ranks outlive their launcher.
     """
 
@@ -308,7 +309,7 @@ def clear_session(pid: int) -> None:
     folder = next((os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if name in os.environ), "/tmp")
     path = Path(folder, f"ompi.{pid}")
     with suppress(OSError):
-        # root could remove another user's
+        # As root this process could remove another user's.
         if path.lstat().st_uid == os.geteuid():
             shutil.rmtree(path, ignore_errors=True)
 

@@ -114,5 +114,6 @@ def add_survive(parser: argparse._ActionsContainer) -> None:
         "--survive",
         choices=("auto", "nodes", "ranks", "no"),
         default="auto",
-        help="continue when ranks die, or also nodes and the launcher (Open MPI 5); auto: as the MPI supports",
+        help="continue when ranks die, or also nodes and the launcher (Open MPI 5); auto: nodes if there are several, "
+        "otherwise ranks where the launcher supports that",
     )

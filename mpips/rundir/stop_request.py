@@ -2,7 +2,8 @@
 
 `mpips run` forwards every stop signal as USR1, since a launcher ends its ranks when it gets another one. Before that,
 it writes the name of the signal that came into the run's folder. The file's name has the id of the claim that the ranks
-were given, so no other start reads it.
+were given, so no other start reads it. A run that outlives its launcher gets an order instead
+(`mpips.launch.detached_run`).
 """
 
 from __future__ import annotations

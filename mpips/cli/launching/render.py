@@ -34,8 +34,8 @@ Write the batch script of a job for Slurm. `mpips submit` has the same options, 
                                 a job array: one task for each seed, or for each combination
   mpips render JOB.toml --nodes 8 --server-nodes 2 --server-sbatch=--constraint=bigmem
                                 scheduler and servers on 2 nodes, workers on 8 nodes of another kind (srun)
-  mpips render JOB.toml --nodes 4 --spares 2 --replicas 1
-                                continues when ranks die (Open MPI's mpirun); spares replace them
+  mpips render JOB.toml --nodes 4 --spares 2 --replicas 1 --launcher srun
+                                continues when ranks or nodes die (Open MPI 5); spares replace ranks
   mpips render JOB.toml --nodes 2 --reproduce
                                 records the run, repeats it from its record, and compares the two
 """

@@ -1,7 +1,8 @@
 """The deaths of ranks, as MPI reports them.
 
-Where MPI survives a death (Open MPI under `mpirun --with-ft ulfm`), any call may report one: it is acknowledged and
-reported by `failed()`, incomplete messages are dropped, and the communicator stays in use, since no call is collective.
+Where MPI survives a death (Open MPI under `mpirun --with-ft ulfm`, or with its parameter `mpi_ft_enable` under srun),
+any call may report one: it is acknowledged and reported by `failed()`, incomplete messages are dropped, and the
+communicator stays in use, since no call is collective.
 MPI learns of a death from its launcher, or by a connection that breaks. Ranks that have left their launcher share
 memory with those of the same host, which does not break: so they `watch` the processes.
 `exclude` also works for a rank that is alive: buffers that MPI may still access are kept.
@@ -24,9 +25,9 @@ _DEATHS = (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING)
 
 
 def survives_deaths() -> bool:
-    """Return whether ranks survive the death of one: only with Open MPI, under `mpirun --with-ft ulfm`.
+    """Return whether ranks survive the death of one: only with Open MPI, if its launch line enables that.
 
-    No MPI call reports this: without the option, all return as if no rank had died.
+    No MPI call reports this: if it is not enabled, all return as if no rank had died.
     """
     asked = os.environ.get(_FT_ENABLE, "").lower() in ("1", "true", "yes", "on", "enabled")
     return asked and MPI.get_vendor()[0] == "Open MPI"
