@@ -45,7 +45,8 @@ class DataSpec:
     parts: int = field(default=0, metadata={"at_least": 0, "at_most": (1 << 20) - 1})
     """Number of parts of the data, which are distributed over the workers; 0: one for each worker."""
     keep_parsed: float = field(default=1.0, metadata={"at_least": 0, "at_most": 1e9})
-    """Largest size of a worker's parsed part, in GB, that is kept in the run folder for the worker's successor."""
+    """darlin, with spares: the largest size of a worker's parsed part, in GB, that is kept in the run folder for the
+    worker's successor; 0: none is kept."""
     log_buckets: list[str | int] = field(default_factory=list)
     """tsv: columns of numbers; a number x above 2 has the key of floor(ln(x)^2), as is usual for Criteo's counts."""
 
