@@ -132,9 +132,8 @@ class OverlapWorker(BlockWorker):
         # The blocks in flight while passes overlap.
         self._passes: Passes | None = None
         # The first round since a worker was lost, and the error of passes since then.
-        self._since, self._failed = 0, None
-
-    _failed: Exception | None
+        self._since = 0
+        self._failed: Exception | None = None
 
     def renew(self, round: int) -> dict[str, Any]:
         """Continue from the weights alone, and discard interrupted passes."""

@@ -80,7 +80,7 @@ def _has_entries(folder: str) -> bool:
         return False
 
 
-def _parameter_files(environ: MutableMapping[str, str]) -> list[Path]:
+def _parameter_files(environ: Mapping[str, str]) -> list[Path]:
     name = "openmpi-mca-params.conf"
     maps = Path("/proc/self/maps").read_text(errors="surrogateescape")
     libraries = {Path(path) for path in re.findall(r"(/.*/libmpi\.so\S*)$", maps, re.MULTILINE)}

@@ -109,11 +109,14 @@ class Log:
 
     def before(self, time: int, decision: int) -> Place | None:
         """Return the place with this time and number of a decision; None if entries from before come after others."""
-        count = 0
-        own = 0
+        count, decided = 0, 0
         for number, entry in enumerate(self.entries):
-            own += (decided := "decision" in entry.meta)
-            if own <= decision if decided else entry.time < time:
+            if "decision" in entry.meta:
+                decided += 1
+                is_before = decided <= decision
+            else:
+                is_before = entry.time < time
+            if is_before:
                 if count < number:
                     return None
                 count += 1
@@ -231,8 +234,8 @@ class Journal:
         since, at = snapshot.since, snapshot.at
         if here[0] > since.time or here[1] > since.decision:
             raise UsageError(
-                "the program has come to its restart point on another way than on the rank before: `schedule` must be "
-                "deterministic, and call `compact` at one place"
+                "the program has reached its restart point by other steps than on the scheduler before: `schedule` "
+                "must be deterministic, and call `compact` at one place"
             )
         if here != (since.time, since.decision):
             return None

@@ -333,7 +333,8 @@ class Cluster:
             takes it, and continues with that turn.
 
         Raises:
-            UsageError: `state()` is not JSON-able, or the program has come here on another way than before.
+            UsageError: `state()` is not JSON-able, or the program has come here by other steps than on the scheduler
+                before.
 
         >>> from mpips import simulate
         >>> def schedule(cluster: Cluster):

@@ -161,8 +161,8 @@ def compile_now(jit: Any, signatures: Sequence[str], is_abandoned: Callable[[], 
 def load(jit: Any, signatures: Sequence[str]) -> None:
     """Load a kernel from the cache, or compile it.
 
-    NUMBA_DISABLE_JIT has no effect on kernels, only on the program's own functions: kernels use pointers, so Python
-    cannot run them.
+    NUMBA_DISABLE_JIT has no effect on kernels, which use pointers, so that Python cannot run them. It has an effect on
+    the program's own functions, and on who handles messages (`mpips.transport.mpi.abi.library`).
     """
     with configured(DISABLE_JIT=""):
         for signature in signatures:
