@@ -56,6 +56,8 @@ class OverlappedDarlin(Darlin):
         self._running: Running | None = None
         # Whether the present pass is to be the last one before a rest, and what is due then.
         self._is_final = self._reset = self._full = self._stop = False
+        # The next pass has begun when one is reported.
+        cluster.durations.under_way = 2
         super().__init__(cluster, settings, assignment, data)
 
     def at_rest(self) -> bool:

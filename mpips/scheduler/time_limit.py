@@ -6,6 +6,8 @@ must suffice for the present step, for the checkpoint, and for the reserve of th
 
     stop at = end - before_end - longest of the last steps - 2 * longest checkpoint
 
+Of a program whose steps overlap, as many steps count as are under way at a time.
+
 `before_end` counts for at most a quarter of the whole time, so that a short allocation is not all reserve.
 """
 
@@ -29,6 +31,8 @@ class Durations:
     def __init__(self) -> None:
         self.checkpoint = 0.0
         """Duration of the longest checkpoint so far, until it was on disk."""
+        self.under_way = 1
+        """Steps that the program has begun at any time, and completes before it stops."""
         self._steps: deque[float] = deque(maxlen=8)
         self._last: float | None = None
 
@@ -58,4 +62,5 @@ def end_of(job: Job, started: float, allocation: float | None) -> float | None:
 
 def reserve(before_end: float, whole: float, durations: Durations) -> float:
     """Return the seconds that must remain, of a `whole` time, when the run is asked to stop."""
-    return min(before_end, MOST * max(whole, 0.0)) + durations.step + CHECKPOINTS * durations.checkpoint
+    needed = durations.under_way * durations.step + CHECKPOINTS * durations.checkpoint
+    return min(before_end, MOST * max(whole, 0.0)) + needed

@@ -124,6 +124,7 @@ def test_passes_that_increase_the_objective_are_shortened_or_undone(
 
     def ended(self: OverlappedDarlin) -> bool:
         rises.append(self.good)
+        assert self.cluster.durations.under_way == 2
         return end(self)
 
     monkeypatch.setattr(OverlappedDarlin, "_end", ended)

@@ -58,6 +58,8 @@ def test_the_reserve_covers_the_last_steps_and_the_longest_checkpoint() -> None:
     assert durations.checkpoint == 4
     assert reserve(60, 3600, durations) == 60 + 1 + 8
     assert reserve(60, 100, durations) == 25 + 1 + 8
+    durations.under_way = 2
+    assert reserve(60, 3600, durations) == 60 + 2 + 8
 
 
 @given(seconds, seconds, st.lists(seconds, max_size=12), st.lists(seconds, max_size=3))
