@@ -118,7 +118,7 @@ def _is_sound(columns: Columns) -> bool:
         return False
     if len(colptr) != len(keys) + 1 or (values is not None and len(values) != len(rows)):
         return False
-    ends = colptr[0] == 0 and colptr[-1] == len(rows) and bool((np.diff(colptr) >= 0).all())
+    ends = colptr[0] == 0 and colptr[-1] == len(rows) and bool((colptr[:-1] <= colptr[1:]).all())
     rises = bool((key_order(keys) == np.arange(len(keys))).all())
     within = not len(rows) or (rows.min() >= 0 and rows.max() < len(labels))
     return bool(ends and rises and within and (np.abs(labels) == 1.0).all())

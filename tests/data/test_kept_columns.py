@@ -82,6 +82,8 @@ def test_a_folder_that_cannot_be_written_changes_nothing(spec: DataSpec, tmp_pat
         ("rows", np.array([0, 2, 1, 0, 2], np.int64)),
         ("colptr", np.array([0, 3, 2, 4, 5], np.int64)),
         ("colptr", np.array([0, 2, 3, 5], np.int64)),
+        # All differences, as int64, are at least 0.
+        ("colptr", np.array([0, 2**63 - 1, -(2**63), -1, 5], np.int64)),
         ("keys", np.array([3, 9, 4, 10], np.uint64)),
         ("values", np.ones(4, np.float32)),
         ("values", np.ones((5, 1), np.float32)),
