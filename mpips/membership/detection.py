@@ -100,7 +100,12 @@ class Detection:
             self._node.control(rank, Command.DIED, {"ranks": unknown})
 
     def receive_deaths(self, message: Message) -> None:
-        """Receive the deaths that another rank reports."""
+        """Receive the deaths that another rank reports, unless its own was reported before.
+
+        If only the connection of two ranks breaks, they report each other: the run needs to lose one of them only.
+        """
+        if message.sender in (*self._told, *self.dead):
+            return
         self._told += [rank for rank in message.meta["ranks"] if rank not in (self._node.rank, *self.dead)]
 
     def _silent(self, watched: Collection[int], hearers: Collection[int]) -> list[int]:
