@@ -19,6 +19,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import select
 import signal
 import time
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ DAEMON_GRACE = 3.0
 _PR_SET_PDEATHSIG = 1
 _NONE = -1
 _to_stand_in = _NONE
-"""In the rank: the pipe that is closed when the rank is released."""
+"""In the rank: the pipe to which it writes when it is released."""
 
 
 def begin(argv: Sequence[str]) -> None:
@@ -69,6 +70,9 @@ def release() -> None:
     global _to_stand_in
     if _to_stand_in != _NONE:
         _end_with_parent(0)
+        # Children that the program has forked may hold the pipe open.
+        with suppress(OSError):
+            os.write(_to_stand_in, b"released")
         os.close(_to_stand_in)
         _to_stand_in = _NONE
 
@@ -85,7 +89,6 @@ def is_over(folder: Path) -> bool:
 def _stand_in(pid: int, released: int, folder: Path) -> NoReturn:
     """Wait for the rank `pid`, and end as it ends."""
     try:
-        os.set_blocking(released, False)
         waited = {signal.SIGCHLD, *STOP_SIGNALS}
         signal.pthread_sigmask(signal.SIG_BLOCK, waited)
         unwanted = False
@@ -135,10 +138,10 @@ def _end_daemon(daemon: int) -> None:
 
 
 def _is_released(pipe: int) -> bool:
-    try:
-        return not os.read(pipe, 1)
-    except BlockingIOError:
-        return False
+    """Return whether the rank has been released, or has ended."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _folder(argv: Sequence[str]) -> Path:

@@ -19,7 +19,10 @@ from mpips.process import stand_in, stop_signals, supervisor
 received = stop_signals.receive()
 stand_in.begin(sys.argv)
 folder, how = Path(sys.argv[2]), sys.argv[3]
-if how == "released":
+if how == "forked" and not os.fork():
+    time.sleep(60)
+    os._exit(0)
+if how in ("released", "forked"):
     stand_in.release()
 (folder / "part").write_text(str(os.getpid()))
 (folder / "part").rename(folder / "pid")
@@ -69,12 +72,20 @@ def test_the_rank_ends_with_it_until_it_is_released(begin: Callable[[str], tuple
     assert started.finish(20).code == -signal.SIGKILL, "and nothing is left behind"
 
 
-def test_a_released_rank_outlives_it(begin: Callable[[str], tuple[Started, int]], tmp_path: Path) -> None:
-    started, pid = begin("released")
+@pytest.mark.parametrize("how", ["released", "forked"])
+def test_a_released_rank_outlives_it(
+    begin: Callable[[str], tuple[Started, int]], tmp_path: Path, how: str
+) -> None:
+    started, pid = begin(how)
+    # It holds the pipe to the stand-in open.
+    child = [each for each in tagged(started.tag) if each not in (pid, started.process.pid)]
+    assert len(child) == (how == "forked")
     for kind in (signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL):
         started.process.send_signal(kind)
     started.process.wait(20)
-    assert tagged(started.tag) == [pid]
+    assert sorted(tagged(started.tag)) == sorted([pid, *child])
+    for each in child:
+        os.kill(each, signal.SIGKILL)
     (tmp_path / "end").touch()
     started.finish(20)
     assert (tmp_path / "received").read_text() == "[]"
