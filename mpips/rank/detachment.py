@@ -102,7 +102,8 @@ def _watch(pid: int, folder: RunFolder, result: ResultFile) -> None:
     if not stand_in.is_over(folder.path):
         error = f"its launcher has ended (mpips run, process {pid})"
         log.note("failed", logging.ERROR, error=error, follows=True)
-        result.fail_if_absent(f"the run was ended on {host_name()}: {error}")
+        # A provisional one ends no rank.
+        result.fail_if_absent(f"the run was ended on {host_name()}: {error}", over_provisional=True)
         say(f"mpips: error: {error}")
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -132,9 +132,12 @@ class ResultFile:
         if self._of_another() is None:
             self._write({"status": "failed", "exit_code": ExitCode.FAILED, "error": error, **facts})
 
-    def fail_if_absent(self, error: str) -> None:
-        """Write the result of a run that failed, and how to resume it, if there is no result yet."""
-        if self.folder is not None and not self.folder.result.exists():
+    def fail_if_absent(self, error: str, over_provisional: bool = False) -> None:
+        """Write the result of a run that failed, and how to resume it, if there is no result yet.
+
+        `over_provisional`: also if there is a provisional one.
+        """
+        if self.folder is not None and (over_provisional or not self.folder.result.exists()):
             hint = "" if self._prepared is None else advice(self._prepared.job, self.folder)
             self.fail(error + hint)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.errors import DataError, InputError, RemoteError, UsageError
 from mpips.rank.ending import ResultFile
 from mpips.rank.rank_run import RankRun
+from mpips.rundir.folder import RunFolder, write_json
 from mpips.transport.message import Command
 
 
@@ -98,6 +100,18 @@ def test_a_rank_that_is_not_stopped_reports_why_it_ends(
     reported = RemoteError.from_meta(facts, 2)
     assert reported.text in said and reported.is_input == (code == 2)
     assert issubclass(UsageError, InputError)
+
+
+def test_a_provisional_result_is_replaced_when_the_run_has_ended(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    result = ResultFile(None, folder)
+    write_json(folder.result, {"status": "failed", "error": "asked to stop", "provisional": True})
+    result.fail_if_absent("the launcher has ended")
+    assert (folder.read_result() or {})["error"] == "asked to stop", "which says why"
+    result.fail_if_absent("mpips run has ended", over_provisional=True)
+    assert (folder.read_result() or {})["error"] == "mpips run has ended" and folder.has_result()
+    ResultFile(None, folder).fail_if_absent("again", over_provisional=True)
+    assert (folder.read_result() or {})["error"] == "mpips run has ended"
 
 
 @pytest.mark.parametrize(("claim", "supervised"), [("ab12", True), ("cd34", False), ("", False)])
