@@ -7,6 +7,7 @@ that are not objects.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -98,7 +99,7 @@ class JsonLinesWriter:
             json.dumps(json_data(value, Nulls()), allow_nan=False, separators=(", ", ": ")).encode() + b"\n"
         )
         whole = line
-        if not os.fstat(self._handle).st_nlink:
+        if self._is_removed(self._handle):
             self._open_again()
         try:
             while line:
@@ -108,6 +109,14 @@ class JsonLinesWriter:
                 if len(line) < len(whole):
                     self._remove_incomplete_line(os.fstat(self._handle).st_size)
             raise OSError(error.errno, error.strerror, str(self.path)) from None
+
+    @staticmethod
+    def _is_removed(handle: int) -> bool:
+        try:
+            return os.fstat(handle).st_nlink == 0
+        except OSError as error:
+            # Another client of NFS has removed it.
+            return error.errno == errno.ESTALE
 
     def _open_again(self) -> None:
         """Continue in a new file: the present one was removed."""

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -54,6 +54,22 @@ def test_a_disk_that_is_full_in_the_midst_of_a_line(tmp_path: Path, monkeypatch:
         room = 1000
         lines.append({"b": 2})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"a": 1}, {"b": 2}]
+
+
+def test_a_file_that_another_host_has_removed_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(handle: int) -> NoReturn:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    path = tmp_path / "log.jsonl"
+    with JsonLinesWriter(path) as lines:
+        path.unlink()
+        with monkeypatch.context() as patched:
+            patched.setattr("os.fstat", stale)
+            assert lines._is_removed(lines._handle or 0)
+        lines.append({"a": 1})
+    assert read_lines(path).objects == [{"a": 1}]
 
 
 def test_a_file_that_is_removed_is_begun_again(tmp_path: Path) -> None:
