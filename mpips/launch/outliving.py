@@ -3,8 +3,8 @@
 mpirun -n 2 ... python -P -m mpips.launch.outliving OUT.json daemon|rank
 
 The ranks leave their launcher as those of a run do (`mpips.rank.detachment`). Under srun the daemons are root's, so a
-rank is killed there. Rank 0 writes {"outlives": true} into the file if it continues, and false if it cannot reach the
-other one after a daemon's end; it writes nothing if the launcher has ended it before.
+rank is killed there. Rank 0 writes {"outlives": false} into the file first, and then true if it continues and reaches
+the other one: it cannot if the launcher has ended it.
 """
 
 from __future__ import annotations
@@ -65,9 +65,15 @@ def main(path: Path, killed: str) -> None:
     comm = MPI.COMM_WORLD
     comm.Set_errhandler(MPI.ERRORS_RETURN)
     exchange(comm, 0.0)
+    # Else this node does not see it.
+    reports = comm.rank == 0 and path.parent.is_dir()
+    if reports:
+        write_json(path, {"outlives": False})
     daemon = parent_daemon.daemon()
     pmix.leave()
     stand_in.release()
+    # Both have left their launcher after this.
+    exchange(comm, 0.0)
     if comm.rank == 1:
         target = os.getpid() if killed == "rank" else daemon[0] if daemon is not None else 0
         if target:
@@ -82,7 +88,7 @@ def main(path: Path, killed: str) -> None:
             exchange(comm, ENDS)
         except MPI.Exception:
             outlives = False
-    if comm.rank == 0:
+    if reports:
         write_json(path, {"outlives": outlives})
     os._exit(0)
 

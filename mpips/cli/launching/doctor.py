@@ -150,7 +150,7 @@ def outliving(starter: Any, ping: Mapping[str, Any]) -> str | None:
     """Test whether ranks outlive a daemon of their launcher; under srun, whose daemons are root's, another rank.
 
     Returns "daemon" or "rank", what they outlive; "" if they do not. None if it was not tested: the MPI does not
-    support it, or there is one node only.
+    support it, there is one node only, or the ranks do not see the folder of their report.
     """
     import json
     import os
@@ -165,7 +165,9 @@ def outliving(starter: Any, ping: Mapping[str, Any]) -> str | None:
     if not starter.mpi.ulfm or ping.get("size") != 2 or mpi_launcher.node_count(os.environ) < 2:
         return None
     killed = "rank" if starter.kind == "srun" else "daemon"
-    with tempfile.TemporaryDirectory(prefix="mpips-doctor-") as folder:
+    # Under salloc, this may be a login node, of which other nodes do not see /tmp.
+    here = os.getcwd() if os.access(os.getcwd(), os.W_OK | os.X_OK) else None
+    with tempfile.TemporaryDirectory(prefix=".mpips-doctor-", dir=here, ignore_cleanup_errors=True) as folder:
         report = Path(folder) / "outlives.json"
         result: dict[str, Any] = {}
         program = [*interpreter.python(), "-m", "mpips.launch.outliving", str(report), killed]
@@ -173,10 +175,12 @@ def outliving(starter: Any, ping: Mapping[str, Any]) -> str | None:
         subprocess_output.run(planned.line, PATIENCE, environ=planned.environment())
         # Ranks that outlive the launcher report after its end.
         deadline = time.monotonic() + REPORTED
-        while not result and time.monotonic() < deadline:
+        while not result.get("outlives") and time.monotonic() < deadline:
             time.sleep(0.1)
             with suppress(OSError, ValueError):
                 result = json.loads(report.read_text())
+    if not result:
+        return None
     return killed if result.get("outlives") else ""
 
 

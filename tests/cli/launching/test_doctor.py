@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -212,6 +213,27 @@ def test_other_output_is_not_taken_for_a_report_of_ranks(
     script(Path(srun), f"echo '{REPORT_PREFIX}{said}'")
     assert main(["doctor"]) == 1
     assert "exit code 0: no output" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("writes", "found"), [("", None), ('{"outlives": false}', ""), ('{"outlives": true}', "daemon")]
+)
+def test_ranks_that_do_not_see_the_folder_tell_nothing_of_node_loss(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, writes: str, found: str | None
+) -> None:
+    def plan(starter: Any, ranks: int, program: list[str], **_: Any) -> mpi_launcher.Launch:
+        report = Path(program[-2])
+        assert report.parent.parent == tmp_path, "where other nodes may see it"
+        line = ("/bin/sh", "-c", f"printf '%s' '{writes}' > {report}" if writes else "true")
+        return mpi_launcher.Launch("openmpi", line, {})
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "REPORTED", 0.3)
+    monkeypatch.setattr(mpi_launcher, "plan", plan)
+    monkeypatch.setattr(mpi_launcher, "node_count", lambda environ: 2)
+    starter = SimpleNamespace(kind="openmpi", mpi=SimpleNamespace(ulfm=True))
+    assert doctor.outliving(starter, {"size": 2}) == found
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_several_copies_of_it_are_refused(
