@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from mpips.errors import InputError, cannot_write
+from mpips.files.listing import REFRESH, refresh
 from mpips.files.safe_open import inside, read_bytes, read_text, replacing
 from mpips.rundir.folder import RunFolder
 
@@ -67,9 +68,6 @@ STALE = 60.0
 """Seconds after its expiry when an open order is refused: its sender was killed and the run resumed. The two clocks may
 differ by this much.
 """
-
-REFRESH = 2.0
-"""Seconds after which a listing that the file system's client may have cached is refreshed."""
 
 
 @dataclass(frozen=True)
@@ -356,9 +354,3 @@ def remove(path: Path) -> None:
     """Remove a file if it exists and that is possible."""
     with suppress(OSError):
         path.unlink()
-
-
-def refresh(folder: Path) -> None:
-    """Set a folder's modification time, so that an NFS client drops its cached listing."""
-    with suppress(OSError):
-        os.utime(folder)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from mpips.files.listing import REFRESH, refresh
 from mpips.files.safe_open import open_own, open_regular
 
 FOLDER = "output"
@@ -26,6 +27,8 @@ SHARE = 0.05
 """The largest share of a follower's time that it looks, however many files there are."""
 PIECE = 1 << 20
 """Bytes that are read of a file at once."""
+PIECES = 16
+"""Pieces of a file in one look, at most: where the reader of the output is slow, files grow meanwhile."""
 
 
 def redirect(run: Path, first: int) -> None:
@@ -50,13 +53,18 @@ class Follower:
 
     def __init__(self, run: Path, now: Callable[[], float] = time.monotonic) -> None:
         self._folder, self._now, self._next = run / FOLDER, now, 0.0
-        self._read = {name: (self._folder / name).stat().st_size for name in self._names()}
+        # When the files of other hosts are looked for again.
+        self._refresh = 0.0
+        self._read = {name: self._size(name) for name in self._names()}
 
     def poll(self, at_once: bool = False) -> list[tuple[int, bytes]]:
-        """Return (stream, bytes) of what is new; looks again after some time only, unless `at_once`."""
+        """Return (stream, bytes) of what is new, or its beginning; looks after some time only, unless `at_once`."""
         began = self._now()
         if began < self._next and not at_once:
             return []
+        if began >= self._refresh or at_once:
+            self._refresh = began + REFRESH
+            refresh(self._folder)
         found = [(STREAMS[name[-4:]], data) for name in self._names() for data in self._new(name)]
         self._next = began + max(PERIOD, (self._now() - began) / SHARE)
         return found
@@ -67,12 +75,18 @@ class Follower:
         except OSError:
             return []
 
+    def _size(self, name: str) -> int:
+        # Another user may have put anything there.
+        with suppress(OSError):
+            return (self._folder / name).lstat().st_size
+        return 0
+
     def _new(self, name: str) -> list[bytes]:
         found: list[bytes] = []
         # Opened at each look: clients of NFS check then what other hosts have written.
         with suppress(OSError), open_regular(self._folder / name, follow=False) as file:
             file.seek(self._read.get(name, 0))
-            while data := file.read(PIECE):
+            while len(found) < PIECES and (data := file.read(PIECE)):
                 found.append(data)
                 self._read[name] = self._read.get(name, 0) + len(data)
         return found
