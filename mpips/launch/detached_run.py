@@ -16,6 +16,7 @@ from contextlib import suppress
 
 from mpips.errors import InputError
 from mpips.exit_codes import ExitCode
+from mpips.files.listing import REFRESH, refresh
 from mpips.process.host import host_name
 from mpips.process.supervisor import OPTION, Supervisor
 from mpips.rundir import claim, order_files
@@ -35,8 +36,11 @@ class DetachedRun:
         self._folder, self._launcher, self._now = folder, launcher, now
         self._follower = Follower(folder.path)
         self._ordering: threading.Thread | None = None
+        # The hosts of the ranks, as soon as they are known.
+        self._hosts: set[str] = set()
         self._claim = claim.renewal(folder.path)
-        self._claim_since = now()
+        # When the result and the claim of another host are looked for again.
+        self._refresh = self._claim_since = now()
 
     def arguments(self) -> list[str]:
         """Return the arguments by which ranks know this process, and that they shall outlive their launcher."""
@@ -71,12 +75,15 @@ class DetachedRun:
 
     def lives_elsewhere(self) -> bool:
         """Return whether ranks of other hosts continue the run, which has no result."""
-        try:
+        # The folder may not be readable for some time.
+        with suppress(InputError, OSError):
             run = self._folder.read_run() or {}
-        except InputError:
+            self._hosts = {each.get("host", "") for each in run.get("ranks", ())} or self._hosts
+        if self._hosts <= {host_name()}:
             return False
-        if {each.get("host") for each in run.get("ranks", ())} <= {host_name()}:
-            return False
+        if self._now() >= self._refresh:
+            self._refresh = self._now() + REFRESH
+            refresh(self._folder.path)
         found, now = claim.renewal(self._folder.path), self._now()
         # Until a rank has claimed the folder, this process renews its own claim.
         own = self._folder.held is not None and found[0] == self._folder.held.id

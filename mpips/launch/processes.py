@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mpips.errors import in_a_line
 from mpips.process.stop_signals import WARNINGS, StopRequests
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class LauncherProcess:
         self._follower: threading.Thread | None = None
         self._over = threading.Event()
         self._requests = requests
+        # Whether the ranks have been ready: their files may not be readable for some time.
+        self._has_begun = False
         self._next_check = 0.0
         self._status_since = ("", 0.0)
         self._process: subprocess.Popen[bytes] | None = None
@@ -106,11 +109,15 @@ class LauncherProcess:
         """Copy the output that the ranks of a detached run write to files, until all is over."""
         while not self._over.wait(INTERVAL):
             self._copy_files(detached)
-        self._copy_files(detached, at_once=True)
+        while self._copy_files(detached, at_once=True):
+            pass
 
-    def _copy_files(self, detached: DetachedRun, at_once: bool = False) -> None:
-        for stream, data in detached.output(at_once):
+    def _copy_files(self, detached: DetachedRun, at_once: bool = False) -> bool:
+        """Copy what is new; return whether there was anything."""
+        found = detached.output(at_once)
+        for stream, data in found:
             self._sinks[stream - 1].write(data)
+        return bool(found)
 
     def _finish_output(self, requests: Sequence[int]) -> None:
         """Wait until all output is copied, also to a slow reader, or until a signal asks again to stop."""
@@ -168,7 +175,10 @@ class LauncherProcess:
             clear_session(self._process.pid)
             self._finish_output(requests.received)
             return self._process.returncode
-        except BaseException:
+        except BaseException as error:
+            # Ranks of other hosts would continue.
+            if self._detached is not None:
+                self._detached.kill(f"mpips run has failed: {in_a_line(error)}")
             self._kill()
             raise
 
@@ -178,7 +188,7 @@ class LauncherProcess:
             launcher.wait(timeout=INTERVAL)
         if launcher.returncode is None:
             return True
-        if self._detached is None or self._status() or not self._ready():
+        if self._detached is None or self._status() or not self._begun():
             return False
         if not descendants(os.getpid()) and not self._detached.lives_elsewhere():
             return False
@@ -187,6 +197,11 @@ class LauncherProcess:
             print("mpips: the launcher has ended; the run continues without it", file=sys.stderr, flush=True)
         time.sleep(INTERVAL)
         return True
+
+    def _begun(self) -> bool:
+        """Return whether the ranks can be asked to stop."""
+        self._has_begun = self._has_begun or self._ready()
+        return self._has_begun
 
     def _forward(self, process: subprocess.Popen[bytes], requests: Sequence[int]) -> None:
         """Forward stop requests; those that batch systems send by themselves never kill."""
@@ -201,7 +216,7 @@ class LauncherProcess:
         now = time.monotonic()
         if stops > 1:
             self._end()
-        elif requests and now >= self._next_request and self._deadline is None and self._ready():
+        elif requests and now >= self._next_request and self._deadline is None and self._begun():
             if self._detached is None:
                 self._tell(requests[0])
                 process.send_signal(signal.SIGUSR1)

@@ -81,6 +81,29 @@ def test_ranks_elsewhere_live_as_long_as_they_renew_the_claim(folder: RunFolder)
     assert not run.lives_elsewhere()
 
 
+def test_ranks_elsewhere_live_while_the_folder_cannot_be_read(folder: RunFolder) -> None:
+    run = DetachedRun(folder, "openmpi")
+    begun(folder, host_name(), "elsewhere")
+    assert folder.held is not None
+    claim.take(folder.path, folder.held.id)
+    assert run.lives_elsewhere()
+    for text in ("[", None):
+        folder.run.unlink() if text is None else folder.run.write_text(text)
+        assert run.lives_elsewhere()
+
+
+def test_the_result_of_another_host_is_looked_for_anew(folder: RunFolder) -> None:
+    """A client of NFS may know for a minute that there is none, unless the folder is changed here."""
+    now = 0.0
+    run = DetachedRun(folder, "openmpi", lambda: now)
+    begun(folder, host_name(), "elsewhere")
+    for later, anew in [(0.0, True), (1.0, False), (2.5, True)]:
+        os.utime(folder.path, (1, 1))
+        now = later
+        run.lives_elsewhere()
+        assert (folder.path.stat().st_mtime > 1) is anew
+
+
 LAUNCHER = """
 import json, os, subprocess, sys, time
 from pathlib import Path
@@ -121,6 +144,25 @@ code = process.run()
 assert "goes on" in process.last_output
 sys.exit(code)
 """
+
+
+FAILS = """
+import sys
+from mpips.launch import processes
+from mpips.launch.detached_run import DetachedRun
+from mpips.launch.mpi_launcher import Launch
+from mpips.rundir.folder import RunFolder
+folder = RunFolder.claim(sys.argv[1])
+launch = Launch("openmpi", (sys.executable, "-c", "import time; time.sleep(60)"), {})
+processes.LauncherProcess(launch, lambda: 1 / 0, None, detached=DetachedRun(folder, "openmpi")).run()
+"""
+
+
+def test_ranks_elsewhere_end_when_mpips_run_fails(start: Callable[..., Started], tmp_path: Path) -> None:
+    done = start([sys.executable, "-c", FAILS, tmp_path]).finish(30)
+    assert "ZeroDivisionError" in done.stderr
+    found = (RunFolder(tmp_path).read_result() or {})["error"]
+    assert found == "mpips run has failed: ZeroDivisionError: division by zero"
 
 
 @pytest.mark.parametrize("how", ["completes", "ends"])
