@@ -10,9 +10,15 @@ first *proposed*, and takes effect once it is accepted by ranks with a majority 
     count acceptances <------------------------- accepted, or: my latest view is ..., and my leader is alive
     majority: publish
 
-An accepted view is the latest one known to its acceptor, so each later proposal that it accepts is based on it. Two
-views that were each accepted by a majority share an acceptor: so the second is based on the first, and views that take
-effect form one chain. (This is single-decree Paxos per view, in the form of a compare-and-swap on a majority.)
+An accepted view is the latest one known to its acceptor, so each later proposal that it accepts is based on it, or on a
+later one. Two views that were each accepted by a majority share an acceptor: so the second is based on the first, and
+views that take effect form one chain. (This is single-decree Paxos per view, in the form of a compare-and-swap on a
+majority.)
+
+Known fault: the argument needs that candidates propose one after the other. A rank that is asked for its views promises
+nothing, as it would in the first phase of Paxos. If two candidates ask before either proposes, the view of the one may
+take effect, and a third candidate may follow the view of the other. Its candidate waits for all ranks that may hold
+shards, and gives the other one `SECOND_TRY` patiences, so this needs a third failure within seconds.
 
 Each host has the same number of votes, divided among its ranks that vote: those that are not workers in the layout.
 So a host that is lost costs one share, however many ranks it had. Votes never change; dead and excluded ranks have
