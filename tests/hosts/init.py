@@ -62,8 +62,10 @@ def reap(clients: dict[int, socket.socket]) -> None:
 
 def main() -> None:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(sys.argv[1])
+    # Clients wait for the file, and may connect as soon as there is one.
+    listener.bind(f"{sys.argv[1]}.new")
     listener.listen(64)
+    os.rename(f"{sys.argv[1]}.new", sys.argv[1])
     ended, wakes = os.pipe()
     os.set_blocking(ended, False)
     os.set_blocking(wakes, False)

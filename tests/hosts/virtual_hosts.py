@@ -148,11 +148,15 @@ class VirtualHosts:
         """Start a command on a host, with its output in a file; return the socket that gets its exit code."""
         link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        link.connect(str(self._path(number, "sock")))
         asked = {"argv": [*map(str, argv)], "cwd": str(cwd), "env": self.environment(environ)}
-        with open(os.devnull, "rb") as empty:
-            streams = [empty.fileno(), out.fileno(), out.fileno()]
-            socket.send_fds(link, [json.dumps(asked).encode()], streams)
+        try:
+            link.connect(str(self._path(number, "sock")))
+            with open(os.devnull, "rb") as empty:
+                streams = [empty.fileno(), out.fileno(), out.fileno()]
+                socket.send_fds(link, [json.dumps(asked).encode()], streams)
+        except BaseException:
+            link.close()
+            raise
         return link
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
