@@ -20,7 +20,7 @@ import mpi4py
 import numpy as np
 
 from mpips.process import parent_daemon, stand_in
-from mpips.process.open_mpi import await_world, leave_out_ofi
+from mpips.process.open_mpi import initialize
 from mpips.process.ucx import without_ucx_conf
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ def main(path: Path, killed: str) -> None:
     with without_ucx_conf():
         from mpi4py import MPI
 
-        leave_out_ofi(os.environ)
-        MPI.Init_thread()
-        await_world(os.environ)
+        initialize(MPI)
     from mpips.rundir.folder import write_json
     from mpips.transport.mpi import pmix
 

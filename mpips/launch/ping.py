@@ -22,7 +22,7 @@ import numpy as np
 
 from mpips.launch.launcher_probe import REPORT_PREFIX
 from mpips.process.host import NAME_BYTES, host_name
-from mpips.process.open_mpi import await_world, leave_out_ofi
+from mpips.process.open_mpi import initialize
 from mpips.process.ucx import without_ucx_conf
 from mpips.rundir.folder import write_json
 
@@ -30,9 +30,7 @@ mpi4py.rc(initialize=False, finalize=True)
 with without_ucx_conf():
     from mpi4py import MPI
 
-    leave_out_ofi(os.environ)
-    MPI.Init_thread()
-    await_world(os.environ)
+    initialize(MPI)
 
 ROUND_TRIPS, SMALL = 2000, 8
 """Number of round trips of the small message, and its size in bytes."""

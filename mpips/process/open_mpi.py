@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
+from typing import Any
 
 SELECTION = "OMPI_MCA_btl"
 """The environment variable that selects BTLs; `mpirun --mca btl` sets it too."""
@@ -29,6 +30,13 @@ FABRICS = ("/sys/class/infiniband", "/sys/class/cxi")
 
 SPREAD = 0.05
 """Seconds within which the ranks of all hosts leave `MPI_Init`."""
+
+
+def initialize(mpi: Any, level: int | None = None) -> None:
+    """Initialize MPI with a thread level, by default MPI_THREAD_MULTIPLE; `mpi` is `mpi4py.MPI`."""
+    leave_out_ofi(os.environ)
+    mpi.Init_thread(mpi.THREAD_MULTIPLE if level is None else level)
+    await_world(os.environ)
 
 
 def leave_out_ofi(

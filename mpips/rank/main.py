@@ -33,7 +33,7 @@ from mpips.errors import InputError
 from mpips.exit_codes import ExitCode
 from mpips.launch.oversubscription import oversubscription
 from mpips.process import parent_daemon
-from mpips.process.open_mpi import await_world, leave_out_ofi
+from mpips.process.open_mpi import initialize
 from mpips.process.ucx import without_ucx_conf
 from mpips.rank.ending import LAST, LONGER, alarm, end_for_thread, say
 from mpips.rank.prepare import parser, prepare
@@ -85,9 +85,7 @@ def main(argv: Sequence[str] | None = None, stop_signals: list[int] | None = Non
 
         # The program may have initialized MPI.
         if not MPI.Is_initialized():
-            leave_out_ofi(os.environ)
-            MPI.Init_thread(MPI.THREAD_SERIALIZED)
-            await_world(os.environ)
+            initialize(MPI, MPI.THREAD_SERIALIZED)
     run = RankRun(MPI, options, prepared, stop_signals, started)
     runs.append(run)
     try:
