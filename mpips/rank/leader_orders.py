@@ -39,7 +39,7 @@ class LeaderOrders:
         van = cluster.node.van
         self._cluster, self._orders, self._membership = cluster, cluster.orders, membership
         self._status, self._program = status, program
-        self._files = Orders(folder.path, van.now, wall=van.wall)
+        self._files = Orders(folder.path, van.now, start=folder.start)
         self._open: deque[Order] = deque()
         # The order that is taken and not answered, its answer, and when it is answered at the latest.
         self._taken: tuple[Order, str, float] | None = None

@@ -8,6 +8,9 @@ An order without an answer is open, also for a new leader, which takes it again 
 execution and answer. Every verb is therefore idempotent: checkpoint, stop, tau and status are; what has been done of a
 join or a leave is known by the order's name. An answered order survives its leader (`mpips.rank.leader_orders`).
 
+An order names the start that it is for, by the id in run.json: the next start refuses what the former one has left. So
+the clocks of the two hosts need not agree.
+
 Files are not synced: after a crash, the user gives a lost order again. An order is executed within the leader's
 period, or seconds later on a file system whose clients cache listings.
 """
@@ -16,7 +19,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import re
 import secrets
@@ -58,16 +60,8 @@ MOST = 256
 SHARE = 0.05
 """The largest share of the leader's time for polling the folder, however many files are in it."""
 
-FARTHEST = 86400.0
-"""Seconds for which an order can be open: its sender waits no longer."""
-
 NEVER = (errno.EACCES, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO)
 """Errors of a file that is not an order and cannot become one."""
-
-STALE = 60.0
-"""Seconds after its expiry when an open order is refused: its sender was killed and the run resumed. The two clocks may
-differ by this much.
-"""
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ class Orders:
         folder: the run's folder.
         now: seconds that only grow.
         period: seconds between two polls of the folder.
-        wall: seconds since the epoch.
+        start: the id of this start; "": orders for any start are taken.
     """
 
     def __init__(
@@ -125,9 +119,9 @@ class Orders:
         folder: Path,
         now: Callable[[], float],
         period: float = 0.2,
-        wall: Callable[[], float] = time.time,
+        start: str = "",
     ) -> None:
-        self._folder, self._now, self._period, self._wall = folder / "orders", now, period, wall
+        self._folder, self._now, self._period, self._start = folder / "orders", now, period, start
         self._next = self._refresh = now()
         self._given: set[str] = set()
         self._unsent: dict[str, tuple[bool, str]] = {}
@@ -179,14 +173,12 @@ class Orders:
             return None
         self._given.add(name)
         try:
-            order, expires = parse(name, text)
-            if expires > self._wall() + FARTHEST:
-                raise InputError(f"not an order: open for more than {FARTHEST:g} s")
+            order, start = parse(name, text)
         except InputError as error:
             self._send(name, False, str(error))
             return None
-        if self._wall() > expires + STALE:
-            self._send(name, False, "the order is older than the time for which its sender would have waited")
+        if self._start not in ("", start):
+            self._send(name, False, "the order was for an earlier start of the run, which has ended")
             return None
         return order
 
@@ -201,23 +193,21 @@ class Orders:
         del self._unsent[name]
 
 
-def parse(name: str, text: bytes) -> tuple[Order, float]:
-    """Parse an order's file; return the order, and until when (seconds since the epoch) its sender waits.
+def parse(name: str, text: bytes) -> tuple[Order, str]:
+    """Parse an order's file; return the order, and the id of the start that it is for.
 
     Raises:
         InputError: it is not an order.
     """
     try:
         read = json.loads(text)
-        verb, arguments, expires = read["verb"], read["arguments"], float(read["expires"])
-        if not math.isfinite(expires):
-            raise ValueError(f"it expires at {expires}")
-        if not isinstance(verb, str) or not isinstance(arguments, dict):
-            raise TypeError("its verb is not a string or its arguments are not a table")
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        verb, arguments, start = read["verb"], read["arguments"], read["start"]
+        if not isinstance(verb, str) or not isinstance(arguments, dict) or not isinstance(start, str):
+            raise TypeError("its verb or start is not a string, or its arguments are not a table")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"not an order: {type(error).__name__}: {' '.join(str(error).split())}") from None
     check(verb, arguments)
-    return Order(name, verb, arguments), expires
+    return Order(name, verb, arguments), start
 
 
 # --- the login node's side -------------------------------------------------------------------
@@ -242,11 +232,12 @@ def ask(
     run = RunFolder(run_folder)
     if not (run.run.exists() or run.result.exists()):
         raise InputError(f"{run_folder}: not a run folder (there is no run.json in it)")
+    refresh(run.path)
     if over := _end_of(run):
         return False, over
     folder = run.path / "orders"
     name = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
-    order = {"verb": verb, "arguments": arguments, "expires": time.time() + min(patience, FARTHEST)}
+    order = {"verb": verb, "arguments": arguments, "start": _start_of(run)}
     try:
         inside(run.path, folder.name).mkdir(exist_ok=True)
         create(folder / f"{name}.json", order)
@@ -285,6 +276,13 @@ def _await(run: RunFolder, answer: Path, patience: float) -> tuple[bool, str] | 
             return None
         time.sleep(min(pause, max(0.0, began + patience - now)))
         pause = min(2 * pause, 0.2)
+
+
+def _start_of(run: RunFolder) -> str:
+    """Return the id of a run's last start; "" if it is not known."""
+    with suppress(InputError, OSError):
+        return str((run.read_run() or {}).get("id", ""))
+    return ""
 
 
 def _end_of(run: RunFolder) -> str:

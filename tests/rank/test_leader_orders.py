@@ -113,7 +113,7 @@ class Run:
     def give(self, name: str, verb: str, arguments: dict[str, Any]) -> None:
         """Write an order into the folder."""
         (self.folder.path / "orders").mkdir(exist_ok=True)
-        about = {"verb": verb, "arguments": arguments, "expires": 500.0}
+        about = {"verb": verb, "arguments": arguments, "start": ""}
         order_files.create(self.folder.path / "orders" / f"{name}.json", about)
 
     def hear(self) -> None:

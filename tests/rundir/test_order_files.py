@@ -47,13 +47,10 @@ def clock() -> Clock:
     return Clock()
 
 
-def give(
-    run: Path, name: str, verb: str = "checkpoint", expires: float | None = None, **arguments: Any
-) -> None:
-    when = time.time() + 10 if expires is None else expires
+def give(run: Path, name: str, verb: str = "checkpoint", start: str = "now", **arguments: Any) -> None:
     (run / "orders").mkdir(exist_ok=True)
     order_files.create(
-        run / "orders" / f"{name}.json", {"verb": verb, "arguments": arguments, "expires": when}
+        run / "orders" / f"{name}.json", {"verb": verb, "arguments": arguments, "start": start}
     )
 
 
@@ -112,6 +109,32 @@ def test_an_order_is_received_and_answered_and_its_files_are_removed(
 def test_a_refused_order_is_answered_with_the_reason(run: Path) -> None:
     with leading(run, ok=False):
         assert ask(run, "leave", {"rank": 1}) == (False, "leave {'rank': 1}")
+
+
+def test_an_order_is_for_the_start_that_runs_whatever_the_time_on_the_two_hosts(
+    run: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "run.json").write_text(json.dumps({"id": "first"}))
+    orders = Orders(run, clock, start="first")
+    heard: list[str] = []
+
+    def lead() -> None:
+        while not heard:
+            for order in fresh(orders, clock):
+                heard.append(order.verb)
+                orders.answer(order, True, "done")
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=lead)
+    thread.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: 0.0)
+        assert ask(run, "stop") == (True, "done")
+    thread.join()
+    # The sender was killed, and the run resumed.
+    give(run, "1", "stop", start="first")
+    assert fresh(Orders(run, clock, start="second"), clock) == []
+    assert answer_of(run, "1") == (False, "the order was for an earlier start of the run, which has ended")
 
 
 def test_orders_come_oldest_first_and_once(run: Path, clock: Clock) -> None:
@@ -176,17 +199,16 @@ def test_each_leader_gets_exactly_the_open_orders(events: list[str]) -> None:
         (b"\xff{}", "not an order: UnicodeDecodeError"),
         (b"[1, 2]", "not an order: TypeError"),
         (b'{"verb": "stop"}', "not an order: KeyError: 'arguments'"),
-        (b'{"verb": 3, "arguments": {}, "expires": 1e18}', "not an order: TypeError: its verb"),
-        (b'{"verb": "stop", "arguments": [], "expires": 1e18}', "not an order: TypeError: its verb"),
-        (b'{"verb": "dance", "arguments": {}, "expires": 1e18}', "no order is called 'dance'; valid: checkpoint"),
-        (b'{"verb": "leave", "arguments": {}, "expires": 1e18}', "leave takes one argument, its rank"),
-        (b'{"verb": "leave", "arguments": {"rank": true}, "expires": 1e18}', "leave True: rank must be"),
-        (b'{"verb": "join", "arguments": {"role": "king"}, "expires": 1e18}', "join 'king': a spare joins as"),
-        (b'{"verb": "stop", "arguments": {"now": 1}, "expires": 1e18}', "stop takes no argument"),
-        (b'{"verb": "stop", "arguments": {}, "expires": 1}', "the order is older"),
-        (b'{"verb": "stop", "arguments": {}, "expires": Infinity}', "not an order: ValueError: it expires at inf"),
-        (b'{"verb": "stop", "arguments": {}, "expires": NaN}', "not an order: ValueError: it expires at nan"),
-        (b'{"verb": "stop", "arguments": {}, "expires": 1e17}', "not an order: open for more than 86400 s"),
+        (b'{"verb": 3, "arguments": {}, "start": "now"}', "not an order: TypeError: its verb"),
+        (b'{"verb": "stop", "arguments": [], "start": "now"}', "not an order: TypeError: its verb"),
+        (b'{"verb": "dance", "arguments": {}, "start": "now"}', "no order is called 'dance'; valid: checkpoint"),
+        (b'{"verb": "leave", "arguments": {}, "start": "now"}', "leave takes one argument, its rank"),
+        (b'{"verb": "leave", "arguments": {"rank": true}, "start": "now"}', "leave True: rank must be"),
+        (b'{"verb": "join", "arguments": {"role": "king"}, "start": "now"}', "join 'king': a spare joins as"),
+        (b'{"verb": "stop", "arguments": {"now": 1}, "start": "now"}', "stop takes no argument"),
+        (b'{"verb": "stop", "arguments": {}, "start": 1}', "not an order: TypeError: its verb or start"),
+        (b'{"verb": "stop", "arguments": {}, "start": ""}', "the order was for an earlier start"),
+        (b'{"verb": "stop", "arguments": {}, "start": "then"}', "the order was for an earlier start"),
         (b"[" * 50_000, "not an order: RecursionError"),
         (b" " * (order_files.LONGEST + 1), "not an order: holds more than the allowed 65,536 bytes"),
     ],
@@ -195,7 +217,7 @@ def test_each_leader_gets_exactly_the_open_orders(events: list[str]) -> None:
 def test_invalid_order_files_are_answered_with_an_error(
     run: Path, clock: Clock, text: bytes, said: str
 ) -> None:
-    orders = Orders(run, clock)
+    orders = Orders(run, clock, start="now")
     (run / "orders" / "1.json").write_bytes(text)
     assert fresh(orders, clock) == []
     answer = answer_of(run, "1")
