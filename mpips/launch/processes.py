@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import select
 import shutil
 import signal
@@ -31,6 +32,10 @@ ORPHAN_GRACE = 2.0
 """Seconds that ranks have to end after their launcher has ended."""
 EXIT_TIME, EXIT_TIME_FAILED = 5.0, 30.0
 """Seconds that a launcher has to end once there is a result; longer if it ends the ranks itself, after a failure."""
+START_GRACE = 10.0
+"""Seconds that the ranks of srun have to end after one has ended before the run began."""
+TASK_ENDED = re.compile(rb"^(srun: error: \S+: tasks? [0-9,\[\]-]+: .*)$", re.MULTILINE)
+"""The line in which srun reports tasks that have failed."""
 INTERVAL = 0.2
 """Seconds between two looks at the launcher."""
 CHECK_INTERVAL = 1.0
@@ -49,7 +54,8 @@ class LauncherProcess:
     run is over, for a stopped (SIGSTOP) rank that the others have excluded.
 
     A `detached` run continues when its launcher has ended, until it has a result or none of its ranks lives. It is
-    asked to stop by an order in its folder instead of USR1, and its output is read from files.
+    asked to stop by an order in its folder instead of USR1, and its output is read from files. A rank that ends before
+    the others have begun ends the run: srun, which does not end it with a rank, only reports that.
 
     Args:
         launch: the command to run.
@@ -84,6 +90,8 @@ class LauncherProcess:
         self._announced = False
         self._next_request, self._interval = 0.0, FIRST_INTERVAL
         self._deadline: float | None = None
+        # When srun's report was seen of a rank that has ended before the run began.
+        self._lost_since: float | None = None
         self._copiers: list[threading.Thread] = []
         self._sinks: tuple[Sink, ...] = ()
 
@@ -167,6 +175,8 @@ class LauncherProcess:
             self._copy_output()
             while self._goes_on(self._process):
                 self._forward(self._process, requests.received)
+                if why := self._lost_at_start():
+                    self._end(why)
                 if self._must_be_ended():
                     self._end()
                 if self._deadline is not None and time.monotonic() > self._deadline:
@@ -227,11 +237,24 @@ class LauncherProcess:
                 min(2 * self._interval, LONGEST_INTERVAL),
             )
 
-    def _end(self) -> None:
+    def _lost_at_start(self) -> str:
+        """Return why a run of srun cannot begin, "" if it can: ranks wait in MPI_Init for one that has ended."""
+        if self._launch.kind != "srun" or self._detached is None or self._begun():
+            return ""
+        found, now = TASK_ENDED.search(b"".join(self._sinks[1].kept)), time.monotonic()
+        if found is None:
+            return ""
+        self._lost_since = self._lost_since or now
+        # After bad input all ranks end, and not all at once.
+        if now - self._lost_since < START_GRACE:
+            return ""
+        return f"a rank has ended at its start ({found[1].decode(errors='replace')})"
+
+    def _end(self, why: str = "killed on request") -> None:
         """Ask the launcher to end everything; what is left is killed at the deadline."""
         if self._process is not None and self._deadline is None:
             if self._detached is not None:
-                self._detached.kill("killed on request")
+                self._detached.kill(why)
             self._process.send_signal(signal.SIGTERM)
             self._deadline = time.monotonic() + GRACE
 

@@ -173,3 +173,36 @@ def test_a_run_goes_on_without_its_launcher(start: Callable[..., Started], tmp_p
     done = started.finish(30)
     assert done.code == 3, "the launcher's"
     assert sorted(done.stdout.splitlines()) == ["begun", "goes on", "launched"]
+
+
+LOST_AT_START = """
+import sys
+from mpips.launch import processes
+from mpips.launch.detached_run import DetachedRun
+from mpips.launch.mpi_launcher import Launch
+from mpips.rundir.folder import RunFolder
+processes.START_GRACE = 0.5
+folder = RunFolder.claim(sys.argv[1])
+waits = "import sys, time; print('srun: error: n2: task 1: Killed', file=sys.stderr, flush=True); time.sleep(60)"
+launch = Launch(sys.argv[2], (sys.executable, "-c", waits), {})
+detached = DetachedRun(folder, sys.argv[2])
+begins = folder.run.exists if sys.argv[3] == "before" else lambda: True
+process = processes.LauncherProcess(launch, folder.read_result, None, begins, detached=detached)
+process.run()
+"""
+
+
+def test_a_rank_that_ends_under_srun_before_the_others_have_begun_ends_the_run(
+    start: Callable[..., Started], tmp_path: Path
+) -> None:
+    start([sys.executable, "-c", LOST_AT_START, tmp_path, "srun", "before"]).finish(30)
+    found = (RunFolder(tmp_path).read_result() or {})["error"]
+    assert found == "a rank has ended at its start (srun: error: n2: task 1: Killed)"
+
+
+def test_a_rank_that_ends_later_does_not(start: Callable[..., Started], tmp_path: Path) -> None:
+    started = start([sys.executable, "-c", LOST_AT_START, tmp_path, "srun", "after"])
+    started.wait_for(lambda: "Killed" in started.stderr)
+    time.sleep(1.0)
+    assert RunFolder(tmp_path).read_result() is None and started.process.poll() is None
+    started.kill()
