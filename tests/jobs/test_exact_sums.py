@@ -153,8 +153,7 @@ def test_a_worker_is_lost_at_any_instant_to_the_same_bits(
 PHASES = ("start", "reset", "dual", "mix", "model", "losses", "weigh")
 
 
-@pytest.fixture(scope="module")
-def instants(data_set: Callable[[str], DataSet]) -> dict[str, list[int]]:
+def watch_calls(data: DataSet, servers: int, workers: int, **network: Any) -> dict[str, list[int]]:
     """Give, for each function of a worker, how many messages had been sent when it was called."""
     found: dict[str, list[int]] = {name: [] for name in PHASES}
 
@@ -170,8 +169,13 @@ def instants(data_set: Callable[[str], DataSet]) -> dict[str, list[int]]:
     with pytest.MonkeyPatch.context() as patch:
         for name in PHASES:
             patch.setattr(Worker, name, watched(name))
-        run_twin(data_set("binary"), 2, 3, layout=EXACT)
+        run_twin(data, servers, workers, layout=EXACT, network=network)
     return found
+
+
+@pytest.fixture(scope="module")
+def instants(data_set: Callable[[str], DataSet]) -> dict[str, list[int]]:
+    return watch_calls(data_set("binary"), 2, 3)
 
 
 @pytest.mark.parametrize("function", PHASES)
@@ -188,6 +192,31 @@ def test_one_is_lost_in_any_phase_to_the_same_bits(
         outcome = run_twin(data_set("binary"), 2, 3, layout=EXACT, network=network)
         assert facts(outcome) == facts(plain("binary"))
         assert changes(outcome) == 1
+
+
+HOSTS: dict[str, Any] = {"replicas": 1, "hosts": [f"h{rank % 3}" for rank in range(7)]}
+
+
+@pytest.fixture(scope="module")
+def instants_on_hosts(data_set: Callable[[str], DataSet]) -> dict[str, list[int]]:
+    return watch_calls(data_set("binary"), 3, 3, **HOSTS)
+
+
+@pytest.mark.parametrize("host", range(3))
+@pytest.mark.parametrize("function", ["reset", "dual", "mix"])
+def test_a_host_is_lost_in_a_reset_to_the_same_bits(
+    data_set: Callable[[str], DataSet],
+    plain: Callable[[str], Outcome],
+    instants_on_hosts: dict[str, list[int]],
+    host: int,
+    function: str,
+) -> None:
+    """A server and a worker at once, and on the first host the scheduler."""
+    after = random.choice(instants_on_hosts[function]) + random.randint(1, 20)
+    faults = [Fault("kill", rank, after_messages=after) for rank in range(host, 7, 3)]
+    outcome = run_twin(data_set("binary"), 3, 3, layout=EXACT, network={**HOSTS, "faults": faults})
+    assert facts(outcome) == facts(plain("binary")), after
+    assert changes(outcome) == 1
 
 
 def test_all_but_one_are_lost_one_joins_one_leaves_and_a_server_dies(
