@@ -39,7 +39,7 @@ Slice = tuple[list[str], int, int]
 class KeptColumns:
     """The parsed parts in a folder (None: none are kept), of data that is read as `spec` says.
 
-    Parts of more than `spec.keep_parsed` GB are not written.
+    Parts of more than `spec.keep_parsed` GB are not written, nor any when the folder does not exist: the run is over.
     """
 
     def __init__(self, folder: Path | None, spec: DataSpec) -> None:
@@ -96,10 +96,8 @@ class KeptColumns:
 def _write(path: Path, columns: Columns, tally: Tally) -> None:
     """Write columns to a file."""
     arrays: dict[str, Any] = {name: array for name, array in vars(columns).items() if array is not None}
-    with suppress(OSError):
-        path.parent.mkdir(exist_ok=True)
-        with replacing(path, durable=False) as file:
-            np.savez(file, tally=np.array(json.dumps(asdict(tally))), **arrays)
+    with suppress(OSError), replacing(path, durable=False) as file:
+        np.savez(file, tally=np.array(json.dumps(asdict(tally))), **arrays)
 
 
 def _is_sound(columns: Columns) -> bool:

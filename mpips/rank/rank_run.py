@@ -25,6 +25,7 @@ from mpips.cluster.registration import Registration
 from mpips.cluster.view import View, first_view
 from mpips.errors import InputError, ShardLost, exit_code, in_a_line, needs_no_traceback
 from mpips.exit_codes import ExitCode
+from mpips.files.listing import refresh
 from mpips.filters.named import chain_of
 from mpips.launch.oversubscription import oversubscription
 from mpips.membership.heartbeat import Heartbeat
@@ -150,6 +151,9 @@ class RankRun:
         if asked := first_asked(self.world, self.stop_signals):
             return self._end_at_once(prepared, self._signal_name(asked))
         self._begin_log(layout.places[self.rank], processes)
+        # Else a client of NFS may show the result of the start before, which was renamed.
+        if self.peers is not None and self.peers.reports(()):
+            refresh(folder.path)
         self.communicators = split(self.world, layout)
         node, van = self._node(layout, prepared, [host for _, host in processes])
         # From here on the heartbeats of other ranks detect a hang.
@@ -332,6 +336,8 @@ class RankRun:
         orders: PendingOrders,
     ) -> int:
         self.folder.held = self.folder.held or claim.succeed(self.folder.path)
+        if self._shared(node) is not None:
+            self.folder.make_shared()
         leader = Leader(
             node, prepared, self.folder, journal, membership, waits, repeats, orders, self.wall, self._find_missing,
         )  # fmt: skip

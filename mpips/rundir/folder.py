@@ -22,6 +22,7 @@ from mpips.files.json_lines import JsonLines, read_lines
 from mpips.files.json_lines import JsonLinesWriter as JsonLinesWriter
 from mpips.files.json_schema import ANY, LARGEST_FILE, NUMBER, Each, Table, read_json, schema_error
 from mpips.files.json_values import json_data
+from mpips.files.listing import refresh
 from mpips.files.safe_open import read_bytes, read_text, replacing
 from mpips.process.first_rank import SUPERVISED
 from mpips.rundir import output_files
@@ -192,6 +193,8 @@ class RunFolder:
         folder.held = take(folder.path, launcher_claim, folder.has_result)
         try:
             if resume:
+                # A client of NFS may show files that another host has renamed.
+                refresh(folder.path)
                 folder._set_aside()
                 folder.remove_shared()
             else:
@@ -314,12 +317,21 @@ class RunFolder:
         """Files that ranks keep for their successors in this start, until its end."""
         return self.path / f".shared-{self.start}"
 
+    def make_shared(self) -> None:
+        """Make the folder for them; without room for it, nothing is kept."""
+        with suppress(OSError):
+            self.shared.mkdir(exist_ok=True)
+
     def remove_shared(self) -> None:
         """Remove them, and those of starts that were killed; nothing else has such a name."""
         with suppress(OSError):
             for name in os.listdir(self.path):
-                if re.fullmatch(r"\.shared-[0-9a-f]{32}", name):
-                    shutil.rmtree(self.path / name, ignore_errors=True)
+                if re.fullmatch(r"\.shared-[0-9a-f]{32}(\.over)?", name):
+                    path, over = self.path / name, self.path / f"{name.removesuffix('.over')}.over"
+                    # A rank may still write to it, which fails after this.
+                    with suppress(OSError):
+                        path.rename(over)
+                    shutil.rmtree(over, ignore_errors=True)
 
     @property
     def fault_times(self) -> Path:

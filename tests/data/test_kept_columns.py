@@ -29,6 +29,8 @@ def parsed(spec: DataSpec) -> tuple[Columns, Tally]:
 
 def kept(spec: DataSpec, folder: Path) -> tuple[KeptColumns, str]:
     """Keep all of the data; return the name under which it is kept."""
+    if not folder.exists():
+        folder.mkdir()
     store = KeptColumns(folder, spec)
     name = store.name([(list(spec.train), 0, 1)])
     store.keep(name, *parsed(spec))
@@ -63,8 +65,19 @@ def test_other_data_have_other_names(spec: DataSpec, tmp_path: Path) -> None:
 
 def test_nothing_is_kept_without_a_folder_or_beyond_the_limit(spec: DataSpec, tmp_path: Path) -> None:
     store, name = kept(replace(spec, keep_parsed=0.0), tmp_path / "shared")
-    assert store.find(name) is None and not (tmp_path / "shared").exists()
+    assert store.find(name) is None and not os.listdir(tmp_path / "shared")
     assert KeptColumns(None, spec).name([(list(spec.train), 0, 1)]) == ""
+
+
+def test_a_worker_that_still_writes_when_the_run_is_over_does_not_make_the_folder_again(
+    spec: DataSpec, tmp_path: Path
+) -> None:
+    store, name = kept(spec, tmp_path / "shared")
+    (tmp_path / "shared" / name).unlink()
+    (tmp_path / "shared").rmdir()
+    store.keep(name, *parsed(spec))
+    store.settle()
+    assert not (tmp_path / "shared").exists()
 
 
 def test_a_folder_that_cannot_be_written_changes_nothing(spec: DataSpec, tmp_path: Path) -> None:

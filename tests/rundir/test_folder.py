@@ -108,13 +108,15 @@ def test_only_what_ranks_have_kept_for_successors_is_removed(tmp_path: Path) -> 
     folder = RunFolder(tmp_path)
     for start in ("a" * 32, "b" * 32):
         folder.start = start
-        folder.shared.mkdir()
+        folder.make_shared()
         (folder.shared / "part.npz").write_text("")
-    for own in ("shared", ".shared-", ".shared-notes"):
+    # It was being removed when its process was killed.
+    (tmp_path / f".shared-{'c' * 32}.over").mkdir()
+    for own in ("shared", ".shared-", ".shared-notes", f".shared-{'d' * 32}.mine"):
         (tmp_path / own).mkdir()
         (tmp_path / own / "mine").write_text("")
     folder.remove_shared()
-    assert sorted(os.listdir(tmp_path)) == [".shared-", ".shared-notes", "shared"]
+    assert sorted(os.listdir(tmp_path)) == [".shared-", f".shared-{'d' * 32}.mine", ".shared-notes", "shared"]
     assert all(os.listdir(each) == ["mine"] for each in tmp_path.iterdir())
 
 
