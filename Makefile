@@ -2,6 +2,7 @@
 # make test    the whole suite under Open MPI, and all tests that use MPI under MPICH too
 # make test-slurm   of these, complete jobs on a real Slurm, which it installs and starts (as root on Debian; else skipped)
 # make test-hosts   of these, what befalls hosts and networks, on virtual hosts (as root on Linux), and the longer ones
+# make campaign TRIALS=30 SEED=0 OF=strikes   strikes hosts, or splits networks (OF=partitions), at random instants
 # make lint    ruff and mypy
 # make clean   removes the environments
 
@@ -16,7 +17,7 @@ SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$
 RANK_TESTS = $(shell grep -rl --include='test_*.py' 'mark\.ranks' tests)
 
 .PHONY: demo test ready kernels test-openmpi test-jobs test-first test-others ranks-jobs ranks-parts test-mpich test-slurm
-.PHONY: test-hosts slurm-openmpi slurm-mpich slurm-one-by-one lint clean help
+.PHONY: test-hosts campaign slurm-openmpi slurm-mpich slurm-one-by-one lint clean help
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -63,6 +64,12 @@ test-mpich: .venv-mpich/test-ready
 
 test-hosts: .venv/test-ready
 	MPIPS_TEST_HOSTS=all .venv/bin/python -m pytest tests/hosts $(PYTEST_ARGS)
+
+TRIALS ?= 30
+SEED ?= 0
+OF ?= strikes
+campaign: .venv/test-ready
+	PYTHONPATH=tests .venv/bin/python -P -m hosts.campaign --trials $(TRIALS) --seed $(SEED) --of $(OF)
 
 # Each on a cluster of its own. Jobs in a queue wait much, so both run at the same time.
 test-slurm:

@@ -84,6 +84,17 @@ class HostRun:
             return dict(json.loads((self.folder / "result.json").read_text()))
         return {}
 
+    def identity_of_result(self) -> tuple[int, int] | None:
+        """Identify the file with the result: when another one is written, it is another file."""
+        with suppress(OSError):
+            found = (self.folder / "result.json").stat()
+            return found.st_ino, found.st_mtime_ns
+        return None
+
+    def excluded(self) -> set[int]:
+        """Return the ranks that views exclude."""
+        return {loss["rank"] for each in self.events("view") for loss in each["lost"]}
+
     def end(self) -> dict[str, Any]:
         """Return the result, once there is one and nothing of the run is left on any host."""
         self.wait_for("result", lambda: bool(self.result()))
@@ -103,17 +114,32 @@ class HostRun:
 
     def finish(self) -> dict[str, Any]:
         """Let the run end; return its result. No update may be lost or doubled."""
-        (self.folder / _pushing.ENOUGH).touch()
+        self.enough()
         result = self.end()
+        if wrong := self.wrong(result):
+            self.fail("; ".join(wrong))
+        return result
+
+    def enough(self) -> None:
+        """End the pushes."""
+        (self.folder / _pushing.ENOUGH).touch()
+
+    def wrong(self, result: dict[str, Any]) -> list[str]:
+        """List what is wrong with a run that has ended."""
         if result["status"] != "completed":
-            self.fail(f"the run has {result['status']}")
-        assert (result["metrics"]["lost"], result["metrics"]["doubled"]) == (0, 0)
-        assert result["metrics"]["updates"] > 0
+            return [f"the run has {result['status']}"]
+        found = []
+        metrics = result["metrics"]
+        if "updates" in metrics and (
+            (metrics["lost"], metrics["doubled"]) != (0, 0) or not metrics["updates"]
+        ):
+            found.append(f"updates: {metrics}")
         leaders: dict[int, set[int]] = {}
         for event in self.events("view"):
             leaders.setdefault(event["epoch"], set()).add(event["leader"])
-        assert all(len(each) == 1 for each in leaders.values()), leaders
-        return result
+        return found + [
+            f"leaders of epoch {epoch}: {each}" for epoch, each in leaders.items() if len(each) > 1
+        ]
 
     def left(self) -> list[str]:
         """List the processes that are left on any host."""

@@ -28,13 +28,8 @@ def ranks_of(run: HostRun, number: int) -> set[int]:
 def wait_for_views_without(run: HostRun, gone: set[int]) -> None:
     """Wait until the ranks are excluded."""
     run.wait_for(
-        "views without it", lambda: gone <= {each["lost"] for each in run.events("lost")} | excluded(run)
+        "views without it", lambda: gone <= {each["lost"] for each in run.events("lost")} | run.excluded()
     )
-
-
-def excluded(run: HostRun) -> set[int]:
-    """Return the ranks that views exclude."""
-    return {loss["rank"] for each in run.events("view") for loss in each["lost"]}
 
 
 def processes(run: HostRun, number: int, name: str) -> list[int]:

@@ -1,15 +1,20 @@
 """A program that pushes to every shard continuously, and records when each push was answered: see `_processes`.
 
 Every worker pushes 1 to a key of its own in every shard, again as soon as the last push was answered. At the end the
-value of each key must be the number of those pushes, which is known exactly.
+value of each key must be the number of those pushes, which is known exactly. A worker that is lost leaves its counts in
+a file that it maps into memory: what was answered must be there, and no more than was issued.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from mpips.bench._runs import process_messages
@@ -26,6 +31,8 @@ ENOUGH = "enough"
 """A file in the run's folder that ends the pushes."""
 BEGUN = 10
 """Calls after which the run's `metrics.jsonl` records the start of pushes."""
+COUNTS = "counts-{}.npy"
+"""A worker's file in the run's folder: i8[3, n], for each of its keys the key and its issued and answered pushes."""
 CALLS = -1
 """The shard number of records of calls by the scheduler."""
 
@@ -51,7 +58,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
             again = False
             if VECTOR not in cluster.vectors:
                 cluster.create_vector(VectorSpec(VECTOR, dtype="int64", extent=EXTENT))
-            cluster.workers.call("push", {"seconds": settings.beat})
+            cluster.workers.call("push", {"seconds": settings.beat, "folder": str(cluster.folder.path)})
             step += 1
             if step == BEGUN:
                 cluster.event("begun")
@@ -65,7 +72,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     found: dict[int, int] = {}
     for keys, rows in cluster.export(vector):
         found.update(zip(keys.tolist(), rows[:, 0].tolist(), strict=True))
-    return {"steps": step, "workers_lost": lost, **judge(found, counts)}
+    return {"steps": step, "workers_lost": lost, **judge(found, counts, kept_counts(cluster.folder.path))}
 
 
 def _keep_answers(cluster: Cluster) -> None:
@@ -74,8 +81,19 @@ def _keep_answers(cluster: Cluster) -> None:
     np.save(cluster.folder.path / ANSWERS, np.concatenate(parts))
 
 
-def judge(found: dict[int, int], counts: list[tuple[Any, Any]]) -> dict[str, Any]:
-    """Compare the servers' values with the counts of the workers that exist at the end."""
+def kept_counts(folder: Path) -> list[NDArray[np.int64]]:
+    """Read the files of all workers; one that was lost while it created its file has pushed nothing."""
+    found = []
+    for path in folder.glob(COUNTS.format("*")):
+        with suppress(OSError, ValueError, EOFError):
+            found.append(np.load(path))
+    return found
+
+
+def judge(
+    found: dict[int, int], counts: list[tuple[Any, Any]], kept: Iterable[NDArray[np.int64]] = ()
+) -> dict[str, Any]:
+    """Compare the servers' values with the counts of the workers at the end, and of lost ones, which `kept` them."""
     left, wrong = dict(found), {"lost": 0, "doubled": 0}
     updates = 0
     for keys, rows in counts:
@@ -84,6 +102,13 @@ def judge(found: dict[int, int], counts: list[tuple[Any, Any]]) -> dict[str, Any
             updates += pushed
             wrong["lost"] += max(0, pushed - count)
             wrong["doubled"] += max(0, count - pushed)
+    present = {key for keys, _ in counts for key in keys.tolist()}
+    for key, issued, answered in (row for array in kept for row in array.T.tolist()):
+        if key not in present:
+            count = left.pop(key, 0)
+            updates += answered
+            wrong["lost"] += max(0, answered - count)
+            wrong["doubled"] += max(0, count - issued)
     return {"updates": updates, "others": sum(left.values()), **wrong}
 
 
@@ -94,15 +119,16 @@ class Worker:
         self.node, self.context = context.node, context
         self.shards: list[int] = []
         self._keys: NDArray[np.uint64] = np.empty(0, np.uint64)
-        self._pushed: NDArray[np.int64] = np.empty(0, np.int64)
+        # As in `COUNTS`.
+        self._kept: NDArray[np.int64] = np.empty((3, 0), np.int64)
         self._under_way: dict[int, float] = {}
         self._one = np.ones(1, np.int64)
         self._ends = False
         self.answers: list[tuple[int, int, float, float]] = []
         """(shard, its primary then, when a push was issued, when it was answered): wall, s."""
 
-    def push(self, seconds: float) -> None:
-        """Start to push, for at least the given time."""
+    def push(self, seconds: float, folder: str) -> None:
+        """Start to push, for at least the given time; `folder`: the run's."""
         now = self.node.van.wall()
         self.answers.append((CALLS, self.node.view.leader, now, now))
         if not self.shards:
@@ -110,7 +136,9 @@ class Worker:
             ranges = {shard: ring.range(shard, EXTENT) for shard in range(ring.shards)}
             self.shards = [shard for shard, range_ in ranges.items() if range_.span > self.node.rank]
             self._keys = np.array([ranges[each].begin + self.node.rank for each in self.shards], np.uint64)
-            self._pushed = np.zeros(len(self.shards), np.int64)
+            path = Path(folder, COUNTS.format(self.node.rank))
+            self._kept = open_memmap(path, "w+", np.int64, (3, len(self.shards)))
+            self._kept[0] = self._keys
             self.node.on_tick.append(self._tick)
         process_messages(self.node, seconds)
 
@@ -123,11 +151,12 @@ class Worker:
     def _push(self, at: int) -> None:
         vector = self.context.vectors[VECTOR]
         issued = self._under_way[at] = self.node.van.wall()
+        self._kept[1, at] += 1
         shard = self.shards[at]
 
         def answered(task: Task) -> None:
             if task.error is None:
-                self._pushed[at] += 1
+                self._kept[2, at] += 1
                 primary = self.node.view.rank_of(~shard)
                 self.answers.append((shard, primary, issued, self.node.van.wall()))
             del self._under_way[at]
@@ -142,7 +171,7 @@ class Worker:
         self._ends = True
         self.node.wait_until(lambda: not self._under_way)
         order = np.argsort(self._keys)
-        return Answer(None, self._pushed[order][:, None], self._keys[order])
+        return Answer(None, self._kept[2, order][:, None], self._keys[order])
 
     def records(self) -> Answer:
         """Return all answers, as f8[n, 4]."""

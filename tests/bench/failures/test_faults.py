@@ -161,6 +161,15 @@ def test_the_workers_counts_are_compared_with_the_servers_values() -> None:
     assert found == {"updates": 18, "others": 2, "lost": 2, "doubled": 1}
 
 
+def test_what_a_lost_worker_was_answered_must_be_there_and_no_more_than_it_has_issued(tmp_path: Path) -> None:
+    np.save(tmp_path / _pushing.COUNTS.format(4), np.array([[1, 2, 3, 4], [6, 6, 6, 6], [5, 5, 5, 5]]))
+    (tmp_path / _pushing.COUNTS.format(5)).write_bytes(b"\x93NUM")
+    (tmp_path / _pushing.COUNTS.format(6)).touch()
+    present = np.array([4], np.uint64), np.array([[9]])
+    found = _pushing.judge({1: 5, 2: 4, 3: 8, 4: 9}, [present], _pushing.kept_counts(tmp_path))
+    assert found == {"updates": 24, "others": 0, "lost": 1, "doubled": 2}
+
+
 # --- what is said ----------------------------------------------------------------------------------------
 
 
