@@ -256,6 +256,7 @@ def open_corpus(
     scratch: Path,
     block_tokens: int = BLOCK_TOKENS,
     polling: Callable[[Iterable[Piece]], Iterable[Piece]] = iter,
+    opening: Callable[[str], None] = lambda path: None,
 ) -> Corpus:
     """Read files of documents once; keep part `index` of `count` in blocks below the folder `scratch`.
 
@@ -269,6 +270,7 @@ def open_corpus(
         index: the part; chunks of 64 documents go round robin to the parts.
         count: the number of parts.
         polling: wraps the iteration, such as `Context.polling`, so that messages are processed meanwhile.
+        opening: is called with each file of documents before it is opened.
 
     Raises:
         DataError: one line with file and line number.
@@ -276,6 +278,8 @@ def open_corpus(
     if not files:
         raise DataError("[data] train names no files")
     words, size, named = _known(vocab)
+    for file in files:
+        opening(str(file))
     formats = [(str(file), format_of(str(file))) for file in files]
     kind = formats[0][1]
     for path, other in formats:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import Cluster, Context, Cut, Workload
-from mpips.data import DataSpec
+from mpips.data import DataSpec, SameFiles, check_sizes
 from mpips.jobs.lda.corpus import Block, Corpus, open_corpus
 
 FINE = 8
@@ -40,7 +40,10 @@ class Assignment:
         self.table.follow(workers)
         each = [{"reads": self.reads(worker)} for worker in workers]
         scratch = {"scratch": str(self.cluster.folder.path / "documents")}
-        return self.cluster.workers.call("load", scratch, each=each)
+        facts = self.cluster.workers.call("load", scratch, each=each)
+        job, found = self.cluster.job, self.cluster.workers.start("check_files").result()
+        check_sizes(job.data, str(job.base), [each.values[:, 0] for each in found])
+        return facts
 
     def reads(self, worker: int) -> Reads:
         """Return the parts of a worker: coarse ones that it has completely, and fine ones."""
@@ -71,8 +74,8 @@ class Documents:
     A group has blocks of several parts, up to `most` tokens, since each group pulls the counts of all words.
     """
 
-    def __init__(self, context: Context, data: DataSpec, most: int) -> None:
-        self._context, self._data, self._most = context, data, most
+    def __init__(self, context: Context, data: DataSpec, files: SameFiles, most: int) -> None:
+        self._context, self._data, self._files, self._most = context, data, files, most
         self._open: dict[tuple[int, int], Corpus] = {}
         weakref.finalize(self, _close, self._open)
         self.groups: list[list[Place]] = []
@@ -92,8 +95,9 @@ class Documents:
     def _read(self, part: int, of: int, scratch: Path) -> Corpus:
         files, vocab = [Path(name) for name in self._data.train], self._data.vocab
         return open_corpus(
-            files, Path(vocab) if vocab else None, part, of, scratch, self._most, self._context.polling
-        )
+            files, Path(vocab) if vocab else None, part, of, scratch, self._most, self._context.polling,
+            self._files.check,
+        )  # fmt: skip
 
     def _places(self) -> Iterator[Place]:
         for corpus in self._open.values():

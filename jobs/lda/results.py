@@ -153,7 +153,7 @@ class Evaluator(Sweeper):
         log_p, tokens = [0.0], 0
         with open_corpus(
             [Path(name) for name in self.data.test], vocab, part, of, Path(scratch),
-            max(1000, CELLS // topics), self.context.polling,
+            max(1000, CELLS // topics), self.context.polling, self.files.check,
         ) as corpus:  # fmt: skip
             for b in self.context.polling(range(corpus.blocks)):
                 ids, block = distinct(corpus.load(b))

@@ -37,7 +37,7 @@ from mpips import (
     push_pull,
     unmet,
 )
-from mpips.data import resolve
+from mpips.data import SameFiles, resolve
 from mpips.jobs.lda.documents import Documents, Reads
 from mpips.jobs.lda.sampler import (
     NO_CHANGES,
@@ -121,7 +121,8 @@ class Sweeper:
         self.data = resolve(context.job.data, str(context.base))
         self.consistency: PushPull = push_pull(context.job.consistency)
         self.aggregate = context.job.consistency.is_sequential
-        self.documents = Documents(context, self.data, self.settings.block_tokens)
+        self.files = SameFiles(self.data)
+        self.documents = Documents(context, self.data, self.files, self.settings.block_tokens)
         self._samplers: dict[int, Sampler] = {}
         self._buffers: list[I4] = []
         self._pushes: list[tuple[Words, Task]] = []
@@ -144,6 +145,10 @@ class Sweeper:
             "mine": self.documents.tokens,
             "lacking": self.documents.lacking,
         }
+
+    def check_files(self) -> Answer:
+        """Check that the data files are those of the start; return their sizes, i8[files, 1]."""
+        return Answer(values=self.files.check_all()[:, None])
 
     def frequencies(self) -> Answer:
         """Count the tokens of each word, i8[V, 1]."""

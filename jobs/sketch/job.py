@@ -37,7 +37,7 @@ from mpips import (
     retry_on_loss,
     schema_error,
 )
-from mpips.data import DataSpec, resolve, unusual_files
+from mpips.data import DataSpec, check_sizes, resolve, unusual_files
 from mpips.jobs.sketch import kernels, results, servers, source
 from mpips.jobs.sketch.results import query as query
 from mpips.jobs.sketch.settings import Settings as Settings
@@ -252,6 +252,13 @@ class Insertion:
         ]
         about = {"of": len(self.parts.parts)}
         self._inserters().call("load", about, each=each)
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """Let each worker check that its data files are still those of the start, and compare their sizes."""
+        if self.text:
+            job, found = self.cluster.job, self.cluster.workers.start("check_files").result()
+            check_sizes(job.data, str(job.base), [each.values[:, 0] for each in found])
 
     def _insert_all(self, queries: list[Asked]) -> None:
         cluster, stop = self.cluster, False
@@ -329,7 +336,8 @@ class Insertion:
         self._follow()
 
     def _follow(self) -> None:
-        """Reassign the parts of lost workers."""
+        """Reassign the parts of lost workers; new workers have found the files of the others."""
+        retry_on_loss(self.cluster, self._check_files)
         self.parts.follow(self._inserters().addresses)
 
     # --- what is kept and said

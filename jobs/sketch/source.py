@@ -7,7 +7,7 @@ The items of a part's batch are always the same, for any reader: so another work
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -79,11 +79,17 @@ def check(spec: DataSpec) -> None:
         raise JobError("[data] weight needs column, which says where the keys are")
 
 
-def blocks(spec: DataSpec, part: int, parts: int, size: int) -> Iterator[Block]:
-    """Read the blocks of one part: whole files if there are enough of them, else every n-th block."""
+def blocks(
+    spec: DataSpec, part: int, parts: int, size: int, opening: Callable[[str], None] = lambda path: None
+) -> Iterator[Block]:
+    """Read the blocks of one part: whole files if there are enough of them, else every n-th block.
+
+    `opening` is called with each file before it is opened.
+    """
     number = 0
     for files, mine, of in Cut(parts).slices(spec.train, [part]):
         for path in files:
+            opening(path)
             lines, columns = 0, None
             for text in line_blocks(path, size):
                 if columns is None:

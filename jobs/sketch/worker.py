@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import Context, KeyRange, Task, at_once
-from mpips.data import resolve
+from mpips import Answer, Context, KeyRange, Task, at_once
+from mpips.data import SameFiles, resolve
 from mpips.jobs.sketch import kernels, results, scan, servers, source
 from mpips.jobs.sketch.deltas import Batch, Deltas
 from mpips.jobs.sketch.servers import Shape
@@ -43,6 +43,7 @@ class Worker:
         self.context = context
         self.settings: Settings = context.job.settings
         self.data = resolve(context.job.data, str(context.base))
+        self.files = SameFiles(self.data)
         self.zipf = source.zipf_of(self.settings, context.job.seed)
         self._held: dict[int, list[list[Chunk]]] = {}
         self._stream: Stream | None = None
@@ -64,6 +65,10 @@ class Worker:
             for part in parts:
                 drawn = (self.context.polling(batch) for batch in self.zipf.batches(part, of, 0))
                 self._held[part] = [list(batch) for batch in drawn]
+
+    def check_files(self) -> Answer:
+        """Check that the data files are those of the start; return their sizes, i8[files, 1]."""
+        return Answer(values=self.files.check_all()[:, None])
 
     @property
     def shape(self) -> Shape:
@@ -117,7 +122,7 @@ class Worker:
         if self.zipf is not None:
             return self.zipf.batches(part, of, done)
         size = source.block_size(self.data.train, of)
-        blocks = self.context.polling(source.blocks(self.data, part, of, size))
+        blocks = self.context.polling(source.blocks(self.data, part, of, size, self.files.check))
         return source.Text(self.data, self.settings.batch, self._skipped, blocks).batches(done)
 
     def _count(self, batch: Iterator[Chunk], part: int, number: int) -> tuple[int, int]:
@@ -182,7 +187,7 @@ class Worker:
             )
             return np.concatenate([chunk.keys for chunk in next(drawn, iter([]))] or [np.ones(1, np.uint64)])
         spec = replace(self.data, train=self.data.test) if self.data.test else self.data
-        block = next(source.blocks(spec, 0, 1, source.block_size(spec.train, 1)), None)
+        block = next(source.blocks(spec, 0, 1, source.block_size(spec.train, 1), self.files.check), None)
         return np.empty(0, np.uint64) if block is None else source.parsed(block, spec, []).keys[:SAMPLE]
 
 

@@ -26,7 +26,17 @@ from mpips import (
     retry_on_loss,
     schema_error,
 )
-from mpips.data import Columns, DataSpec, Examples, KeptColumns, Tally, load_columns, read
+from mpips.data import (
+    Columns,
+    DataSpec,
+    Examples,
+    KeptColumns,
+    SameFiles,
+    Tally,
+    check_sizes,
+    load_columns,
+    read,
+)
 from mpips.jobs.sparse_lr.blocks import Blocks, joined
 from mpips.jobs.sparse_lr.evaluate import Data, check_shards
 from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
@@ -107,7 +117,9 @@ class Assignment:
             self.reads[newcomer] = self.reads.pop(lost, [])
         self.reads = {worker: self._reads(worker) for worker in workers}
         each = [{"reads": self.reads[worker]} for worker in workers]
-        return self.cluster.workers.call("load", {"cut": self.cut}, each=each)
+        facts = self.cluster.workers.call("load", {"cut": self.cut}, each=each)
+        check_files(self.cluster)
+        return facts
 
     def _reads(self, worker: int) -> list[list[int]]:
         mine = {part.number for part in self.table.of(worker)}
@@ -118,6 +130,16 @@ class Assignment:
             reads, have = [], set()
         new = sorted(mine - have, key=self.cut.order)
         return [*reads, new] if new else reads
+
+
+def check_files(cluster: Cluster) -> None:
+    """Let each worker check that its data files are still those of the start, and compare their sizes.
+
+    Raises:
+        InputError: one was replaced, or differs between hosts.
+    """
+    found = cluster.workers.start("check_files").result()
+    check_sizes(cluster.job.data, str(cluster.job.base), [each.values[:, 0] for each in found])
 
 
 def _kept(cluster: Cluster) -> dict[str, Any] | None:
@@ -145,9 +167,13 @@ class WorkerData:
     """
 
     def __init__(
-        self, context: Context, data: DataSpec, find_last_key: Callable[[Iterator[Examples], Tally], int]
+        self,
+        context: Context,
+        data: DataSpec,
+        files: SameFiles,
+        find_last_key: Callable[[Iterator[Examples], Tally], int],
     ) -> None:
-        self.context, self.data, self._find_last_key = context, data, find_last_key
+        self.context, self.data, self._files, self._find_last_key = context, data, files, find_last_key
         self.settings: Settings = context.job.settings
         self.blocks: Blocks | None = None
         self._columns: Columns | None = None
@@ -189,4 +215,4 @@ class WorkerData:
 
     def _examples(self, parts: list[int], cut: Cut, tally: Tally) -> Iterator[Examples]:
         for files, part, of in cut.slices(self.data.train, parts):
-            yield from self.context.polling(read(files, self.data, part, of, tally))
+            yield from self.context.polling(read(files, self.data, part, of, tally, self._files.check))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mpips import Answer, Cluster, ConsistencySpec, Context, InputError, exact_sums, progress, replacing
 from mpips import keys as key_arrays
-from mpips.data import DataSpec, Tally, read
+from mpips.data import DataSpec, SameFiles, Tally, read
 from mpips.data.numbering import numbering_of
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.control import Control
@@ -129,8 +129,8 @@ def show_pass(
 class Scorer:
     """Scores examples, for a worker."""
 
-    def __init__(self, context: Context, data: DataSpec) -> None:
-        self.context, self.data = context, data
+    def __init__(self, context: Context, data: DataSpec, files: SameFiles) -> None:
+        self.context, self.data, self._files = context, data, files
 
     def check_test_data(self, part: int, of: int) -> None:
         """Read the first examples of one part of the test files, to report bad files before training."""
@@ -140,7 +140,8 @@ class Scorer:
     def score(self, which: str, part: int, of: int) -> Answer:
         """Return (x.w, label) of one part of the "train" or "test" data, f8[n, 2], and its `Tally`."""
         rows, tally = [np.empty((0, 2))], Tally()
-        for batch in self.context.polling(read(getattr(self.data, which), self.data, part, of, tally)):
+        examples = read(getattr(self.data, which), self.data, part, of, tally, self._files.check)
+        for batch in self.context.polling(examples):
             keys, positions = distinct(batch.keys)
             weights = pull_weights(self.context, keys)
             scores = np.empty(len(batch))

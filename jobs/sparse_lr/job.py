@@ -34,7 +34,7 @@ from mpips import (
     retry_on_loss,
     unmet,
 )
-from mpips.data import resolve, unusual_files
+from mpips.data import SameFiles, resolve, unusual_files
 from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, online, overlapped_darlin
 from mpips.jobs.sparse_lr.assignment import Assignment, WorkerData
 from mpips.jobs.sparse_lr.block_worker import ranges
@@ -103,12 +103,19 @@ class Worker(OverlapWorker):
     def __init__(self, context: Context) -> None:
         data = resolve(context.job.data, str(context.base))
         self.consistency = push_pull(context.job.consistency)
-        scorer, learner = Scorer(context, data), Learner(context, data, self.consistency)
-        super().__init__(context, WorkerData(context, data, learner.find_last_key), self.consistency.pull)
+        self.files = SameFiles(data)
+        scorer = Scorer(context, data, self.files)
+        learner = Learner(context, data, self.files, self.consistency)
+        held = WorkerData(context, data, self.files, learner.find_last_key)
+        super().__init__(context, held, self.consistency.pull)
         self.load = self.held.load
         self.check_test_data, self.score = scorer.check_test_data, scorer.score
         self.training_loss = scorer.training_loss
         self.learn, self.report_progress, self.flush = learner.learn, learner.report_progress, learner.flush
+
+    def check_files(self) -> Answer:
+        """Check that the data files are those of the start; return their sizes, i8[files, 1]."""
+        return Answer(values=self.files.check_all()[:, None])
 
     @at_once
     def set_tau(self, tau: int) -> None:

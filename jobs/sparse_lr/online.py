@@ -45,9 +45,9 @@ from mpips import (
     unmet,
 )
 from mpips import keys as key_arrays
-from mpips.data import DataSpec, Examples, Tally, format_of, minibatches, read
+from mpips.data import DataSpec, Examples, SameFiles, Tally, format_of, minibatches, read
 from mpips.jobs.sparse_lr import kernels
-from mpips.jobs.sparse_lr.assignment import Assignment
+from mpips.jobs.sparse_lr.assignment import Assignment, check_files
 from mpips.jobs.sparse_lr.evaluate import Data, distinct, other_keys, parts_of, say
 from mpips.jobs.sparse_lr.proximal import exact_total
 from mpips.jobs.sparse_lr.settings import Settings
@@ -128,7 +128,7 @@ class Online:
                     table.update(self._shown() | usage)
                 if cluster.renewed():
                     regroup(cluster)
-                    self.parts.follow(cluster.workers.addresses)
+                    self._follow()
             if self.parts.finished and self.at.number == 1:
                 say(cluster, [asdict(self._met)])
             if self.parts.finished and cluster.holds_back:
@@ -245,6 +245,8 @@ class Online:
         self.at = at._replace(seen=at.seen + done["examples"], loss=at.loss + done["loss"])
 
     def _follow(self) -> None:
+        """Reassign the parts of lost workers; new workers have found the files of the others."""
+        retry_on_loss(self.cluster, lambda: check_files(self.cluster))
         self.parts.follow(self.cluster.workers.addresses)
 
     def _cut(self, parts: int = 0) -> Workload:
@@ -350,8 +352,8 @@ class CallProgress:
 class Learner:
     """Learns online, for a worker."""
 
-    def __init__(self, context: Context, data: DataSpec, consistency: PushPull) -> None:
-        self.context, self.data, self.consistency = context, data, consistency
+    def __init__(self, context: Context, data: DataSpec, files: SameFiles, consistency: PushPull) -> None:
+        self.context, self.data, self._files, self.consistency = context, data, files, consistency
         self.settings: Settings = context.job.settings
         self._stream: Stream | None = None
         self._progress = CallProgress(-1)
@@ -408,7 +410,8 @@ class Learner:
         for part, of, done in parts:
             if self._stream is None or not self._stream.is_at(part, of, done):
                 tally = Tally()
-                examples = self.context.polling(read(self.data.train, self.data, part, of, tally))
+                found = read(self.data.train, self.data, part, of, tally, self._files.check)
+                examples = self.context.polling(found)
                 self._stream = Stream(minibatches(examples, self.settings.batch), tally, part, of, done)
             while (batch := self._stream.take(self._progress)) is not None:
                 yield part, batch

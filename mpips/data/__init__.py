@@ -8,6 +8,7 @@ from mpips.data.examples import Examples, Tally, concatenate, minibatches
 from mpips.data.kept_columns import KeptColumns
 from mpips.data.matrix import Columns, load_columns
 from mpips.data.read import format_of, read
+from mpips.data.same_files import SameFiles, check_sizes
 from mpips.data.spec import DataSpec, expand, resolve, unusual_files
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "DataSpec",
     "Examples",
     "KeptColumns",
+    "SameFiles",
     "Tally",
+    "check_sizes",
     "concatenate",
     "expand",
     "format_of",

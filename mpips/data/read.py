@@ -72,14 +72,19 @@ def files_of_part(files: Sequence[str], part: int, parts: int) -> tuple[list[str
 
 
 def read(
-    files: Sequence[str], spec: DataSpec, part: int = 0, parts: int = 1, tally: Tally | None = None
+    files: Sequence[str],
+    spec: DataSpec,
+    part: int = 0,
+    parts: int = 1,
+    tally: Tally | None = None,
+    opening: Callable[[str], None] = lambda path: None,
 ) -> Iterator[Examples]:
     """Read part `part` of `parts` of the files' examples, as a stream of batches in order.
 
     A batch holds up to about 260,000 non-zeros; memory stays bounded whatever the files' size. An example's
     index counts every line that is not blank or a comment, bad ones too. Columns with names are numbered as in the
-    first file of [data] train, or else of `files`. `tally` is updated while reading. Raises `DataError` with file
-    and line.
+    first file of [data] train, or else of `files`. `tally` is updated while reading. `opening` is called with each
+    file before it is opened. Raises `DataError` with file and line.
     """
     tally = Tally() if tally is None else tally
     own_files, part, parts = files_of_part(files, part, parts)
@@ -87,6 +92,7 @@ def read(
     first: text.Head | None = None
     index = 0
     for path in own_files:
+        opening(path)
         before, form = index, format_of(path, spec)
         if spec.key_bits != 64 and form != "tsv":
             raise DataError(

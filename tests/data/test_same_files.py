@@ -1,0 +1,88 @@
+"""Data files that are replaced while a run reads them, and that differ between hosts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpips.data import DataSpec, SameFiles, check_sizes, resolve, same_files
+from mpips.errors import DataError
+
+
+def replace(path: Path, text: str) -> None:
+    """Replace a file by rename, by one that has the same time."""
+    before = path.stat()
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    os.utime(new, ns=(before.st_atime_ns, before.st_mtime_ns))
+    new.rename(path)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> DataSpec:
+    for name in ("a.svm", "b.svm", "test.svm"):
+        (tmp_path / name).write_text("+1 3:1\n")
+    return resolve(DataSpec(train=["a.svm", "b.svm"], test="test.svm"), str(tmp_path))
+
+
+def overwrite(path: Path, text: str) -> None:
+    path.write_text(text)
+    os.utime(path, ns=(1, 1))
+
+
+@pytest.mark.parametrize("change", [replace, overwrite])
+@pytest.mark.parametrize("name", ["b.svm", "test.svm"])
+def test_another_file_of_the_same_name_is_refused(
+    spec: DataSpec, tmp_path: Path, name: str, change: Callable[[Path, str], None]
+) -> None:
+    files = SameFiles(spec)
+    assert files.check_all().tolist() == [7, 7, 7]
+    change(tmp_path / name, "-1 3:1\n")
+    files.check(str(tmp_path / "a.svm"))
+    for check in (lambda: files.check(str(tmp_path / name)), files.check_all):
+        with pytest.raises(DataError) as found:
+            check()
+        assert str(found.value) == (
+            f"{tmp_path / name}: was replaced or changed since this run began; give a run files that stay as they are"
+        )
+
+
+def test_a_missing_file_is_left_to_its_reader(spec: DataSpec, tmp_path: Path) -> None:
+    (tmp_path / "b.svm").unlink()
+    files = SameFiles(spec)
+    (tmp_path / "a.svm").unlink()
+    assert files.check_all().tolist() == [7, -1, 7]
+
+
+@pytest.mark.parametrize(("kind", "seen"), [("fuse.sshfs", False), ("fuseblk", False), ("ext4", True)])
+def test_the_inode_does_not_count_where_files_are_numbered_anew(
+    spec: DataSpec, tmp_path: Path, kind: str, seen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = (tmp_path / "a.svm").stat().st_dev
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"36 35 {os.major(device)}:{os.minor(device)} / /mnt rw shared:1 - {kind} host: rw\n")
+    monkeypatch.setattr(same_files, "MOUNTS", mounts)
+    files = SameFiles(spec)
+    replace(tmp_path / "a.svm", "-1 3:1\n")
+    if seen:
+        with pytest.raises(DataError, match="was replaced"):
+            files.check_all()
+    else:
+        files.check_all()
+
+
+def test_files_have_the_same_sizes_on_all_hosts(spec: DataSpec, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"spec": spec, "base": str(tmp_path)}
+    check_sizes(**how, sizes=[np.array([7, 8, 9])] * 3)
+    check_sizes(**how, sizes=[np.array([], np.int64)] * 2)
+    with pytest.raises(
+        DataError, match=r"b\.svm: has 1,000 bytes where worker 0 runs, and 8 where worker 2 runs"
+    ):
+        check_sizes(**how, sizes=[np.array([7, 1000, 9])] * 2 + [np.array([7, 8, 9])])
+    with pytest.raises(DataError, match="worker 0 finds 3 files, and worker 1 2; all hosts need the same"):
+        check_sizes(**how, sizes=[np.array([7, 8, 9]), np.array([7, 8])])
