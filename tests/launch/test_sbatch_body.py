@@ -335,6 +335,7 @@ def test_a_signal_that_is_lost_comes_again(stage: Stage) -> None:
 def test_a_cancelled_job_stays_cancelled(stage: Stage) -> None:
     code, said = strike(stage, signal.SIGTERM, state="COMPLETING")
     assert (code, stage.requeued()) == (85, [])
+    assert "this script got SIGTERM, and asks the run to stop by SIGUSR1" in said
     assert "stopped, since the job was cancelled" in said
 
 
