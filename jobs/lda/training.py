@@ -217,6 +217,7 @@ class Training:
         """Check that the counts add up to all tokens; return the number of cells by count n_wk, and n_k.
 
         Raises:
+            InputError: they do not, and a filter may have dropped some.
             ProtocolError: they do not.
         """
         cluster, tokens = self.cluster, self.collection.tokens
@@ -226,6 +227,10 @@ class Training:
         totals: NDArray[np.int64] = cluster.vectors["topics"].pull(topics).result()
         found = -1 if any(each["sum"] < 0 for each in words) else sum(each["sum"] for each in words)
         if found != tokens or int(totals.sum()) != tokens or totals.min() < 0:
+            if filters := " or ".join(cluster.dropping):
+                raise InputError(
+                    f"[filters] push: {filters} drops counts, which must all arrive: leave it out"
+                )
             raise ProtocolError(
                 f"the counts of words in topics add up to {found}, those of topics to {int(totals.sum())}, "
                 f"and there are {tokens} tokens (-1: a count is negative)"

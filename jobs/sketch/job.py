@@ -387,9 +387,10 @@ class Insertion:
         cluster.metrics.update(metrics)
         # More is right: what a lost worker has pushed of batches that are not finished, in a run that stops.
         if not self.settings.conservative and metrics["counted"] < self.total.weight:
+            filters = " or ".join(cluster.dropping) or "a filter"
             raise InputError(
-                f"the servers have counted {metrics['counted']:,} of {self.total.weight:,}: a filter in [filters] push "
-                "drops counts; leave it out"
+                f"the servers have counted {metrics['counted']:,} of {self.total.weight:,}: {filters} in [filters] "
+                "push drops counts; leave it out"
             )
         most = f"at most {metrics['max_overestimate']} too high (of {metrics['checked']:,} keys; bound"
         cluster.say(

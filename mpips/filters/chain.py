@@ -68,9 +68,9 @@ class Chain:
         return bool(self.steps)
 
     @property
-    def drops(self) -> bool:
-        """Whether a filter of the chain may drop or hold back rows."""
-        return any(step.coder.drops for step in self.steps)
+    def dropping(self) -> list[str]:
+        """The names of the filters that may drop or hold back rows."""
+        return [step.name for step in self.steps if step.coder.drops]
 
     def encode(self, peer: int, message: Message, about: About) -> Message:
         """Encode a message for `peer` in place, and return it.

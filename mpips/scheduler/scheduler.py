@@ -170,7 +170,12 @@ class Cluster:
     @property
     def holds_back(self) -> bool:
         """Whether filters may hold parts of pushes back, so that a program should end with `Vector.flush`."""
-        return self.node.codec.pushes.drops
+        return bool(self.dropping)
+
+    @property
+    def dropping(self) -> list[str]:
+        """The names of the filters of pushes that may drop rows, or hold them back until `Vector.flush`."""
+        return self.node.codec.pushes.dropping
 
     def decide(self, make: Callable[[], T]) -> T:
         """Return `make()`, JSON-able, or on a successor the value that it returned here before.

@@ -127,7 +127,7 @@ class Vector:
         if self.spec.aggregate:
             self._check_workers()
         parts: list[tuple[int, Message]] = []
-        if self.spec.aggregate or self.node.codec.pushes.drops:
+        if self.spec.aggregate or self.node.codec.pushes.dropping:
             none, plan = np.empty((0, self.spec.width), self.spec.dtype), self._planner.plan_nothing()
             request = Request(self._maker, Command.PUSH, plan, none, round, None)
             parts = [(address, request.make(number)) for number, address in enumerate(plan.addresses)]

@@ -19,7 +19,8 @@ from synthetic import job_of
 
 from mpips.checkpoint.manifest import complete, read_manifest
 from mpips.config.program import load_program
-from mpips.errors import MpipsError
+from mpips.errors import InputError, MpipsError
+from mpips.filters.named import chain_of
 from mpips.jobs.lda import sweeps, training
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster
@@ -112,6 +113,7 @@ def run(
         simulate(
             schedule, loaded.worker, servers=servers, workers=workers, spares=spares, replicas=replicas, job=job,
             folder=folder / "run", faults=faults, delays=delays, observed=observed, compacted_every=EVERY,
+            filters=lambda: (chain_of(job.filters.push), chain_of(job.filters.pull)),
         )  # fmt: skip
     out.posted = observed["network"].posted
     return out
@@ -302,6 +304,16 @@ def test_a_count_that_is_wrong_ends_the_run(train: Path, monkeypatch: pytest.Mon
         MpipsError, match="add up to 10000, those of topics to 10002, and there are 10000 tokens"
     ):
         run(train)
+
+
+@pytest.mark.parametrize(
+    "dropper", [{"name": "tail", "at_least": 2}, {"name": "significant", "threshold": 2.0}]
+)
+def test_a_filter_that_drops_counts_is_named(train: Path, dropper: dict[str, Any]) -> None:
+    with pytest.raises(
+        InputError, match=rf"^\[filters\] push: {dropper['name']} drops counts, which must all arrive"
+    ):
+        run(train, filters={"push": [dropper, "lz4"]})
 
 
 def test_bad_settings_are_one_line(train: Path, tmp_path: Path) -> None:
