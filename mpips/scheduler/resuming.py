@@ -59,16 +59,17 @@ def read(resume: Path, job: Job, turn: Callable[[], object]) -> tuple[dict[str, 
 def check(resume: Path, about: dict[str, Any], job: Job, facts: dict[str, Any]) -> None:
     """Raise CheckpointError if a checkpoint is of another program, or was written under other `facts`.
 
-    The error also names the settings in [data] that have changed, by which the same files are read as other data.
+    The error also names what has changed in [data], the files and how they are read: facts may depend on both, such as
+    sgd's l1 for each example.
     """
     if about["program"] != job.program:
         raise CheckpointError(f"checkpoint {resume} is of program {about['program']!r}, not {job.program!r}")
     for fact, value in facts.items():
         if about["facts"].get(fact) != value:
-            read = about.get("other reading", {}).values()
+            data = [*about.get("other files", []), *about.get("other reading", {}).values()]
             raise CheckpointError(
                 f"checkpoint {resume} was written with {fact} = {about['facts'].get(fact)}, not {value}"
-                + (f"; {', '.join(read)}: set it as it was, or start a new run" if read else "")
+                + (f"; {', '.join(data)}: set it as it was, or start a new run" if data else "")
             )
 
 

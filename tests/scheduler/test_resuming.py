@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from synthetic import job_of
 
-from mpips.scheduler.resuming import changed_files, changed_reading
+from mpips.errors import CheckpointError
+from mpips.scheduler.resuming import changed_files, changed_reading, check
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,19 @@ def test_settings_by_which_data_are_read_are_compared_with_the_defaults_of_their
     assert changed_reading({}, job) == {"separator": separator, "key_bits": bits}
     assert changed_reading({"job": {"data": {"train": "a.tsv", "separator": ","}}}, job) == {"key_bits": bits}
     assert changed_reading({"job": {"data": data}}, job) == {}
+
+
+def test_a_fact_that_depends_on_the_files_is_named_with_them(tmp_path: Path) -> None:
+    """The l1 of sgd is one for each example: with other files it differs though the job's is the same."""
+    job = job_of(tmp_path, {"job": {"program": "sparse_lr"}, "sparse_lr": {"algorithm": "sgd"}})
+    about = {
+        "program": "sparse_lr",
+        "facts": {"l1": 0.1},
+        "other files": ["[data] train: b of 8 bytes, was a of 9"],
+    }
+    with pytest.raises(CheckpointError) as found:
+        check(tmp_path, about, job, {"l1": 0.2})
+    assert str(found.value) == (
+        f"checkpoint {tmp_path} was written with l1 = 0.1, not 0.2; [data] train: b of 8 bytes, was a of 9: set it as "
+        "it was, or start a new run"
+    )
