@@ -16,7 +16,7 @@ from mpips.errors import InputError, has_no_room, needs_no_traceback
 from mpips.exit_codes import ExitCode, by_signal
 from mpips.process import standard_streams
 from mpips.process.argument_parser import Parser
-from mpips.process.interpreter import forget_working_folder
+from mpips.process.interpreter import check_working_folder, forget_working_folder
 from mpips.process.printable import one_line
 
 COMMANDS = (
@@ -118,6 +118,7 @@ def _run(argv: Sequence[str]) -> int:
     if getattr(arguments, "prints_data", False):
         standard_streams.pass_data_unescaped()
     try:
+        check_working_folder()
         return int(arguments.command(arguments))
     except InputError as error:
         return _report_error(str(error), ExitCode.BAD_INPUT)

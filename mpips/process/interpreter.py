@@ -12,10 +12,20 @@ import os
 import sys
 from pathlib import Path
 
+from mpips.errors import InputError
+
 
 def python(executable: str | None = None) -> list[str]:
     """Return the beginning of a command line that starts Python, by default the running interpreter."""
     return [executable or sys.executable, "-P"]
+
+
+def check_working_folder() -> None:
+    """Raise InputError if the working folder was removed: relative names, launchers and much else need one."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise InputError("the working folder was removed: change to one that exists") from None
 
 
 def forget_working_folder(by_module: bool = False) -> None:

@@ -24,6 +24,7 @@ from mpips.launch import slurm_env
 from mpips.process import supervisor
 from mpips.process.first_rank import seems_first
 from mpips.process.host import host_name
+from mpips.process.interpreter import check_working_folder
 from mpips.process.printable import one_line
 from mpips.provenance import provenance, run_json
 from mpips.rundir.folder import RunFolder
@@ -71,6 +72,7 @@ class Prepared:
 
 def prepare(options: argparse.Namespace) -> Prepared:
     """Read the job file and load the program; collect provenance, too, on the process that seems to be rank 0."""
+    check_working_folder()
     first = seems_first()
     with ExitStack() as stack:
         queries = None

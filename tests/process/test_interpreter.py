@@ -112,3 +112,21 @@ def test_a_checkout_that_is_the_working_folder_stays(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "path", [str(ROOT), "/lib"])
     forget_working_folder(by_module=True)
     assert sys.path == [str(ROOT), "/lib"]
+
+
+def test_a_command_in_a_folder_that_was_removed_says_so(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text('[job]\nprogram = "sketch"\n')
+    job = tmp_path / "job.toml"
+    for module, arguments in (
+        ("mpips.cli", f"render {job} --nodes 1"),
+        ("mpips.cli", "report runs/a"),
+        ("mpips", f"{job} --warm-up"),
+    ):
+        (tmp_path / "gone").mkdir()
+        line = f'rmdir "$PWD" && exec {sys.executable} -P -m {module} {arguments}'
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path / "gone", env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        said = "mpips: error: the working folder was removed: change to one that exists\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
