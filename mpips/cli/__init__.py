@@ -4,6 +4,10 @@
 A command imports what it needs when it runs, so that `mpips --help` is fast.
 """
 
-from mpips.cli.main import main
+from mpips.cli.interruption import silent
+
+# Before `main` handles Ctrl-C, it would end in a traceback.
+with silent():
+    from mpips.cli.main import main
 
 __all__ = ["main"]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import os
 import sys
 from collections.abc import Sequence
-from types import FrameType
+from contextlib import AbstractContextManager, nullcontext
 
 from mpips.cli import bench
+from mpips.cli.interruption import Interruption
 from mpips.cli.launching import doctor, job, layout, plan, render, run, submit
 from mpips.cli.models import convert, export, infer, inspect, query, verify
 from mpips.cli.runs import crate, ctl, diff, report, reproduce, trace
 from mpips.errors import InputError, has_no_room, needs_no_traceback
-from mpips.exit_codes import ExitCode, by_signal
+from mpips.exit_codes import ExitCode
 from mpips.process import standard_streams
 from mpips.process.argument_parser import Parser
 from mpips.process.interpreter import check_working_folder, forget_working_folder
@@ -67,15 +68,22 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code. Without `argv`: the command line of this process."""
     if argv is not None:
-        return _run(argv)
+        return _run(argv, nullcontext())
+    interruption = Interruption()
     standard_streams.prepare(escape=True, raises=True)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # Under nohup, HUP stays ignored.
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _raise_ended)
     forget_working_folder()
     try:
-        return standard_streams.flushed_exit_code(_run(sys.argv[1:]))
+        return _main(interruption)
+    except BaseException:
+        if not interruption.code:
+            raise
+    # Without the end of the interpreter: what was interrupted may be in a state that it cannot be deleted in.
+    os._exit(interruption.code)
+
+
+def _main(interruption: Interruption) -> int:
+    try:
+        return standard_streams.flushed_exit_code(_run(sys.argv[1:], interruption.while_running()))
     except SystemExit as left:
         if left.code:
             raise
@@ -86,21 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return standard_streams.flushed_exit_code(1)
 
 
-class _Ended(KeyboardInterrupt):
-    """A signal ends this command; as after Ctrl-C, its temporary files are removed."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-def _raise_ended(number: int, _: FrameType | None) -> None:
-    # A second one ends it at once.
-    signal.signal(number, signal.SIG_DFL)
-    raise _Ended(number)
-
-
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str], running: AbstractContextManager[None]) -> int:
     root = parser()
     arguments, rest = root.parse_known_args(argv)
     if arguments.version:
@@ -119,7 +113,8 @@ def _run(argv: Sequence[str]) -> int:
         standard_streams.pass_data_unescaped()
     try:
         check_working_folder()
-        return int(arguments.command(arguments))
+        with running:
+            return int(arguments.command(arguments))
     except InputError as error:
         return _report_error(str(error), ExitCode.BAD_INPUT)
     except OSError as error:
@@ -129,8 +124,6 @@ def _run(argv: Sequence[str]) -> int:
         where = "" if error.filename is None else f"{error.filename}: "
         code = ExitCode.UNWRITABLE if has_no_room(error) else ExitCode.BAD_INPUT
         return _report_error(f"{where}{error.strerror or error}", code)
-    except KeyboardInterrupt as ended:
-        return by_signal(ended.number if isinstance(ended, _Ended) else signal.SIGINT)
 
 
 def _report_error(what: str, code: ExitCode) -> int:

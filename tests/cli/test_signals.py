@@ -42,3 +42,74 @@ def test_temporary_files_are_removed_when_a_signal_ends_a_command(
     _, said = run.communicate(timeout=30)
     assert (run.returncode, said) == (128 + kind, "")
     assert os.listdir(tmp_path) == []
+
+
+EARLY = """
+import os, signal, sys
+class Early:
+    def find_spec(self, name, path=None, target=None):
+        if name == {at!r}:
+            os.kill(os.getpid(), {kind})
+sys.meta_path.insert(0, Early())
+from mpips.cli import main
+sys.argv = ["mpips", "query", "no-run", "key"]
+sys.exit(main())
+"""
+LATE = """
+import os, sys
+from mpips.cli.models import convert
+from mpips.errors import DataError
+class Late:
+    def __del__(self):
+        raise ValueError("late")
+def interrupted(arguments):
+    try:
+        os.kill(os.getpid(), {kind})
+        while True:
+            pass
+    except KeyboardInterrupt:
+        global late
+        late = Late()
+        raise {error} from None
+convert.command = interrupted
+from mpips.cli import main
+sys.argv = ["mpips", "convert", "a.svm", "b.svm"]
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "code",
+    [
+        # While the command line is loaded, while it reads the arguments, while a command loads what it needs.
+        EARLY.format(at="mpips.cli.bench", kind="{kind}"),
+        EARLY.format(at="gettext", kind="{kind}"),
+        EARLY.format(at="mpips.rundir.order_files", kind="{kind}"),
+        # A library may raise another error for it, and objects may be left in a state that they cannot be deleted in.
+        LATE.format(error="DataError('a file is damaged')", kind="{kind}"),
+        LATE.format(error="ImportError('PyCapsule')", kind="{kind}"),
+    ],
+)
+def test_a_signal_ends_a_command_without_a_word_whenever_it_comes(
+    tmp_path: Path, code: str, kind: signal.Signals
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code.format(kind=int(kind))], cwd=tmp_path, timeout=30, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, capture_output=True, text=True,
+        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in (signal.SIGHUP, signal.SIGINT)],
+    )  # fmt: skip
+    assert done.returncode in (128 + kind, -kind) and (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_command_that_ignores_a_signal_goes_on_ignoring_it(tmp_path: Path) -> None:
+    """As under nohup, and in the background of a script."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", EARLY.format(at="mpips.rundir.order_files", kind=int(signal.SIGINT))],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, capture_output=True, text=True,
+        cwd=tmp_path, timeout=30, check=False, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        2,
+        "mpips: error: no-run: is neither a run's folder nor a checkpoint's\n",
+    )
