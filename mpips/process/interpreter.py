@@ -12,8 +12,6 @@ import os
 import sys
 from pathlib import Path
 
-from mpips.errors import InputError
-
 
 def python(executable: str | None = None) -> list[str]:
     """Return the beginning of a command line that starts Python, by default the running interpreter."""
@@ -25,6 +23,9 @@ def check_working_folder() -> None:
     try:
         os.getcwd()
     except OSError:
+        # Imported late: before `forget_working_folder` modules of the working folder may be found.
+        from mpips.errors import InputError
+
         raise InputError("the working folder was removed: change to one that exists") from None
 
 
