@@ -165,6 +165,8 @@ class Faults:
             chance is not None and chance.probability > 0
             for chance in (spec.delay, spec.drop, spec.duplicate)
         )
+        self.in_programs = spec == FaultsSpec(spec.seed, slow=spec.slow) and not (slow and role == "server")
+        """Whether all faults of the run only slow down programs: then compiled code may handle this rank's messages."""
         self._random = random.Random(f"{spec.seed}/{role}/{index}")
 
     def step(self, step: int) -> None:

@@ -140,8 +140,9 @@ class Node:
         self.resent: Counter[str] = Counter()
         """How many messages were sent again, by cause: "lost", "moved", "workers", "keys", "chain"."""
         self.tasks = self.new_tasks(self.rank)
-        self.plain = faults is None and not self.codec.pushes and not self.codec.pulls
-        """Whether messages are sent unchanged: no filters, no injected faults."""
+        harmless = faults is None or faults.in_programs
+        self.plain = harmless and not self.codec.pushes and not self.codec.pulls
+        """Whether messages are sent unchanged: no filters, and no injected faults that concern them."""
         self.direct = self.plain and resend is None
         """Whether requests may take the client fast path."""
         van.epoch, van.receive_buffer = view.epoch, self._receive_buffer
@@ -623,6 +624,7 @@ class Node:
         """Handle all messages that have arrived, inside a program's call."""
         for begins in self.observers.program_poll_begins:
             begins()
+        self.van.glance()
         try:
             self.policy.poll_in_program(self.poll)
         # The program may continue after an error.

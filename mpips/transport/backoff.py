@@ -89,10 +89,11 @@ class Backoff:
         if self._asleep:
             self._wake()
 
-    def wait(self, moving: bool = False) -> None:
+    def wait(self, moving: Callable[[], bool] = lambda: False) -> None:
         """Wait according to the current stage: there was no progress.
 
         While a transfer is in progress (`moving`), MPI must be called to complete it, so a wakeup is not waited for.
+        It is called before a sleep only.
         """
         now = self._clock()
         if not self.waiting:
@@ -105,7 +106,7 @@ class Backoff:
             self._yield()
             return
         self.resting = True
-        if self._wakeup is None or moving:
+        if self._wakeup is None or moving():
             self._pause(min(waited / 16, self._cap))
         else:
             self._sleep_until_woken(self._wakeup, min(waited, self._deep))

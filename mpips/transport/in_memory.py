@@ -425,6 +425,9 @@ class TwinVan:
     def idle(self) -> None:
         self._open().rest(self.rank)
 
+    def glance(self) -> None:
+        return
+
     def finish_receives(self) -> None:
         return
 

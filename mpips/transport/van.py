@@ -99,6 +99,9 @@ class Van(Protocol):
     def idle(self) -> None:
         """Tell the van that its rank has nothing to do: it may yield or sleep."""
 
+    def glance(self) -> None:
+        """Let the next `receive` return what has arrived, without polling for an answer that may come soon."""
+
     def finish_receives(self) -> None:
         """Wait until the messages that are being received, from ranks that are not excluded, are complete.
 

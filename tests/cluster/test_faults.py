@@ -107,6 +107,23 @@ def slept(spec: Slow, pieces: int, between: float) -> list[bool]:
     return out
 
 
+@pytest.mark.parametrize(
+    ("spec", "role", "expected"),
+    [
+        (FaultsSpec(seed=3, slow=(Slow("worker", 0, 9.0),)), "worker", True),
+        (FaultsSpec(seed=3, slow=(Slow("worker", 0, 9.0),)), "server", True),
+        (FaultsSpec(slow=(Slow("server", 0, 9.0),)), "server", False),
+        (FaultsSpec(slow=(Slow("server", 0, 9.0),)), "worker", True),
+        (FaultsSpec(slow=(Slow("worker", 0, 9.0),), drop=Chance(0.1)), "worker", False),
+        (FaultsSpec(kill=(InjectedSignal("server", 0, at_step=5),)), "worker", False),
+    ],
+)
+def test_faults_that_only_slow_programs_leave_messages_to_compiled_code(
+    spec: FaultsSpec, role: str, expected: bool
+) -> None:
+    assert make(spec, role)[0].in_programs is expected
+
+
 def test_an_intermittent_straggler_is_slow_with_its_probability_by_the_seed() -> None:
     spec = Slow("server", 0, 3.0, probability=0.25)
     found = slept(spec, 4000, 0.0)

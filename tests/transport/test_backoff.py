@@ -78,7 +78,7 @@ def wait(backoff: Backoff, clock: Clock, until: float, *, moving: bool = False) 
     """Poll until a time; return the number of polls."""
     looks = 0
     while clock.now < until:
-        backoff.wait(moving)
+        backoff.wait(lambda: moving)
         clock.now += LOOK
         looks += 1
     return looks

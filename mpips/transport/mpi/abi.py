@@ -55,7 +55,7 @@ def table(address: int, rows: int, columns: int, like: Any) -> Any:
 
 
 def library(comm: MPI.Intracomm) -> NDArray[np.int64] | None:
-    """Return the table for kernels that use `comm`, i8[13] (`mpips.transport.mpi.memory`).
+    """Return the table for kernels that use `comm`, i8[14] (`mpips.transport.mpi.memory`).
 
     None if this MPI's functions are not found, or NUMBA_DISABLE_JIT is set: then Python handles all messages.
     """
@@ -79,6 +79,10 @@ def library(comm: MPI.Intracomm) -> NDArray[np.int64] | None:
     place = raw.find(_MARK.to_bytes(4, "little"))
     if size > STATUS_BYTES or place < 0 or place % 4:
         return None
-    words = [*addresses, comm.handle, MPI.BYTE.handle, MPI.ANY_SOURCE % 2**64, place]
+    try:
+        yields = ctypes.addressof(ctypes.c_bool.in_dll(loaded, "opal_progress_yield_when_idle"))
+    except ValueError:
+        yields = 0
+    words = [*addresses, comm.handle, MPI.BYTE.handle, MPI.ANY_SOURCE % 2**64, place, yields]
     # A handle may be above 2**63.
     return np.array(words, np.uint64).view(np.int64)

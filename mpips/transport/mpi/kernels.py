@@ -41,6 +41,7 @@ from mpips.transport.mpi.memory import (
     STATUS,
     TEST,
     YIELD,
+    YIELDS,
 )
 
 FRAME, BODY, URGENT = 1, 2, 3
@@ -108,13 +109,26 @@ def receive_bodies(memory: Any, place: int, key_bytes: int, value_bytes: int) ->
 
 
 @kernel()
+def _probe(memory: Any, given: Any) -> Any:
+    """Probe for a frame, and keep Open MPI from yielding if there is none, as it does where ranks outnumber cores."""
+    if memory[YIELDS] == 0:
+        return call(memory[IMPROBE], given)
+    yields = at(memory[YIELDS], 1, _UINT1)
+    before = yields[0]
+    yields[0] = 0
+    error = call(memory[IMPROBE], given)
+    yields[0] = before
+    return error
+
+
+@kernel()
 def take(memory: Any, tag: int) -> int:
     """Receive the next frame of a tag from any source, if there is one."""
     base, status = memory[HERE], memory[STATUS]
     memory[FLAG] = 0
     memory[MESSAGE] = 0
     given = (memory[ANY], tag, memory[COMM], base + 8 * FLAG, base + 8 * MESSAGE, status)
-    error = call(memory[IMPROBE], given)
+    error = _probe(memory, given)
     if error != 0:
         memory[ERROR] = error
         memory[FROM] = -1

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from mpips.transport.key_cache import USED
 
-IMPROBE, IMRECV, ISEND, IRECV, TEST, GET_COUNT, YIELD, MEMCPY, WRITE, COMM, BYTE, ANY, SOURCE = range(13)
+IMPROBE, IMRECV, ISEND, IRECV, TEST, GET_COUNT, YIELD, MEMCPY, WRITE, COMM, BYTE, ANY, SOURCE, YIELDS = range(
+    14
+)
 """Indices of a library's table: addresses of functions (the last three are the system's, 0 if missing), handles,
-MPI_ANY_SOURCE, and the offset of the source in a status (bytes)."""
-LIBRARY = SOURCE + 1
+MPI_ANY_SOURCE, the offset of the source in a status (bytes), and the address of the u1 that says whether the MPI itself
+yields the core when it finds nothing (0: none)."""
+LIBRARY = YIELDS + 1
 
 (
     FLAG,

@@ -481,12 +481,16 @@ class MPIVan:
 
     def idle(self) -> None:
         self._deaths.clear()
-        waiting = self._backoff.waiting
-        moving = waiting and bool(
-            self._outbox or self._incoming.messages or self._incoming.frames or self._unsent()
-        )
-        self._backoff.wait(moving=moving)
+        self._backoff.wait(self._is_moving)
         self._polls = 1 if self._backoff.resting else POLLS
+
+    def glance(self) -> None:
+        self._polls = 1
+
+    def _is_moving(self) -> bool:
+        """Return whether a transfer is in progress, which MPI must be called to complete."""
+        incoming = self._incoming
+        return bool(self._outbox or incoming.messages or incoming.frames or self._unsent())
 
     def _unsent(self) -> int:
         """Count the incomplete sends of the fast paths."""
