@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mpips import Answer, Context, KeyList, KeyRange, Task, Vector
 from mpips import keys as key_arrays
+from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.assignment import WorkerData
 from mpips.jobs.sparse_lr.blocks import Blocks
 from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
@@ -24,6 +25,7 @@ Columns = slice | NDArray[np.int64]
 """A selection of a worker's columns."""
 KEY_BYTES, REPLY_BYTES = 8, 2 * 4
 """Bytes of a key, and of its row in a reply: (w, radius)."""
+NONE = np.empty(0, np.int64)
 # The round of a rebuild of the margins: no pass reaches it.
 REBUILD = 2**62
 
@@ -34,8 +36,6 @@ class BlockWorker:
     def __init__(self, context: Context, held: WorkerData) -> None:
         self.context, self.held = context, held
         self.settings: Settings = context.job.settings
-        self.lists: dict[KeyRange, KeyList] = {}
-        """The key lists of the pass's blocks."""
 
     @property
     def blocks(self) -> Blocks:
@@ -63,7 +63,7 @@ class BlockWorker:
                 sums = blocks.sums(cols.start, cols.stop, ones)
             listed = blocks.keys[cols]
             # Without the filter these are the lists of all passes.
-            asked = listed if self.settings.kkt else self.named(listed, within)
+            asked = listed if self.settings.kkt else self.named(np.arange(cols.start, cols.stop), within)
             self._ask(in_flight, asked, sums, within, round + number, cols)
         self.context.wait_all(in_flight)
         blocks.begin_period()
@@ -84,12 +84,18 @@ class BlockWorker:
         blocks.renew_margins()
         return self.report()
 
-    def named(self, keys: key_arrays.KeyArray, within: KeyRange) -> KeyList:
-        """Return the keys of a block as a list: the last one that was created for it, if they are the same."""
-        last = self.lists.get(within)
-        if last is None or last.vector is not self.w or not np.array_equal(last.keys, keys):
-            last = self.lists[within] = self.w.key_list(keys, within)
-        return last
+    def named(self, cols: NDArray[np.int64], within: KeyRange) -> key_arrays.KeyArray | KeyList:
+        """Return the keys of a block's columns: as a list from their second use on, as many are used only once."""
+        blocks, w = self.blocks, self.w
+        last, keys = blocks.lists.get(within, (NONE, None))
+        if keys is None or not kernels.same(cols, last):
+            keys = blocks.keys[cols]
+        elif not isinstance(keys, KeyList) or keys.vector is not w:
+            keys = w.key_list(blocks.keys[cols], within)
+        else:
+            return keys
+        blocks.lists[within] = cols, keys
+        return keys
 
     def _ask(
         self,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import CheckpointError
+from mpips import CheckpointError, KeyList, KeyRange
 from mpips import keys as key_arrays
 from mpips.data import Columns
 from mpips.jobs.sparse_lr import kernels
@@ -60,10 +61,12 @@ class Blocks:
         self._margins, self._weights = np.zeros((MEMORY + 1, len(columns.labels))), np.empty((MEMORY + 1, 0))
         # The number of rows of both that hold notes.
         self._noted = 1
-        # The pass's active columns, in key order.
+        # The columns that were active when the pass began, in key order.
         self.cols = np.empty(0, np.int64)
         # Where the pass's blocks begin among them.
         self.cuts = [0]
+        self.lists: dict[KeyRange, tuple[NDArray[np.int64], key_arrays.KeyArray | KeyList]] = {}
+        """By range of a block: the columns that were visited last, and their keys, as a list if they were before."""
         # The columns whose weights are saved: all others weigh 0 until the next period.
         self._period_cols = np.empty(0, np.int64)
 
@@ -179,32 +182,40 @@ class Blocks:
         return weight_sketch(key_arrays.upper(self.keys)[cols], self.colptr[cols + 1] - self.colptr[cols])
 
     def begin_pass(self, begins: NDArray[np.uint64]) -> None:
-        """Partition the active columns into the blocks of a pass, given the first key of each."""
+        """Begin a pass that no other one overlaps."""
         kernels.refresh_odds(self.state)
+        self.cut(begins)
+
+    def cut(self, begins: NDArray[np.uint64]) -> None:
+        """Partition the active columns into the blocks of a pass, given the first key of each."""
         self.cols = np.flatnonzero(self.radius > 0.0)
         self.cuts = [
             *np.searchsorted(key_arrays.upper(self.keys)[self.cols], begins).tolist(),
             len(self.cols),
         ]
 
+    def keep_lists(self, within: Collection[KeyRange]) -> None:
+        """Drop the key lists of other ranges."""
+        self.lists = {each: self.lists[each] for each in within if each in self.lists}
+
     def columns(self, block: int) -> NDArray[np.int64]:
         """List a block's columns: those that were active when the pass began."""
         return self.cols[self.cuts[block] : self.cuts[block + 1]]
 
-    def gradient(self, cols: NDArray[np.int64], theta: float) -> tuple[key_arrays.KeyArray, F4 | F8]:
-        """Compute the rows (g, U) of some columns at the present margins, with their keys."""
-        rows = np.empty((len(cols), 2), self.dtype)
-        kernels.add_reach(*self._matrix, cols, self.radius, self.state)
-        kernels.block_gradient(*self._matrix, cols, self.radius, theta, self.state, rows)
-        return self.keys[cols], rows
+    def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], F4 | F8]:
+        """Compute the rows (g, U) of a block at the present margins; return its active columns, and their rows.
+
+        Columns of a pass may have been dropped since it began, by the end of the pass that it overlaps.
+        """
+        cols = self.columns(block)
+        active, rows = np.empty(len(cols), np.int64), np.empty((len(cols), 2), self.dtype)
+        k = kernels.visit(*self._matrix, cols, self.radius, theta, self.state, active, rows)
+        return active[:k], rows[:k]
 
     def apply(self, cols: NDArray[np.int64], reply: F4) -> None:
         """Update the margins by a block's new weights, and set its new radii: reply (w, radius)."""
-        if len(cols) == 0:
-            return
-        steps = reply[:, 0] - self.w[cols]
-        kernels.apply_steps(*self._matrix, cols, steps, self.radius, self.state)
-        self.w[cols], self.radius[cols] = reply[:, 0], reply[:, 1]
+        if len(cols):
+            kernels.apply_steps(*self._matrix, cols, reply, self.w, self.radius, self.state)
 
     def end_pass(self) -> tuple[dict[str, Any], F8 | None]:
         """Save the margins after a pass; return the losses' second-order model over the saved passes."""
@@ -219,17 +230,6 @@ class Blocks:
         return model
 
     # Passes that overlap: see `overlap`.
-
-    def cut(self, begins: NDArray[np.uint64]) -> None:
-        """Partition all columns into blocks, given the first key of each."""
-        upper = key_arrays.upper(self.keys)
-        self.cuts = [*np.searchsorted(upper, begins).tolist(), len(self.keys)]
-
-    def active_columns(self, block: int) -> NDArray[np.int64]:
-        """List the columns of a block of `cut` that are active now."""
-        begin, end = self.cuts[block : block + 2]
-        active: NDArray[np.int64] = begin + np.flatnonzero(self.radius[begin:end] > 0.0)
-        return active
 
     def note_pass(self) -> None:
         """Save the margins and weights after a pass while the next one runs."""

@@ -68,12 +68,13 @@ class ExactBlocks(Blocks):
             radius = radius[:, 0]
         self.radius[cols] = radius
 
-    def gradient(self, cols: NDArray[np.int64], theta: float) -> tuple[key_arrays.KeyArray, F4 | F8]:
-        """Compute the rows (g, U) of some columns at the present margins, with their keys."""
+    def gradient(self, block: int, theta: float) -> tuple[NDArray[np.int64], F4 | F8]:
+        """Compute the rows (g, U) of a block at the present margins, all of whose columns are active."""
+        cols = self.columns(block)
         rows = np.empty((len(cols), 2))
         kernels.add_reach(*self._matrix, cols, self.radius, self.state)
         exact_kernels.block_gradient(*self._matrix, cols, self.radius, theta, self.state, self.bounds, rows)
-        return self.keys[cols], rows
+        return cols, rows
 
     def full_gradient(self, cols: NDArray[np.int64]) -> F4 | F8:
         """Return the exact gradient of some columns, at the margins of the last `refresh`."""

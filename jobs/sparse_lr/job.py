@@ -131,7 +131,7 @@ class Worker(OverlapWorker):
         w, blocks, context = self.w, self.blocks, self.context
         within = ranges(keys, w.spec.extent)
         blocks.begin_pass(keys)
-        self.lists = {each: self.lists[each] for each in within if each in self.lists}
+        blocks.keep_lists(within)
         in_flight: dict[int, Task] = {}
         for time, block in enumerate(order):
             context.wait_all(in_flight[earlier] for earlier in unmet(self.consistency.pull(time), in_flight))
@@ -141,9 +141,8 @@ class Worker(OverlapWorker):
             in_flight = {earlier: task for earlier, task in in_flight.items() if not task.done}
             context.step(round + time)
             with context.working():
-                cols = blocks.columns(block)
-                block_keys, rows = blocks.gradient(cols, theta)
-            listed = self.named(block_keys, within[block])
+                cols, rows = blocks.gradient(block, theta)
+            listed = self.named(cols, within[block])
             task = w.push_pull(listed, rows, within=within[block], round=round + time, exact=exact)
             in_flight[time] = task.then(partial(self._arrived, cols))
         context.wait_all(in_flight.values())

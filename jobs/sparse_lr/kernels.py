@@ -40,6 +40,7 @@ NEAR, FAR, NEVER = 0.0, -1.0, -2.0
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
+I1 = NDArray[np.int8]
 I4 = NDArray[np.int32]
 I8 = NDArray[np.int64]
 B1 = NDArray[np.bool_]
@@ -130,18 +131,42 @@ def block_gradient(
         out[k, 1] = min(u, most)
 
 
-@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[::1], f4[::1], f8[:, ::1])")
-def apply_steps(colptr: I8, rows: I4, values: F4, cols: I8, steps: F8, d: F4, state: F8) -> None:
-    """Update the margins by a block's steps, z_i += y_i sum_k x_i,cols[k] steps[k], and subtract its reach.
+@kernel(
+    *(
+        f"i8(i8[::1], i4[::1], f4[::1], i8[::1], f4[::1], f8, f8[:, ::1], i8[::1], {t}[:, ::1])"
+        for t in ("f4", "f8")
+    )
+)
+def visit(
+    colptr: I8, rows: I4, values: F4, cols: I8, d: F4, theta: float, state: F8, active: I8, out: F4 | F8
+) -> int:
+    """Fill `active` with the columns of `cols` whose radius is positive; return their number, k.
 
-    steps: f8[k], |steps[k]| <= d[cols[k]]. d: the radii with which `add_reach` was called; the server's new
-    radii are set afterwards.
+    Their reach is added, and out[:k] filled as by `block_gradient`. active: i8[n], out: f4[n, 2] or f8, n = len(cols).
+    """
+    k = 0
+    for j in cols:
+        if d[j] > 0.0:
+            active[k] = j
+            k += 1
+    add_reach(colptr, rows, values, active[:k], d, state)
+    block_gradient(colptr, rows, values, active[:k], d, theta, state, out[:k])
+    return k
+
+
+@kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f4[:, ::1], f8[::1], f4[::1], f8[:, ::1])")
+def apply_steps(colptr: I8, rows: I4, values: F4, cols: I8, reply: F4, w: F8, d: F4, state: F8) -> None:
+    """Take the weights and radii of a block, reply[k] = (w, d) of column cols[k], and update the examples' state.
+
+    The margins change by the steps, z_i += y_i sum_k x_i,cols[k] (reply[k, 0] - w[cols[k]]), and the reach by the radii
+    with which `add_reach` was called. reply: f4[k, 2]; w: f8[m] and d: f4[m], of every column.
     """
     ones = values.shape[0] == 0
     for k in range(cols.shape[0]):
-        step = steps[k]
         j = cols[k]
+        step = reply[k, 0] - w[j]
         radius = np.float64(d[j])
+        w[j], d[j] = reply[k, 0], reply[k, 1]
         if ones:
             up = math.exp(step)
             down = 1.0 / up
@@ -159,6 +184,15 @@ def apply_steps(colptr: I8, rows: I4, values: F4, cols: I8, steps: F8, d: F4, st
                     state[i, 0] += state[i, 2] * step * values[e]
                     state[i, 1] = math.exp(min(max(state[i, 0], -300.0), 300.0))
                 state[i, 3] -= radius * abs(values[e])
+
+
+@kernel("b1(i8[::1], i8[::1])")
+def same(cols: I8, others: I8) -> bool:
+    """Return whether two lists of columns are the same."""
+    equal = cols.shape[0] == others.shape[0]
+    for k in range(cols.shape[0] if equal else 0):
+        equal = equal and cols[k] == others[k]
+    return bool(equal)
 
 
 # --- Worker: once per pass, or less ----------------------------------------------------------------------

@@ -17,6 +17,7 @@ from mpips.jobs.sparse_lr.kernels import (
     F4,
     F8,
     FAR,
+    I1,
     I4,
     LARGE,
     LARGEST_SCALE,
@@ -28,6 +29,8 @@ from mpips.jobs.sparse_lr.kernels import (
 
 _SUMS = "f4", "f8"
 """Types of sums over workers; f8 if they are exact."""
+ALONE = np.empty(0), np.empty(0, np.int8)
+"""`before` and `visits` of `prox_step` where passes do not overlap."""
 
 
 @kernel(*(f"void(i4[::1], {t}[:, ::1], f8, b1, f4[::1], f4[::1], b1[::1], f4[::1])" for t in _SUMS))
@@ -58,15 +61,33 @@ def start_keys(
             reply[k] = NEAR if max(along, against) > l1 else NEVER
 
 
-@kernel(*(f"f8(i4[::1], {t}[:, ::1], f8, f8, f8[::1], f4[::1], f4[::1], b1[::1], f4[:, ::1])" for t in _SUMS))
+@kernel(
+    *(
+        f"f8(i4[::1], {t}[:, ::1], f8, f8, f8[::1], f4[::1], f4[::1], b1[::1], f4[:, ::1], f8[::1], i1[::1])"
+        for t in _SUMS
+    )
+)
 def prox_step(
-    slots: I4, sums: F4 | F8, l1: float, threshold: float, w: F8, d: F4, scale: F4, active: B1, reply: F4
+    slots: I4,
+    sums: F4 | F8,
+    l1: float,
+    threshold: float,
+    w: F8,
+    d: F4,
+    scale: F4,
+    active: B1,
+    reply: F4,
+    before: F8,
+    visits: I1,
 ) -> float:
     """Take the proximal step of every slot from sums[k] = (g, U); return the largest violation.
 
     w' = S(U w - g, l1) / U, clipped to w +- d, as f4; then d = 2 |step|, but at least d / 2 and scale / 1000,
     and at most 5 scale. A feature with w = 0 and |g| < l1 - threshold is dropped: it keeps w = 0, d and its
     slot, and `reset_keys` can reactivate it. reply[k] = (w', new radius, or 0 when dropped): f4[k, 2].
+
+    Where passes overlap, before[s] becomes the weight before the step, and visits[s] changes between 0 and 1; otherwise
+    both arrays are empty (`ALONE`).
 
     The reply is the weight, not the step: the weight is exact in f4, which a step may not be, so the workers' margins
     correspond to exactly these weights.
@@ -80,6 +101,9 @@ def prox_step(
         u = max(np.float64(sums[k, 1]), least_u)
         radius = np.float64(d[s])
         old = w[s]
+        if before.shape[0] > 0:
+            before[s] = old
+            visits[s] ^= 1
         if old == 0.0:
             worst = max(worst, abs(g) - l1)
             if abs(g) < l1 - threshold:

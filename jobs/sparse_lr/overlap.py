@@ -231,8 +231,8 @@ class OverlapWorker(BlockWorker):
 
     def _begin(self, plan: Plan) -> None:
         self._within = ranges(plan.keys, self.w.spec.extent)
-        self.lists = {each: self.lists[each] for each in self._within if each in self.lists}
         self.blocks.cut(plan.keys)
+        self.blocks.keep_lists(self._within)
 
     def _visit(self, passes: Passes, plan: Plan, at: int) -> None:
         """Visit a block, as far ahead as the consistency model allows."""
@@ -247,9 +247,8 @@ class OverlapWorker(BlockWorker):
             passes.drop_finished()
         context.step(time)
         with context.working():
-            cols = blocks.active_columns(block)
-            block_keys, rows = blocks.gradient(cols, plan.theta)
-        listed = self.named(block_keys, within)
+            cols, rows = blocks.gradient(block, plan.theta)
+        listed = self.named(cols, within)
         task = self.w.push_pull(listed, rows, within=within, round=time, exact=plan.exact)
         passes.add(time, task, within, cols)
         task.then(partial(self._take, passes, passes.number, cols))

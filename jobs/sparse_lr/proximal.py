@@ -78,10 +78,12 @@ def block_proximal(
     threshold = float(settings["threshold"]) if kkt else np.inf
     if phase == "step" and rows.shape[1]:
         reply = np.empty((len(slots), 2), np.float32)
-        if "before" in state:
-            state["before"][slots] = values[slots]
-            state["visits"][slots] ^= 1
-        worst = kkt_filter.prox_step(slots, rows, l1, threshold, w, d, scale, active, reply)
+        last = (
+            (state["before"].reshape(-1), state["visits"].reshape(-1))
+            if "before" in state
+            else kkt_filter.ALONE
+        )
+        worst = kkt_filter.prox_step(slots, rows, l1, threshold, w, d, scale, active, reply, *last)
         settings["violation"] = max(float(settings["violation"]), worst)
         return reply
     radius = np.empty(len(slots), np.float32)

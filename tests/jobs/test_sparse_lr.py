@@ -367,8 +367,8 @@ def test_a_feature_dropped_during_the_passes_is_reactivated(
     victims: set[int] = set()
 
     def harsh(slots: Any, rows: Any, l1: float, threshold: float, w: Any, *rest: Any) -> Any:
-        *middle, active, reply = rest
-        worst = prox_step(slots, rows, l1, threshold, w, *middle, active, reply)
+        _, _, active, reply, *_ = rest
+        worst = prox_step(slots, rows, l1, threshold, w, *rest)
         if threshold == 0.0:  # the first pass
             gone = slots[slots >= 5]
             victims.update(gone.tolist())

@@ -92,8 +92,9 @@ def test_gradient_and_curvature_are_the_formulas(binary: bool) -> None:
     np.testing.assert_allclose(full, g, rtol=1.01 * ULP, atol=1e-12)
 
     steps = 0.5 * d[cols].astype(float) * np.array([1.0, 0.0, -1.0, 1.0])
-    kernels.apply_steps(*part[:3], cols, steps, d, state)
-    w[cols] += steps
+    reply = np.column_stack([w[cols] + steps, 2.0 * d[cols]]).astype(np.float32)
+    kernels.apply_steps(*part[:3], cols, reply, w, d, state)
+    np.testing.assert_array_equal(np.column_stack([w, d])[cols], reply)
     np.testing.assert_allclose(state[:, kernels.MARGIN], y * (x @ w), atol=1e-12)
     np.testing.assert_allclose(state[:, kernels.ODDS], np.exp(y * (x @ w)), rtol=1e-9)
     np.testing.assert_allclose(state[:, kernels.REACH], 0.0, atol=1e-12)
@@ -130,10 +131,30 @@ def test_a_block_of_all_features_never_raises_the_objective(
         np.ones(m, np.float32),
         np.ones(m, np.bool_),
         reply,
+        *kkt_filter.ALONE,
     )
     assert np.all(np.abs(after - w) <= clip * (1 + 1e-12) + ULP * np.abs(after))
     assert np.array_equal(reply, np.stack([after, d], axis=1))
     assert losses(x, y, after) + l1 * np.abs(after).sum() <= before * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_visit_is_of_the_active_columns(binary: bool) -> None:
+    x, y = problem(1, binary=binary, spread=0.2)
+    part, m = columns(x, y), x.shape[1]
+    d = np.linspace(0.05, 0.2, m).astype(np.float32)
+    d[[1, 4]] = kernels.NEAR, kernels.FAR
+    cols, active = np.array([0, 1, 3, 4, 9]), np.array([0, 3, 9])
+    state, expected = state_at(x, part, np.zeros(m)), np.empty((3, 2), np.float32)
+    visited, found, rows = state.copy(), np.empty(5, np.int64), np.empty((5, 2), np.float32)
+    kernels.add_reach(*part[:3], active, d, state)
+    kernels.block_gradient(*part[:3], active, d, 0.5, state, expected)
+    assert kernels.visit(*part[:3], cols, d, 0.5, visited, found, rows) == 3
+    np.testing.assert_array_equal(found[:3], active)
+    np.testing.assert_array_equal(rows[:3], expected)
+    np.testing.assert_array_equal(visited, state)
+    assert kernels.same(found[:3], active) and not kernels.same(found[:2], active)
+    assert not kernels.same(active, cols[:3])
 
 
 def test_prox_step_by_hand() -> None:
@@ -143,7 +164,9 @@ def test_prox_step_by_hand() -> None:
     d, scale = np.array([1.0, 1.0, 1.0, 1.0, 0.25], np.float32), np.ones(5, np.float32)
     active, reply = np.ones(5, np.bool_), np.empty((5, 2), np.float32)
     sums = np.stack([g, u], axis=1).astype(np.float32)
-    worst = kkt_filter.prox_step(np.arange(5, dtype=np.int32), sums, 1.0, 0.1, w, d, scale, active, reply)
+    worst = kkt_filter.prox_step(
+        np.arange(5, dtype=np.int32), sums, 1.0, 0.1, w, d, scale, active, reply, *kkt_filter.ALONE
+    )
     np.testing.assert_allclose(w, [0.5, 0.0, 0.0, 0.2, -0.75])  # moved, dropped, to zero, at rest, clipped
     assert np.array_equal(w, reply[:, 0]), "the weights that travel are those that stay"
     assert active.tolist() == [True, False, True, True, True]
@@ -161,7 +184,9 @@ def test_a_dropped_feature_is_reactivated_at_the_reset() -> None:
     assert active.tolist() == [False, True, True]
     np.testing.assert_allclose(reply, [kernels.FAR, 0.7, 0.7])
     sums, step = np.array([[-2.0, 1.0]], np.float32), np.empty((1, 2), np.float32)
-    kkt_filter.prox_step(slots[1:2], sums, 1.0, 0.1, w, d, np.ones(3, np.float32), active, step)
+    kkt_filter.prox_step(
+        slots[1:2], sums, 1.0, 0.1, w, d, np.ones(3, np.float32), active, step, *kkt_filter.ALONE
+    )
     assert w[1] == np.float32(0.7)
 
 
@@ -172,7 +197,7 @@ def test_without_the_filter_nothing_starts_inactive_and_nothing_is_dropped() -> 
     kkt_filter.start_keys(slots, sums, 1.0, False, d, scale, active, radius)
     assert radius.tolist() == [1.0, 1.0] and active.all()
     rows = np.array([[0.0, 1.0], [0.1, 1.0]], np.float32)
-    kkt_filter.prox_step(slots, rows, 1.0, math.inf, w, d, scale, active, reply)
+    kkt_filter.prox_step(slots, rows, 1.0, math.inf, w, d, scale, active, reply, *kkt_filter.ALONE)
     assert reply.tolist() == [[0.0, 0.5], [0.0, 0.5]] and active.all()
     kkt_filter.reset_keys(slots, np.zeros(2, np.float32), 1.0, math.inf, 0.5, w, d, active, radius)
     assert radius.tolist() == [0.5, 0.5] and active.all()
@@ -276,8 +301,7 @@ def train(
     rng = np.random.default_rng(0)
 
     def apply(block: NDArray[np.int64], reply: F4) -> None:
-        kernels.apply_steps(*part[:3], block, reply[:, 0] - known[block], radius, state)
-        known[block], radius[block] = reply[:, 0], reply[:, 1]
+        kernels.apply_steps(*part[:3], block, reply, known, radius, state)
 
     while True:
         cols = np.flatnonzero(radius > 0.0)
@@ -292,7 +316,7 @@ def train(
                 out, reply = np.empty((2, len(block), 2), np.float32)
                 kernels.add_reach(*part[:3], block, radius, state)
                 kernels.block_gradient(*part[:3], block, radius, steering.theta, state, out)
-                args = (l1, steering.threshold, w, d, scale, active, reply)
+                args = (l1, steering.threshold, w, d, scale, active, reply, *kkt_filter.ALONE)
                 worst = max(worst, kkt_filter.prox_step(slots[block], out, *args))
                 flight.append((block, reply))
             if flight and (b < 0 or len(flight) > tau):
