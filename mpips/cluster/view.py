@@ -74,7 +74,9 @@ class View:
     origin: int = 0
     """The scheduler's id as the caller of tasks, the same for all its successors."""
     lease: int = 0
-    """The number of leases that have decided this view or an earlier one (`mpips.membership.agreement`)."""
+    """The number of leases that are known to have decided this view or an earlier one."""
+    agreed: int = 0
+    """The last epoch that was agreed on (`mpips.membership.agreement`): later ones are its leader's decisions."""
 
     @property
     def alive(self) -> list[int]:
@@ -130,6 +132,7 @@ class View:
             "losses": self.losses,
             "origin": self.origin,
             "lease": self.lease,
+            "agreed": self.agreed,
         }
 
     @classmethod
@@ -150,6 +153,7 @@ class View:
             tuple(Loss(rank, role, Cause(cause), noticed) for rank, role, cause, noticed in meta["losses"]),
             meta["origin"],
             meta.get("lease", 0),
+            meta.get("agreed", 0),
         )
 
 

@@ -4,31 +4,38 @@ A rank that MPI reports as dead has ended, and everyone may know it. A rank that
 failed link, and think the same of this side. So a view that excludes a silent rank, and each view of a new leader, is
 first *proposed*, and takes effect once it is accepted by ranks with a majority of the votes of all living ranks.
 
-    leader or candidate                          every rank with votes
-    propose a view, based on the latest one ---> accept, if that is the latest one known here,
-                                                 and the leader is not heard
-    count acceptances <------------------------- accepted, or: my latest view is ..., and my leader is alive
+    candidate                                    every rank with votes
+    ask with a new ballot ---------------------> promise to accept no view of a lower ballot,
+    count promises <---------------------------- unless a higher ballot was promised, or the leader is heard;
+                                                 tell the views known here, published or accepted
+    propose a view that follows the latest ----> accept, unless a higher ballot was promised, a later view is
+    count acceptances <------------------------- known, or the leader is heard
     majority: publish
 
-An accepted view is the latest one known to its acceptor, so each later proposal that it accepts is based on it, or on a
-later one. Two views that were each accepted by a majority share an acceptor: so the second is based on the first, and
-views that take effect form one chain. (This is single-decree Paxos per view, in the form of a compare-and-swap on a
-majority.)
+This is Paxos, with a register that each proposal changes: CASPaxos, or "vertical" Paxos with views as configurations.
+A leader's ballot lasts: its views have one generation of epochs, and it proposes the next ones without asking again,
+until a rank has promised a higher ballot.
 
-Known fault: the argument needs that candidates propose one after the other. A rank that is asked for its views promises
-nothing, as it would in the first phase of Paxos. If two candidates ask before either proposes, the view of the one may
-take effect, and a third candidate may follow the view of the other. Its candidate waits for all ranks that may hold
-shards, and gives the other one `SECOND_TRY` patiences, so this needs a third failure within seconds.
+Why views that take effect form one chain: let a view have taken effect. Each candidate with a higher ballot has
+promises of a majority, so of a rank that had accepted that view, or it would have refused to accept it later. So the
+candidate knows that view, or a later one, which follows from it likewise.
+
+Ranks vote on the successor of a view that are in the view. A proposed view may have taken effect without the knowledge
+of the one that proposes the next, and may have other voters. So a proposed view needs a majority among the voters of
+each of its *ancestors*: the last view known to have taken effect, and all proposed ones between them.
 
 Each host has the same number of votes, divided among its ranks that vote: those that are not workers in the layout.
 So a host that is lost costs one share, however many ranks it had. Votes never change; dead and excluded ranks have
 none.
 
 Between two hosts, or two ranks, there may be no majority: each side has half of the votes. Then the side that can
-create the next *lease*, a file in the run's folder (`mpips.rundir.lease`), decides. A majority creates it too, where
-the folder can be reached, so that a rank that was cut off finds out later.
+create the next *lease*, a file in the run's folder (`mpips.rundir.lease`), decides. It names the view that it has
+decided, so that a later leader knows whether its view follows that one. A majority creates it too, where the folder can
+be reached, so that a rank that was cut off finds out later. A view whose candidate has promises of one half only, and
+each view that follows it before it has taken effect, needs a lease, whoever accepts it.
 
-References: Lamport, "Paxos made simple" (2001); Gray and Cheriton, "Leases" (1989); Burrows, "The Chubby lock service"
+References: Lamport, "Paxos made simple" (2001); Lamport, Malkhi and Zhou, "Vertical Paxos and primary-backup
+replication" (2009); Rystsov, "CASPaxos" (2018); Gray and Cheriton, "Leases" (1989); Burrows, "The Chubby lock service"
 (2006); Ongaro and Ousterhout, "In search of an understandable consensus algorithm" (2014).
 """
 
@@ -37,11 +44,12 @@ from __future__ import annotations
 import enum
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from mpips.cluster.layout import Layout, Role
-from mpips.cluster.view import View
+from mpips.cluster.view import GENERATION, View
 
 
 class Outcome(enum.IntEnum):
@@ -53,16 +61,38 @@ class Outcome(enum.IntEnum):
     MAJORITY = 2
 
 
-class Identity(NamedTuple):
-    """Identifies a view, also among proposals of rivals; a later view is greater."""
+RENEWED = GENERATION
+"""Stands for the number of a view in a lease that a leader has taken to continue at half of the votes."""
 
-    epoch: int
+
+class Ballot(NamedTuple):
+    """The right of one candidate to propose the views of one generation of epochs; a higher one is greater."""
+
+    generation: int
     leader: int
+
+    @classmethod
+    def of(cls, view: View) -> Ballot:
+        """Return the ballot under which a view was proposed, or published."""
+        return cls(view.epoch // GENERATION, view.leader)
+
+
+class Identity(NamedTuple):
+    """Identifies a view, also among proposals of rivals; a later view is greater.
+
+    >>> Identity(1, 7, 0) > Identity(1, 3, 5) > Identity(0, 0, 9)
+    True
+    """
+
+    generation: int
+    leader: int
+    number: int
+    """In its generation; or `RENEWED`."""
 
     @classmethod
     def of(cls, view: View) -> Identity:
         """Return the identity of a view."""
-        return cls(view.epoch, view.leader)
+        return cls(*Ballot.of(view), view.epoch % GENERATION)
 
 
 class Electorate(NamedTuple):
@@ -99,48 +129,190 @@ class Electorate(NamedTuple):
         return Outcome(1 + (2 * part > whole) - (2 * part < whole))
 
 
-class Known(NamedTuple):
-    """What one rank knows of views: the one that it has, and the latest proposed one that it has accepted since."""
+class Ancestor(NamedTuple):
+    """A view from which a proposed one follows: its identity, and its ranks, of which those with votes decide."""
 
-    view: View
-    accepted: View | None = None
+    identity: Identity
+    ranks: tuple[int, ...]
 
-    @property
-    def latest(self) -> View:
-        """The later of the two."""
-        accepted = self.accepted
-        return self.view if accepted is None or Identity.of(accepted) <= Identity.of(self.view) else accepted
-
-    def accepts(self, proposed: View, based_on: Identity, hears_leader: bool) -> bool:
-        """Return whether this rank accepts a proposed view.
-
-        `based_on` is the view from which the proposed one follows; `hears_leader`: whether the leader of this rank's
-        view is heard. Its own proposals do not need its silence.
-        """
-        own = proposed.leader == self.view.leader
-        return (
-            Identity.of(self.latest) <= based_on
-            and Identity.of(proposed) > based_on
-            and (own or not hears_leader)
-        )
+    @classmethod
+    def of(cls, view: View) -> Ancestor:
+        """Return a view as an ancestor."""
+        return cls(Identity.of(view), tuple(view.alive))
 
 
-class Proposal(NamedTuple):
-    """A proposed view, at the rank that proposes it: what it is based on, and the ranks that have accepted it.
+class Proposed(NamedTuple):
+    """A proposed view, or a published one, which has no ancestors: nobody decides on it any more.
 
-    `over` are the views whose electorates decide: the last one known to have taken effect, and those that were proposed
-    since and that it follows from, since nobody can know whether they have taken effect.
+    Its first ancestor has taken effect; that of the others is not known. `by_lease`: it needs a lease.
     """
 
     view: View
-    base: View
-    over: tuple[View, ...]
-    acceptors: frozenset[int]
+    ancestors: tuple[Ancestor, ...] = ()
+    by_lease: bool = False
 
-    def outcome(self, electorate: Electorate, living: Callable[[View], Collection[int]]) -> Outcome:
-        """Return which part of the living votes of each electorate has accepted it, at least."""
-        return min(electorate.outcome(self.acceptors, living(view)) for view in self.over)
+    @property
+    def identity(self) -> Identity:
+        """The identity of the view."""
+        return Identity.of(self.view)
 
-    def accepted_by(self, rank: int) -> Proposal:
-        """Return the proposal with one more acceptor."""
-        return self._replace(acceptors=self.acceptors | {rank})
+    def has_used(self, holder: Identity) -> bool:
+        """Return whether the lease of a view was used before this one, since this one follows from it.
+
+        Views that have taken effect form one chain, so those before the first ancestor are ancestors, too.
+        """
+        return holder <= self.ancestors[0].identity or any(each.identity == holder for each in self.ancestors)
+
+    def deciding(self, settled: View) -> tuple[Ancestor, ...]:
+        """Return the ancestors of a view that follows this one; `settled` is the latest published one."""
+        first = max((Ancestor.of(settled), *self.ancestors[:1]), key=lambda each: each.identity)
+        later = [*self.ancestors, Ancestor.of(self.view)]
+        return (first, *(each for each in later if each.identity > first.identity))
+
+    def followed_by(self, view: View, settled: View, by_lease: bool) -> Proposed:
+        """Return a proposed view that follows this one, and the lease that it needs; see `deciding`."""
+        made = replace(view, lease=settled.lease + 1, agreed=view.epoch)
+        return Proposed(made, self.deciding(settled), by_lease or self.by_lease)
+
+    def is_void(self, published: View) -> bool:
+        """Return whether this view can never take effect, since it needs a lease, and does not follow a published one.
+
+        It would be later than that one, whose decision has used the lease or was a majority's.
+        """
+        agreed = Identity.of(replace(published, epoch=published.agreed))
+        if not self.by_lease or not self.ancestors[0].identity < agreed < self.identity:
+            return False
+        return not any(
+            Ballot(*each.identity[:2]) == Ballot.of(published) and each.identity >= agreed
+            for each in self.ancestors
+        )
+
+    def to_meta(self) -> dict[str, Any]:
+        """Return the proposal as JSON-able data."""
+        return {"view": self.view.to_meta(), "ancestors": self.ancestors, "by_lease": self.by_lease}
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> Proposed:
+        """Return the proposal that `to_meta` encoded."""
+        ancestors = tuple(Ancestor(Identity(*each), tuple(ranks)) for each, ranks in meta["ancestors"])
+        return cls(View.from_meta(meta["view"]), ancestors, meta["by_lease"])
+
+
+class Known(NamedTuple):
+    """What one rank knows: its view, the latest proposed one that it has accepted, and the ballot that it promised."""
+
+    view: View
+    accepted: Proposed | None = None
+    promised: Ballot = Ballot(0, 0)
+
+    @property
+    def latest(self) -> Proposed:
+        """The later of the two views."""
+        accepted = self.accepted
+        is_settled = accepted is None or accepted.identity <= Identity.of(self.view)
+        return Proposed(self.view) if accepted is None or is_settled else accepted
+
+    def next_ballot(self, rank: int) -> Ballot:
+        """Return a ballot for a candidate that is higher than all that are known here."""
+        return Ballot(1 + max(self.promised.generation, self.latest.identity.generation), rank)
+
+    def promises(self, ballot: Ballot, hears_leader: bool) -> bool:
+        """Return whether this rank promises a ballot. `hears_leader`: whether the leader of its view is heard.
+
+        A ballot of the generation of a known view is refused, so that one leader at most is elected in a generation.
+        """
+        return (
+            ballot > self.promised
+            and ballot.generation > self.latest.identity.generation
+            and (ballot.leader == self.view.leader or not hears_leader)
+        )
+
+    def accepts(self, proposed: Proposed, hears_leader: bool) -> bool:
+        """Return whether this rank accepts a proposed view.
+
+        A rank that has promised this ballot has told what it knew. Of any other it must be the latest that it knows.
+        The leader's own proposals do not need its silence.
+        """
+        ballot, base = Ballot.of(proposed.view), proposed.ancestors[-1].identity
+        latest = self.latest.identity
+        return (
+            ballot >= self.promised
+            and proposed.identity > latest
+            and Identity.of(self.view) <= base
+            and (ballot == self.promised or latest <= base)
+            and (ballot.leader == self.view.leader or not hears_leader)
+        )
+
+    def supersedes(self, view: View) -> bool:
+        """Return whether the accepted view is later than one that was published, which this rank must not adopt."""
+        accepted = self.accepted
+        return accepted is not None and Identity.of(view) < accepted.identity and not accepted.is_void(view)
+
+    def to_meta(self) -> dict[str, Any]:
+        """Return this as JSON-able data."""
+        accepted = None if self.accepted is None else self.accepted.to_meta()
+        return {"view": self.view.to_meta(), "accepted": accepted, "promised": self.promised}
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> Known:
+        """Return what `to_meta` encoded."""
+        accepted = None if meta["accepted"] is None else Proposed.from_meta(meta["accepted"])
+        return cls(View.from_meta(meta["view"]), accepted, Ballot(*meta["promised"]))
+
+
+Living = Callable[[Collection[int]], Collection[int]]
+"""Returns those of some ranks that are not known to be dead."""
+
+
+def least(
+    electorate: Electorate,
+    agreed: Collection[int],
+    ancestors: Iterable[Ancestor],
+    living: Living,
+) -> Outcome:
+    """Return which part of the votes `agreed` have at least, among the living voters of each ancestor."""
+    return min(electorate.outcome(agreed, living(each.ranks)) for each in ancestors)
+
+
+def is_outbid(ballot: Ballot, known: Iterable[Known]) -> bool:
+    """Return whether some rank refuses a ballot: it has promised a higher one, or knows a later view of another."""
+    return any(
+        each.promised > ballot
+        or (Ballot.of(each.latest.view) != ballot and each.latest.identity.generation >= ballot.generation)
+        for each in known
+    )
+
+
+def base_of(
+    ballot: Ballot, known: Mapping[int, Known], settled: View, electorate: Electorate, living: Living
+) -> tuple[Proposed, Outcome]:
+    """Return the view that one under a ballot must follow, and which part of the votes has promised the ballot.
+
+    `known` is what the candidate and the ranks that have answered know, by rank; `settled` is the candidate's view.
+    """
+    latest = [each.latest for each in known.values()]
+    valid = [each for each in latest if not each.is_void(settled)]
+    base = max((Proposed(settled), *valid), key=lambda each: each.identity)
+    promised = [rank for rank, each in known.items() if each.promised == ballot]
+    return base, least(electorate, promised, base.deciding(settled), living)
+
+
+def lease_for(
+    mine: Identity,
+    number: int,
+    used: Callable[[Identity], bool],
+    take: Callable[[int, Identity], Identity | None],
+) -> tuple[int, Identity | None]:
+    """Take the lease that decides on a view; return its number, and the view that it has decided.
+
+    Args:
+        mine: the view, or `RENEWED`.
+        number: the first lease that may decide on it.
+        used: whether the lease that a view has taken is used, since `mine` follows from it: then the next one decides.
+        take: takes a lease for a view, and returns the view that it was taken for; None: leases cannot be reached.
+    """
+    while True:
+        holder = take(number, mine)
+        if holder is None or not used(holder):
+            return number, mine if holder is not None and holder[:2] == mine[:2] else holder
+        number += 1

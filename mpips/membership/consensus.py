@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from logging import WARNING
-from typing import Any
+from typing import NamedTuple
 
 from mpips.cluster.departure import Fenced
 from mpips.cluster.node import Node
 from mpips.cluster.view import View
-from mpips.membership.agreement import Identity, Known, Outcome, Proposal
+from mpips.membership.agreement import Ballot, Identity, Known, Outcome, Proposed, lease_for, least
 from mpips.membership.quorum import Quorum
 from mpips.rundir.log import note
 from mpips.transport.message import Command, Message
@@ -18,8 +19,15 @@ AGAIN = 0.1
 """Seconds after which a proposal is sent again to ranks that have not accepted it: they may hear the leader."""
 
 
+class Proposal(NamedTuple):
+    """This rank's proposed view, and the ranks that have accepted it."""
+
+    proposed: Proposed
+    acceptors: frozenset[int]
+
+
 class Consensus:
-    """The proposals of one rank, and those that it has accepted.
+    """The promises, proposals and acceptances of one rank.
 
     `hears_leader()`: whether this rank hears the leader of its view. `answer(rank)` tells a rank the views that this
     one knows of.
@@ -31,22 +39,35 @@ class Consensus:
         self._node, self._quorum, self._hears_leader, self._answer = node, quorum, hears_leader, answer
         self.proposal: Proposal | None = None
         """This rank's pending proposal."""
-        self._accepted: View | None = None
-        # The last lease that another side of the network has taken before this one could.
-        self._denied = 0
+        self._accepted: Proposed | None = None
+        self._promised = Ballot.of(node.view)
+        # The view for which another side of the network has taken the lease that this one needs.
+        self._denied: Identity | None = None
         self._sent_at = 0.0
         # Whether it was logged that a proposal waits for votes.
         self._waits = False
 
     @property
     def known(self) -> Known:
-        """The views that this rank knows of."""
-        return Known(self._node.view, self._accepted)
+        """What this rank knows of views."""
+        return Known(self._node.view, self._accepted, self._promised)
 
-    def propose(self, view: View, base: View, over: tuple[View, ...]) -> None:
-        """Propose a view that follows from `base`; majorities of the living ranks of each view in `over` decide."""
-        self._accepted = view
-        self.proposal = Proposal(view, base, over, frozenset((self._node.rank,)))
+    # --- proposer ------------------------------------------------------------------------------
+
+    def new_ballot(self) -> Ballot:
+        """Return a ballot of this rank that is higher than all that it knows, and promise it."""
+        self._promised = self.known.next_ballot(self._node.rank)
+        return self._promised
+
+    def is_outbid(self, ballot: Ballot) -> bool:
+        """Return whether this rank has promised a higher ballot."""
+        return self._promised > ballot
+
+    def propose(self, view: View, base: Proposed, by_lease: bool = False) -> None:
+        """Propose a view that follows from `base`; `by_lease`: it needs a lease."""
+        proposed = base.followed_by(view, self._node.view, by_lease)
+        self._accepted, self._promised = proposed, Ballot.of(view)
+        self.proposal = Proposal(proposed, frozenset((self._node.rank,)))
         self._waits = False
         note("propose", epoch=view.epoch, leader=view.leader)
         self._send()
@@ -55,8 +76,8 @@ class Consensus:
         proposal = self.proposal
         assert proposal is not None
         self._sent_at = self._node.van.now()
-        meta = {"view": proposal.view.to_meta(), "based_on": Identity.of(proposal.base)}
-        for rank in self._quorum.electorate.voters(self._quorum.living(proposal.view)):
+        meta = proposal.proposed.to_meta()
+        for rank in self._quorum.electorate.voters(self._quorum.living(proposal.proposed.view.alive)):
             if rank not in proposal.acceptors:
                 self._node.control(rank, Command.PROPOSE, meta)
 
@@ -68,76 +89,63 @@ class Consensus:
         Raises:
             Fenced: as that, and its view cannot arrive any more, since the ranks of that side have ended.
         """
-        proposal = self.proposal
-        assert proposal is not None
-        outcome = proposal.outcome(self._quorum.electorate, self._quorum.living)
+        assert self.proposal is not None
+        proposed, acceptors = self.proposal
+        quorum, view = self._quorum, proposed.view
+        outcome = least(quorum.electorate, acceptors, proposed.ancestors, quorum.living)
         if outcome is not Outcome.MINORITY:
-            taken = self._quorum.leases.take(proposal.view.lease)
-            if taken is False:
-                note("denied", WARNING, epoch=proposal.view.epoch, lease=proposal.view.lease)
-                self.proposal, self._denied = None, proposal.view.lease
+            number, holder = lease_for(proposed.identity, view.lease, proposed.has_used, quorum.take)
+            if holder not in (None, proposed.identity):
+                note("denied", WARNING, epoch=view.epoch, lease=number)
+                self.proposal, self._denied = None, holder
                 if outcome is Outcome.MAJORITY:
                     raise Fenced
                 return None
-            if taken or outcome is Outcome.MAJORITY:
+            if holder is not None or (outcome is Outcome.MAJORITY and not proposed.by_lease):
                 self.proposal = None
-                return proposal.view
+                return replace(view, lease=number if holder is not None else number - 1)
         if self._node.van.now() - self._sent_at > AGAIN:
             if not self._waits:
                 self._waits = True
-                note("waits for votes", WARNING, epoch=proposal.view.epoch, has=outcome.name)
+                note("waits for votes", WARNING, epoch=view.epoch, has=outcome.name)
             self._send()
         return None
 
     @property
     def denied(self) -> bool:
         """Whether another side of the network has decided, and this rank does not know its view yet."""
-        return self._denied > self._node.view.lease
+        return self._denied is not None
 
     def withdraw(self) -> None:
         """Withdraw this rank's proposal; it stays accepted."""
         self.proposal = None
 
-    # --- messages ----------------------------------------------------------------------------
+    # --- acceptor ------------------------------------------------------------------------------
+
+    def receive_ballot(self, ballot: Ballot) -> None:
+        """Promise a ballot, unless a higher one is promised or the leader is heard."""
+        if self.known.promises(ballot, self._hears_leader()):
+            self._promised = ballot
 
     def receive_proposal(self, message: Message) -> None:
         """Accept a proposed view, or say why not."""
-        view = View.from_meta(message.meta["view"])
-        if Identity.of(view) == Identity.of(self.known.latest) or self.known.accepts(
-            view, Identity(*message.meta["based_on"]), self._hears_leader()
-        ):
+        proposed = Proposed.from_meta(message.meta)
+        known = self.known
+        if proposed.identity == known.latest.identity or known.accepts(proposed, self._hears_leader()):
             self.proposal = None
-            self._accepted = view
-            self._node.control(message.sender, Command.ACCEPTED, {"of": Identity.of(view)})
+            self._accepted = proposed
+            self._promised = max(self._promised, Ballot.of(proposed.view))
+            self._node.control(message.sender, Command.ACCEPTED, {"of": proposed.identity})
         else:
             self._answer(message.sender)
 
     def receive_acceptance(self, message: Message) -> None:
         """Count an acceptance."""
         proposal = self.proposal
-        if proposal is not None and Identity(*message.meta["of"]) == Identity.of(proposal.view):
-            self.proposal = proposal.accepted_by(message.sender)
-
-    def supersedes(self, view: View) -> bool:
-        """Return whether this rank has accepted a later view than one that was published, which it must not adopt.
-
-        If the published view has used the lease that the accepted one needs, that one can never take effect.
-        """
-        accepted = self._accepted
-        return (
-            accepted is not None and Identity.of(view) < Identity.of(accepted) and view.lease < accepted.lease
-        )
+        if proposal is not None and Identity(*message.meta["of"]) == proposal.proposed.identity:
+            self.proposal = proposal._replace(acceptors=proposal.acceptors | {message.sender})
 
     def adopted(self, view: View) -> None:
         """Forget what a published view has settled."""
-        if not self.supersedes(view):
-            self._accepted = self.proposal = None
-
-    def to_meta(self) -> dict[str, Any]:
-        """Return the views that this rank knows of as JSON-able data."""
-        accepted = self._accepted
-        return {
-            "view": self._node.view.to_meta(),
-            "accepted": None if accepted is None else accepted.to_meta(),
-            "hears_leader": self._hears_leader(),
-        }
+        if not self.known.supersedes(view):
+            self._accepted = self.proposal = self._denied = None

@@ -3,8 +3,8 @@
     leader                                               every other rank
     watch all ranks;                                     watch the leader and the ranks before it in the succession;
     when a rank is lost, a chain can be repaired,        adopt the views that arrive;
-    or a rank joins or leaves: make the next view        if all those are lost: ask the others for their views,
-    and send it to all ranks                             and propose to continue from the latest, as leader
+    or a rank joins or leaves: make the next view        if all those are lost: ask the others for their promise and
+    and send it to all ranks                             views, and propose to continue from the latest, as leader
 
 MPI reports a rank that ended, to any rank, which tells the leader; the heartbeat one that is silent: it hangs, or the
 network is split. Both are excluded for good: a rank that resumes finds that it is in no view, and exits. A view is also
@@ -19,8 +19,8 @@ A hung rank that holds the only copy of some keys is waited for, up to `give_up`
 error.
 
 A successor uses its own generation of epochs, so that its views are later than any that its predecessor may have sent
-to some ranks before it died. It asks all ranks for their views, and waits for those that hold shards. Asking changes
-nothing, so a rank that was cut off does not disturb the others when it is back: they say that their leader is alive.
+to some ranks before it died. It asks all ranks for their views and their promise, and waits for those that hold shards.
+A rank that hears its leader promises nothing, so a rank that was cut off does not disturb the others when it is back.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from mpips.cluster.view import (
     without_server,
 )
 from mpips.errors import InputError, MpipsError
-from mpips.membership.agreement import Identity
+from mpips.membership.agreement import Ballot, Identity, Known, Proposed
 from mpips.membership.consensus import Consensus
 from mpips.membership.detection import Detection, FailureDetector
 from mpips.membership.losses import without_lost
@@ -164,10 +164,10 @@ class Membership:
             return
         watchers = self._watchers(self.node.view)
         if self.leading or self._succession.standing:
-            voters = self._quorum.electorate.voters(self._quorum.living(self.node.view))
+            voters = self._quorum.electorate.voters(self._quorum.living(self.node.view.alive))
             watchers += [rank for rank in voters if rank not in watchers]
         detector.targets = [rank for rank in watchers if rank != self.node.rank]
-        others = self._quorum.living(self.node.view) if self.leading else []
+        others = self._quorum.living(self.node.view.alive) if self.leading else []
         detector.seldom = [rank for rank in others if rank not in watchers]
         self._follow()
 
@@ -175,7 +175,7 @@ class Membership:
         """Confirm the heartbeats of the leader, unless this rank leads, or has accepted another leader."""
         detector, leader = self._detection.detector, self.node.view.leader
         if detector is not None:
-            follows = not self.leading and self._consensus.known.latest.leader == leader
+            follows = not self.leading and self._consensus.known.latest.view.leader == leader
             detector.follows = leader if follows else NOBODY
 
     def _watchers(self, view: View) -> list[int]:
@@ -281,15 +281,15 @@ class Membership:
                 self._publish(agreed)
             elif self._consensus.denied:
                 self._outbid = True
-            elif any(proposal.view.roles[rank] is not None for rank in gone):
-                self._propose(proposal.view, gone, (*proposal.over, proposal.view))
+            elif any(proposal.proposed.view.roles[rank] is not None for rank in gone):
+                self._propose(proposal.proposed, gone)
         elif gone or self._changes or self._quorum.has_new_lease:
             self._decide(gone)
 
     def _decide(self, gone: Collection[int]) -> None:
         view = self.node.view
         if any(rank in self._detection.hung for rank in gone):
-            self._propose(view, gone, (view,))
+            self._propose(Proposed(view), gone)
             return
         made = self._next(next_epoch(view), gone, self._requested())
         if replace(made, epoch=view.epoch) != view:
@@ -309,11 +309,12 @@ class Membership:
             made = change(made)
         return repaired(made, self.replicas)
 
-    def _propose(self, view: View, gone: Collection[int], over: tuple[View, ...]) -> None:
+    def _propose(self, base: Proposed, gone: Collection[int]) -> None:
         """Propose the view that follows one, without ranks of which some are merely silent."""
-        made = self._next(next_epoch(view), gone, self._requested())
-        made = replace(made, lease=self.node.view.lease + 1)
-        self._consensus.propose(made, view, over)
+        if self._consensus.is_outbid(Ballot.of(base.view)):
+            self._outbid = True
+            return
+        self._consensus.propose(self._next(next_epoch(base.view), gone, self._requested()), base)
         agreed = self._consensus.pursue()
         if agreed is not None:
             self._publish(agreed)
@@ -406,7 +407,7 @@ class Membership:
 
     def _receive_view(self, message: Message) -> None:
         view = View.from_meta(message.meta)
-        if self._consensus.supersedes(view):
+        if self._consensus.known.supersedes(view):
             # Its leader is deposed, or will be.
             self._answer(message.sender)
             return
@@ -416,27 +417,31 @@ class Membership:
             self.node.control(view.leader, Command.VIEW_SEEN, {"epoch": view.epoch})
 
     def _receive_ask(self, message: Message) -> None:
-        """Tell a candidate what views this rank knows of."""
+        """Promise a candidate's ballot, unless the leader is heard; tell it what views this rank knows of."""
         for rank in message.meta["died"]:
             if rank != self.node.rank:
                 self._detection.died(rank)
         self._leaderless_since = 0.0
         self._detection.tell(message.sender, self._detection.dead.keys() - set(message.meta["died"]))
+        self._consensus.receive_ballot(Ballot(*message.meta["ballot"]))
         self._answer(message.sender)
 
     def _answer(self, rank: int) -> None:
         holds = self._quorum.electorate.votes[self.node.rank] or self.node.role is not Role.WORKER
-        self.node.control(rank, Command.VIEWS, self._consensus.to_meta() if holds else {})
+        self.node.control(rank, Command.VIEWS, self._consensus.known.to_meta() if holds else {})
 
     def _receive_answer(self, message: Message) -> None:
         self._leaderless_since = 0.0
         self._succession.receive_answer(message)
-        # A rank that this leader has sent a view, or proposed one, has accepted that of another leader.
-        accepted = message.meta.get("accepted")
-        if accepted is not None and self.leading:
-            other = View.from_meta(accepted)
-            later = Identity.of(other) > Identity.of(self._consensus.known.latest)
-            self._outbid |= later and other.leader != self.node.rank and other.lease > self._quorum.lease
+        if self.leading and "view" in message.meta:
+            self._outbid |= self._is_outbid(Known.from_meta(message.meta))
+
+    def _is_outbid(self, known: Known) -> bool:
+        """Return whether a rank that this leader has sent a view, or proposed one, refuses it for that of another."""
+        mine, latest = self._consensus.known.latest, known.latest
+        refused = self._consensus.proposal is not None and known.promised > Ballot.of(mine.view)
+        rival = latest.identity > mine.identity and latest.view.leader != self.node.rank
+        return refused or (rival and not latest.is_void(self.node.view))
 
     def _receive_proposal(self, message: Message) -> None:
         self._leaderless_since = 0.0
@@ -450,7 +455,9 @@ class Membership:
         now = self.node.van.now()
         self._leaderless_since = self._leaderless_since or now
         alone = now - self._leaderless_since
-        if alone > LEADERLESS or not self._quorum.electorate.voters(self._quorum.living(self.node.view)):
+        if alone > LEADERLESS or not self._quorum.electorate.voters(
+            self._quorum.living(self.node.view.alive)
+        ):
             raise Fenced
         successors = self._successors(self.node.view)
         first = bool(successors) and successors[0] == self.node.rank
@@ -465,7 +472,7 @@ class Membership:
 
     def _hand_on(self, view: View) -> None:
         """Adopt the lost leader's last view, and send it to all, since it names the next successor."""
-        for rank in self._quorum.living(view):
+        for rank in self._quorum.living(view.alive):
             if rank != self.node.rank:
                 self.node.control(rank, Command.VIEW, view.to_meta())
         self._adopt(view)

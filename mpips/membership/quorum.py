@@ -10,7 +10,7 @@ from typing import Protocol
 from mpips.cluster.layout import Role
 from mpips.cluster.node import Node
 from mpips.cluster.view import View
-from mpips.membership.agreement import Electorate, Outcome
+from mpips.membership.agreement import RENEWED, Ballot, Electorate, Identity, Outcome, lease_for
 from mpips.membership.detection import REPORTED_AFTER, Detection
 from mpips.rundir.log import note
 
@@ -18,23 +18,27 @@ LOOK = 0.5
 """Seconds between two accesses to the leases in the run's folder."""
 
 
+def _identity(text: str) -> Identity:
+    return Identity(*map(int, text.split()))
+
+
 class Leases(Protocol):
     """The leases of a run; see `mpips.rundir.lease`."""
 
-    def take(self, number: int) -> bool | None:
-        """Take a lease; return whether this rank has it. None: the folder cannot be reached."""
+    def take(self, number: int, view: str) -> str | None:
+        """Take a lease for a view; return the view that it has decided. None: the folder cannot be reached."""
 
-    def is_taken(self, number: int) -> bool | None:
-        """Return whether another rank has a lease. None: the folder cannot be reached."""
+    def holder(self, number: int) -> str | None:
+        """Return the view for which a lease was taken, "" if it is free. None: the folder cannot be reached."""
 
 
 class NoLeases:
     """Leases of a run without a folder: there are none."""
 
-    def take(self, number: int) -> bool | None:
+    def take(self, number: int, view: str) -> str | None:
         """Return None."""
 
-    def is_taken(self, number: int) -> bool | None:
+    def holder(self, number: int) -> str | None:
         """Return None."""
 
 
@@ -56,13 +60,18 @@ class Quorum:
         # Since when this rank has been frozen, and whether it has said so.
         self._frozen_since, self._said = 0.0, False
 
-    def living(self, view: View) -> list[int]:
-        """Return the ranks of a view that are not dead."""
-        return [rank for rank in view.alive if rank not in self._detection.dead]
+    def living(self, ranks: Collection[int]) -> list[int]:
+        """Return those of some ranks that are not dead."""
+        return [rank for rank in ranks if rank not in self._detection.dead]
+
+    def take(self, number: int, view: Identity) -> Identity | None:
+        """Take a lease for a view; return the view that it has decided. None: the folder cannot be reached."""
+        holder = self.leases.take(number, " ".join(map(str, view)))
+        return None if holder is None else _identity(holder)
 
     def includes(self, agreed: Collection[int]) -> bool:
         """Return whether `agreed` have a majority of the living votes, or half of them and the next lease."""
-        outcome = self.electorate.outcome(agreed, self.living(self._node.view))
+        outcome = self.electorate.outcome(agreed, self.living(self._node.view.alive))
         if outcome is not Outcome.HALF:
             self._lease = 0
         return outcome is Outcome.MAJORITY or (outcome is Outcome.HALF and self._has_lease())
@@ -72,13 +81,37 @@ class Quorum:
         now, number = self._node.van.now(), self._lease or self._node.view.lease + 1
         if now - self._looked_at >= LOOK:
             self._looked_at = now
-            self._holds = bool(self.leases.take(number)) and not self.leases.is_taken(number + 1)
+            mine = Identity(Ballot.of(self._node.view).generation, self._node.rank, RENEWED)
+            number, holder = lease_for(mine, number, self._has_used, self.take)
+            self._holds = holder == mine and not self._is_taken_after(number)
             self._lease = number if self._holds else 0
         return self._holds
 
+    def _has_used(self, holder: Identity) -> bool:
+        """Return whether the lease of a view was used before this rank's view, which follows from it."""
+        return holder <= Identity.of(self._node.view)
+
+    def _is_taken_after(self, number: int) -> bool:
+        """Return whether another rank has the lease that decides after one."""
+        while True:
+            number += 1
+            text = self.leases.holder(number)
+            if not text:
+                return False
+            holder, mine = _identity(text), (Ballot.of(self._node.view).generation, self._node.rank)
+            if holder[:2] != mine and not self._has_used(holder):
+                return True
+
     def with_lease(self, view: View) -> View:
-        """Return a view that says which lease was taken."""
-        return replace(view, lease=max(view.lease, self.lease))
+        """Return a view that says which lease was taken; a new one has decided it."""
+        if self.lease <= view.lease:
+            return view
+        return replace(view, lease=self.lease, agreed=view.epoch)
+
+    @property
+    def can_lease(self) -> bool:
+        """Whether the leases can be reached."""
+        return self.leases.holder(self.lease + 1) is not None
 
     @property
     def has_new_lease(self) -> bool:
@@ -95,7 +128,7 @@ class Quorum:
         node, detection = self._node, self._detection
         if detection.detector is None or not node.van.survives or node.policy.is_replay:
             return True
-        others = [rank for rank in self.electorate.voters(self.living(node.view)) if rank != node.rank]
+        others = [rank for rank in self.electorate.voters(self.living(node.view.alive)) if rank != node.rank]
         lacking = detection.detector.unconfirmed(others, detection.patience)
         return not lacking or self.includes(set(others) - set(lacking) | {node.rank})
 
@@ -104,11 +137,11 @@ class Quorum:
         node, detection = self._node, self._detection
         if detection.detector is None or not node.van.survives:
             return True
-        return self.includes(set(self.living(node.view)) - detection.silent)
+        return self.includes(set(self.living(node.view.alive)) - detection.silent)
 
     def is_deposed(self) -> bool:
         """Return whether another side has taken the lease after this rank's view."""
-        return bool(self.leases.is_taken(self.lease + 1))
+        return self._is_taken_after(self.lease)
 
     # --- freezing ----------------------------------------------------------------------------
 

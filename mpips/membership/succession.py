@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import NamedTuple
 
 from mpips.cluster.layout import Cause, Role
 from mpips.cluster.node import Node
-from mpips.cluster.view import GENERATION, View
-from mpips.membership.agreement import Identity, Known, Outcome
+from mpips.cluster.view import GENERATION, View, with_workers
+from mpips.membership.agreement import Ballot, Identity, Known, Outcome, base_of, is_outbid
 from mpips.membership.consensus import Consensus
 from mpips.membership.detection import Detection
 from mpips.membership.quorum import Quorum
@@ -20,13 +19,6 @@ ASKED_AGAIN = 0.05
 LONGEST_PAUSE = 1.0
 SECOND_TRY = 2.0
 """Times the patience that another candidate has, once a rank has accepted its proposal."""
-
-
-class _Answer(NamedTuple):
-    """A rank's answer to a candidate."""
-
-    known: Known
-    hears_leader: bool
 
 
 class Succession:
@@ -51,15 +43,18 @@ class Succession:
         """Whether this rank is a candidate."""
         self.answered = False
         """Whether any rank has answered."""
-        self._answers: dict[int, _Answer] = {}
+        self._ballot = Ballot.of(node.view)
+        self._answers: dict[int, Known] = {}
         # Ranks that have answered that they are workers: they hold no shards, whatever this rank's view says.
         self._workers: set[int] = set()
         self._began, self._asked_at, self._asked_all_at, self._pause = 0.0, 0.0, 0.0, ASKED_AGAIN
+        # Whether a proposed view excludes this rank, which must not prevent its leader's election.
+        self._excluded = False
 
     def withdraw(self) -> None:
         """End the candidacy: there is a leader."""
         if self.standing:
-            self.standing = self.answered = False
+            self.standing = self.answered = self._excluded = False
             self._answers.clear()
             self._workers.clear()
             self._consensus.withdraw()
@@ -70,28 +65,31 @@ class Succession:
         All ranks are asked every `every` seconds, so that none of them leaves as excluded.
         """
         now = self._node.van.now()
-        if self._consensus.denied:
+        if self._consensus.denied or self._excluded:
             return None
+        everyone = self._quorum.living(self._node.view.alive)
         if not self.standing:
             self.standing, self._began, self._pause = True, now, ASKED_AGAIN
-            self._ask(now, self._quorum.living(self._node.view))
+            self._ballot = self._consensus.new_ballot()
+            self._ask(now, everyone)
         elif now - self._asked_all_at > every:
-            self._ask(now, self._quorum.living(self._node.view))
-        if self._consensus.proposal is not None:
+            self._ask(now, everyone)
+        proposal = self._consensus.proposal
+        if proposal is not None:
             agreed = self._consensus.pursue()
-            if agreed is not None or not self._more_are_lost():
+            if agreed is not None or not self._is_outdated(proposal.proposed.view):
                 return agreed
         if self._awaited() <= self._answers.keys():
             self._count(now)
         return None
 
     def _ask(self, now: float, ranks: Iterable[int]) -> None:
-        """Ask ranks for their views; tell them whom MPI has reported dead."""
+        """Ask ranks to promise this rank's ballot; tell them whom MPI has reported dead."""
         self._asked_at = self._asked_all_at = now
         dead = [rank for rank, cause in self._detection.dead.items() if cause is Cause.DIED]
         for rank in ranks:
             if rank != self._node.rank:
-                self._node.control(rank, Command.ASK_VIEW, {"died": dead})
+                self._node.control(rank, Command.ASK_VIEW, {"died": dead, "ballot": self._ballot})
 
     def _awaited(self) -> set[int]:
         """Return the ranks that may hold shards, and whose views must be known."""
@@ -102,42 +100,54 @@ class Succession:
             if rank != self._node.rank and view.roles[rank] is not Role.WORKER and rank not in lost
         } - self._workers
 
-    def _more_are_lost(self) -> bool:
-        proposal = self._consensus.proposal
-        return proposal is not None and any(
-            proposal.view.roles[rank] is not None for rank in self._detection.lost
+    def _is_outdated(self, proposed: View) -> bool:
+        """Return whether another view is to be proposed: more ranks are lost, or the ballot is too low."""
+        return (
+            any(proposed.roles[rank] is not None for rank in self._detection.lost)
+            or Ballot.of(proposed) != self._ballot
+            or is_outbid(self._ballot, self._known().values())
         )
 
-    def _count(self, now: float) -> None:
-        """Propose to lead, if the ranks that do not hear the leader can decide; else ask again later."""
-        node, view = self._node, self._node.view
+    def _known(self) -> dict[int, Known]:
+        """Return what this rank knows, and those that have answered and are not lost, by rank."""
         lost = self._detection.lost
         answers = {rank: each for rank, each in self._answers.items() if rank not in lost}
-        agreeing = [node.rank, *(rank for rank, each in answers.items() if not each.hears_leader)]
+        return {**answers, self._node.rank: self._consensus.known}
+
+    def _count(self, now: float) -> None:
+        """Propose to lead, if the ranks that have promised this rank's ballot can decide; else ask again later."""
+        node, view, lost = self._node, self._node.view, self._detection.lost
+        known, living = self._known(), self._quorum.living
+        base, outcome = base_of(self._ballot, known, view, self._quorum.electorate, living)
+        if base.view.roles[node.rank] is None:
+            self._excluded = True
+            return
+        own = base.view.leader in (node.rank, view.leader)
         if (
-            self._quorum.electorate.outcome(agreeing, self._quorum.living(view)) is Outcome.MINORITY
-            and self._consensus.proposal is None
+            not own
+            and base.view.leader not in lost
+            and now - self._began < SECOND_TRY * self._detection.patience
         ):
-            self._ask_again(now, [rank for rank in self._quorum.living(view) if rank not in agreeing])
-            return
-        known = [self._consensus.known.latest, *(each.known.latest for each in answers.values())]
-        base = max(known, key=Identity.of)
-        if base.roles[node.rank] is None:
-            # Whoever has proposed it decides.
-            return
-        own = base.leader in (node.rank, view.leader)
-        if not own and base.leader not in lost and now - self._began < SECOND_TRY * self._detection.patience:
             # Its candidate is likely to succeed.
-            self._ask_again(now, answers)
+            self._ask_again(now, known)
             return
-        over = (view,) if Identity.of(base) == Identity.of(view) else (view, base)
-        if self._consensus.proposal is not None:
-            over = (*self._consensus.proposal.over, *over[1:])
-        epoch = (base.epoch // GENERATION + 1) * GENERATION
-        made = self._make(replace(base, epoch=epoch, lease=base.lease + 1), lost)
-        able = [rank for rank in made.succession() if rank not in lost and made.roles[rank] is not None]
-        leader = node.rank if node.rank in able else able[0]
-        self._consensus.propose(replace(made, leader=leader), base, over)
+        if is_outbid(self._ballot, known.values()):
+            if now - self._asked_at > self._pause:
+                self._ballot = self._consensus.new_ballot()
+            self._ask_again(now, living(view.alive))
+            return
+        # Half of the votes need a lease.
+        if outcome is Outcome.MINORITY or (outcome is Outcome.HALF and not self._quorum.can_lease):
+            self._ask_again(now, living(view.alive))
+            return
+        again = Ballot.of(base.view) == self._ballot
+        epoch = base.view.epoch + 1 if again else self._ballot.generation * GENERATION
+        made = self._make(replace(base.view, epoch=epoch), lost)
+        if made.roles[node.rank] is Role.WORKER:
+            # A proposed view had made it one, and it has not begun to be one.
+            made = with_workers(made, [rank for rank in made.workers if rank != node.rank])
+        made = replace(made, leader=node.rank)
+        self._consensus.propose(made, base, by_lease=outcome is Outcome.HALF)
 
     def _ask_again(self, now: float, ranks: Iterable[int]) -> None:
         if now - self._asked_at > self._pause:
@@ -147,17 +157,16 @@ class Succession:
     def receive_answer(self, message: Message) -> None:
         """Receive a rank's answer. A later published view is adopted; it may name another successor."""
         self.answered = True
-        meta = message.meta
-        if "view" not in meta:
+        if "view" not in message.meta:
             self._workers.add(message.sender)
             return
-        view = View.from_meta(meta["view"])
-        accepted = None if meta["accepted"] is None else View.from_meta(meta["accepted"])
-        answer = _Answer(Known(view, accepted), bool(meta["hears_leader"]))
-        self._answers[message.sender] = answer
-        if Identity.of(view) > Identity.of(self._node.view) and not self._consensus.supersedes(view):
-            self._adopt(view)
-        elif self._consensus.proposal is not None and Identity.of(answer.known.latest) > Identity.of(
-            self._consensus.proposal.view
+        known = Known.from_meta(message.meta)
+        self._answers[message.sender] = known
+        if Identity.of(known.view) > Identity.of(self._node.view) and not self._consensus.known.supersedes(
+            known.view
         ):
-            self._consensus.withdraw()
+            self._adopt(known.view)
+        else:
+            proposal = self._consensus.proposal
+            if proposal is not None and known.latest.identity > proposal.proposed.identity:
+                self._consensus.withdraw()

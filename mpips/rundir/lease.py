@@ -1,7 +1,7 @@
 """Leases: numbered, exclusive decisions in a run's folder, where the votes of ranks cannot decide.
 
 Lease n is a file that only one rank can create. Each view says how many leases its predecessors have used, so sides of
-a split network that both try the next one try the same number.
+a split network that both try the next one try the same number. It contains the view that its rank has taken it for.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from mpips.files.safe_open import create_exclusively
+from mpips.files.safe_open import create_exclusively, read_bytes
 
 PREFIX = ".lease-"
 
@@ -23,39 +23,43 @@ class Leases:
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     one, other = (Leases(Path(folder), "1") for _ in range(2))
-    ...     one.take(1), one.take(1), other.take(1), other.is_taken(1), other.take(2)
-    (True, True, False, True, True)
+    ...     one.take(1, "a"), other.take(1, "b"), other.holder(1), other.holder(2), other.take(2, "b")
+    ('a', 'a', 'a', '', 'b')
     """
 
     def __init__(self, folder: Path, start: str) -> None:
         self._folder, self._start = folder, start
-        # Those of this rank.
-        self._held: set[int] = set()
+        # Those of this rank: what each contains.
+        self._held: dict[int, str] = {}
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{PREFIX}{self._start}-{number}"
 
-    def take(self, number: int) -> bool | None:
-        """Create a lease; return whether this rank has it. None: the folder cannot be reached or written."""
+    def take(self, number: int, view: str) -> str | None:
+        """Create a lease for a view; return the view that it contains. None: the folder cannot be read or written."""
         if number in self._held:
-            return True
+            return self._held[number]
         try:
-            taken = create_exclusively(self._path(number), b"")
+            if not create_exclusively(self._path(number), view.encode()):
+                return self._read(number)
         except OSError:
             return None
-        if taken:
-            self._held.add(number)
-        return taken
+        self._held[number] = view
+        return view
 
-    def is_taken(self, number: int) -> bool | None:
-        """Return whether another rank has a lease. None: the folder cannot be reached."""
+    def holder(self, number: int) -> str | None:
+        """Return the view that a lease contains, "" if it is free. None: the folder cannot be reached."""
         if number in self._held:
-            return False
+            return self._held[number]
         try:
             # A new listing: clients of NFS cache the absence of a name.
-            return self._path(number).name in os.listdir(self._folder)
+            return self._read(number) if self._path(number).name in os.listdir(self._folder) else ""
         except OSError:
             return None
+
+    def _read(self, number: int) -> str | None:
+        # Where there are no links, it is empty for a moment.
+        return read_bytes(self._path(number), follow=False).decode() or None
 
 
 def remove(folder: Path) -> None:

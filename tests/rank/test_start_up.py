@@ -102,5 +102,5 @@ def test_all_ranks_of_a_start_know_its_id_and_it_is_that_of_no_other(tmp_path: P
     foreign = {} if stranger is None else stranger | {"id": "f" * 32}
     assert of_run(present.other, foreign).run == present.lineages()[0].run
     leases = [Leases(start.other.path, start.other.start) for start in (ended, late, present)]
-    assert leases[0].take(1) and leases[1].take(1)
-    assert leases[2].is_taken(1) is False and leases[2].take(1)
+    assert leases[0].take(1, "a") and leases[1].take(1, "b")
+    assert leases[2].holder(1) == "" and leases[2].take(1, "c") == "c"

@@ -26,17 +26,16 @@ def folder(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def test_one_of_all_that_try_has_it(folder: Path) -> None:
     tries = [Leases(folder, "1") for _ in range(16)]
     with ThreadPoolExecutor(16) as threads:
-        taken = list(threads.map(lambda each: each.take(1), tries))
-    assert sorted(taken) == [False] * 15 + [True]
-    holder = tries[taken.index(True)]
-    assert holder.take(1) and not holder.is_taken(1)
-    assert all(each.is_taken(1) for each in tries if each is not holder)
+        list(threads.map(lambda each: each[1].take(1, f"view {each[0]}"), enumerate(tries)))
+    holder = tries[0].holder(1)
+    assert holder in {f"view {number}" for number in range(16)}
+    assert {each.take(1, "late") for each in tries} == {each.holder(1) for each in tries} == {holder}
     assert os.listdir(folder) == [".lease-1-1"], "no draft is left"
-    assert tries[0].is_taken(2) is False and tries[0].take(2)
+    assert tries[0].holder(2) == "" and tries[0].take(2, "next") == "next"
 
 
 def test_another_start_has_leases_of_its_own(folder: Path) -> None:
-    assert Leases(folder, "1").take(1) and Leases(folder, "2").take(1)
+    assert Leases(folder, "1").take(1, "a") == "a" and Leases(folder, "2").take(1, "b") == "b"
     lease.remove(folder)
     assert os.listdir(folder) == []
 
@@ -51,9 +50,9 @@ def test_a_lease_whose_answer_was_lost_is_found_to_be_this_rank_s(
         link(source, target)
 
     monkeypatch.setattr(os, "link", twice)
-    assert Leases(tmp_path, "1").take(1)
+    assert Leases(tmp_path, "1").take(1, "a") == "a"
 
 
 def test_a_folder_that_cannot_be_reached_decides_nothing(tmp_path: Path) -> None:
     gone = Leases(tmp_path / "gone", "1")
-    assert gone.take(1) is None and gone.is_taken(1) is None
+    assert gone.take(1, "a") is None and gone.holder(1) is None
