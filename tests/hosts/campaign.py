@@ -1,6 +1,6 @@
 """A campaign of runs on virtual hosts: each is struck, or its network is split, at a random instant.
 
-    make campaign TRIALS=30 SEED=1 [OF=strikes|partitions]
+    make campaign TRIALS=30 SEED=1 [OF=strikes|partitions] [LAUNCHER=mpirun|srun]
 
 strikes      one of three hosts is killed, loses its power or its launch daemon, is frozen and thawed, or cut off and
              mended, while a run pushes, or trains one pass after the other
@@ -32,6 +32,7 @@ import numpy as np
 import pytest
 from conftest import patience
 from hosts.running import HostRun
+from hosts.slurm_hosts import SlurmHosts, slurm_unavailable
 from hosts.virtual_hosts import VirtualHosts, unavailable
 from synthetic import make
 from virtual import write_job
@@ -46,14 +47,17 @@ WAYS = {"both": (True, True), "sends": (True, False), "receives": (False, True)}
 """What is dropped: whether what the host sends, and what it receives."""
 LATEST = 2.0
 """Seconds from the first push, or pass, to the latest fault."""
-FROZEN = (0.2, 6.0)
+FROZEN = (0.2, 4.0)
+"""For how long a host that is struck is frozen or cut off, in units of the patience: in half of all cases in vain."""
 PARTED = (0.5, 30.0)
-"""Seconds for which hosts are frozen or cut off."""
+"""Seconds for which a partition lasts."""
 AFTER = (0.0, 2.0)
 """Seconds from the last event to the end of the pushes."""
-TRAINS = 12.0
+TRAINS = 6.0
 """Seconds, about, that a run lasts that trains."""
 PAUSE = 0.01
+SHOWN = 300
+"""Characters that are shown of why a trial has failed."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Plan:
     at: float
     """Seconds after the first push, or pass."""
     lasts: float
-    """Seconds until the host is thawed or mended."""
+    """Time until the host is thawed or mended: in seconds for a partition, else in units of the patience."""
     way: str
     spares: int
     trains: bool
@@ -118,6 +122,7 @@ class Outcome:
 
     plan: Plan
     patience: float
+    """Of heartbeats, on this machine now."""
     lost: int = 0
     doubled: int = 0
     detection: float | None = None
@@ -125,15 +130,22 @@ class Outcome:
     recovery: float | None = None
     """From the fault until all that these ranks served was served again; None if they served nothing."""
     seconds: float = 0.0
+    """Of the whole trial."""
     wrong: list[str] = field(default_factory=list)
+
+    @property
+    def lasts(self) -> float:
+        """Seconds until the host is thawed or mended."""
+        return self.plan.lasts * (1.0 if self.plan.kind == "partition" else self.patience)
 
 
 class Trial:
     """One run, and what befalls it."""
 
-    def __init__(self, planned: Plan, folder: Path, bits: str) -> None:
-        self.plan, self._folder, self._bits = planned, folder, bits
-        self.outcome = Outcome(planned, patience(1.0))
+    def __init__(self, planned: Plan, folder: Path, bits: str, launcher: str) -> None:
+        self.plan, self._folder, self._bits, self._hosts = planned, folder, bits, HOSTS[launcher]
+        # The ranks add to it where they are too many for the processors.
+        self.outcome = Outcome(planned, patience(1.0) ** 0.5)
         # The ranks of the host that was struck, by their roles.
         self._struck: list[_processes.Injected] = []
         # Identifies the first result that was seen.
@@ -147,14 +159,14 @@ class Trial:
         self._folder.mkdir(parents=True)
         job = training_job(self._folder) if planned.trains else None
         settings += EXACT if planned.trains else []
-        with VirtualHosts(planned.hosts) as hosts:
+        with self._hosts(planned.hosts) as hosts:
             run = HostRun(hosts, self._folder, *settings, job=job)
             try:
                 run.wait_for("beginning", run.trains if planned.trains else run.pushes)
                 self._befall(run, hosts)
                 self._judge(run, run.end())
-            except pytest.fail.Exception as failed:
-                self.outcome.wrong.append(str(failed))
+            except (pytest.fail.Exception, Exception) as failed:
+                self.outcome.wrong.append(str(failed) or type(failed).__name__)
             finally:
                 run.close()
         self.outcome.seconds = time.monotonic() - began
@@ -168,8 +180,9 @@ class Trial:
         began = time.monotonic()
         if planned.is_mended:
             # The run may end before that.
-            ends = planned.lasts + planned.after if planned.waits else planned.after
-            self._pass(run, began + planned.lasts, began + ends)
+            lasts = self.outcome.lasts
+            ends = lasts + planned.after if planned.waits else planned.after
+            self._pass(run, began + lasts, began + ends)
             (hosts.thaw if planned.kind == "freeze" else hosts.mend)(planned.host)
             self._pass(run, began + ends, began + ends)
         else:
@@ -245,6 +258,7 @@ class Trial:
             self.outcome.recovery = max(served, default=None)
 
 
+HOSTS = {"mpirun": VirtualHosts, "srun": SlurmHosts}
 LAYOUT = {
     2: ("layout.servers=2", "layout.workers=2", "ring.replicas=1"),
     3: ("layout.servers=3", "layout.workers=3", "ring.replicas=1"),
@@ -259,10 +273,10 @@ def training_job(folder: Path) -> Path:
     return write_job(folder / "job.toml", data_set, TRAINS, servers=3, workers=3, replicas=1)
 
 
-def undisturbed(folder: Path) -> str:
+def undisturbed(folder: Path, launcher: str) -> str:
     """Train without a fault; return the hash of the parameters."""
     folder.mkdir(parents=True)
-    with VirtualHosts(3) as hosts:
+    with HOSTS[launcher](3) as hosts:
         run = HostRun(hosts, folder, *LAYOUT[3], *EXACT, job=training_job(folder))
         try:
             return str(run.end()["parameters_sha256"])
@@ -276,31 +290,34 @@ def launch_daemons(hosts: VirtualHosts, number: int) -> list[int]:
     return [pid for pid, line in hosts.processes(number).items() if Path(line.split(" ")[0]).name in names]
 
 
-def campaign(trials: int, seed: int, of: str, folder: Path) -> list[Outcome]:
+def campaign(trials: int, seed: int, of: str, folder: Path, launcher: str = "mpirun") -> list[Outcome]:
     """Run trials; print each, and keep the folders of those that fail."""
     plans = [plan(each, of) for each in range(seed, seed + trials)]
-    bits = undisturbed(folder / "undisturbed") if any(each.trains for each in plans) else ""
+    bits = undisturbed(folder / "undisturbed", launcher) if any(each.trains for each in plans) else ""
     outcomes = []
     for each in plans:
         where = folder / f"trial-{each.seed}"
-        outcome = Trial(each, where, bits).run()
+        outcome = Trial(each, where, bits, launcher).run()
         outcomes.append(outcome)
         print(line(outcome, where), flush=True)
-        if not outcome.wrong:
+        if outcome.wrong:
+            (where / "failure").write_text("\n".join(outcome.wrong))
+        else:
             shutil.rmtree(where, ignore_errors=True)
     return outcomes
 
 
 def line(outcome: Outcome, folder: Path) -> str:
-    """Format a trial in one line; if it has failed, with all that is known."""
+    """Format a trial in one line; if it has failed, more lines say why, and a file in its folder all that is known."""
     planned = outcome.plan
     told = f"trial {planned.seed}: {planned.named}, h{planned.host} after {planned.at:.2f} s"
     if planned.is_mended:
-        told += f" for {planned.lasts:.1f} s ({planned.way})"
+        told += f" for {outcome.lasts:.1f} s ({planned.way})"
     times = f"noticed {shown(outcome.detection)}, recovered {shown(outcome.recovery)}"
     told += f": {outcome.seconds:.1f} s, {times}; patience {outcome.patience:.1f} s"
     if outcome.wrong:
-        told += f"\n  FAILED, folder {folder}\n  " + "\n  ".join(outcome.wrong).replace("\n", "\n  ")
+        told += f"\n  FAILED, all in {folder}/failure"
+        told += "".join(f"\n  {each.splitlines()[0][:SHOWN]}" for each in outcome.wrong)
     return told
 
 
@@ -349,14 +366,15 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--of", choices=("strikes", "partitions"), default="strikes")
+    parser.add_argument("--launcher", choices=[*HOSTS], default="mpirun")
     parser.add_argument("--folder", type=Path, help="a new folder; default: a temporary one")
     options = parser.parse_args()
-    if why := unavailable():
+    if why := unavailable() or (slurm_unavailable() if options.launcher == "srun" else ""):
         print(why, file=sys.stderr)
         return 1
     folder = (options.folder or Path(tempfile.mkdtemp(prefix="mpips-campaign-"))).absolute()
     before = conditions()
-    outcomes = campaign(options.trials, options.seed, options.of, folder)
+    outcomes = campaign(options.trials, options.seed, options.of, folder, options.launcher)
     print(f"\n{described(before)}; {conditions()['load']:.1f} after the end\n{text(summary(outcomes))}")
     failed = [each.plan.seed for each in outcomes if each.wrong]
     if not failed:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import TAG, patience
+from hosts.slurm_hosts import DAEMONS, SlurmHosts
 from hosts.virtual_hosts import VirtualHosts
 
 from mpips.bench.failures import _pushing
@@ -37,6 +38,8 @@ class HostRun:
         }  # fmt: skip
         sets = [part for each in settings for part in ("--set", each)]
         line = [*python(), "-m", "mpips.cli", "run", str(job), "--run-dir", str(self.folder), *sets]
+        if isinstance(hosts, SlurmHosts):
+            line = [*hosts.allocation(), *line, "--launcher", "srun"]
         self._output = folder / "output"
         with self._output.open("wb") as out:
             self._command = hosts.start(1, line, environ, folder, out)
@@ -142,12 +145,13 @@ class HostRun:
         ]
 
     def left(self) -> list[str]:
-        """List the processes that are left on any host."""
+        """List the processes that are left on any host, without those of Slurm."""
         found: list[str] = []
         for number in self.hosts.numbers:
             with suppress(OSError, IndexError):
                 found += self.hosts.processes(number).values()
-        return found
+        # A step whose srun is lost ends when Slurm notices.
+        return [each for each in found if Path(each.split(" ")[0]).name.rstrip(":") not in DAEMONS]
 
     def fail(self, why: str) -> None:
         """Fail the test with all that is known about the run."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hosts import campaign
 from hosts.campaign import Outcome
+from hosts.slurm_hosts import slurm_unavailable
 
 
 @pytest.mark.parametrize("of", ["strikes", "partitions"])
@@ -41,11 +42,15 @@ def test_the_summary_has_a_row_for_each_kind() -> None:
 
 @pytest.mark.ranks
 @pytest.mark.once
-@pytest.mark.parametrize("of", ["strikes", "partitions"])
+@pytest.mark.parametrize(
+    ("of", "launcher", "trials"),
+    [("strikes", "mpirun", 5), ("strikes", "srun", 2), ("partitions", "mpirun", 2)],
+)
 @pytest.mark.skipif(not os.environ.get("MPIPS_TEST_HOSTS"), reason="make test-hosts runs it")
-def test_a_few_trials(able: None, starter: Any, tmp_path: Path, of: str) -> None:
+def test_a_few_trials(able: None, starter: Any, tmp_path: Path, of: str, launcher: str, trials: int) -> None:
     if not starter.mpi.ulfm:
         pytest.skip("this MPI ends all ranks when one dies")
-    trials, seed = (5, secrets.randbelow(10**6)) if of == "strikes" else (2, secrets.randbelow(10**6))
-    outcomes = campaign.campaign(trials, seed, of, tmp_path / "trials")
+    if launcher == "srun" and (why := slurm_unavailable()):
+        pytest.skip(why)
+    outcomes = campaign.campaign(trials, secrets.randbelow(10**6), of, tmp_path / "trials", launcher)
     assert not [each.wrong for each in outcomes if each.wrong]
