@@ -140,6 +140,7 @@ class RunFolder:
         """
         stem = f"{re.sub(r'[^A-Za-z0-9._+-]', '_', name)}-{now():%Y%m%dT%H%M%SZ}"
         number = 1
+        cls(Path(runs) / stem)._check_place()
         while True:
             path = Path(runs) / (stem if number == 1 else f"{stem}-{number}")
             try:
@@ -175,6 +176,7 @@ class RunFolder:
             OSError: there is no room for what a start writes.
         """
         folder = cls(path)
+        folder._check_place()
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -215,6 +217,16 @@ class RunFolder:
     def claim_environment(self) -> dict[str, str]:
         """Return the variable by which these ranks know that this process reads their result, and reports it."""
         return {} if self.held is None else {SUPERVISED: self.held.id}
+
+    def _check_place(self) -> None:
+        """Raise InputError if the folder is in a checkpoint, or below a link to nothing, where none can be made."""
+        for each in (self.path, *self.path.parents):
+            if each.is_symlink() and not each.exists():
+                raise InputError(f"{self.path}: the run folder cannot be made: {each} is a link to nothing")
+            if each.name.startswith("step-") and os.path.lexists(each / "manifest.json"):
+                raise InputError(
+                    f"{self.path}: {each} is a checkpoint, which may be removed with all that is in it; name another"
+                )
 
     def _check_new(self, path: str | Path) -> None:
         if self.run.exists() or self.result.exists():

@@ -50,6 +50,36 @@ def test_a_named_folder_may_exist_but_not_hold_a_run(tmp_path: Path) -> None:
         RunFolder.claim(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["toy", "a/b"])
+def test_a_link_that_leads_nowhere_is_no_place_for_runs(tmp_path: Path, name: str) -> None:
+    (tmp_path / "runs").symlink_to(tmp_path / "gone" / "runs")
+    runs = tmp_path / "runs"
+    with pytest.raises(
+        InputError, match=r"runs.*: the run folder cannot be made: .*/runs is a link to nothing$"
+    ):
+        RunFolder.create(name, runs, noon)
+    with pytest.raises(InputError, match=r"the run folder cannot be made: .*/runs is a link to nothing$"):
+        RunFolder.claim(runs)
+    with pytest.raises(InputError, match=r"the run folder cannot be made: .*/runs is a link to nothing$"):
+        RunFolder.claim(runs / "mine")
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("name", ["", "runs/mine"])
+def test_a_checkpoint_is_no_place_for_a_run(tmp_path: Path, name: str) -> None:
+    """It would be removed with the checkpoint."""
+    checkpoint = tmp_path / "step-000003"
+    checkpoint.mkdir()
+    RunFolder.claim(checkpoint / name / "before")
+    (checkpoint / "manifest.json").touch()
+    with pytest.raises(
+        InputError, match=r"step-000003 is a checkpoint, which may be removed with all that is in it"
+    ):
+        RunFolder.claim(checkpoint / name, resume=True)
+    with pytest.raises(InputError, match=r"step-000003 is a checkpoint"):
+        RunFolder.create("toy", checkpoint / name, noon)
+
+
 def test_resuming_renames_the_previous_result(tmp_path: Path) -> None:
     folder = RunFolder.claim(tmp_path / "new" / "run")
     write_json(folder.result, {"status": "stopped"})
