@@ -46,6 +46,8 @@ class Image(NamedTuple):
     """The offset of the function."""
     environment: int
     """The offset of the variable with the address of its environment."""
+    native: int = 0
+    """The offset of the function that other compiled code calls."""
 
 
 class _Section(NamedTuple):
@@ -61,22 +63,25 @@ class _Section(NamedTuple):
     entry_size: int
 
 
-def image_of(file: bytes, entry: str, environment: str, absent: Container[str] = ()) -> Image | None:
+def image_of(
+    file: bytes, entry: str, environment: str, native: str, absent: Container[str] = ()
+) -> Image | None:
     """Make the image of an object file; None if the file has an unsupported kind of reference or section.
 
     Args:
         file: an ELF object file.
         entry: the symbol of the function to be called.
         environment: the symbol of the variable with the address of its environment.
+        native: the symbol of the function that other compiled code calls.
         absent: symbols that the image's code must not refer to.
     """
     try:
-        return _image_of(file, entry, environment, absent)
+        return _image_of(file, entry, environment, native, absent)
     except (struct.error, IndexError, KeyError, ValueError):
         return None
 
 
-def _image_of(file: bytes, entry: str, environment: str, absent: Container[str]) -> Image:
+def _image_of(file: bytes, entry: str, environment: str, native: str, absent: Container[str]) -> Image:
     identity, kind, machine, *_, begin, _, _, _, _, size, count, _ = _HEADER.unpack_from(file)
     if (
         not identity.startswith(_ELF64)
@@ -143,10 +148,10 @@ def _image_of(file: bytes, entry: str, environment: str, absent: Container[str])
             else:
                 raise ValueError("a reference without a symbol")
     named = dict(symbols)
-    first, variable = named[entry], named[environment]
-    if first is None or variable is None:
+    first, variable, inside = named[entry], named[environment], named[native]
+    if first is None or variable is None or inside is None:
         raise ValueError("the function is missing")
-    return Image(bytes(content), fixed, end, tuple(inner), tuple(outer), first, variable)
+    return Image(bytes(content), fixed, end, tuple(inner), tuple(outer), first, variable, inside)
 
 
 def _pad(content: bytearray, alignment: int) -> None:

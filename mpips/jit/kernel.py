@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
+from weakref import WeakSet
 
 from mpips.jit import kernel_cache, kernel_index, numba_installed
 
@@ -44,9 +45,23 @@ def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
         file = function.__code__.co_filename
         folder = kernel_cache.choose(os.path.dirname(file)).folder if os.path.isfile(file) else None
         cached = None if numba_installed.is_needed() else _cached(function, options, signatures, folder)
-        return cast(F, cached or _compiled(function, options, signatures, folder))
+        made = cached or _compiled(function, options, signatures, folder)
+        _kernels.add(made)
+        return cast(F, made)
 
     return compile_it
+
+
+_kernels: WeakSet[object] = WeakSet()
+
+
+def is_kernel(value: object) -> bool:
+    """Return whether a value was made by `kernel`.
+
+    >>> is_kernel(abs)
+    False
+    """
+    return value in _kernels
 
 
 def _cached(

@@ -32,7 +32,7 @@ from mpips.jit import kernel_cache
 from mpips.jit.code_image import Image
 
 DIGEST = 16
-_FORMAT = b"1"
+_FORMAT = b"2"
 _HEAD = struct.Struct(f"<Q{DIGEST}s")
 _LARGEST = 1 << 28
 _PROCESSOR = (b"vendor_id", b"cpu family", b"model", b"model name", b"stepping", b"flags")

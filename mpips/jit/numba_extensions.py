@@ -193,6 +193,7 @@ class CachedKernel(_Dispatcher):  # type: ignore[misc]
         # Profilers show it.
         self.__code__ = function.__code__
         self._become, self._path, self._entries = become, path, entries
+        self._functions: list[tuple[kernel_index.Parameters, Any, int]] = []
         names = function.__code__.co_varnames[: function.__code__.co_argcount]
         _Dispatcher.__init__(
             self, _typeconv.get_pointer(_manager), len(names), 1, names, (), False, False, False
@@ -207,7 +208,8 @@ class CachedKernel(_Dispatcher):  # type: ignore[misc]
             self._entries = {}
             try:
                 loaded = [
-                    (entry.parameters, _function(self.__wrapped__, path, entry)) for entry in entries.values()
+                    (entry.parameters, *_function(self.__wrapped__, path, entry))
+                    for entry in entries.values()
                 ]
             except (OSError, KeyError):
                 kernel_cache.remark(f"{path}: is damaged, and made again")
@@ -215,7 +217,7 @@ class CachedKernel(_Dispatcher):  # type: ignore[misc]
                 return
             # The dispatcher does not keep them alive.
             self._functions = loaded
-            for parameters, function in loaded:
+            for parameters, function, _ in loaded:
                 self._insert(tuple(_type(each)._code for each in parameters), function)
             self._can_compile = False
 
@@ -227,6 +229,20 @@ class CachedKernel(_Dispatcher):  # type: ignore[misc]
         if self._can_compile:
             self._become(self)
         return self.__call__
+
+    def native(self, parameters: kernel_index.Parameters) -> int:
+        """Return the address of the code for parameters of these types that other compiled code calls; 0: none."""
+        if self._can_compile:
+            self._load()
+        if self._can_compile:
+            self._become(self)
+            return int(self.native(parameters))
+        return next((address for known, _, address in self._functions if known == parameters), 0)
+
+    @property
+    def unpickle(self) -> int:
+        """The address of numba's function that reads what compiled code raises."""
+        return _known["numba_unpickle"]
 
     def _search_new_conversions(self, *args: Any, **kwargs: Any) -> bool:
         """Let `_compile_for_args` be asked, about arguments that do not match."""
@@ -255,16 +271,17 @@ class CachedKernel(_Dispatcher):  # type: ignore[misc]
         return getattr(self, name)
 
 
-def _function(function: Callable[..., Any], path: Path, entry: Entry) -> Any:
-    """Load one signature's machine code; return a function of its unchecked arguments."""
+def _function(function: Callable[..., Any], path: Path, entry: Entry) -> tuple[Any, int]:
+    """Load one signature's machine code; return a function of its unchecked arguments, and the address for kernels."""
     image = kernel_index.code(path, entry)
     memory, base = code_image.load(image, _address_of)
     environment = _dynfunc.Environment(function.__globals__)
     code_image.store(memory, image.environment, id(environment))
-    return _dynfunc.make_function(
+    made = _dynfunc.make_function(
         sys.modules[function.__module__], function.__name__, "", base + image.entry, environment,
         (memory, environment),
     )  # fmt: skip
+    return made, base + image.native
 
 
 def is_plain(function: Callable[..., Any]) -> bool:

@@ -41,6 +41,14 @@ def total(values):
 def ones(n):
     return np.ones(n)
 
+@kernel("void(f8[:,::1], i4[::1], f8[:,::1])")
+def add_rows(table, slots, rows):
+    for i in range(len(slots)):
+        if slots[i] < 0:
+            raise ValueError("a negative slot")
+        for j in range(table.shape[1]):
+            table[slots[i], j] += rows[i, j]
+
 @kernel("void(i8[::1])")
 def count(into):
     for i in range(len(into)):
@@ -162,6 +170,30 @@ for _ in range(2):
 print(made.total(np.zeros(1)))
 """
     run(folder, code, "no values\nno values\n6.0")
+
+
+def test_other_compiled_code_calls_a_kernel_by_its_address(folder: Path) -> None:
+    code = """
+from ctypes import CFUNCTYPE, c_int32, c_int64
+from mpips.jit.kernel_call import ARGUMENTS, FUNCTION, MOST_ARGUMENTS, KernelCall
+
+table, slots, rows = np.zeros((4, 2)), np.array([3, 1], np.int32), np.arange(4.0).reshape(2, 2)
+call = KernelCall(made.add_rows, 1)
+print(call.prepare([table, slots]), call.prepare([table, slots, rows.astype(np.float32)]))
+for each in (slots, -slots):
+    print(call.prepare([table, each, rows]))
+    function = CFUNCTYPE(c_int32, *[c_int64] * MOST_ARGUMENTS)(int(call.words[FUNCTION]))
+    done = function(*call.words[ARGUMENTS:].tolist())
+    print(done == 0, table.ravel(), repr(call.take_error()), call.take_error(), by_numba())
+"""
+    # Numba's package reads what it has pickled.
+    expected = """False False
+True
+True [0. 0. 2. 3. 0. 0. 0. 1.] None None False
+True
+False [0. 0. 2. 3. 0. 0. 0. 1.] ValueError('a negative slot') None True"""
+    run(folder, code, expected)
+    run(folder, f"import numba\n{code}", expected.replace("None False", "None True"))
 
 
 def test_kernels_may_be_called_by_a_profiler_and_by_threads(folder: Path) -> None:

@@ -56,32 +56,38 @@ def test_loaded_code_cannot_be_written_to() -> None:
 
 
 @pytest.fixture(scope="module")
-def compiled() -> tuple[bytes, str, str]:
-    """Return an object file of numba, and the symbols of its function and environment."""
+def compiled() -> tuple[bytes, str, str, str]:
+    """Return an object file of numba, and the symbols of its function for Python, environment, and function."""
     import numba
 
     jit = numba.njit("f8(f8[::1])")(lambda values: values.sum())
     (result,) = jit.overloads.values()
     _, _, (code, _) = result.library.serialize_using_object_code()
-    return code, result.fndesc.llvm_cpython_wrapper_name, result.fndesc.env_name
+    about = result.fndesc
+    return code, about.llvm_cpython_wrapper_name, about.env_name, about.llvm_func_name
 
 
-def test_an_object_file_of_numba_has_an_image(compiled: tuple[bytes, str, str]) -> None:
+def test_an_object_file_of_numba_has_an_image(compiled: tuple[bytes, str, str, str]) -> None:
     image = code_image.image_of(*compiled)
     assert image is not None and 0 <= image.entry < image.fixed <= image.environment < image.size
+    assert image.native != image.entry and 0 <= image.native < image.fixed
     assert "PyArg_UnpackTuple" in {name for _, name, _ in image.outer}
 
 
-def test_other_files_have_none(compiled: tuple[bytes, str, str]) -> None:
-    code, entry, environment = compiled
-    assert code_image.image_of(code, "other", environment) is None
-    assert code_image.image_of(code, entry, "other") is None
-    assert code_image.image_of(code, entry, environment, {"PyArg_UnpackTuple"}) is None
+def test_other_files_have_none(compiled: tuple[bytes, str, str, str]) -> None:
+    code, entry, environment, native = compiled
+    assert code_image.image_of(code, "other", environment, native) is None
+    assert code_image.image_of(code, entry, "other", native) is None
+    assert code_image.image_of(code, entry, environment, "other") is None
+    assert code_image.image_of(code, entry, environment, native, {"PyArg_UnpackTuple"}) is None
     for flawed in (b"", b"\x7fELF", code[:1000], code[:-1], bytes(len(code))):
-        assert code_image.image_of(flawed, entry, environment) is None
+        assert code_image.image_of(flawed, entry, environment, native) is None
     # the machine, the kind of file, and the kind of each reference
     for place in (18, 16):
-        assert code_image.image_of(code[:place] + b"\x03" + code[place + 1 :], entry, environment) is None
+        assert (
+            code_image.image_of(code[:place] + b"\x03" + code[place + 1 :], entry, environment, native)
+            is None
+        )
     begin, size, count = struct.unpack_from("<Q", code, 40)[0], 64, struct.unpack_from("<H", code, 60)[0]
     for at in range(begin, begin + size * count, size):
         (kind,), (offset, length) = (
@@ -91,4 +97,4 @@ def test_other_files_have_none(compiled: tuple[bytes, str, str]) -> None:
         if kind == 4 and length > 24 * 10:
             other = bytearray(code)
             struct.pack_into("<I", other, offset + 8, 2)
-            assert code_image.image_of(bytes(other), entry, environment) is None
+            assert code_image.image_of(bytes(other), entry, environment, native) is None

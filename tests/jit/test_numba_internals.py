@@ -39,8 +39,8 @@ USED = {
     "target context": {"codegen", "get_dummy_value", "get_value_type", "make_array"},
     "code library": {
         "_codegen", "_final_module", "_finalize_dynamic_globals", "_finalize_final_module", "_finalized",
-        "_get_module_for_linking", "_optimize_final_module", "_shared_module", "_verify_declare_only_symbols", "name",
-        "serialize_using_object_code",
+        "_get_module_for_linking", "_optimize_final_module", "_shared_module", "_verify_declare_only_symbols",
+        "get_pointer_to_function", "name", "serialize_using_object_code",
     },
     "code generator": {"_add_module", "_engine"},
     "function descriptor": {

@@ -20,7 +20,7 @@ from inspect import CO_VARARGS, CO_VARKEYWORDS
 from pathlib import Path
 from typing import Any, cast
 
-from numba import _dispatcher, types
+from numba import _dispatcher, _helperlib, types
 from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.environment import Environment
@@ -93,6 +93,22 @@ class Kernel(_Dispatcher):  # type: ignore[misc]
     def _compile_for_args(self, *args: Any, **kwargs: Any) -> Any:
         """Return what to call for arguments for which there is no code yet."""
         return self._whole if self._is_included else super()._compile_for_args(*args, **kwargs)
+
+    def native(self, parameters: Parameters) -> int:
+        """Return the address of the code for parameters of these types that other compiled code calls; 0: none."""
+        if "_compile_for_args" in self.__dict__:
+            # It is loaded when it is used.
+            self._compile_for_args()
+        for each in self.overloads.values():
+            if tuple(_parameter(kind) for kind in each.fndesc.argtypes) == parameters:
+                return int(each.library.get_pointer_to_function(each.fndesc.llvm_func_name))
+        return 0
+
+    @property
+    def unpickle(self) -> int:
+        """The address of numba's function that reads what compiled code raises."""
+        helpers: Any = _helperlib
+        return int(helpers.c_helpers["unpickle"])
 
     @cached_property
     def _whole(self) -> Kernel:
@@ -244,8 +260,9 @@ def image(kernel: Any, signature: str) -> tuple[Parameters, Image] | None:
             # called.
             inner = [each.env_name for each in environments(others)]
             made = image_of(
-                code, about.llvm_cpython_wrapper_name, about.env_name, {*inner} - {about.env_name}
-            )
+                code, about.llvm_cpython_wrapper_name, about.env_name, about.llvm_func_name,
+                {*inner} - {about.env_name},
+            )  # fmt: skip
             return None if made is None else (cast(Parameters, tuple(parameters)), made)
     return None
 

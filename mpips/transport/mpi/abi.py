@@ -37,6 +37,8 @@ _MARK = 0x1234567
 
 # A function by its address, and a tuple of int64; returns its int.
 call: Any = Deferred("mpips.transport.mpi.abi_intrinsics", "call")
+# A function by its address, and the address of its words (`mpips.jit.kernel_call`); returns its int.
+call_words: Any = Deferred("mpips.transport.mpi.abi_intrinsics", "call_words")
 # A pointer to numbers of the type of `like`.
 _pointer: Any = Deferred("mpips.transport.mpi.abi_intrinsics", "pointer")
 _view: Any = Deferred("numba", "carray")
