@@ -1,6 +1,6 @@
 """The fast path at a server: the vectors of its shards that kernels serve, and the requests that they have executed.
 
-Kernels serve pulls and pushes without Python, and at the last member of a chain the changes of its primary. Before
+Kernels serve pulls and pushes without Python, and behind the primary of a chain the changes of it. Before
 Python reads a shard, it records the requests that kernels have executed there, and takes over the changes that are not
 acknowledged yet (`catch_up`).
 """
@@ -25,7 +25,14 @@ from mpips.transport.fastpath.table import (
     VERSION,
     FastPathTable,
 )
-from mpips.transport.fastpath.unacknowledged import FOLLOWING, KEEPS_LISTS, LATEST, PRECEDING
+from mpips.transport.fastpath.unacknowledged import (
+    BACK,
+    EVERYWHERE,
+    FOLLOWING,
+    KEEPS_LISTS,
+    LATEST,
+    PRECEDING,
+)
 from mpips.transport.key_cache import KeyCache, Known
 from mpips.transport.message import NO_SIGNATURE, Command, Kind, Message
 
@@ -45,19 +52,18 @@ class FastPath:
         self.table.rounds.set_workers(self._node.view.workers, self._node.keeps)
 
     def open(self, link: Link) -> None:
-        """Let the fast path serve a shard of which this server is the primary, or the last member."""
+        """Let the fast path serve a shard of which this server is a member."""
         shard = link.shard
         if shard is None:
             return
         self.count(shard)
         if link.learning or link.chain.closing:
             return
-        if link.primary:
-            state = self.table.unacknowledged.links[link.number]
-            state[FOLLOWING] = 1 + link.next
-            # A learner acknowledges what it could not apply without the keys.
-            state[KEEPS_LISTS] = link.next != link.chain.learner
-            self.settled(link.number, link.last)
+        state = self.table.unacknowledged.links[link.number]
+        state[FOLLOWING], state[BACK] = 1 + link.next, 1 + link.previous
+        # A learner acknowledges what it could not apply without the keys.
+        state[KEEPS_LISTS] = link.next != link.chain.learner
+        self.settled(link.number, link.last)
         for namespace in shard.vectors:
             self.expose(link, namespace)
         self.listen(link)
@@ -76,8 +82,8 @@ class FastPath:
 
     def listen(self, link: Link) -> None:
         """Let the fast path take the changes of a shard's primary, unless Python has some that are to come later."""
-        last = not link.primary and link.next == NOBODY and not link.learning
-        serves = last and not link.early and self._node.resend is None
+        behind = not link.primary and not link.learning
+        serves = behind and not link.early and self._node.resend is None
         self.table.unacknowledged.links[link.number, PRECEDING] = 1 + link.previous if serves else 0
 
     def settled(self, number: int, last: int) -> None:
@@ -113,6 +119,8 @@ class FastPath:
         """Record the requests that the fast path has executed, and take over its changes up to number `through`."""
         if link.shard is not None:
             self.record(link.shard)
+        acknowledged = int(self.table.unacknowledged.links[link.number, EVERYWHERE])
+        link.everywhere = max(link.everywhere, acknowledged)
         if taken := self.table.take_over(link.number, through):
             answer = self._node.answer
             changes = [each.change for each in taken if each.change is not None]

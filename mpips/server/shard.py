@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from mpips.cluster.hash_ring import Ring
 from mpips.cluster.observer import ChangeOrder
 from mpips.errors import ProtocolError
-from mpips.server.update_call import UpdateCall
+from mpips.server.update_call import KernelUpdate, UpdateCall
 from mpips.storage.aggregate import Aggregator
 from mpips.storage.segment import Segment, Slots, one_by_one
-from mpips.storage.updates import VectorSpec, call_named
+from mpips.storage.updates import VectorSpec, call_named, numbers_of
 from mpips.storage.vector_clock import RangedClock
 from mpips.tasks.request_dedup import Kept, RequestDedup
 from mpips.transport.fastpath.table import (
@@ -32,6 +32,7 @@ from mpips.transport.fastpath.table import (
     ADD,
     ASSIGN,
     FTRL,
+    KERNEL,
     NO_PUSH,
     PROGRAM,
     SGD,
@@ -85,7 +86,7 @@ class Hosted:
         # By round: the error, and the workers that were not sent it yet.
         self.broken: dict[Round, tuple[Exception, set[int]]] = {}
         # Of a program's update, once kernels may call it.
-        self._called: UpdateCall | None = None
+        self._called: UpdateCall | KernelUpdate | None = None
         self._place: tuple[Any, ...] = ()
         self._numbers = np.zeros(0)
         self._served_rows: ServedRows | None = None
@@ -119,17 +120,28 @@ class Hosted:
             # In the order in which the kernels take them.
             places = [column.ctypes.data for column in segment.state.values()]
             state = (*places, 0, 0, 0)[:3]
-            self._numbers = np.array([segment.settings[name] for name in update.defaults or ()], np.float64)
+            self._numbers = numbers_of(update, segment.settings)
             settings = self._numbers.ctypes.data
         elif push == NO_PUSH and pushed >= 0:
-            self._called = self._called or UpdateCall(segment)
-            push, called, answer = PROGRAM, self._called.address, max(answer, self._called.answer_bytes)
+            push, self._called = self._call()
+            called, answer = self._called.address, max(answer, self._called.answer_bytes)
         stamps = self.aggregator.stamps
         return ServedRows(
             values.ctypes.data, code, spec.width, begin, last, rows, push, update.read is None, segment.capacity,
             segment.index_addresses, state, settings, spec.aggregate, (stamps.ctypes.data, len(stamps)),
             (pushed, segment.push_row.width), called, answer,
         )  # fmt: skip
+
+    def _call(self) -> tuple[int, UpdateCall | KernelUpdate]:
+        """Return how kernels push rows of a program's update, and what they call."""
+        called = self._called
+        if isinstance(called, UpdateCall):
+            return PROGRAM, called
+        if KernelUpdate.fits(self.segment):
+            called = called or KernelUpdate(self.segment)
+            if called.prepare():
+                return KERNEL, called
+        return PROGRAM, UpdateCall(self.segment)
 
     def push_slots(self, slots: Slots, rows: NDArray[Any], reply: bool) -> NDArray[Any] | None:
         """Update slots as `Segment.push_slots` does; if kernels have called the update for them, raise its error."""
@@ -264,18 +276,20 @@ class Shard:
     def repeat(self, change: Message, built_in: Callable[..., dict[str, Any]] | None) -> None:
         """Apply a change of the primary, and keep the replies to its callers."""
         callers = callers_of(change)
-        # As the primary had it: the change itself may be sent on.
+        # As the primary had it: the change itself is sent on, and an update may overwrite its argument.
         request = copy(change)
         request.origin, request.time = callers[0][:2]
+        if change.values is not None:
+            request.values = change.values.copy()
         if change.command is Command.CALL:
             kept: Kept = self.call(request, built_in)
         elif change.round == NO_ROUND:
             kept = self.push(request)
         else:
-            assert change.values is not None
+            assert request.values is not None
             segment = self.hosted(change.namespace).segment
             slots = segment.resolve(change.range) if change.keys is None else segment.slots_of(change.keys)
-            sums = segment.shaped(slots, change.values)
+            sums = segment.shaped(slots, request.values)
             kept = self.sum_up(request, callers, slots, sums, change.command is Command.PUSH_PULL)
         self.finish(callers, kept)
 

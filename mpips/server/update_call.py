@@ -1,7 +1,8 @@
-"""Calls of a program's update by kernels: the update of one segment, as a C function.
+"""Calls of a program's update by kernels: the update of one segment, as a C function, or as a kernel.
 
 The kernels of the server's fast path receive, check and sum rows. They call the update by its address, with the
-addresses of these rows and of their slots, and copy its answer from where it tells them.
+addresses of these rows and of their slots, and copy its answer from where it tells them. An update that is a kernel
+they call with its own arguments, without Python; it has no answer but the values.
 
 An update that raises may have changed some rows, so it must not be called again for them. Kernels then do nothing more,
 and give the push, or the round, to Python, where its error is raised instead of a second call (`take_error`).
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from mpips.errors import ProtocolError
+from mpips.jit.kernel_call import KernelCall
 from mpips.storage.segment import Array, Segment, Slots
+from mpips.storage.updates import numbers_of
 from mpips.transport.message import CODES
 
 _Function = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 7)
@@ -23,6 +26,37 @@ _FIRST = 1
 _MEMORY: Any = (ctypes.c_char * 2**62).from_address(_FIRST)
 """All memory, from which arrays are made by address; numpy takes an address of 0 for no memory."""
 _SLOT = np.dtype(np.int32)
+
+
+class KernelUpdate:
+    """The update of a segment, a kernel, as kernels call it: `address` is that of the words of a call."""
+
+    answer_bytes = 0
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+        # The slots and rows vary: they follow the values and state.
+        self._call = KernelCall(segment.update.kernel, 1 + len(segment.state))
+        self._numbers = np.zeros(0)
+        self.address = self._call.words.ctypes.data
+
+    @staticmethod
+    def fits(segment: Segment) -> bool:
+        """Return whether the update of a segment is a kernel whose answers kernels can give."""
+        update = segment.update
+        return update.kernel is not None and (update.read is None or not segment.spec.aggregate)
+
+    def prepare(self) -> bool:
+        """Write down where the values, state and settings are; return whether the kernel takes such arguments."""
+        segment = self._segment
+        self._numbers = numbers_of(segment.update, segment.settings)
+        rows = np.empty((1, segment.push_row.width), segment.push_row.dtype)
+        state = segment.state.values()
+        return self._call.prepare([segment.values, *state, np.empty(1, _SLOT), rows, self._numbers])
+
+    def take_error(self) -> BaseException | None:
+        """Return, once, the error of the last call."""
+        return self._call.take_error()
 
 
 class UpdateCall:

@@ -369,6 +369,10 @@ class Segment:
 
     def apply(self, slots: Slots, rows: Array) -> Array | None:
         """Run the update on shaped rows; return what it returned."""
+        if self.update.kernel is not None:
+            # As other kernels call it.
+            self.update.apply(self.values, self.state, one_by_one(slots), rows, self.settings)
+            return None
         if not self.spec.dense and self.update.apply_range is None:
             # Its result may depend on the slots.
             slots = one_by_one(slots)

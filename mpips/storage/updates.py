@@ -14,6 +14,17 @@ rows, and `rows` [n, push width] are the rows that the workers pushed there, alr
 aggregates. The function changes values and state in place; it may return rows [n, reply width] as the answer
 of a push_pull, otherwise the answer is the values. `slots` and `rows` are valid until it returns. `settings` are
 the vector's, and the scheduler can change them between tasks.
+
+An update that is a kernel is called by the kernels that receive pushes, without Python. It takes arrays only: the
+values, each state column, slots, rows, and the settings as f8[n], in the order of their defaults. It returns nothing:
+
+    @update("scaled", columns=lambda spec: {"pushes": Column("int64")}, defaults={"rate": 0.5})
+    @kernel("void(f8[:,::1], i8[:,::1], i4[::1], f8[:,::1], f8[::1])")
+    def scaled(values, pushes, slots, rows, settings):
+        for i in range(len(slots)):
+            pushes[slots[i], 0] += 1
+            for j in range(values.shape[1]):
+                values[slots[i], j] += settings[0] * rows[i, j]
 """
 
 from __future__ import annotations
@@ -30,6 +41,7 @@ from numpy.typing import NDArray
 from mpips.calls import check_function, defined_at
 from mpips.errors import UsageError
 from mpips.files.json_values import check_names
+from mpips.jit.kernel import is_kernel
 from mpips.keys import KeyArray, dtype_of
 from mpips.storage import initial
 from mpips.storage.initial import Initial
@@ -165,6 +177,7 @@ class Update(NamedTuple):
     defaults: Mapping[str, Setting] | None = None
     sums: bool = False
     exact_replies: bool = False
+    kernel: Callable[..., None] | None = None
 
 
 # The first argument is a `mpips.storage.segment.Segment`, which imports this module.
@@ -191,7 +204,7 @@ _calls: dict[str, Call] = {}
 A = TypeVar("A", bound=Callable[..., Any])
 
 
-def update(name: str, **fields: Any) -> Callable[[Apply], Apply]:
+def update(name: str, **fields: Any) -> Callable[[A], A]:
     """Register the decorated function as the update of vectors with `update = "name"`.
 
     Fields, all optional: `columns(spec)`, the state columns, name -> Column; `push_row(spec)`, the
@@ -201,7 +214,8 @@ def update(name: str, **fields: Any) -> Callable[[Apply], Apply]:
     `defaults`, the settings and their default values (without it any setting is accepted); `sums`, whether two
     pushes may be replaced by one push of their sum (filters may then hold small ones back); `exact_replies`,
     whether workers must receive exact values, so that filters do not round them.
-    Raises UsageError when another function has the name.
+    Raises UsageError when another function has the name, or for a kernel with `apply_range` or settings that are no
+    numbers.
 
     >>> from mpips import simulate
     >>> @update("example_mean", columns=lambda spec: {"pushes": Column("int64")})
@@ -216,12 +230,36 @@ def update(name: str, **fields: Any) -> Callable[[Apply], Apply]:
     [2.0]
     """
 
-    def register(apply: Apply) -> Apply:
-        check_unused("update", name, apply, _updates[name].apply if name in _updates else None)
-        _updates[name] = Update(name, apply, **fields)
+    def register(apply: A) -> A:
+        known = _updates.get(name)
+        check_unused("update", name, apply, known and (known.kernel or known.apply))
+        made = Update(name, apply, **fields)
+        _updates[name] = _of_kernel(made, apply) if is_kernel(apply) else made
         return apply
 
     return register
+
+
+def _of_kernel(made: Update, kernel: Callable[..., None]) -> Update:
+    """Return the update with a kernel: Python calls it as any other."""
+    where = f"update {made.name!r}, which is a kernel"
+    if made.apply_range is not None:
+        raise UsageError(f"{where}: apply_range is for updates in Python")
+    defaults: Settings = {}
+    for name, value in (made.defaults or {}).items():
+        if isinstance(value, str):
+            raise UsageError(f"{where}: setting {name!r} is no number: {value!r}")
+        defaults[name] = float(value)
+
+    def apply(values: Array, state: State, slots: NDArray[np.int32], rows: Array, settings: Settings) -> None:
+        kernel(values, *state.values(), slots, rows, numbers_of(made, settings))
+
+    return made._replace(apply=apply, defaults=defaults, kernel=kernel)
+
+
+def numbers_of(update: Update, settings: Settings) -> NDArray[np.float64]:
+    """Return the settings of an update that are numbers, in the order of their defaults."""
+    return np.array([settings[name] for name in update.defaults or ()], np.float64)
 
 
 def call(name: str, reads: bool = False) -> Callable[[Function], Function]:

@@ -13,14 +13,17 @@ from simulated import simulate
 
 from mpips.bench.failures import _trial
 from mpips.cluster.node import Node
+from mpips.jit.kernel import kernel
 from mpips.keys import from_pairs
 from mpips.ranges import KeyRange
 from mpips.rank import simulation
 from mpips.scheduler.scheduler import Cluster
 from mpips.server.server import Server
+from mpips.server.shard import Shard
 from mpips.storage.updates import Column, VectorSpec, update
 from mpips.tasks.task import Task
 from mpips.transport import in_memory
+from mpips.transport.in_memory import TwinVan
 from mpips.transport.message import NO_SIGNATURE, Command, Kind, Message
 from mpips.transport.network_faults import Fault, random_arrivals
 from mpips.worker.key_list import KeyList
@@ -38,11 +41,28 @@ def multiplied(values: Any, state: Any, slots: Any, rows: Any, settings: Any) ->
     rows[:] = 0
 
 
+@update(
+    "tripled",
+    columns=lambda spec: {"pushes": Column("int32")},
+    push_row=lambda spec: Column("float32", 2),
+    defaults={"factor": 3},
+)
+@kernel("void(f8[:,::1], i4[:,::1], i4[::1], f4[:,::1], f8[::1])")
+def tripled(values: Any, pushes: Any, slots: Any, rows: Any, settings: Any) -> None:
+    """Add three times the product of two numbers, count, and overwrite the argument."""
+    for i in range(len(slots)):
+        values[slots[i], 0] += settings[0] * rows[i, 0] * rows[i, 1]
+        pushes[slots[i], 0] += 1
+        rows[i, 0] = rows[i, 1] = 0
+
+
 SPECS = (
     VectorSpec("dense", "float64", extent=4 * BLOCK, dense=True),
     VectorSpec("sparse", "int64", extent=4 * BLOCK),
     VectorSpec("wide", "int32", 3, extent=4 * BLOCK, update="assign"),
     VectorSpec("products", "float64", extent=4 * BLOCK, update="multiplied"),
+    VectorSpec("kernel", "float64", extent=4 * BLOCK, update="tripled"),
+    VectorSpec("all", "float64", extent=4 * BLOCK, dense=True, update="tripled"),
     VectorSpec("pairs", "float32", key_bits=128),
 )
 
@@ -115,9 +135,11 @@ class Worker:
             # Two assignments in any order are the same.
             rows[:] = np.arange(BLOCK, dtype=model.dtype)[places][:, None]
             model[places] = rows
-        elif update == "multiplied":
+        elif update in ("multiplied", "tripled"):
             model[places] += 3 * rows
-            rows = np.hstack([rows, np.full_like(rows, 3)]).astype(np.float32)
+            rows = np.hstack([rows, np.full_like(rows, 3 if update == "multiplied" else 1)]).astype(
+                np.float32
+            )
         else:
             model[places] += rows
         return rows
@@ -155,12 +177,68 @@ def run(seed: int, **how: Any) -> int:
     return int(observed["network"].posted)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> dict[int, Server]:
+    """Return the servers that are made, by rank."""
+    found: dict[int, Server] = {}
+
+    class Known(Server):
+        def __init__(self, node: Node, *more: Any) -> None:
+            super().__init__(node, *more)
+            found[node.rank] = self
+
+    monkeypatch.setattr(simulation, "Server", Known)
+    return found
+
+
+def members(servers: dict[int, Server]) -> dict[tuple[int, int], list[list[bytes]]]:
+    """Return keys, values and state of each shard and vector, at all its members."""
+    found: dict[tuple[int, int], list[list[bytes]]] = {}
+    for server in servers.values():
+        for link in server.chains:
+            assert link.shard is not None
+            for namespace, hosted in link.shard.vectors.items():
+                rows = hosted.segment.export_state()
+                arrays = rows.keys, rows.values, *rows.state.values()
+                found.setdefault((link.number, namespace), []).append([each.tobytes() for each in arrays])
+    return found
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_all_members_have_the_same_rows(
+    replicas: int, compiled: bool, servers: dict[int, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(in_memory, "TwinVan", TwinVan)
+    run(1, servers=replicas + 1, workers=2, replicas=replicas)
+    found = members(servers)
+    assert all(len(each) == 1 + replicas for each in found.values())
+    differing = {
+        SPECS[vector - 1].name for (_, vector), each in found.items() if any(one != each[0] for one in each)
+    }
+    assert not differing
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
 def test_kernels_handle_most_messages(replicas: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    repeated: list[int] = []
+    repeat = Shard.repeat
+
+    def counted(self: Shard, *change: Any) -> None:
+        repeated.append(self.number)
+        repeat(self, *change)
+
     # Python handles pushes of 128-bit keys to shards with copies.
     monkeypatch.setitem(globals(), "SPECS", SPECS[:-1])
+    monkeypatch.setattr(Shard, "repeat", counted)
     posted = run(1, servers=replicas + 1, workers=2, replicas=replicas)
-    assert KernelVan.handled > posted / (5 if replicas == 1 else 10), (KernelVan.handled, posted)
+    by_python = len(repeated)
+    assert KernelVan.handled > posted / 5, (KernelVan.handled, posted)
+    repeated.clear()
+    monkeypatch.setattr(in_memory, "TwinVan", TwinVan)
+    run(1, servers=replicas + 1, workers=2, replicas=replicas)
+    assert by_python < 0.75 * len(repeated), (by_python, len(repeated))
 
 
 def test_lists_of_keys_whose_rows_have_initial_values_get_to_copies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,14 +247,9 @@ def test_lists_of_keys_whose_rows_have_initial_values_get_to_copies(monkeypatch:
     assert KernelVan.handled > 0
 
 
-def test_a_copy_that_has_dropped_a_list_asks_for_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    servers: dict[int, Server] = {}
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_copy_that_has_dropped_a_list_asks_for_its_keys(replicas: int, servers: dict[int, Server]) -> None:
     asked: list[Message] = []
-
-    class Known(Server):
-        def __init__(self, node: Node, *more: Any) -> None:
-            super().__init__(node, *more)
-            servers[node.rank] = self
 
     def dropping(source: int, dest: int, message: Message) -> tuple[float]:
         """Let a copy drop lists before it receives the name of one."""
@@ -187,31 +260,33 @@ def test_a_copy_that_has_dropped_a_list_asks_for_its_keys(monkeypatch: pytest.Mo
             asked.append(message)
         return (0.0,)
 
-    monkeypatch.setattr(simulation, "Server", Known)
-    run(1, servers=2, workers=2, replicas=1, delays=dropping)
+    how = {"servers": 1 + replicas, "workers": 2, "replicas": replicas}
+    run(1, delays=dropping, **how)
     assert len(asked) > 2
     for number in range(4):
-        faults = [Fault("kill", 1 + number % 2, after_messages=100 + 70 * number)]
-        run(number, servers=2, workers=2, replicas=1, delays=dropping, faults=faults)
+        faults = [Fault("kill", 1 + number % (1 + replicas), after_messages=100 + 70 * number)]
+        run(number, delays=dropping, faults=faults, **how)
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("seed", range(2))
 def test_keys_and_values_that_arrive_late_are_applied_by_python(
-    seed: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, replicas: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(KernelVan, "late", 0.4)
     monkeypatch.setattr(KernelVan, "given_up", 0)
-    run(seed, servers=2, workers=2, replicas=1)
+    how = {"servers": 1 + replicas, "workers": 2, "replicas": replicas}
+    run(seed, **how)
     assert KernelVan.given_up
-    run(seed, servers=2, workers=2, replicas=1, faults=[Fault("kill", 1 + seed, after_messages=300)])
+    run(seed, faults=[Fault("kill", replicas + seed, after_messages=300)], **how)
 
 
 @pytest.mark.parametrize("act", ["kill", "stop", "pause"])
-@pytest.mark.parametrize("part", range(2))
-def test_a_server_is_lost_between_any_two_messages(part: int, act: str) -> None:
-    most = run(part, servers=2, workers=2, replicas=1)
+@pytest.mark.parametrize("part, replicas", [(0, 1), (1, 1), (0, 2), (1, 2)])
+def test_a_server_is_lost_between_any_two_messages(part: int, replicas: int, act: str) -> None:
+    most = run(part, servers=1 + replicas, workers=2, replicas=replicas)
     rng = random.Random(f"{part}/{act}")
-    for how in between_messages(act, rng, 2, most):
+    for how in between_messages(act, rng, 1 + replicas, most, replicas):
         run(part, workers=2, **how)
 
 

@@ -14,6 +14,7 @@ from simulated import simulate
 
 from mpips.cluster.node import Node
 from mpips.errors import RemoteError
+from mpips.jit.kernel import kernel
 from mpips.ranges import KeyRange
 from mpips.rank import simulation
 from mpips.replay.history import read_history
@@ -60,6 +61,17 @@ def capped(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> Non
     rows[:] = 0
 
 
+@update("halved", columns=lambda spec: {"largest": Column("float32", 2)}, defaults={"factor": 0.5})
+@kernel("void(f4[:,::1], f4[:,::1], i4[::1], f4[:,::1], f8[::1])")
+def halved(values: Any, largest: Any, slots: Any, rows: Any, settings: Any) -> None:
+    """Add the half, remember the largest, and overwrite the argument."""
+    for i in range(len(slots)):
+        for j in range(values.shape[1]):
+            largest[slots[i], j] = max(largest[slots[i], j], rows[i, j])
+            values[slots[i], j] += settings[0] * rows[i, j]
+            rows[i, j] = 7
+
+
 SPECS = (
     VectorSpec("dense", "float32", extent=KEYS, dense=True, aggregate=True),
     VectorSpec("sparse", "float64", 2, update="adagrad", aggregate=True),
@@ -68,6 +80,8 @@ SPECS = (
     VectorSpec("last", "int32", extent=KEYS, dense=True, update="assign", aggregate=True),
     VectorSpec("counted", "float64", update="counted", aggregate=True),
     VectorSpec("ranges", extent=KEYS, dense=True, update="counted", aggregate=True),
+    VectorSpec("halved", "float32", 2, update="halved", aggregate=True),
+    VectorSpec("halves", "float32", 2, extent=KEYS, dense=True, update="halved", aggregate=True),
     VectorSpec("capped", "float32", 2, extent=KEYS, dense=True, update="capped", aggregate=True),
 )
 
@@ -254,11 +268,13 @@ def test_parts_that_arrive_late_are_summed_by_python(
 
 
 @pytest.mark.parametrize("act", ["kill", "stop", "pause"])
-@pytest.mark.parametrize("part", range(2))
-def test_a_server_is_lost_between_any_two_messages(part: int, act: str, compiled: None) -> None:
-    most, _ = run(part, servers=2, workers=2, replicas=1)
+@pytest.mark.parametrize("part, replicas", [(0, 1), (1, 1), (0, 2), (1, 2)])
+def test_a_server_is_lost_between_any_two_messages(
+    part: int, replicas: int, act: str, compiled: None
+) -> None:
+    most, _ = run(part, servers=1 + replicas, workers=2, replicas=replicas)
     rng = random.Random(f"{part}/{act}")
-    for how in between_messages(act, rng, 2, most):
+    for how in between_messages(act, rng, 1 + replicas, most, replicas):
         run(part, workers=2, **how)
 
 

@@ -14,6 +14,7 @@ from mpi4py import MPI
 from mpips.cluster.layout import Layout, Place, Role
 from mpips.cluster.node import Node
 from mpips.cluster.view import View, first_view
+from mpips.jit.kernel import kernel
 from mpips.ranges import KeyRange
 from mpips.server.server import KEY_CACHE, Server
 from mpips.storage.updates import Column, VectorSpec, update
@@ -284,11 +285,25 @@ def test_shards_with_copies_are_served_on_the_fast_path() -> None:
     together(specs, ask_anything(11, 2), check, shards=3, servers=2, replicas=1, prepare=prepare)
 
 
+@update("added_and_counted", columns=lambda spec: {"pushes": Column("int64")})
+@kernel("void(i8[:,::1], i8[:,::1], i4[::1], i8[:,::1], f8[::1])")
+def added_and_counted(values: Any, pushes: Any, slots: Any, rows: Any, settings: Any) -> None:
+    """Add rows, and count them."""
+    for i in range(len(slots)):
+        values[slots[i], 0] += rows[i, 0]
+        pushes[slots[i], 0] += 1
+
+
 @pytest.mark.mpi(min_size=5)
-@pytest.mark.parametrize("size", [1, 1000, 60_000])
-def test_pushes_to_shards_with_copies_are_applied_and_copied_without_python(size: int) -> None:
+@pytest.mark.parametrize("size, servers", [(1, 2), (1000, 2), (60_000, 2), (1000, 3)])
+def test_pushes_to_shards_with_copies_are_applied_and_copied_without_python(size: int, servers: int) -> None:
+    """All servers have all shards."""
     extent, rounds = BLOCK * (MPI.COMM_WORLD.Get_size() - 2), 30
-    specs = [VectorSpec("dense", "float64", 1, extent, dense=True), VectorSpec("sparse", "int64", 1, extent)]
+    specs = [
+        VectorSpec("dense", "float64", 1, extent, dense=True),
+        VectorSpec("sparse", "int64", 1, extent),
+        VectorSpec("kernel", "int64", 1, extent, update="added_and_counted"),
+    ]
 
     def ask(callers: Callers) -> int:
         node, asked = callers.node, 0
@@ -310,12 +325,16 @@ def test_pushes_to_shards_with_copies_are_applied_and_copied_without_python(size
         server.fast_path.table.served = served.append
 
     def check(server: Server, taken: Taken, asked: int) -> None:
-        # Of `asked` requests to both servers, a third are pushes, which their copies count too. What follows its frame
+        # Of `asked` requests to all servers, a third are pushes, which their copies count too. What follows its frame
         # is received by Python if it takes long.
         most = asked / 5 if size == 1 else asked
         assert len(taken.requests) < most, (len(taken.requests), sum(served), asked)
+        shards = [link.shard for link in server.chains if link.shard is not None]
+        states = [shard.vectors[2].segment.export_state().state for shard in shards]
+        pushes = np.concatenate([state["pushes"].ravel() for state in states])
+        assert len(pushes) and (pushes == rounds).all()
 
-    together(specs, ask, check, servers=2, replicas=1, prepare=prepare)
+    together(specs, ask, check, servers=servers, replicas=servers - 1, prepare=prepare)
 
 
 # --- particular cases ----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpips.errors import JobError, UsageError
+from mpips.jit.kernel import kernel
 from mpips.storage import updates as module
 from mpips.storage.segment import Segment, one_by_one
 from mpips.storage.update_kernels import shrink
@@ -192,6 +194,54 @@ def test_the_users_own_update_has_columns_rows_replies_and_reads() -> None:
     assert reply is not None
     assert reply.tolist() == [[4], [4]]
     assert segment.pull(np.array([1, 3, 2**63], np.uint64)).tolist() == [[0], [15], [30]]
+
+
+@kernel("void(f8[:,::1], i4[:,::1], i4[::1], f8[:,::1], f8[::1])")
+def halved(values: Any, pushes: Any, slots: Any, rows: Any, settings: Any) -> None:
+    """Add a part of the rows, and count."""
+    for i in range(len(slots)):
+        pushes[slots[i], 0] += 1
+        for j in range(values.shape[1]):
+            values[slots[i], j] += settings[0] * settings[1] * rows[i, j]
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_an_update_may_be_a_kernel(dense: bool, registry: None) -> None:
+    columns = {"pushes": Column("int32")}
+    defaults = {"part": 0.5, "more": 1}
+    update("halved", columns=lambda spec: columns, defaults=defaults)(halved)
+    segment = Segment(
+        VectorSpec("w", width=2, extent=9, update="halved", settings={"part": 0.25}, dense=dense)
+    )
+    keys = np.array([2, 3, 7], np.uint64)
+    assert segment.push(keys, np.arange(6.0), reply=True).tolist() == [[0, 0.25], [0.5, 0.75], [1, 1.25]]  # type: ignore[union-attr]
+    change_settings(segment, {"more": 4})
+    segment.push(keys[:2], np.ones((2, 2)))
+    assert segment.pull(keys).tolist() == [[1, 1.25], [1.5, 1.75], [1, 1.25]]
+    slots = one_by_one(segment.resolve(keys))
+    assert segment.state["pushes"][slots, 0].tolist() == [2, 2, 1]
+    with pytest.raises(UsageError, match="setting 'more' must be a number, got 'x'"):
+        change_settings(segment, {"more": "x"})
+    with pytest.raises(UsageError, match="update 'halved' is already defined"):
+        update("halved")(lambda *more: None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"apply_range": lambda *rows: None},
+            "update 'bad', which is a kernel: apply_range is for updates in Python",
+        ),
+        (
+            {"defaults": {"how": "fast"}},
+            "update 'bad', which is a kernel: setting 'how' is no number: 'fast'",
+        ),
+    ],
+)
+def test_what_a_kernel_cannot_have_is_refused(fields: Any, said: str, registry: None) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        update("bad", **fields)(halved)
 
 
 def test_unknown_names_list_the_known_ones() -> None:

@@ -137,8 +137,9 @@ UPDATES = {
     "ftrl": Work(4, _ftrl),
     "adam": Work(5, _adam),
     "program": Work(1, _program),
+    "kernel": Work(0, _add),
 }
-"""The work of the built-in updates with their default settings, without regularisation, and of a program's update."""
+"""The work of the built-in updates with their default settings, without regularisation, and of a program's updates."""
 
 
 # --- The worker ------------------------------------------------------------------------------------------

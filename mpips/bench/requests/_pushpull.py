@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.bench.requests import _bare
+from mpips.jit.kernel import kernel
 from mpips.ranges import KeyRange
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec, call, update
@@ -251,6 +252,15 @@ def add_and_answer(
     sums: NDArray[Any] = values[slots] + rows
     values[slots] = sums
     return sums
+
+
+@update("kernel")
+@kernel("void(f4[:,::1], i4[::1], f4[:,::1], f8[::1])")
+def add_in_kernel(values: Any, slots: Any, rows: Any, settings: Any) -> None:
+    """Add rows: an update that is not built in, and a kernel."""
+    for i in range(len(slots)):
+        for j in range(values.shape[1]):
+            values[slots[i], j] += rows[i, j]
 
 
 @call("pushpull.serve", reads=True)

@@ -1,11 +1,11 @@
 """Server fast path: pushes to shards with copies (chain replication; paper, section 4.4).
 
     primary      sends a change on; applies it; answers once it is acknowledged
+    member       applies it; sends it on; acknowledges it once it is acknowledged
     last member  applies it; acknowledges
 
-The messages of chains that arrive are handled in `mpips.transport.fastpath.copies`. Where a shard has more members,
-or the last member sends a copy to a learner, the members behind the primary are served by Python. What is
-unacknowledged is in arrays that Python can take over: see `mpips.transport.fastpath.unacknowledged`.
+The messages of chains that arrive are handled in `mpips.transport.fastpath.copies`. What is unacknowledged is in
+arrays that Python can take over: see `mpips.transport.fastpath.unacknowledged`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mpips.transport.fastpath.table import (
     LOG_AT,
     LOG_ROOM,
     NEWS,
+    RECEIVE_ROOM,
     ROWS,
     SLOTS_OUT,
     VERSION,
@@ -73,12 +74,12 @@ from mpips.transport.key_cache import FORWARDED
 from mpips.transport.message import INLINE
 from mpips.transport.mpi.abi import at
 from mpips.transport.mpi.kernels import BODY, FRAME, is_free, post
-from mpips.transport.mpi.memory import FROM, NEXT, WANTED_ROOM
+from mpips.transport.mpi.memory import FROM, NEXT, WANTED, WANTED_ROOM
 
 _INT4, _INT8, _UINT8 = np.int32(0), np.int64(0), np.uint64(0)
 
 
-# --- at the primary --------------------------------------------------------------------------------------
+# --- at those with a next member --------------------------------------------------------------------------------------
 
 
 @kernel()
@@ -204,7 +205,7 @@ def hold(
     entry[BUFFER], entry[BYTES], entry[DEST] = buffer, nbytes, dest
 
 
-# --- at both ---------------------------------------------------------------------------------------------
+# --- at all ---------------------------------------------------------------------------------------------
 
 
 @kernel()
@@ -216,6 +217,15 @@ def find_slot(memory: Any) -> int:
         if is_free(memory, slots, memory[NEXT]):
             return memory[NEXT]  # type: ignore[no-any-return]
     return -1
+
+
+@kernel()
+def find_room(memory: Any, size: int) -> int:
+    """Find a free slot for a message, if the receive buffer has `size` bytes; -1 if not, and Python makes room."""
+    if size > memory[RECEIVE_ROOM]:
+        memory[WANTED] = size
+        return -1
+    return find_slot(memory)
 
 
 @kernel()

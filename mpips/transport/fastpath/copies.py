@@ -1,7 +1,8 @@
 """Server fast path: the messages of chains that arrive (chain replication; paper, section 4.4).
 
-at the primary      an acknowledgement: send the answers that have waited for it
-at the last member  a change: apply it; acknowledge it
+at the primary  an acknowledgement: send the answers that have waited for it
+behind it       a change: apply it; send it on, or acknowledge it if there is no next member
+                an acknowledgement: pass it on
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from mpips.jit.kernel import kernel
 from mpips.transport import header
 from mpips.transport.fastpath import unacknowledged
 from mpips.transport.fastpath.callers import has_room, note, wake_later
-from mpips.transport.fastpath.chain import count_change, find_slot, record
+from mpips.transport.fastpath.chain import (
+    begin_change,
+    body_of_change,
+    count_change,
+    find_room,
+    find_slot,
+    list_keys,
+    record,
+    send_change,
+)
 from mpips.transport.fastpath.headers import write_acknowledgement
 from mpips.transport.fastpath.round_completion import send_answers
 from mpips.transport.fastpath.round_memory import find_clock, find_kept_place, keep_rows, set_clock
@@ -26,6 +36,7 @@ from mpips.transport.fastpath.rows import (
     call_update,
     find_slots,
     fits,
+    is_signed,
     learn,
 )
 from mpips.transport.fastpath.table import (
@@ -43,19 +54,20 @@ from mpips.transport.fastpath.table import (
     PUSH,
     PUSHED_TYPE,
     RECEIVE_AT,
-    RECEIVE_ROOM,
     ROWS,
     VERSION,
     WIDTH,
 )
 from mpips.transport.fastpath.unacknowledged import (
     AFTER,
+    BACK,
     BUFFER,
     BYTES,
     CALLER,
     CALLERS_BYTES,
     CHANGES_OUT,
     DEST,
+    EVERYWHERE,
     FOLLOWING,
     IN_PYTHON,
     IN_ROUND,
@@ -73,6 +85,7 @@ from mpips.transport.fastpath.views import (
     caller_at,
     change_sends_of,
     changes_of,
+    frame_of_change,
     frame_of_slot,
     head_at,
     held_of,
@@ -88,7 +101,7 @@ from mpips.transport.key_cache import FIRST as LIST_FIRST
 from mpips.transport.key_cache import SLOTS as LIST_SLOTS
 from mpips.transport.key_cache import USED, look_up
 from mpips.transport.message import INLINE, NO_ROUND, Command
-from mpips.transport.mpi.abi import at
+from mpips.transport.mpi.abi import at, call
 from mpips.transport.mpi.kernels import (
     BODY,
     DONE,
@@ -105,21 +118,25 @@ from mpips.transport.mpi.memory import (
     ANSWER_WIDTH,
     FRAME_AT,
     FROM,
+    LATE_ROW,
+    MEMCPY,
     RECEIVED,
     SIZE,
-    WANTED,
 )
 
-_PUSH_PULL = int(Command.PUSH_PULL)
+_PUSH, _PUSH_PULL = int(Command.PUSH), int(Command.PUSH_PULL)
 _INT4, _UINT8 = np.int32(0), np.uint64(0)
 
 
 @kernel()
 def take_acknowledgement(memory: Any, frame: Any) -> int:
-    """Take an acknowledgement of the next member, and send the answers that waited for it; DONE, or TAKEN."""
+    """Take an acknowledgement of the next member, and send the answers that waited, or pass it on; DONE, or TAKEN."""
     shard: Any = np.int64(frame.view(np.int32)[header.SHARD])
     number, link = frame.view(np.int64)[header.TIME], link_of(memory, shard)
     if link[FOLLOWING] != memory[FROM] + 1 or link[IN_PYTHON] != 0 or memory[SIZE] != HEADER_BYTES:
+        return TAKEN
+    out = find_slot(memory) if link[BACK] > 0 else 0
+    if out < 0:
         return TAKEN
     changes, sends = changes_of(memory), change_sends_of(memory)
     for row in range(CHANGES_OUT):
@@ -127,16 +144,28 @@ def take_acknowledgement(memory: Any, frame: Any) -> int:
             dest, in_round = changes[row, CALLER], changes[row, IN_ROUND]
             if in_round > 0:
                 send_answers(memory, in_round - 1)
-            else:
+            elif link[BACK] == 0:
                 answer = memory[ANSWERS_AT] + HEADER_BYTES * row
                 post(memory, sends, SENDS * row + SEND_ANSWER, answer, HEADER_BYTES, dest, FRAME)
                 wake_later(memory, dest)
             changes[row, unacknowledged.SHARD] = 0
     if number >= link[LAST_CHANGE]:
         link[LAST_CHANGE] = 0
+    link[EVERYWHERE] = max(link[EVERYWHERE], number)
+    if link[BACK] > 0:
+        _acknowledge(memory, frame, out, number, link[BACK] - 1)
     _send_held(memory, shard, number)
     memory[RECEIVED] += memory[SIZE]
     return DONE
+
+
+@kernel()
+def _acknowledge(memory: Any, frame: Any, out: int, number: int, dest: int) -> None:
+    """Acknowledge changes of the shard of a frame up to a number, from a free slot."""
+    place = frame_of_slot(memory, out)
+    write_acknowledgement(memory, head_at(place), frame, number)
+    post(memory, slots_of(memory), out, place, HEADER_BYTES, dest, FRAME)
+    wake_later(memory, dest)
 
 
 @kernel()
@@ -188,7 +217,7 @@ def _named_rows(memory: Any, part: Any, frame: Any, shard: int, namespace: int, 
 
 @kernel()
 def take_change(memory: Any, frame: Any) -> int:
-    """Apply the primary's next change, and acknowledge it; DONE, or another result if Python has to handle it."""
+    """Apply the previous member's next change, and send it on, or acknowledge it; DONE, or a result for Python."""
     small, words = frame.view(np.int32), frame.view(np.int64)
     shard: Any = np.int64(small[header.SHARD])
     namespace: Any = np.int64(small[header.NAMESPACE])
@@ -196,12 +225,12 @@ def take_change(memory: Any, frame: Any) -> int:
     size = memory[SIZE]
     if namespace < 0 or namespace >= memory[NAMESPACES] or size < HEADER_BYTES + CALLERS_BYTES:
         return TAKEN
-    part, number = part_of(memory, shard, namespace), words[header.TIME]
+    part, link, number = part_of(memory, shard, namespace), link_of(memory, shard), words[header.TIME]
     if part[OPEN] != COPIES or part[PUSH] == NO_PUSH or number != part_of(memory, shard, 0)[VERSION] + 1:
         return TAKEN
     of_round, wants = words[header.ROUND] != NO_ROUND, frame[header.COMMAND] == _PUSH_PULL
     if (
-        link_of(memory, shard)[PRECEDING] != memory[FROM] + 1
+        link[PRECEDING] != memory[FROM] + 1
         or of_round != (part[AGGREGATES] != 0)
         # Its answer, which has rows, must be kept.
         or (wants and not of_round)
@@ -239,11 +268,11 @@ def take_change(memory: Any, frame: Any) -> int:
         return TAKEN
     if size != HEADER_BYTES + CALLERS_BYTES * many + (0 if follow else payload):
         return TAKEN
+    # The receive buffer holds the keys, the values, the slots of the keys, and a copy of the values for an update.
+    program, forwards = part[PUSH] >= PROGRAM, link[FOLLOWING] > 0
     places = -(-payload // 8) * 8 if follow else 0
-    if places + 4 * count > memory[RECEIVE_ROOM]:
-        memory[WANTED] = places + 4 * count
-        return TAKEN
-    out = find_slot(memory)
+    spare = -(-(places + 4 * count) // 8) * 8
+    out = find_room(memory, spare + (value_bytes if program and forwards else 0))
     if out < 0:
         return TAKEN
     kept, block, entry = -1, -1, -1
@@ -253,25 +282,56 @@ def take_change(memory: Any, frame: Any) -> int:
         found, kept, block = find_kept_place(memory, who, many, rows + 4 * count, wants)
         if entry < 0 or not found:
             return TAKEN
+    # Of the change that is sent on. A list that comes with its keys goes on with them, and is named the next time.
+    change, keys, named, apart, target = -1, -1, False, False, 0
+    if forwards:
+        is_range = not listed and not is_signed(words)
+        change, keys, named, apart = begin_change(
+            memory, shard, -1 if listed else known, is_range, count, value_bytes
+        )
+        if change < 0:
+            return TAKEN
+        target = body_of_change(memory, change, many, apart) + max(keys, 0)
     content = memory[FRAME_AT] + HEADER_BYTES + CALLERS_BYTES * many
     if follow:
-        content = memory[RECEIVE_AT]
+        # Where they are sent on from, if they are.
+        content = memory[RECEIVE_AT] if change < 0 else target - key_bytes
         arrived = receive_bodies(memory, content, key_bytes, value_bytes)
         if arrived != TAKEN:
+            memory[LATE_ROW] = change + 1
             return arrived
-    there, done, unknown = memory[RECEIVE_AT] + places, True, listed and known < 0 and count > 0
+    rows, there, done = content + key_bytes, memory[RECEIVE_AT] + places, True
+    unknown = listed and known < 0 and count > 0
     if unknown:
         done, first, run = find_slots(part, at(content, count, _UINT8), at(there, count, _INT4), True)
         where = 0 if run else there
     memory[ANSWER_AT], memory[ANSWER_TYPE], memory[ANSWER_WIDTH] = 0, part[DTYPE], part[WIDTH]
-    if done and count > 0 and part[PUSH] == PROGRAM:
-        done = call_update(memory, part, content + key_bytes, count, width, first, where, wants)
+    if done and count > 0 and program:
+        given = rows
+        if change >= 0:
+            # It may overwrite the rows, which are sent on.
+            given = memory[RECEIVE_AT] + spare
+            call(memory[MEMCPY], (given, rows, value_bytes))
+        done = call_update(memory, part, given, count, width, first, where, there, wants)
     if not done:
+        if follow and change >= 0:
+            call(memory[MEMCPY], (memory[RECEIVE_AT], content, payload))
         return TAKEN_WITH_BODIES if follow else TAKEN
     if unknown:
         learn(memory, words, shard, namespace, first, count, where)
-    if count > 0 and part[PUSH] != PROGRAM:
-        apply_push(memory, part, content + key_bytes, count, first, where, there)
+    if change >= 0:
+        if not follow:
+            call(memory[MEMCPY], (target - key_bytes, content, payload))
+        if keys > 0 and not listed:
+            list_keys(part, count, first, where, target - keys)
+        callers = memory[FRAME_AT] + HEADER_BYTES
+        call(memory[MEMCPY], (frame_of_change(memory, change) + HEADER_BYTES, callers, CALLERS_BYTES * many))
+        send_change(
+            memory, frame, change, _PUSH_PULL if wants else _PUSH, many, keys, count, value_bytes, words[header.FIRST],
+            words[header.LAST], known, named, apart,
+        )  # fmt: skip
+    if count > 0 and not program:
+        apply_push(memory, part, rows, count, first, where, there)
     count_change(memory, shard, namespace)
     if of_round:
         set_clock(memory, entry, shard, namespace, words)
@@ -281,9 +341,7 @@ def take_change(memory: Any, frame: Any) -> int:
         origin, time = who[4 * each], who[4 * each + 1]
         record(memory, shard, origin, time, who[3], many if each == 0 else 0)
         note(caller_at(memory, row_of(memory, shard, origin)), time, who[4 * each + 2], True)
-    place = frame_of_slot(memory, out)
-    write_acknowledgement(memory, head_at(place), frame, number)
-    post(memory, slots_of(memory), out, place, HEADER_BYTES, memory[FROM], FRAME)
-    wake_later(memory, memory[FROM])
+    if change < 0:
+        _acknowledge(memory, frame, out, number, memory[FROM])
     memory[RECEIVED] += size + (payload if follow else 0)
     return DONE

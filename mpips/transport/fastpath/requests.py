@@ -16,7 +16,7 @@ from mpips.transport.fastpath.chain import (
     begin_change,
     body_of_change,
     count_change,
-    find_slot,
+    find_room,
     hold,
     list_keys,
     record,
@@ -51,7 +51,6 @@ from mpips.transport.fastpath.table import (
     PUSH,
     PUSHED_TYPE,
     RECEIVE_AT,
-    RECEIVE_ROOM,
     ROWS,
     VALUES,
     VERSION,
@@ -132,7 +131,7 @@ def take_push(memory: Any, frame: Any) -> int:
     found, listed, known, count, first, where = named_rows(memory, part, frame, shard, namespace, 1)
     if not found or part[PUSH] == NO_PUSH or part[AGGREGATES] != 0 or not fits(part, frame, count):
         return TAKEN
-    program = part[PUSH] == PROGRAM
+    program = part[PUSH] >= PROGRAM
     nbytes = count * width * bytes_of(part[PUSHED_TYPE])
     key_bytes = 8 * count if listed else 0
     payload = key_bytes + nbytes
@@ -144,10 +143,7 @@ def take_push(memory: Any, frame: Any) -> int:
     spare = places + (4 * count if listed or part[PUSH] > ASSIGN else 0)
     spare += -spare % 8
     wanted = spare + (nbytes if program else 0)
-    if wanted > memory[RECEIVE_ROOM]:
-        memory[WANTED] = wanted
-        return TAKEN
-    out = find_slot(memory)
+    out = find_room(memory, wanted)
     if out < 0:
         return TAKEN
     # Of the change that is sent on.
@@ -177,7 +173,7 @@ def take_push(memory: Any, frame: Any) -> int:
             # It may overwrite the rows, which are sent on.
             given = memory[RECEIVE_AT] + spare
             call(memory[MEMCPY], (given, rows, nbytes))
-        done = call_update(memory, part, given, count, width, first, where, False)
+        done = call_update(memory, part, given, count, width, first, where, there, False)
     if not done:
         if follow and change >= 0:
             call(memory[MEMCPY], (memory[RECEIVE_AT], content, payload))
@@ -246,11 +242,7 @@ def take_pull(memory: Any, frame: Any) -> int:
         return TAKEN
     # The receive buffer holds the keys and their slots.
     places = key_bytes if follow else 0
-    wanted = places + (4 * count if listed else 0)
-    if wanted > memory[RECEIVE_ROOM]:
-        memory[WANTED] = wanted
-        return TAKEN
-    out = find_slot(memory)
+    out = find_room(memory, places + (4 * count if listed else 0))
     if out < 0:
         return TAKEN
     written = False

@@ -173,7 +173,7 @@ def complete_round(memory: Any, frame: Any, row: int) -> bool:
     mine = table(memory[PARTS_AT], ROUNDS * most, ANSWER + 1, _INT8)[row * most : row * most + many]
     shard, namespace = round_[SHARD], round_[NAMESPACE]
     part = part_of(memory, shard, namespace)
-    kind, program = part[PUSHED_TYPE], part[PUSH] == PROGRAM
+    kind, program = part[PUSHED_TYPE], part[PUSH] >= PROGRAM
     width: Any = np.int64(head_at(mine[0, ADDRESS]).view(np.int32)[header.WIDTH])
     fitting, same, wants, total = _compare(memory, shard, mine, width)
     if not fitting:
@@ -185,12 +185,13 @@ def complete_round(memory: Any, frame: Any, row: int) -> bool:
     count, first, where = mine[0, COUNT], mine[0, RUN], mine[0, SLOTS]
     # The receive buffer holds sums, slots and places of different parts, or what the update needs.
     room = memory[RECEIVE_AT]
-    sums, places, wanted = mine[0, PUSHED], 0, 0
+    sums, places, wanted, there = mine[0, PUSHED], 0, 0, room
     behind = -(-total * width * each // 8) * 8
     if not same:
         wanted = behind + 8 * total
     elif program:
-        wanted = count * width * each
+        there = room + -(-count * width * each // 8) * 8
+        wanted = there - room + 4 * count
     elif where == 0 and part[PUSH] > ASSIGN:
         wanted = 4 * count
     if wanted > memory[RECEIVE_ROOM]:
@@ -229,7 +230,11 @@ def complete_round(memory: Any, frame: Any, row: int) -> bool:
         if not program:
             sums = target
     # It may overwrite the sums.
-    if program and count > 0 and not call_update(memory, part, sums, count, width, first, where, wants):
+    if (
+        program
+        and count > 0
+        and not call_update(memory, part, sums, count, width, first, where, there, wants)
+    ):
         return False
     if change >= 0:
         if keys > 0:
@@ -242,7 +247,7 @@ def complete_round(memory: Any, frame: Any, row: int) -> bool:
         )  # fmt: skip
         changes_of(memory)[change, IN_ROUND] = row + 1
     if count > 0 and not program:
-        apply_push(memory, part, sums, count, first, where, room)
+        apply_push(memory, part, sums, count, first, where, there)
     count_change(memory, shard, namespace)
     set_clock(memory, entry, shard, namespace, words)
     command: Any = np.int64(frame[header.COMMAND])

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from mpips.jit.kernel import kernel
+from mpips.jit.kernel_call import ADDRESS, ARGUMENTS, COUNT, FUNCTION, RAISED, SHAPE, SIZE, VARYING, WORDS
 from mpips.storage.aggregate import sum_into
 from mpips.storage.index_insert import insert
-from mpips.storage.index_layout import COUNT, DONE, FIRST, ROOM, UNSET
+from mpips.storage.index_layout import COUNT as KEYS
+from mpips.storage.index_layout import DONE, FIRST, ROOM, UNSET
 from mpips.storage.index_lookup import find
 from mpips.storage.update_kernels import adagrad_rows, adam_rows, ftrl_rows, sgd_rows
 from mpips.transport import header
@@ -28,6 +30,7 @@ from mpips.transport.fastpath.table import (
     DTYPE,
     FTRL,
     HEAD,
+    KERNEL,
     KNOWN,
     KNOWN_ROOM,
     LAST,
@@ -53,7 +56,7 @@ from mpips.transport.key_cache import NAMESPACE as LIST_NAMESPACE
 from mpips.transport.key_cache import SHARD as LIST_SHARD
 from mpips.transport.key_cache import SIGNATURE_HIGH, SIGNATURE_LOW, USED, look_up
 from mpips.transport.key_cache import SLOTS as LIST_SLOTS
-from mpips.transport.mpi.abi import at, call, table
+from mpips.transport.mpi.abi import at, call, call_words, table
 from mpips.transport.mpi.memory import ANSWER_AT, HERE, MEMCPY, NEW_LIST
 
 MOST_WIDTH = 1 << 20
@@ -158,6 +161,14 @@ def _step(part: Any, rows: int, slots: Any, like: Any) -> None:
 
 
 @kernel()
+def _list_run(there: int, first: int, count: int) -> None:
+    """Write the slots of a run to an address."""
+    slots = at(there, count, _INT4)
+    for i in range(count):
+        slots[i] = first + i
+
+
+@kernel()
 def apply_push(memory: Any, part: Any, rows: int, count: int, first: int, where: int, there: int) -> None:
     """Apply a push to a run of slots from `first` on, or to those listed at `where`; `there` is room for a list."""
     if part[PUSH] <= ASSIGN:
@@ -165,8 +176,7 @@ def apply_push(memory: Any, part: Any, rows: int, count: int, first: int, where:
         return
     slots = at(there if where == 0 else where, count, _INT4)
     if where == 0:
-        for i in range(count):
-            slots[i] = first + i
+        _list_run(there, first, count)
     if part[DTYPE] == 0:
         _step(part, rows, slots, _FLOAT4)
     else:
@@ -174,13 +184,33 @@ def apply_push(memory: Any, part: Any, rows: int, count: int, first: int, where:
 
 
 @kernel()
+def _call_kernel(part: Any, rows: int, count: int, width: int, slots: int) -> bool:
+    """Call an update that is a kernel for rows of the slots at an address; return False if it raises."""
+    words = at(part[UPDATE], WORDS, _INT8)
+    # Its slots i4[count], and then its rows [count, width]. The words of an array of one dimension are seven.
+    place = words[VARYING]
+    words[place + COUNT] = words[place + SHAPE] = count
+    words[place + ADDRESS] = slots
+    place += 7
+    words[place + COUNT], words[place + ADDRESS] = count * width, rows
+    words[place + SHAPE], words[place + SHAPE + 1] = count, width
+    words[place + SHAPE + 2] = width * words[place + SIZE]
+    words[RAISED] = 0
+    return bool(call_words(words[FUNCTION], part[UPDATE] + 8 * ARGUMENTS) == 0)
+
+
+@kernel()
 def call_update(
-    memory: Any, part: Any, rows: int, count: int, width: int, first: int, where: int, wants: bool
+    memory: Any, part: Any, rows: int, count: int, width: int, first: int, where: int, there: int, wants: bool
 ) -> bool:
     """Call a program's update for rows of a run of slots, or of those listed at `where`; return False if it raises.
 
-    Its answer, if that is wanted, is described in `memory`.
+    `there` is room for a list of slots. Its answer, if that is wanted, is described in `memory`.
     """
+    if part[PUSH] == KERNEL:
+        if where == 0:
+            _list_run(there, first, count)
+        return _call_kernel(part, rows, count, width, there if where == 0 else where)
     about = memory[HERE] + 8 * ANSWER_AT
     given = (rows, count, width, first, where, np.int64(1 if wants else 0), about)
     return bool(call(part[UPDATE], given) == 0)
@@ -277,7 +307,7 @@ def find_slots(part: Any, keys: Any, slots: Any, create: bool) -> Any:
     arena = at(part[ARENA], part[ARENA_ROOM], _UINT8)
     top = at(part[TOP], part[TOP_ROOM], _UINT8)
     first = ROOM
-    if create and head[COUNT] + count <= part[CAPACITY]:
+    if create and head[KEYS] + count <= part[CAPACITY]:
         first = insert(head, known, arena, top, keys, slots)
     if first == ROOM:
         # What was inserted so far stays: these keys are only found the next time.

@@ -67,14 +67,16 @@ width of its rows; first and last key of the shard; number of rows (0: sparse); 
 pulled; rows that fit; the address of the counts of its key index (0: none), and address and length of each of its
 arrays; addresses of up to three state columns, and of the settings, of its update; whether its pushes are summed over
 all workers, and address and length of the stamps for that (`mpips.storage.aggregate`); wire type and width (0: any) of
-pushed rows; address of a program's update (`mpips.server.update_call`), and bytes of an answer's row as far as known;
+pushed rows; address of a program's update, or of the words of its calls if it is a kernel
+(`mpips.server.update_call`), and bytes of an answer's row as far as known;
 changes since the last `changes`; and, for namespace 0, whether any request was finished at the shard since the last
 `finished`, and the number of all changes of the shard."""
 COLUMNS = VERSION + 1
 CLOSED, REQUESTS, COPIES = range(3)
 """Values of OPEN: nothing is served; requests of callers; changes of the shard's primary."""
-NO_PUSH, ADD, ASSIGN, SGD, ADAGRAD, FTRL, ADAM, PROGRAM = range(8)
-"""The action of a push: one that the fast path does not apply, a built-in update, or one that is called by address."""
+NO_PUSH, ADD, ASSIGN, SGD, ADAGRAD, FTRL, ADAM, PROGRAM, KERNEL = range(9)
+"""The action of a push: one that the fast path does not apply, a built-in update, or a program's, which is called by
+address: a Python function (PROGRAM), or a kernel (KERNEL)."""
 
 HIGHEST, ACKED, NOTED, TIMES = range(4)
 """Columns of `callers`: the highest admitted time; the time that the caller has acknowledged; the number of finished

@@ -1,7 +1,8 @@
 """The changes that the server's fast path has sent to copies, and the answers that wait until all copies have them.
 
 The primary's fast path applies a push to a shard with copies, sends the change on, and keeps both the change and its
-answer in a row of `changes`. An acknowledgement of the next member releases the answers and frees the rows
+answer in a row of `changes`. A member that has a next one does the same with the change, without an answer. An
+acknowledgement of the next member releases the answers, or is passed on, and frees the rows
 (`mpips.transport.fastpath.chain`). Answers to pulls that read such changes wait in `held`.
 
 Python may take over the rows of a shard at any time (`take_over`), and does so before it changes the shard itself or
@@ -21,14 +22,15 @@ from mpips.transport.header import HEADER, HEADER_BYTES
 from mpips.transport.key_cache import Name
 from mpips.transport.message import INLINE, Message, bodies, decode
 
-FOLLOWING, PRECEDING, LAST_CHANGE, IN_PYTHON, KEEPS_LISTS = range(5)
-"""Columns of `links`, by shard: at a primary 1 + the rank of the next member, at the last member 1 + that of the
-previous one (0: none, or Python handles the chain's messages); the number of the last change that is not acknowledged
-(0: none); whether Python has such a change; whether the next member keeps lists of keys, which are sent to it once."""
+FOLLOWING, PRECEDING, LAST_CHANGE, IN_PYTHON, KEEPS_LISTS, BACK, EVERYWHERE = range(7)
+"""Columns of `links`, by shard: 1 + the rank of the next member (0: none); 1 + that of the previous one, if kernels
+take its changes (0: none, or Python does); the number of the last change that is not acknowledged (0: none); whether
+Python has such a change; whether the next member keeps lists of keys, which are sent to it once; 1 + the rank to which
+acknowledgements are passed on (0: none, at the primary); the last change that the next member has acknowledged."""
 SHARD, NUMBER, SIZE, KEY_BYTES, VALUE_BYTES, ROOM, ROOM_BYTES, CALLER, IN_ROUND = range(9)
 """Columns of `changes`: 1 + the shard (0: acknowledged); number of the change; bytes of its frame, and of the keys and
-values that follow it; address and size of the memory for these; rank that gets the answer; 1 + the row of the round
-whose answers wait instead (`mpips.transport.fastpath.rounds`; 0: none)."""
+values that follow it; address and size of the memory for these; rank that gets the answer, or, behind the primary, has
+sent the change; 1 + the row of the round whose answers wait instead (`mpips.transport.fastpath.rounds`; 0: none)."""
 CHANGES_OUT = 256
 """Rows of `changes`."""
 LARGE = 128
@@ -61,7 +63,7 @@ class Unacknowledged:
 
     def __init__(self, shards: int, rounds: Rounds) -> None:
         self._rounds = rounds
-        self.links = np.zeros((shards, KEEPS_LISTS + 1), np.int64)
+        self.links = np.zeros((shards, EVERYWHERE + 1), np.int64)
         self.changes = np.zeros((CHANGES_OUT, IN_ROUND + 1), np.int64)
         self.sends = np.zeros((SENDS * CHANGES_OUT, 3), np.int64)
         callers = CALLERS_BYTES * max(1, rounds.most)
@@ -111,14 +113,16 @@ class Unacknowledged:
                 assert room is not None
                 body[:] = room[at : at + len(body)].data
                 at += len(body)
-            in_round = int(rows[row, IN_ROUND])
-            answers = (
-                self._rounds.answers(in_round - 1)
-                if in_round
-                else [decode(bytearray(self.answers[row].data))[0]]
-            )
             rows[row, SHARD] = 0
-            yield Taken(change, int(rows[row, NUMBER]), answers)
+            yield Taken(change, int(rows[row, NUMBER]), self._answers(shard, row))
+
+    def _answers(self, shard: int, row: int) -> list[Message]:
+        """Take over the answers that wait for a change: none behind the primary."""
+        if self.links[shard, BACK]:
+            return []
+        if in_round := int(self.changes[row, IN_ROUND]):
+            return self._rounds.answers(in_round - 1)
+        return [decode(bytearray(self.answers[row].data))[0]]
 
     def _held(
         self, shard: int, through: int, answer_to_pull: Callable[[int, int, int, int], Message]

@@ -35,8 +35,8 @@ from mpips.transport.fastpath.table import (
 from mpips.transport.fastpath.unacknowledged import (
     CHANGES_OUT,
     DEST,
+    EVERYWHERE,
     IN_ROUND,
-    KEEPS_LISTS,
     MOST_HELD,
     SENDS,
 )
@@ -78,7 +78,7 @@ def lists_of(memory: Any) -> Any:
 @kernel()
 def link_of(memory: Any, shard: int) -> Any:
     """View the columns of `links` of a shard."""
-    return at(memory[LINKS_AT] + 8 * (KEEPS_LISTS + 1) * shard, KEEPS_LISTS + 1, _INT8)
+    return at(memory[LINKS_AT] + 8 * (EVERYWHERE + 1) * shard, EVERYWHERE + 1, _INT8)
 
 
 @kernel()
