@@ -45,6 +45,7 @@ from mpips.transport.mpi.memory import (
     SERVED,
     SIZE,
     SLEEPERS,
+    SOURCE,
     STATUS,
     VECTORS,
     WANTED,
@@ -106,7 +107,7 @@ class KernelVan(TwinVan):
         for at, callback in enumerate(self._callbacks):
             self._lib[at] = ctypes.cast(callback, ctypes.c_void_p).value
         self._lib[MEMCPY] = ctypes.cast(ctypes.CDLL(None).memcpy, ctypes.c_void_p).value
-        self._lib[-1] = _SOURCE
+        self._lib[SOURCE] = _SOURCE
 
     def _noted(self, function: Callable[..., int], *arguments: int) -> int:
         """Call one of MPI's functions; an error is raised later, since kernels pass on none."""
