@@ -146,7 +146,7 @@ class Trial:
         self.plan, self._folder, self._bits, self._hosts = planned, folder, bits, HOSTS[launcher]
         # The ranks add to it where they are too many for the processors.
         self.outcome = Outcome(planned, patience(1.0) ** 0.5)
-        # The ranks of the host that was struck, by their roles.
+        # The ranks that may be lost, by their roles.
         self._struck: list[_processes.Injected] = []
         # Identifies the first result that was seen.
         self._first: tuple[int, int] | None = None
@@ -206,7 +206,8 @@ class Trial:
         planned = self.plan
         number = planned.host
         for each in run.ranks():
-            if each["host"] == f"h{number}":
+            # Of two hosts either one may go on.
+            if each["host"] == f"h{number}" or planned.hosts == 2:
                 self._struck.append(
                     _processes.Injected(planned.seed, each["role"], planned.kind, each["rank"], 0.0)
                 )
