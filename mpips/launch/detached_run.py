@@ -17,7 +17,9 @@ from contextlib import suppress
 from mpips.errors import InputError
 from mpips.exit_codes import ExitCode
 from mpips.files.listing import REFRESH, refresh
+from mpips.files.safe_open import read_text
 from mpips.process.host import host_name
+from mpips.process.stand_in import LOST
 from mpips.process.supervisor import OPTION, Supervisor
 from mpips.rundir import claim, order_files
 from mpips.rundir.folder import RunFolder, write_json
@@ -25,6 +27,7 @@ from mpips.rundir.output_files import Follower
 
 PATIENCE = 2 * claim.PATIENCE
 """Seconds without a renewal of the claim after which no rank lives: another leader may have to be elected first."""
+_LARGEST = 256
 ORDERED = 10.0
 """Seconds that an order to stop is open."""
 
@@ -41,6 +44,8 @@ class DetachedRun:
         self._claim = claim.renewal(folder.path)
         # When the result and the claim of another host are looked for again.
         self._refresh = self._claim_since = now()
+        own = "" if folder.held is None else folder.held.id
+        self._lost = folder.path / LOST.format(own)
 
     def arguments(self) -> list[str]:
         """Return the arguments by which ranks know this process, and that they shall outlive their launcher."""
@@ -65,6 +70,18 @@ class DetachedRun:
                 answered, _ = order_files.ask(self._folder.path, "stop", {"by": by}, ORDERED)
             time.sleep(max(0.0, began + 1.0 - self._now()))
 
+    def lost_at_start(self) -> str:
+        """Return which rank has failed before it left the launcher; "" if none has."""
+        self._list_anew()
+        with suppress(OSError, ValueError):
+            return read_text(self._lost, follow=False, most=_LARGEST)
+        return ""
+
+    def close(self) -> None:
+        """Remove the file of such a rank."""
+        with suppress(OSError):
+            self._lost.unlink()
+
     def kill(self, why: str) -> None:
         """End all ranks, unless the run has a result."""
         with suppress(InputError, OSError):
@@ -81,12 +98,16 @@ class DetachedRun:
             self._hosts = {each.get("host", "") for each in run.get("ranks", ())} or self._hosts
         if self._hosts <= {host_name()}:
             return False
-        if self._now() >= self._refresh:
-            self._refresh = self._now() + REFRESH
-            refresh(self._folder.path)
+        self._list_anew()
         found, now = claim.renewal(self._folder.path), self._now()
         # Until a rank has claimed the folder, this process renews its own claim.
         own = self._folder.held is not None and found[0] == self._folder.held.id
         if found != self._claim and not own:
             self._claim, self._claim_since = found, now
         return now - self._claim_since < PATIENCE
+
+    def _list_anew(self) -> None:
+        """List the folder anew from time to time."""
+        if self._now() >= self._refresh:
+            self._refresh = self._now() + REFRESH
+            refresh(self._folder.path)

@@ -33,7 +33,7 @@ ORPHAN_GRACE = 2.0
 EXIT_TIME, EXIT_TIME_FAILED = 5.0, 30.0
 """Seconds that a launcher has to end once there is a result; longer if it ends the ranks itself, after a failure."""
 START_GRACE = 10.0
-"""Seconds that the ranks of srun have to end after one has ended before the run began."""
+"""Seconds that all ranks have to end by themselves after one has failed before the run began."""
 TASK_ENDED = re.compile(rb"^(srun: error: \S+: tasks? [0-9,\[\]-]+: .*)$", re.MULTILINE)
 """The line in which srun reports tasks that have failed."""
 INTERVAL = 0.2
@@ -54,8 +54,8 @@ class LauncherProcess:
     run is over, for a stopped (SIGSTOP) rank that the others have excluded.
 
     A `detached` run continues when its launcher has ended, until it has a result or none of its ranks lives. It is
-    asked to stop by an order in its folder instead of USR1, and its output is read from files. A rank that ends before
-    the others have begun ends the run: srun, which does not end it with a rank, only reports that.
+    asked to stop by an order in its folder instead of USR1, and its output is read from files. A rank that fails before
+    the others have begun ends the run, which its launcher does not: srun reports it, and its stand-in under mpirun.
 
     Args:
         launch: the command to run.
@@ -90,7 +90,7 @@ class LauncherProcess:
         self._announced = False
         self._next_request, self._interval = 0.0, FIRST_INTERVAL
         self._deadline: float | None = None
-        # When srun's report was seen of a rank that has ended before the run began.
+        # When it was seen that a rank has failed before the run began.
         self._lost_since: float | None = None
         self._copiers: list[threading.Thread] = []
         self._sinks: tuple[Sink, ...] = ()
@@ -238,17 +238,18 @@ class LauncherProcess:
             )
 
     def _lost_at_start(self) -> str:
-        """Return why a run of srun cannot begin, "" if it can: ranks wait in MPI_Init for one that has ended."""
-        if self._launch.kind != "srun" or self._detached is None or self._begun():
+        """Return why a detached run cannot begin, "" if it can: ranks wait in MPI_Init for one that has failed."""
+        if self._detached is None or self._begun():
             return ""
-        found, now = TASK_ENDED.search(b"".join(self._sinks[1].kept)), time.monotonic()
-        if found is None:
+        who, now = self._detached.lost_at_start(), time.monotonic()
+        if self._launch.kind == "srun":
+            found = TASK_ENDED.search(b"".join(self._sinks[1].kept))
+            who = found[1].decode(errors="replace") if found else ""
+        if not who:
             return ""
         self._lost_since = self._lost_since or now
         # After bad input all ranks end, and not all at once.
-        if now - self._lost_since < START_GRACE:
-            return ""
-        return f"a rank has ended at its start ({found[1].decode(errors='replace')})"
+        return f"a rank has ended at its start ({who})" if now - self._lost_since >= START_GRACE else ""
 
     def _end(self, why: str = "killed on request") -> None:
         """Ask the launcher to end everything; what is left is killed at the deadline."""

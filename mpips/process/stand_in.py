@@ -8,7 +8,8 @@ loses another daemon. A rank that shall survive that forks before it does anythi
 
 Until the rank is `released` (`mpips.rank.detachment`) it ends with its stand-in, and gets the signals of its launcher.
 From then on it gets none: the daemon's SIGTERM also says that a daemon is lost. If it comes when the run has a result,
-the stand-in kills the rank, which hangs.
+the stand-in kills the rank, which hangs. If the rank fails before, the others wait for it in MPI_Init, and the daemon
+lets them: so the stand-in leaves a file in the run's folder, by which `mpips run` knows.
 
 A daemon ends with its launcher, or when it notices that it has lost it: if the launcher's host has no power any more,
 that takes minutes. So a process stays for some time when the run is over, and then ends the daemon.
@@ -42,6 +43,8 @@ DAEMON_LOOK = 0.05
 DAEMON_GRACE = 3.0
 """Seconds that it has after SIGTERM."""
 
+LOST = ".lost-{}"
+"""The name of the file about a rank that has failed before it was released, with the claim of `mpips run`."""
 _PR_SET_PDEATHSIG = 1
 _NONE = -1
 _to_stand_in = _NONE
@@ -56,7 +59,7 @@ def begin(argv: Sequence[str]) -> None:
     pid = os.fork()
     if pid:
         os.close(_to_stand_in)
-        _stand_in(pid, released, _folder(argv))
+        _stand_in(pid, released, Path(_option(argv, "--run-dir") or "-"), _option(argv, "--claim"))
     os.close(released)
     os.setsid()
     _end_with_parent(signal.SIGKILL)
@@ -86,7 +89,7 @@ def is_over(folder: Path) -> bool:
     return isinstance(result, dict) and not result.get("provisional")
 
 
-def _stand_in(pid: int, released: int, folder: Path) -> NoReturn:
+def _stand_in(pid: int, released: int, folder: Path, claim: str) -> NoReturn:
     """Wait for the rank `pid`, and end as it ends."""
     try:
         waited = {signal.SIGCHLD, *STOP_SIGNALS}
@@ -103,6 +106,8 @@ def _stand_in(pid: int, released: int, folder: Path) -> NoReturn:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if _is_released(released) and is_over(folder):
             _end_daemon(os.getppid())
+        elif code and claim and not _was_released(released):
+            _report(folder / LOST.format(claim), code)
         if code < 0:
             with suppress(OSError):
                 signal.signal(-code, signal.SIG_DFL)
@@ -144,9 +149,26 @@ def _is_released(pipe: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _folder(argv: Sequence[str]) -> Path:
-    """Return the run's folder, which `mpips run` passes to ranks."""
-    return Path(argv[argv.index("--run-dir") + 1]) if "--run-dir" in argv[:-1] else Path("-")
+def _was_released(pipe: int) -> bool:
+    """Return whether the rank, which has ended, had been released."""
+    os.set_blocking(pipe, False)
+    with suppress(BlockingIOError):
+        return bool(os.read(pipe, 1))
+    return False
+
+
+def _report(path: Path, code: int) -> None:
+    """Leave a file that says how this rank has ended, unless another one has."""
+    how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+    with suppress(OSError):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        os.write(file, f"rank {os.environ.get('PMIX_RANK', '?')} on {os.uname().nodename}: {how}".encode())
+        os.close(file)
+
+
+def _option(argv: Sequence[str], name: str) -> str:
+    """Return the value of an option that `mpips run` passes to ranks; "" if it is not there."""
+    return argv[argv.index(name) + 1] if name in argv[:-1] else ""
 
 
 def _end_with_parent(kind: int) -> None:

@@ -180,28 +180,39 @@ import sys
 from mpips.launch import processes
 from mpips.launch.detached_run import DetachedRun
 from mpips.launch.mpi_launcher import Launch
+from mpips.process.stand_in import LOST
 from mpips.rundir.folder import RunFolder
 processes.START_GRACE = 0.5
 folder = RunFolder.claim(sys.argv[1])
 waits = "import sys, time; print('srun: error: n2: task 1: Killed', file=sys.stderr, flush=True); time.sleep(60)"
 launch = Launch(sys.argv[2], (sys.executable, "-c", waits), {})
 detached = DetachedRun(folder, sys.argv[2])
+if sys.argv[2] == "openmpi":
+    (folder.path / LOST.format(folder.held.id)).write_text("rank 1 on n2: SIGKILL")
 begins = folder.run.exists if sys.argv[3] == "before" else lambda: True
 process = processes.LauncherProcess(launch, folder.read_result, None, begins, detached=detached)
 process.run()
+detached.close()
 """
 
 
-def test_a_rank_that_ends_under_srun_before_the_others_have_begun_ends_the_run(
-    start: Callable[..., Started], tmp_path: Path
+@pytest.mark.parametrize(
+    ("launcher", "who"), [("srun", "srun: error: n2: task 1: Killed"), ("openmpi", "rank 1 on n2: SIGKILL")]
+)
+def test_a_rank_that_fails_before_the_others_have_begun_ends_the_run(
+    start: Callable[..., Started], tmp_path: Path, launcher: str, who: str
 ) -> None:
-    start([sys.executable, "-c", LOST_AT_START, tmp_path, "srun", "before"]).finish(30)
+    start([sys.executable, "-c", LOST_AT_START, tmp_path, launcher, "before"]).finish(30)
     found = (RunFolder(tmp_path).read_result() or {})["error"]
-    assert found == "a rank has ended at its start (srun: error: n2: task 1: Killed)"
+    assert found == f"a rank has ended at its start ({who})"
+    assert not list(tmp_path.glob(".lost-*"))
 
 
-def test_a_rank_that_ends_later_does_not(start: Callable[..., Started], tmp_path: Path) -> None:
-    started = start([sys.executable, "-c", LOST_AT_START, tmp_path, "srun", "after"])
+@pytest.mark.parametrize("launcher", ["srun", "openmpi"])
+def test_a_rank_that_fails_later_does_not(
+    start: Callable[..., Started], tmp_path: Path, launcher: str
+) -> None:
+    started = start([sys.executable, "-c", LOST_AT_START, tmp_path, launcher, "after"])
     started.wait_for(lambda: "Killed" in started.stderr)
     time.sleep(1.0)
     assert RunFolder(tmp_path).read_result() is None and started.process.poll() is None

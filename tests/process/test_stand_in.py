@@ -40,7 +40,7 @@ def begin(start: Callable[..., Started], tmp_path: Path) -> Callable[[str], tupl
     """Start a rank that has a stand-in; return the stand-in, and the rank's process id."""
 
     def start_rank(how: str) -> tuple[Started, int]:
-        started = start([sys.executable, "-c", RANK, "--run-dir", tmp_path, how])
+        started = start([sys.executable, "-c", RANK, "--run-dir", tmp_path, how, "--claim", "ab"])
         started.wait_for((tmp_path / "pid").exists)
         return started, int((tmp_path / "pid").read_text())
 
@@ -55,6 +55,18 @@ def test_it_ends_as_the_rank_ends(
     assert os.getsid(pid) == pid != started.process.pid
     (tmp_path / "end").touch()
     assert started.finish(20).code == code
+
+
+@pytest.mark.parametrize(("how", "reports"), [("released", False), ("bound", True), ("forked", False)])
+def test_it_reports_a_rank_that_fails_before_it_is_released(
+    begin: Callable[[str], tuple[Started, int]], tmp_path: Path, how: str, reports: bool
+) -> None:
+    started, pid = begin(how)
+    os.kill(pid, signal.SIGKILL)
+    assert started.process.wait(20) == -signal.SIGKILL
+    found = [path.read_text() for path in tmp_path.glob(".lost-ab")]
+    assert found == ([f"rank ? on {os.uname().nodename}: SIGKILL"] if reports else [])
+    started.kill()
 
 
 def test_it_passes_signals_on_until_the_rank_is_released(

@@ -178,6 +178,8 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
         # No effect if the run has done so itself.
         conclude(folder, result)
     stop_request.remove(folder.path, own)
+    if detached is not None:
+        detached.close()
     claim.release(folder.path)
     print(one_line(line), file=sys.stderr, flush=True)
     return code
