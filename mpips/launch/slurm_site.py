@@ -118,7 +118,10 @@ def check_option(name: str, option: str) -> None:
 
 def check_text(name: str, value: str) -> None:
     """Raise ValueError for control characters, newlines, and invalid text."""
-    if any(unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp") for each in value):
+    kinds = {unicodedata.category(each) for each in value}
+    if "Cs" in kinds:
+        raise ValueError(f"{name} must be UTF-8, got {value!r}")
+    if kinds & {"Cc", "Zl", "Zp"}:
         raise ValueError(f"{name} must have no newline or other control character, got {value!r}")
 
 

@@ -150,6 +150,7 @@ def test_servers_can_be_on_nodes_of_another_kind(job: Path, capsys: pytest.Captu
         ("--nodes 1 --sbatch=--nodes=4", "an option of sbatch: --nodes is decided by --nodes"),
         ("--nodes 1 --set job.name=a;b", "--set job.name=a;b: name must be letters"),
         ("--nodes 1 --set toy.word=a\tb", "an argument must have no newline or other control character, got"),
+        ("--nodes 1 --set toy.word=\udcff", "an argument must be UTF-8, got 'toy.word=\\udcff'"),
         ("--nodes 1 --seeds 1,x", "--set job.seed=x: seed must be an integer"),
         ("--nodes 1 --sweep toy.rat=1,2", "--set toy.rat=1: unknown key 'rat'"),
         ("--nodes 1 --sweep layout.workers=4,5", "layout.workers=5: this task has 8 ranks, the job file 7"),
