@@ -67,7 +67,7 @@ class Worker:
                 self._held[part] = [list(batch) for batch in drawn]
 
     def check_files(self) -> Answer:
-        """Check that the data files are those of the start; return their sizes, i8[files, 1]."""
+        """Check that the data files are those of the start; return their names and sizes, i8[1 + files, 1]."""
         return Answer(values=self.files.check_all()[:, None])
 
     @property

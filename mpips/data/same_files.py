@@ -1,10 +1,10 @@
-"""Data files must stay the same files while a run reads them, and have the same sizes on all hosts.
+"""Data files must stay the same files while a run reads them, and have the same names and sizes on all hosts.
 
 A file that is replaced by rename is read on by a rank that has it open, and another one is read by a rank that opens it
 later: the run would mix the two. (A change of the open file itself: `mpips.data.stream`.) So each rank notes the inode,
 size and time of every file before it reads any, and compares them whenever it opens one, and once more when all ranks
 have read theirs. A rank compares its files only with what it has seen itself: device and inode numbers differ between
-hosts, and so do the times of copies on local disks. Sizes do not, and are compared between ranks.
+hosts, and so do the times of copies on local disks. Names and sizes do not, and are compared between ranks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,35 +65,40 @@ class SameFiles:
             )
 
     def check_all(self) -> NDArray[np.int64]:
-        """Check all files; return the sizes that they had at first, i8[files], -1 for one that could not be opened."""
+        """Check all files; return a checksum of their names, and the sizes that they had at first: i8[1 + files].
+
+        -1 stands for a file that could not be opened.
+        """
         for path in self._found:
             self.check(path)
         sizes = [self._found[path].size if path in self._found else -1 for path in self._files]
-        return np.array(sizes, np.int64)
+        names = "\0".join(os.path.basename(path) for path in self._files)
+        return np.array([crc32(os.fsencode(names)), *sizes], np.int64)
 
 
 def check_sizes(spec: DataSpec, base: str, sizes: Sequence[NDArray[np.int64]]) -> None:
-    """Compare the sizes that each worker has found, i8[files].
+    """Compare what each worker has found.
 
     Args:
         spec: [data] as in the job file.
         base: the job file's folder.
-        sizes: what `SameFiles.check_all` has returned on each worker.
+        sizes: what `SameFiles.check_all` has returned on each worker, i8[1 + files].
 
     Raises:
-        DataError: two workers have found different numbers of files, or a file of different sizes.
+        DataError: two workers have found different files, or a file of different sizes.
     """
     first = sizes[0]
     for worker, other in enumerate(sizes):
-        if len(other) != len(first):
+        if len(other) != len(first) or other[0] != first[0]:
             raise DataError(
-                f"[data] worker 0 finds {len(first):,} files, and worker {worker} {len(other):,}; "
+                f"[data] worker {worker} finds other files than worker 0 ({len(other) - 1:,} and {len(first) - 1:,}); "
                 "all hosts need the same"
             )
         if (differ := np.flatnonzero(other != first)).size:
             at = int(differ[0])
+            name = _all(resolve(spec, base))[at - 1]
             raise DataError(
-                f"{_all(resolve(spec, base))[at]}: has {first[at]:,} bytes where worker 0 runs, and {other[at]:,} "
+                f"{name}: has {first[at]:,} bytes where worker 0 runs, and {other[at]:,} "
                 f"where worker {worker} runs; all hosts need the same"
             )
 
