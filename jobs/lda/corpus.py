@@ -6,6 +6,7 @@ have no names: the system releases their disk space when the process ends, howev
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections import Counter
@@ -78,9 +79,11 @@ def _written(scratch: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"{scratch}: blocks of documents cannot be kept there: {error.strerror or error}"
-        ) from None
+        text = f"blocks of documents cannot be kept there: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # A full disk is no wrong input, and has another exit code.
+            raise OSError(error.errno, text, str(scratch)) from None
+        raise DataError(f"{scratch}: {text}") from None
 
 
 class Corpus:
