@@ -80,8 +80,8 @@ def _written(scratch: Path) -> Iterator[None]:
         yield
     except OSError as error:
         text = f"blocks of documents cannot be kept there: {error.strerror or error}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            # A full disk is no wrong input, and has another exit code.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
+            # A full or failing disk is no wrong input, and has another exit code.
             raise OSError(error.errno, text, str(scratch)) from None
         raise DataError(f"{scratch}: {text}") from None
 
