@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -116,15 +117,16 @@ def _identity(path: str) -> Identity | None:
             found = os.fstat(file.fileno())
     except DataError:
         return None
-    inode = found.st_ino if _keeps_numbers(found.st_dev) else 0
+    inode = found.st_ino if _keeps_numbers(found.st_dev, MOUNTS) else 0
     return Identity(inode, found.st_size, found.st_mtime_ns)
 
 
-def _keeps_numbers(device: int) -> bool:
+@lru_cache
+def _keeps_numbers(device: int, mounts: Path) -> bool:
     """Return whether files of a mounted file system keep their inode numbers; those of FUSE need not."""
     with suppress(OSError, ValueError, IndexError):
         number = f"{os.major(device)}:{os.minor(device)}"
-        for line in MOUNTS.read_text(errors="replace").splitlines():
+        for line in mounts.read_text(errors="replace").splitlines():
             fields = line.split(" ")
             if fields[2] == number:
                 return not fields[fields.index("-") + 1].startswith("fuse")
