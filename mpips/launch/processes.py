@@ -34,8 +34,10 @@ EXIT_TIME, EXIT_TIME_FAILED = 5.0, 30.0
 """Seconds that a launcher has to end once there is a result; longer if it ends the ranks itself, after a failure."""
 START_GRACE = 10.0
 """Seconds that all ranks have to end by themselves after one has failed before the run began."""
-TASK_ENDED = re.compile(rb"^(srun: error: \S+: tasks? [0-9,\[\]-]+: .*)$", re.MULTILINE)
-"""The line in which srun reports tasks that have failed."""
+TASK_ENDED = re.compile(
+    rb"^(srun: error: (?:\S+: tasks? [0-9,\[\]-]+: .*|Node failure on .*))$", re.MULTILINE
+)
+"""The line in which srun reports tasks that have failed, or a node."""
 INTERVAL = 0.2
 """Seconds between two looks at the launcher."""
 CHECK_INTERVAL = 1.0

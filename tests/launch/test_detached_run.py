@@ -13,6 +13,7 @@ import pytest
 from conftest import Started
 
 from mpips.launch.detached_run import PATIENCE, DetachedRun
+from mpips.launch.processes import TASK_ENDED
 from mpips.process.host import host_name
 from mpips.process.supervisor import given
 from mpips.rundir import claim
@@ -206,6 +207,20 @@ def test_a_rank_that_fails_before_the_others_have_begun_ends_the_run(
     found = (RunFolder(tmp_path).read_result() or {})["error"]
     assert found == f"a rank has ended at its start ({who})"
     assert not list(tmp_path.glob(".lost-*"))
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("srun: error: h2: task 1: Killed", True),
+        ("srun: error: n[1-2]: tasks 0,3-6: Exited with exit code 1", True),
+        ("srun: error: Node failure on h2", True),
+        ("srun: error: Unable to create step for job 2: Job/step already completing or completed", False),
+        ("it says srun: error: h2: task 1: Killed", False),
+    ],
+)
+def test_the_lines_in_which_srun_reports_that_ranks_have_failed(line: str, found: bool) -> None:
+    assert (TASK_ENDED.search(f"before\n{line}\nafter".encode()) is not None) == found
 
 
 @pytest.mark.parametrize("launcher", ["srun", "openmpi"])
