@@ -85,7 +85,9 @@ def test_each_report_is_of_the_model_after_its_pass(
 
     monkeypatch.setattr(proximal, "_history", watched)
     monkeypatch.setattr(OverlappedDarlin, "_follow", checked)
-    outcome = run(data_set, tau, servers, delays=random_delays(seed, delay=0.002), seed=seed)
+    delays = random_delays(seed, delay=0.002)
+    # With fewer blocks than twice those in flight, no pass overlaps another.
+    outcome = run(data_set, tau, servers, delays=delays, seed=seed, settings={"blocks": 8})
     is_optimal(outcome, data_set, best)
     assert len(reports) > 3
     assert early[0], "no step of a next pass was early"
