@@ -86,7 +86,8 @@ class BlockWorker:
 
     def named(self, cols: NDArray[np.int64], within: KeyRange) -> key_arrays.KeyArray | KeyList:
         """Return the keys of a block's columns: as a list from their second use on, as many are used only once."""
-        blocks, w = self.blocks, self.w
+        blocks, w = self.held.blocks, self.w
+        assert blocks is not None
         last, keys = blocks.lists.get(within, (NONE, None))
         if keys is None or not kernels.same(cols, last):
             keys = blocks.keys[cols]

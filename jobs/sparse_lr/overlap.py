@@ -236,7 +236,7 @@ class OverlapWorker(BlockWorker):
 
     def _visit(self, passes: Passes, plan: Plan, at: int) -> None:
         """Visit a block, as far ahead as the consistency model allows."""
-        context, blocks = self.context, self.blocks
+        context, blocks = self.context, passes.blocks
         block, time = plan.order[at], plan.round + at
         within = self._within[block]
         context.wait_all(passes.blocking(self._pull(time), within))

@@ -170,7 +170,9 @@ class Request:
             return False
         if command is Command.PUSH_PULL and not in_round:
             return False
-        if not all(each is None or _is_simple(each) for each in (self.rows, self.out)):
+        if self.rows is not None and not _is_simple(self.rows):
+            return False
+        if self.out is not None and not _is_simple(self.out):
             return False
         answer = None
         if command is not Command.PUSH and self.out is None:

@@ -173,11 +173,9 @@ class Vector:
             if command is not Command.PUSH:
                 self.node.savings.answered_keys += key_bytes
         if rows is not None:
-            if (
-                type(rows) is not np.ndarray
-                or rows.dtype is not self._takes
-                or rows.shape != (plan.n,) * self._dims
-            ):
+            usual = type(rows) is np.ndarray and rows.dtype is self._takes
+            any_width = not self._width and usual and rows.ndim == 2 and len(rows) == plan.n
+            if not (usual and rows.shape == (plan.n,) * self._dims) and not any_width:
                 rows = self._checked(rows, plan.n)
             if together and round == NO_ROUND:
                 raise UsageError(
