@@ -17,7 +17,7 @@ from synthetic import F8, DataSet, job_of, make, objective, optimum, svmlight
 
 from mpips.checkpoint.manifest import complete
 from mpips.config.program import load_program
-from mpips.data import Columns, Examples, Tally, load_columns
+from mpips.data import Columns, Examples, SameFiles, Tally, load_columns
 from mpips.errors import MpipsError, NoWorkerLeft
 from mpips.jobs.sparse_lr.assignment import WorkerData
 from mpips.jobs.sparse_lr.blocks import joined
@@ -385,8 +385,13 @@ def test_online_a_pass_that_was_stopped_continues_with_other_workers(
     assert [each["examples"] for each in again.of("pass")] == [len(data_set.y)]
 
 
-def test_data_that_has_changed_is_refused(data_set: DataSet, tmp_path: Path) -> None:
-    """A survivor that reads a lost part finds other examples than there were."""
+@pytest.mark.parametrize("seen", [True, False])
+def test_data_that_has_changed_is_refused(
+    data_set: DataSet, tmp_path: Path, seen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A survivor that reads a lost part finds other examples than there were, also if the file looks the same."""
+    if not seen:
+        monkeypatch.setattr(SameFiles, "check", lambda *_: None)
     file = tmp_path / "train.svm"
     file.write_text(data_set.train.read_text())
     at = run([file]).posted // 2
@@ -395,5 +400,6 @@ def test_data_that_has_changed_is_refused(data_set: DataSet, tmp_path: Path) -> 
         if name == "workers":
             file.write_text("".join(data_set.train.read_text().splitlines(keepends=True)[:100]))
 
-    with pytest.raises(MpipsError, match="training data must stay as it is"):
+    said = "was replaced or changed since this run began" if seen else "training data must stay as it is"
+    with pytest.raises(MpipsError, match=said):
         run([file], on_event=on_event, faults=[Fault("kill", 4, after_messages=at)])
