@@ -130,15 +130,19 @@ class Electorate(NamedTuple):
 
 
 class Ancestor(NamedTuple):
-    """A view from which a proposed one follows: its identity, and its ranks, of which those with votes decide."""
+    """A view from which a proposed one follows: its identity, and its ranks, of which those with votes decide.
+
+    `by_lease`: it needs a lease to take effect.
+    """
 
     identity: Identity
     ranks: tuple[int, ...]
+    by_lease: bool = False
 
     @classmethod
-    def of(cls, view: View) -> Ancestor:
+    def of(cls, view: View, by_lease: bool = False) -> Ancestor:
         """Return a view as an ancestor."""
-        return cls(Identity.of(view), tuple(view.alive))
+        return cls(Identity.of(view), tuple(view.alive), by_lease)
 
 
 class Proposed(NamedTuple):
@@ -166,7 +170,7 @@ class Proposed(NamedTuple):
     def deciding(self, settled: View) -> tuple[Ancestor, ...]:
         """Return the ancestors of a view that follows this one; `settled` is the latest published one."""
         first = max((Ancestor.of(settled), *self.ancestors[:1]), key=lambda each: each.identity)
-        later = [*self.ancestors, Ancestor.of(self.view)]
+        later = [*self.ancestors, Ancestor.of(self.view, self.by_lease)]
         return (first, *(each for each in later if each.identity > first.identity))
 
     def followed_by(self, view: View, settled: View, by_lease: bool) -> Proposed:
@@ -175,17 +179,17 @@ class Proposed(NamedTuple):
         return Proposed(made, self.deciding(settled), by_lease or self.by_lease)
 
     def is_void(self, published: View) -> bool:
-        """Return whether this view can never take effect, since it needs a lease, and does not follow a published one.
+        """Return whether this view can never take effect: it needs a lease, and does not follow a published one.
 
-        It would be later than that one, whose decision has used the lease or was a majority's.
+        That one's decision has used the lease, or was a majority's. If this view follows from one that needs no lease,
+        it is not certain that it cannot take effect.
         """
         agreed = Identity.of(replace(published, epoch=published.agreed))
         if not self.by_lease or not self.ancestors[0].identity < agreed < self.identity:
             return False
-        return not any(
-            Ballot(*each.identity[:2]) == Ballot.of(published) and each.identity >= agreed
-            for each in self.ancestors
-        )
+        since = [each for each in self.ancestors if each.identity >= agreed]
+        follows = any(each.identity[:2] == agreed[:2] for each in since)
+        return not follows and all(each.by_lease for each in since)
 
     def to_meta(self) -> dict[str, Any]:
         """Return the proposal as JSON-able data."""
@@ -194,7 +198,9 @@ class Proposed(NamedTuple):
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> Proposed:
         """Return the proposal that `to_meta` encoded."""
-        ancestors = tuple(Ancestor(Identity(*each), tuple(ranks)) for each, ranks in meta["ancestors"])
+        ancestors = tuple(
+            Ancestor(Identity(*each), tuple(ranks), by_lease) for each, ranks, by_lease in meta["ancestors"]
+        )
         return cls(View.from_meta(meta["view"]), ancestors, meta["by_lease"])
 
 

@@ -183,6 +183,10 @@ def test_the_lease_after_those_of_the_ancestors_decides() -> None:
     rival = Proposed(FIRST).followed_by(view(3 * GENERATION, 3), FIRST, True)
     assert lease_of(rival, taken.setdefault) == (1, lower.identity), "it does not follow from that"
     assert rival.is_void(lower.view) and not rival.is_void(FIRST) and not later.is_void(lower.view)
+    free = Proposed(FIRST).followed_by(view(2 * GENERATION, 4), FIRST, False)
+    assert not free.followed_by(view(3 * GENERATION, 3), FIRST, True).is_void(lower.view), (
+        "a majority may have agreed"
+    )
     assert lease_of(rival, lambda number, view: None) == (1, None)
     # The leader of the view that they all follow has taken it to continue at half of the votes.
     renewed = Identity(0, 0, RENEWED)
@@ -313,7 +317,9 @@ class Model:
         if view.leader == rank and self.known[rank].latest.view == view:
             made = replace(view, epoch=view.epoch + 1)
             mine = Identity(*Ballot.of(view), RENEWED)
-            if self.random.random() < 0.3 and self.leases.setdefault(view.lease + 1, mine) == mine:
+            follow = [each for each, known in self.known.items() if known.latest.view.leader == rank]
+            half = self.electorate.outcome(follow, view.alive) >= Outcome.HALF
+            if half and self.random.random() < 0.3 and self.leases.setdefault(view.lease + 1, mine) == mine:
                 made = replace(made, lease=view.lease + 1, agreed=made.epoch)
             self.base[Identity.of(made)] = Identity.of(view)
             self.published.append(made)
