@@ -315,10 +315,12 @@ def lease_for(
         mine: the view, or `RENEWED`.
         number: the first lease that may decide on it.
         used: whether the lease that a view has taken is used, since `mine` follows from it: then the next one decides.
+            One that the same rank has taken, to continue or for a view before this one, is its own.
         take: takes a lease for a view, and returns the view that it was taken for; None: leases cannot be reached.
     """
     while True:
         holder = take(number, mine)
         if holder is None or not used(holder):
-            return number, mine if holder is not None and holder[:2] == mine[:2] else holder
+            is_own = holder is not None and holder.leader == mine.leader
+            return number, mine if is_own else holder
         number += 1

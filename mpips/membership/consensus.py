@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from logging import WARNING
 from typing import NamedTuple
@@ -54,18 +54,18 @@ class Consensus:
 
     # --- proposer ------------------------------------------------------------------------------
 
-    def new_ballot(self) -> Ballot:
-        """Return a ballot of this rank that is higher than all that it knows, and promise it."""
-        self._promised = self.known.next_ballot(self._node.rank)
+    def new_ballot(self, others: Iterable[Known]) -> Ballot:
+        """Return a ballot of this rank that is higher than all that it and others know, and promise it."""
+        self._promised = max(each.next_ballot(self._node.rank) for each in (self.known, *others))
         return self._promised
 
     def is_outbid(self, ballot: Ballot) -> bool:
         """Return whether this rank has promised a higher ballot."""
         return self._promised > ballot
 
-    def propose(self, view: View, base: Proposed, by_lease: bool = False) -> None:
-        """Propose a view that follows from `base`; `by_lease`: it needs a lease."""
-        proposed = base.followed_by(view, self._node.view, by_lease)
+    def propose(self, proposed: Proposed) -> None:
+        """Propose a view; this rank has promised no higher ballot."""
+        view = proposed.view
         self._accepted, self._promised = proposed, Ballot.of(view)
         self.proposal = Proposal(proposed, frozenset((self._node.rank,)))
         self._waits = False

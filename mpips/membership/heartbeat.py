@@ -222,9 +222,15 @@ class Heartbeat:
     def unconfirmed(self, ranks: Iterable[int], patience: float) -> list[int]:
         """Return those of `ranks` that have echoed, as followers, no heartbeat of the last `patience` seconds.
 
-        Only ranks that were received from before: where the network blocks UDP, nothing can be confirmed.
+        Only ranks that were received from before: where the network blocks UDP, nothing can be confirmed. A rank that
+        has not echoed as a follower yet counts from the last heartbeat that it has echoed: that is when it heard this
+        one last, for certain.
         """
-        return self._older(self._confirmed, ranks, patience)
+        asked = list(ranks)
+        for rank in asked:
+            if rank in self._echoed:
+                self._confirmed.setdefault(rank, self._echoed[rank])
+        return self._older(self._confirmed, asked, patience)
 
     def deaf(self, ranks: Iterable[int], patience: float) -> list[int]:
         """Return those of `ranks` that have echoed no heartbeat of the last `patience` seconds; see `unconfirmed`."""

@@ -61,6 +61,10 @@ from mpips.transport.message import Command, Message
 Change = Callable[[View], View]
 LEADERLESS = 20.0
 """Seconds without a leader after which a rank exits: the others have excluded it while it hung."""
+UNATTENDED = 5.0
+"""Seconds without a leader or another candidate after which a rank that is not the first successor stands."""
+STAGGER = 0.5
+"""Seconds by which each further successor stands later."""
 
 
 class Membership:
@@ -99,8 +103,9 @@ class Membership:
         self._changes: deque[Change] = deque()
         # At the leader: whether another rank has accepted a later view than this one's.
         self._outbid = False
-        # Time at which the leader was lost.
-        self._leaderless_since = 0.0
+        # Since when this rank has heard of no leader, and of no other rank that may become it, 0 if it does; and since
+        # when of no other candidate.
+        self._leaderless_since = self._unattended_since = 0.0
         controls = {
             Command.VIEW: self._receive_view,
             Command.VIEW_SEEN: self._recoveries.receive_view_seen,
@@ -184,9 +189,12 @@ class Membership:
         return [rank for rank in view.succession() if rank not in dead][: self.replicas + 3]
 
     def _successors(self, view: View) -> list[int]:
-        """List the ranks of a view that are not lost and may lead, in order of succession."""
-        lost = self._detection.lost
-        return [rank for rank in view.succession() if rank not in lost]
+        """List the ranks of a view that are not lost and may lead, in order of succession.
+
+        Those that a view excludes which was accepted here cannot lead, even if they are heard again.
+        """
+        lost, roles = self._detection.lost, self._consensus.known.latest.view.roles
+        return [rank for rank in view.succession() if rank not in lost and roles[rank] is not None]
 
     def _watched(self) -> list[int]:
         view, me = self.node.view, self.node.rank
@@ -238,7 +246,7 @@ class Membership:
         elif self._outbid or self.node.view.leader in self._detection.lost or self._is_cut_off():
             self._succeed()
         else:
-            self._leaderless_since = 0.0
+            self._leaderless_since = self._unattended_since = 0.0
             self._succession.withdraw()
 
     def _is_cut_off(self) -> bool:
@@ -275,6 +283,8 @@ class Membership:
     def _lead(self) -> None:
         view, proposal = self.node.view, self._consensus.proposal
         gone = [rank for rank in self._detection.lost if view.roles[rank] is not None]
+        if self._quorum.is_mending:
+            gone = [rank for rank in gone if rank in self._detection.dead]
         if proposal is not None:
             agreed = self._consensus.pursue()
             if agreed is not None:
@@ -287,7 +297,14 @@ class Membership:
             self._decide(gone)
 
     def _decide(self, gone: Collection[int]) -> None:
-        view = self.node.view
+        view, latest = self.node.view, self._consensus.known.latest
+        if latest.identity > Identity.of(view) and not latest.is_void(view):
+            # A proposed view may have taken effect: the next one follows it.
+            if Ballot.of(latest.view) == Ballot.of(view):
+                self._propose(latest, gone)
+            else:
+                self._outbid = True
+            return
         if any(rank in self._detection.hung for rank in gone):
             self._propose(Proposed(view), gone)
             return
@@ -314,7 +331,8 @@ class Membership:
         if self._consensus.is_outbid(Ballot.of(base.view)):
             self._outbid = True
             return
-        self._consensus.propose(self._next(next_epoch(base.view), gone, self._requested()), base)
+        made = self._next(next_epoch(base.view), gone, self._requested())
+        self._consensus.propose(base.followed_by(made, self.node.view, by_lease=False))
         agreed = self._consensus.pursue()
         if agreed is not None:
             self._publish(agreed)
@@ -336,7 +354,7 @@ class Membership:
 
     def _adopt(self, view: View) -> None:
         """Adopt a published view."""
-        self._outbid, self._leaderless_since = False, 0.0
+        self._outbid, self._leaderless_since, self._unattended_since = False, 0.0, 0.0
         self._consensus.adopted(view)
         self._succession.withdraw()
         for loss in view.losses:
@@ -421,7 +439,7 @@ class Membership:
         for rank in message.meta["died"]:
             if rank != self.node.rank:
                 self._detection.died(rank)
-        self._leaderless_since = 0.0
+        self._leaderless_since = self._unattended_since = 0.0
         self._detection.tell(message.sender, self._detection.dead.keys() - set(message.meta["died"]))
         self._consensus.receive_ballot(Ballot(*message.meta["ballot"]))
         self._answer(message.sender)
@@ -432,9 +450,9 @@ class Membership:
 
     def _receive_answer(self, message: Message) -> None:
         self._leaderless_since = 0.0
-        self._succession.receive_answer(message)
         if self.leading and "view" in message.meta:
             self._outbid |= self._is_outbid(Known.from_meta(message.meta))
+        self._succession.receive_answer(message)
 
     def _is_outbid(self, known: Known) -> bool:
         """Return whether a rank that this leader has sent a view, or proposed one, refuses it for that of another."""
@@ -454,18 +472,18 @@ class Membership:
         """Become the leader, if this rank is the next one; leave if no other does for a long time."""
         now = self.node.van.now()
         self._leaderless_since = self._leaderless_since or now
-        alone = now - self._leaderless_since
-        if alone > LEADERLESS or not self._quorum.electorate.voters(
-            self._quorum.living(self.node.view.alive)
-        ):
+        self._unattended_since = self._unattended_since or now
+        voters = self._quorum.electorate.voters(self._quorum.living(self.node.view.alive))
+        if now - self._leaderless_since > LEADERLESS or not voters:
             raise Fenced
         successors = self._successors(self.node.view)
-        first = bool(successors) and successors[0] == self.node.rank
-        if not first and not (self.node.rank in successors and alone > LEADERLESS / 4):
+        place = successors.index(self.node.rank) if self.node.rank in successors else len(successors)
+        is_needed = now - self._unattended_since > UNATTENDED + place * STAGGER
+        if place == len(successors) or (place > 0 and not is_needed):
             # A rank before this one is heard again.
             self._succession.withdraw()
             return
-        agreed = self._succession.stand(LEADERLESS / 4)
+        agreed = self._succession.stand(UNATTENDED / 2)
         self._watch()
         if agreed is not None:
             self._publish(agreed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from logging import WARNING
@@ -14,12 +15,23 @@ from mpips.membership.agreement import RENEWED, Ballot, Electorate, Identity, Ou
 from mpips.membership.detection import REPORTED_AFTER, Detection
 from mpips.rundir.log import note
 
+HALF_LASTS = 0.5
+"""Times the patience for which a leader must have had half of the votes before it takes a lease.
+
+One that is cut off loses them one after another, and has just half for a moment. A candidate waits longer, so that a
+leader that lives stays the leader.
+"""
 LOOK = 0.5
 """Seconds between two accesses to the leases in the run's folder."""
 
 
-def _identity(text: str) -> Identity:
-    return Identity(*map(int, text.split()))
+def _identity(text: str | None) -> Identity | None:
+    """Return the view that a lease contains; None if it was not written as a whole, or the lease cannot be read."""
+    words = (text or "").split()
+    try:
+        return Identity(*map(int, words)) if len(words) == len(Identity._fields) else None
+    except ValueError:
+        return None
 
 
 class Leases(Protocol):
@@ -57,8 +69,11 @@ class Quorum:
         self._node, self._detection, self._say = node, detection, say
         # The number of the lease that this rank has, or 0; whether it still decides, and when that was checked.
         self._lease, self._holds, self._looked_at = 0, False, -LOOK
+        # Since when half of the votes have confirmed it, and no more.
+        self._half_since = 0.0
         # Since when this rank has been frozen, and whether it has said so.
         self._frozen_since, self._said = 0.0, False
+        self._mended_at = -math.inf
 
     def living(self, ranks: Collection[int]) -> list[int]:
         """Return those of some ranks that are not dead."""
@@ -66,13 +81,12 @@ class Quorum:
 
     def take(self, number: int, view: Identity) -> Identity | None:
         """Take a lease for a view; return the view that it has decided. None: the folder cannot be reached."""
-        holder = self.leases.take(number, " ".join(map(str, view)))
-        return None if holder is None else _identity(holder)
+        return _identity(self.leases.take(number, " ".join(map(str, view))))
 
     def includes(self, agreed: Collection[int]) -> bool:
         """Return whether `agreed` have a majority of the living votes, or half of them and the next lease."""
         outcome = self.electorate.outcome(agreed, self.living(self._node.view.alive))
-        if outcome is not Outcome.HALF:
+        if outcome is not Outcome.HALF and not self.has_new_lease:
             self._lease = 0
         return outcome is Outcome.MAJORITY or (outcome is Outcome.HALF and self._has_lease())
 
@@ -98,8 +112,8 @@ class Quorum:
             text = self.leases.holder(number)
             if not text:
                 return False
-            holder, mine = _identity(text), (Ballot.of(self._node.view).generation, self._node.rank)
-            if holder[:2] != mine and not self._has_used(holder):
+            holder = _identity(text)
+            if holder is None or (holder.leader != self._node.rank and not self._has_used(holder)):
                 return True
 
     def with_lease(self, view: View) -> View:
@@ -130,7 +144,12 @@ class Quorum:
             return True
         others = [rank for rank in self.electorate.voters(self.living(node.view.alive)) if rank != node.rank]
         lacking = detection.detector.unconfirmed(others, detection.patience)
-        return not lacking or self.includes(set(others) - set(lacking) | {node.rank})
+        confirming, now = {node.rank, *others} - set(lacking), node.van.now()
+        if self.electorate.outcome(confirming, self.living(node.view.alive)) is not Outcome.HALF:
+            self._half_since = now
+        elif now - self._half_since < HALF_LASTS * detection.patience and not self._lease:
+            return False
+        return not lacking or self.includes(confirming)
 
     def heard(self) -> bool:
         """Return whether this rank hears a majority."""
@@ -171,10 +190,17 @@ class Quorum:
     def thaw(self) -> None:
         """End the freeze."""
         self._mute(False)
+        if not self._lease:
+            self._mended_at = self._node.van.now()
         note("thawed", WARNING, epoch=self._node.view.epoch)
         if self._said:
             self._say(f"{self._node.who} is in touch with the others again")
         self._node.thaw()
+
+    @property
+    def is_mending(self) -> bool:
+        """Whether this rank is in touch with a majority again only now: silent ranks may be heard in a moment."""
+        return self._node.van.now() - self._mended_at < self._detection.patience
 
     def frozen_for(self) -> float:
         """Return for how many seconds this rank has been frozen; say so if it is long."""

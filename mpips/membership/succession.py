@@ -17,6 +17,8 @@ from mpips.transport.message import Command, Message
 ASKED_AGAIN = 0.05
 """Seconds after which ranks that hear the leader are first asked again; the pause doubles."""
 LONGEST_PAUSE = 1.0
+EXCLUDED = 10.0
+"""Seconds for which a rank that a proposed view excludes leaves the succession to others."""
 SECOND_TRY = 2.0
 """Times the patience that another candidate has, once a rank has accepted its proposal."""
 
@@ -48,13 +50,17 @@ class Succession:
         # Ranks that have answered that they are workers: they hold no shards, whatever this rank's view says.
         self._workers: set[int] = set()
         self._began, self._asked_at, self._asked_all_at, self._pause = 0.0, 0.0, 0.0, ASKED_AGAIN
-        # Whether a proposed view excludes this rank, which must not prevent its leader's election.
-        self._excluded = False
+        # Since when half of the votes have promised, and no more.
+        self._half_since = 0.0
+        # Until when this rank leaves the candidacy to others, since a proposed view excludes it.
+        self._excluded_until = 0.0
+        # The leader of the proposed view that this rank would follow.
+        self._rival = node.view.leader
 
     def withdraw(self) -> None:
         """End the candidacy: there is a leader."""
         if self.standing:
-            self.standing = self.answered = self._excluded = False
+            self.standing = self.answered = False
             self._answers.clear()
             self._workers.clear()
             self._consensus.withdraw()
@@ -65,12 +71,12 @@ class Succession:
         All ranks are asked every `every` seconds, so that none of them leaves as excluded.
         """
         now = self._node.van.now()
-        if self._consensus.denied or self._excluded:
+        if self._consensus.denied or now < self._excluded_until:
             return None
         everyone = self._quorum.living(self._node.view.alive)
         if not self.standing:
-            self.standing, self._began, self._pause = True, now, ASKED_AGAIN
-            self._ballot = self._consensus.new_ballot()
+            self.standing, self._began, self._half_since, self._pause = True, now, now, ASKED_AGAIN
+            self._ballot = self._consensus.new_ballot(())
             self._ask(now, everyone)
         elif now - self._asked_all_at > every:
             self._ask(now, everyone)
@@ -118,10 +124,14 @@ class Succession:
         """Propose to lead, if the ranks that have promised this rank's ballot can decide; else ask again later."""
         node, view, lost = self._node, self._node.view, self._detection.lost
         known, living = self._known(), self._quorum.living
-        base, outcome = base_of(self._ballot, known, view, self._quorum.electorate, living)
+        # Perhaps of a rank that has told it, and which this one must not adopt.
+        settled = max((each.view for each in known.values()), key=Identity.of)
+        base, outcome = base_of(self._ballot, known, settled, self._quorum.electorate, living)
         if base.view.roles[node.rank] is None:
-            self._excluded = True
+            self._excluded_until = now + EXCLUDED
             return
+        if base.view.leader != self._rival:
+            self._rival, self._began = base.view.leader, now
         own = base.view.leader in (node.rank, view.leader)
         if (
             not own
@@ -133,11 +143,14 @@ class Succession:
             return
         if is_outbid(self._ballot, known.values()):
             if now - self._asked_at > self._pause:
-                self._ballot = self._consensus.new_ballot()
+                self._ballot = self._consensus.new_ballot(known.values())
             self._ask_again(now, living(view.alive))
             return
-        # Half of the votes need a lease.
-        if outcome is Outcome.MINORITY or (outcome is Outcome.HALF and not self._quorum.can_lease):
+        if outcome is not Outcome.HALF:
+            self._half_since = now
+        # Others may promise later. Half of the votes need a lease.
+        waits = now - self._half_since < self._detection.patience or not self._quorum.can_lease
+        if outcome is Outcome.MINORITY or (outcome is Outcome.HALF and waits):
             self._ask_again(now, living(view.alive))
             return
         again = Ballot.of(base.view) == self._ballot
@@ -147,7 +160,7 @@ class Succession:
             # A proposed view had made it one, and it has not begun to be one.
             made = with_workers(made, [rank for rank in made.workers if rank != node.rank])
         made = replace(made, leader=node.rank)
-        self._consensus.propose(made, base, by_lease=outcome is Outcome.HALF)
+        self._consensus.propose(base.followed_by(made, settled, outcome is Outcome.HALF))
 
     def _ask_again(self, now: float, ranks: Iterable[int]) -> None:
         if now - self._asked_at > self._pause:
@@ -167,6 +180,6 @@ class Succession:
         ):
             self._adopt(known.view)
         else:
-            proposal = self._consensus.proposal
-            if proposal is not None and known.latest.identity > proposal.proposed.identity:
+            proposal, latest = self._consensus.proposal, known.latest
+            if self.standing and proposal is not None and latest.identity > proposal.proposed.identity:
                 self._consensus.withdraw()

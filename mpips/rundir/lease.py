@@ -59,7 +59,7 @@ class Leases:
 
     def _read(self, number: int) -> str | None:
         # Where there are no links, it is empty for a moment.
-        return read_bytes(self._path(number), follow=False).decode() or None
+        return read_bytes(self._path(number), follow=False).decode(errors="replace") or None
 
 
 def remove(folder: Path) -> None:

@@ -496,7 +496,8 @@ class TwinHeartbeat:
     def _silent_to(self, ranks: Iterable[int], patience: float, follows: bool) -> list[int]:
         now, found = self._network.time, []
         for rank in ranks:
-            confirmed, since, looked = self._confirmed.get((rank, follows), (now, now - ECHO, now))
+            heard = self._confirmed.get((rank, False), (now,))[0]
+            confirmed, since, looked = self._confirmed.get((rank, follows), (heard, now - ECHO, now))
             if now - looked > patience / 2 and not follows:
                 # It was not watched.
                 confirmed = now

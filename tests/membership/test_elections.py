@@ -1,0 +1,261 @@
+"""The membership protocol of all ranks in simulated time, message by message: somebody is elected, whoever stalls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mpips.cluster.departure import Fenced
+from mpips.cluster.layout import Layout, LayoutSpec
+from mpips.cluster.view import View, first_view
+from mpips.membership.agreement import Ballot
+from mpips.membership.membership import Membership
+from mpips.transport.message import Command, Kind, Message
+
+STEP, BEAT, PATIENCE = 0.005, 0.1, 1.0
+SPREAD = [f"h{rank}" for rank in range(7)]
+
+
+class Detector:
+    """Heartbeats as `mpips.membership.heartbeat`'s: they echo the last one received, so they confirm it."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.targets: Sequence[int] = ()
+        self.seldom: Sequence[int] = ()
+        self.follows = -1
+        self.muted = self.hears_muted = False
+        # By rank: when it was heard, in this rank's running time; when its last heartbeat was sent; and echoes.
+        self.heard: dict[int, float] = {}
+        self.dated: dict[int, float] = {}
+        self.echoed: dict[int, float] = {}
+        self.confirmed: dict[int, float] = {}
+        self.running = 0.0
+
+    def silent(self, ranks: Iterable[int], patience: float) -> list[int]:
+        return [rank for rank in ranks if rank in self.heard and self.running - self.heard[rank] >= patience]
+
+    def deaf(self, ranks: Iterable[int], patience: float) -> list[int]:
+        return [
+            rank for rank in ranks if self.ranks.time - self.echoed.get(rank, self.ranks.time) >= patience
+        ]
+
+    def unconfirmed(self, ranks: Iterable[int], patience: float) -> list[int]:
+        now = self.ranks.time
+        since = {rank: self.confirmed.get(rank, self.echoed.get(rank, now)) for rank in ranks}
+        return [rank for rank in since if now - since[rank] >= patience]
+
+    def receive(self, sender: int, other: Detector, me: int) -> None:
+        if not other.muted or self.hears_muted:
+            self.heard[sender] = self.running
+        if me in other.dated:
+            self.echoed[sender] = other.dated[me]
+            if other.follows == me:
+                self.confirmed[sender] = other.dated[me]
+        self.dated[sender] = self.ranks.time
+
+
+class Leases:
+    """Leases in memory; `is_reached` says whether this rank reaches them."""
+
+    def __init__(self, taken: dict[int, str], is_reached: Callable[[], bool]) -> None:
+        self.taken, self.is_reached = taken, is_reached
+
+    def take(self, number: int, view: str) -> str | None:
+        return self.taken.setdefault(number, view) if self.is_reached() else None
+
+    def holder(self, number: int) -> str | None:
+        return self.taken.get(number, "") if self.is_reached() else None
+
+
+class Ranks:
+    """All ranks of a layout; those in `stalled` do not run, and `arrives(sender, rank, message)` may lose messages."""
+
+    def __init__(self, spec: LayoutSpec, hosts: Sequence[str]) -> None:
+        self.layout = Layout.of(spec.size(), spec)
+        view = first_view(self.layout, replicas=1, hosts=hosts)
+        self.time, self.stalled, self.left, self.unreached = 0.0, set[int](), set[int](), set[int]()
+        self.arrives: Callable[[int, int, Message], bool] = lambda sender, rank, message: True
+        self.queue: list[tuple[int, int, Message]] = []
+        self.taken: dict[int, str] = {}
+        self.published: list[View] = []
+        size = range(spec.size())
+        self.nodes = [self._node(rank, view) for rank in size]
+        self.detectors = [Detector(self) for _ in size]
+        self.members = [
+            Membership(
+                self.nodes[rank],
+                1,
+                self.detectors[rank],
+                PATIENCE,
+                leases=Leases(self.taken, lambda rank=rank: rank not in self.unreached),  # type: ignore[misc]
+            )
+            for rank in size
+        ]
+        for member in self.members:
+            member.on_publish = self.published.append
+
+    def _node(self, rank: int, view: View) -> Any:
+        node = SimpleNamespace(rank=rank, view=view, layout=self.layout, frozen=False, who=f"rank {rank}")
+        node.van = SimpleNamespace(
+            survives=True, now=lambda: self.time, wall=lambda: self.time, failed=lambda: sorted(self.left)
+        )
+        node.policy = SimpleNamespace(is_replay=False)
+        node.departure = SimpleNamespace(record_lost=lambda rank: None)
+        node.role = view.roles[rank]
+
+        def register(registration: Any) -> None:
+            node.controls, (node.tick,) = registration.controls, registration.ticks
+
+        def control(to: int, command: Command, meta: dict[str, Any]) -> None:
+            message = Message(Kind.CONTROL, command, meta=json.loads(json.dumps(meta)))
+            message.sender = rank
+            self.queue.append((rank, to, message))
+
+        def adopt(view: View) -> None:
+            node.view, node.role = view, view.roles[rank]
+            if node.role is None:
+                raise Fenced
+
+        node.register, node.control, node.adopt = register, control, adopt
+        node.freeze = lambda: setattr(node, "frozen", True)
+        node.thaw = lambda: setattr(node, "frozen", False)
+        return node
+
+    def run(self, seconds: float = STEP) -> None:
+        """Run all ranks that are not stalled; each receives what was sent to it in the last step."""
+        for _ in range(max(round(seconds / STEP), 1)):
+            self.time += STEP
+            running = [
+                rank for rank in range(len(self.nodes)) if rank not in self.stalled and rank not in self.left
+            ]
+            for rank in running:
+                self.detectors[rank].running += STEP
+            if round(self.time / STEP) % round(BEAT / STEP) == 0:
+                for rank in running:
+                    detector = self.detectors[rank]
+                    for to in {*detector.targets, *detector.seldom} & set(running):
+                        self.detectors[to].receive(rank, detector, to)
+            sent, self.queue = self.queue, []
+            for sender, to, message in sent:
+                if to in self.stalled:
+                    self.queue.append((sender, to, message))
+                elif to in running and self.arrives(sender, to, message):
+                    self._take(to, partial(self._receive, to, message))
+            for rank in running:
+                if rank not in self.left:
+                    self._take(rank, self.nodes[rank].tick)
+
+    def _receive(self, rank: int, message: Message) -> None:
+        node = self.nodes[rank]
+        if node.view.roles[message.sender] is not None and message.command in node.controls:
+            node.controls[message.command](message)
+
+    def _take(self, rank: int, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Fenced:
+            self.left.add(rank)
+
+    def stand(self, rank: int) -> None:
+        """Run until a rank proposes."""
+        while self.members[rank]._consensus.proposal is None:
+            assert self.time < 10
+            self.run()
+
+    def leaders(self) -> list[int]:
+        """Return the ranks that lead and are not frozen."""
+        return [
+            rank
+            for rank, member in enumerate(self.members)
+            if rank not in self.left | self.stalled and member.leading and not self.nodes[rank].frozen
+        ]
+
+    def check(self) -> None:
+        """Check that one rank leads all others, and that no epoch was published twice."""
+        (leader,) = self.leaders()
+        others = [rank for rank in range(len(self.nodes)) if rank not in self.left | self.stalled]
+        assert {self.nodes[rank].view.leader for rank in others} == {leader}
+        ballots = [Ballot.of(view) for view in self.published]
+        assert len({view.epoch for view in self.published}) == len(ballots)
+
+
+@pytest.fixture
+def five() -> Ranks:
+    """Five ranks that vote, each on a host of its own; 0 leads, and 6 is its first successor."""
+    ranks = Ranks(LayoutSpec(servers=3, workers=2, spares=1), SPREAD)
+    assert ranks.nodes[0].view.succession() == [0, 6, 1, 2, 3]
+    ranks.run(2.0)
+    assert ranks.leaders() == [0]
+    return ranks
+
+
+def test_the_next_one_stands_where_the_first_successor_does_not(
+    five: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(five.members[6]._succession, "stand", lambda every: None)
+    five.stalled = {0}
+    five.run(10.0)
+    five.check()
+    assert five.leaders() == [1]
+
+
+def test_a_view_that_was_agreed_on_without_a_rank_is_published_though_that_rank_is_heard_again(
+    five: Ranks,
+) -> None:
+    five.stalled = {0, 6}
+    five.stand(1)
+    # The leader hangs for good; another voter stalls, so that the proposal lacks one acceptance when 6 is back.
+    five.stalled = {0, 2}
+    five.run(0.5)
+    five.stalled = {0}
+    five.run(2.0)
+    five.check()
+    assert five.leaders() == [1] and 6 in five.left
+
+
+@pytest.fixture
+def two_hosts() -> Ranks:
+    """Two hosts with two votes each: 0, the leader, and 1; 2, the first successor, and 3."""
+    ranks = Ranks(LayoutSpec(servers=3, workers=2), ["a", "a", "b", "b", "a", "b"])
+    ranks.run(2.0)
+    return ranks
+
+
+def test_a_leader_that_has_a_lease_and_a_proposed_view_of_half_of_the_votes_do_not_wait_for_each_other(
+    two_hosts: Ranks,
+) -> None:
+    ranks = two_hosts
+    ranks.stalled, ranks.unreached = {0}, {2, 3}
+    late = ranks.time + 2.2
+    ranks.arrives = lambda sender, rank, message: (
+        message.command is not Command.PROPOSE or (sender, rank) != (2, 1) or ranks.time > late
+    )
+    ranks.stand(2)
+    ranks.stalled = set()
+    ranks.run(3.0)
+    ranks.unreached = set()
+    ranks.run(20.0)
+    ranks.check()
+
+
+def test_a_leader_that_is_cut_off_at_its_election_is_frozen_before_another_is_elected(five: Ranks) -> None:
+    five.stalled = {0}
+    five.stand(6)
+    while not five.published:
+        five.run()
+    five.arrives = lambda sender, rank, message: sender != 6
+    detectors, receive = five.detectors, Detector.receive
+    for rank, detector in enumerate(detectors):
+        detector.receive = lambda sender, other, me, own=rank: (  # type: ignore[method-assign]
+            None if 6 in (sender, me) else receive(detectors[own], sender, other, me)
+        )
+    for _ in range(1000):
+        five.run()
+        assert len(five.leaders()) <= 1
+    assert five.leaders() and five.leaders() != [6]
