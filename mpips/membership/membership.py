@@ -283,7 +283,7 @@ class Membership:
     def _lead(self) -> None:
         view, proposal = self.node.view, self._consensus.proposal
         gone = [rank for rank in self._detection.lost if view.roles[rank] is not None]
-        if self._quorum.is_mending:
+        if gone and not self._quorum.can_exclude:
             gone = [rank for rank in gone if rank in self._detection.dead]
         if proposal is not None:
             agreed = self._consensus.pursue()

@@ -151,6 +151,23 @@ class Quorum:
             return False
         return not lacking or self.includes(confirming)
 
+    @property
+    def can_exclude(self) -> bool:
+        """Whether this leader may exclude silent ranks: not if it is itself being cut off, or was a moment ago.
+
+        Of ranks that fall silent together, one is the first. So half of the votes must have confirmed this leader since
+        then; and after it was frozen, silences count from when it is in touch again.
+        """
+        node, detection = self._node, self._detection
+        if detection.detector is None:
+            return True
+        if node.van.now() - self._mended_at < detection.patience:
+            return False
+        living = self.living(node.view.alive)
+        others = [rank for rank in self.electorate.voters(living) if rank != node.rank]
+        fresh = {node.rank, *others} - set(detection.detector.unconfirmed(others, detection.patience / 2))
+        return self.electorate.outcome(fresh, living) is not Outcome.MINORITY
+
     def heard(self) -> bool:
         """Return whether this rank hears a majority."""
         node, detection = self._node, self._detection
@@ -196,11 +213,6 @@ class Quorum:
         if self._said:
             self._say(f"{self._node.who} is in touch with the others again")
         self._node.thaw()
-
-    @property
-    def is_mending(self) -> bool:
-        """Whether this rank is in touch with a majority again only now: silent ranks may be heard in a moment."""
-        return self._node.van.now() - self._mended_at < self._detection.patience
 
     def frozen_for(self) -> float:
         """Return for how many seconds this rank has been frozen; say so if it is long."""

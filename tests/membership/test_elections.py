@@ -74,13 +74,17 @@ class Leases:
 
 
 class Ranks:
-    """All ranks of a layout; those in `stalled` do not run, and `arrives(sender, rank, message)` may lose messages."""
+    """All ranks of a layout; those in `stalled` do not run.
+
+    Messages for which `arrives(sender, rank, message)` is False are lost, and heartbeats by `hears(sender, rank)`.
+    """
 
     def __init__(self, spec: LayoutSpec, hosts: Sequence[str]) -> None:
         self.layout = Layout.of(spec.size(), spec)
         view = first_view(self.layout, replicas=1, hosts=hosts)
         self.time, self.stalled, self.left, self.unreached = 0.0, set[int](), set[int](), set[int]()
         self.arrives: Callable[[int, int, Message], bool] = lambda sender, rank, message: True
+        self.hears: Callable[[int, int], bool] = lambda sender, rank: True
         self.queue: list[tuple[int, int, Message]] = []
         self.taken: dict[int, str] = {}
         self.published: list[View] = []
@@ -136,11 +140,13 @@ class Ranks:
             ]
             for rank in running:
                 self.detectors[rank].running += STEP
-            if round(self.time / STEP) % round(BEAT / STEP) == 0:
-                for rank in running:
+            for rank in running:
+                # Not all at the same time.
+                if (round(self.time / STEP) + 3 * rank) % round(BEAT / STEP) == 0:
                     detector = self.detectors[rank]
                     for to in {*detector.targets, *detector.seldom} & set(running):
-                        self.detectors[to].receive(rank, detector, to)
+                        if self.hears(rank, to):
+                            self.detectors[to].receive(rank, detector, to)
             sent, self.queue = self.queue, []
             for sender, to, message in sent:
                 if to in self.stalled:
@@ -250,12 +256,27 @@ def test_a_leader_that_is_cut_off_at_its_election_is_frozen_before_another_is_el
     while not five.published:
         five.run()
     five.arrives = lambda sender, rank, message: sender != 6
-    detectors, receive = five.detectors, Detector.receive
-    for rank, detector in enumerate(detectors):
-        detector.receive = lambda sender, other, me, own=rank: (  # type: ignore[method-assign]
-            None if 6 in (sender, me) else receive(detectors[own], sender, other, me)
-        )
+    five.hears = lambda sender, rank: 6 not in (sender, rank)
     for _ in range(1000):
         five.run()
         assert len(five.leaders()) <= 1
     assert five.leaders() and five.leaders() != [6]
+
+
+def test_a_leader_that_hears_nobody_for_a_moment_excludes_nobody(five: Ranks) -> None:
+    kept: list[tuple[int, int, Message]] = []
+    five.hears = lambda sender, rank: rank != 0
+
+    def late(sender: int, rank: int, message: Message) -> bool:
+        if rank == 0:
+            kept.append((sender, rank, message))
+        return rank != 0
+
+    five.arrives = late
+    five.run(1.5)
+    assert five.leaders() == [] and five.nodes[0].frozen
+    five.hears, five.arrives = lambda sender, rank: True, lambda sender, rank, message: True
+    five.queue += kept
+    five.run(5.0)
+    five.check()
+    assert five.leaders() == [0] and not five.left and not any(view.losses for view in five.published)
