@@ -3,6 +3,7 @@
 # make test-slurm   of these, complete jobs on a real Slurm, which it installs and starts (as root on Debian; else skipped)
 # make test-hosts   of these, what befalls hosts and networks, on virtual hosts (as root on Linux), and the longer ones
 # make campaign TRIALS=30 SEED=0 OF=strikes   strikes hosts, or splits networks (OF=partitions), at random instants
+# make campaign LAUNCHER=srun   the same on a real Slurm whose nodes are virtual hosts (as root on Debian)
 # make lint    ruff and mypy
 # make clean   removes the environments
 

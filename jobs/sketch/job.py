@@ -255,7 +255,7 @@ class Insertion:
         self._check_files()
 
     def _check_files(self) -> None:
-        """Let each worker check that its data files are still those of the start, and compare their sizes."""
+        """Let each worker check that its data files are still those of the start, and compare names and sizes."""
         if self.text:
             job, found = self.cluster.job, self.cluster.workers.start("check_files").result()
             check_sizes(job.data, str(job.base), [each.values[:, 0] for each in found])

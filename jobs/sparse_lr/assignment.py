@@ -133,7 +133,7 @@ class Assignment:
 
 
 def check_files(cluster: Cluster) -> None:
-    """Let each worker check that its data files are still those of the start, and compare their sizes.
+    """Let each worker check that its data files are still those of the start, and compare names and sizes.
 
     Raises:
         InputError: one was replaced, or differs between hosts.

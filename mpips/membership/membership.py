@@ -13,13 +13,15 @@ sent to a rank that it excludes.
 A view that excludes a silent rank, and each view of a successor, takes effect only with the acceptance of a majority
 (`mpips.membership.agreement`). A leader that cannot be sure of a majority, and a rank that does not hear its leader,
 are *frozen*: they take part in the membership protocol only. They execute and acknowledge no requests, and a frozen
-leader publishes no view, completes no checkpoint and writes no result (`Membership.confirm`).
+leader publishes no view, completes no checkpoint and writes no result (`Membership.confirm`). One that has a majority
+again excludes no silent rank for another `patience`: it was cut off itself, and may hear them in a moment.
 
 A hung rank that holds the only copy of some keys is waited for, up to `give_up` seconds: then the run ends with an
 error.
 
 A successor uses its own generation of epochs, so that its views are later than any that its predecessor may have sent
 to some ranks before it died. It asks all ranks for their views and their promise, and waits for those that hold shards.
+If the first of the succession does not become the leader, the others stand one after the other (`UNATTENDED`).
 A rank that hears its leader promises nothing, so a rank that was cut off does not disturb the others when it is back.
 """
 

@@ -1,7 +1,7 @@
 """Leases: numbered, exclusive decisions in a run's folder, where the votes of ranks cannot decide.
 
 Lease n is a file that only one rank can create. Each view says how many leases its predecessors have used, so sides of
-a split network that both try the next one try the same number. It contains the view that its rank has taken it for.
+a split network that both try the next one try the same number. A lease contains the view that it was taken for.
 """
 
 from __future__ import annotations

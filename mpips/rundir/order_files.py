@@ -2,7 +2,7 @@
 
 An order is a small JSON file RUN/orders/NAME.json. The leader looks for new orders periodically and answers each by a
 file beside it, NAME.answer.json; the sender reads the answer and removes both. Files are created atomically, by rename.
-Names begin with the time, so orders are executed in the order in which they were given.
+Names begin with the sender's time, so orders of one host are executed in the order in which they were given.
 
 An order without an answer is open, also for a new leader, which takes it again if the first leader died between
 execution and answer. Every verb is therefore idempotent: checkpoint, stop, tau and status are; what has been done of a

@@ -191,7 +191,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--update", type=_runs.one_of(_bare.UPDATES), default="add", metavar="NAME",
-        help=f"what a push does: {', '.join(_bare.UPDATES)} (one that a program defines in numpy); default add",
+        help=f"what a push does: {', '.join(_bare.UPDATES)} (the last two as a program defines them); default add",
     )  # fmt: skip
     parser.add_argument(
         "--width", type=width, default=1, metavar="N", help=f"values per key, 1 to {MOST_WIDTH}; default 1"
