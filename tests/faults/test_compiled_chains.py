@@ -325,3 +325,36 @@ def test_a_push_that_also_pulls_is_answered_with_its_rows_whichever_rank_dies(ra
         faults, arrives = [Fault("kill", rank, after_messages=after)], random_arrivals(after, after % 2)
         how = {"faults": faults, "arrives": arrives, "patience": 0.12, "detection": 0.01}
         simulate(schedule, Counter, servers=2, replicas=1, seed=after, tick=0.004, **how)
+
+
+@update("any_width", push_row=lambda spec: Column("float32", 0), reply_row=lambda spec: Column("float32", 0))
+def any_width(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> Any:
+    """Add the first number of rows that have any."""
+    if rows.shape[1]:
+        values[slots] += rows[:, :1]
+    return values[slots].astype(np.float32)
+
+
+class Asker:
+    """Pushes rows of width 2 and of width 0 by turns, for long lists of keys that differ between workers."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def go(self) -> None:
+        vector, node = self.context.vectors["v"], self.context.node
+        keys = np.arange(node.rank % 3, 60_000, 4, dtype=np.uint64)
+        for number in range(6):
+            rows = np.ones((len(keys), 2 if number % 2 == 0 else 0), np.float32)
+            node.wait(vector.push_pull(keys, rows, round=number))
+
+
+def test_changes_of_keys_without_values_do_not_shift_what_follows_them() -> None:
+    def schedule(cluster: Cluster) -> float:
+        spec = VectorSpec("v", "float64", extent=60_000, update="any_width", aggregate=True)
+        vector = cluster.create_vector(spec)
+        cluster.workers.call("go")
+        return sum(float(values.sum()) for _, values in cluster.export(vector))
+
+    assert simulate(schedule, Asker, servers=2, workers=2, replicas=1) == 2 * 3 * 15_000
+    assert KernelVan.handled > 0

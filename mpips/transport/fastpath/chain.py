@@ -186,7 +186,8 @@ def send_change(
     if apart:
         if key_bytes > 0:
             post(memory, sends, SENDS * row + SEND_KEYS, change[ROOM], key_bytes, dest, BODY)
-        post(memory, sends, SENDS * row + SEND_VALUES, change[ROOM] + key_bytes, value_bytes, dest, BODY)
+        if value_bytes > 0:
+            post(memory, sends, SENDS * row + SEND_VALUES, change[ROOM] + key_bytes, value_bytes, dest, BODY)
     wake_later(memory, dest)
     link[LAST_CHANGE] = number
     if named:

@@ -108,7 +108,7 @@ class Unacknowledged:
         for row in np.flatnonzero((rows[:, SHARD] == shard + 1) & (rows[:, NUMBER] <= through)).tolist():
             change, *_ = decode(bytearray(self.frames[row, : rows[row, SIZE]].data))
             at = 0
-            for body in bodies(change) if rows[row, VALUE_BYTES] else ():
+            for body in bodies(change) if rows[row, KEY_BYTES] or rows[row, VALUE_BYTES] else ():
                 room = self._rooms[row]
                 assert room is not None
                 body[:] = room[at : at + len(body)].data
