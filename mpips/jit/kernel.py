@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from mpips.jit import kernel_cache, kernel_index, numba_installed
 
@@ -46,13 +46,13 @@ def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
         folder = kernel_cache.choose(os.path.dirname(file)).folder if os.path.isfile(file) else None
         cached = None if numba_installed.is_needed() else _cached(function, options, signatures, folder)
         made = cached or _compiled(function, options, signatures, folder)
-        _kernels.add(made)
+        _signatures[made] = signatures
         return cast(F, made)
 
     return compile_it
 
 
-_kernels: WeakSet[object] = WeakSet()
+_signatures: WeakKeyDictionary[object, tuple[str, ...]] = WeakKeyDictionary()
 
 
 def is_kernel(value: object) -> bool:
@@ -61,7 +61,16 @@ def is_kernel(value: object) -> bool:
     >>> is_kernel(abs)
     False
     """
-    return value in _kernels
+    return value in _signatures
+
+
+def results_of(made: object) -> set[str]:
+    """Return the types of a kernel's results, one for each signature; none if it has no signatures.
+
+    >>> sorted(results_of(kernel("f8(f8)", "void(f8[::1])")(lambda x: None)))
+    ['f8', 'void']
+    """
+    return {each.partition("(")[0].strip() for each in _signatures[made]}
 
 
 def _cached(

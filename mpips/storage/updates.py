@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from mpips.calls import check_function, defined_at
 from mpips.errors import UsageError
 from mpips.files.json_values import check_names
-from mpips.jit.kernel import is_kernel
+from mpips.jit.kernel import is_kernel, results_of
 from mpips.keys import KeyArray, dtype_of
 from mpips.storage import initial
 from mpips.storage.initial import Initial
@@ -214,8 +214,8 @@ def update(name: str, **fields: Any) -> Callable[[A], A]:
     `defaults`, the settings and their default values (without it any setting is accepted); `sums`, whether two
     pushes may be replaced by one push of their sum (filters may then hold small ones back); `exact_replies`,
     whether workers must receive exact values, so that filters do not round them.
-    Raises UsageError when another function has the name, or for a kernel with `apply_range` or settings that are no
-    numbers.
+    Raises UsageError when another function has the name, or for a kernel with `apply_range`, with settings that are no
+    numbers, or with a result. A kernel must not change its settings.
 
     >>> from mpips import simulate
     >>> @update("example_mean", columns=lambda spec: {"pushes": Column("int64")})
@@ -243,6 +243,8 @@ def update(name: str, **fields: Any) -> Callable[[A], A]:
 def _of_kernel(made: Update, kernel: Callable[..., None]) -> Update:
     """Return the update with a kernel: Python calls it as any other."""
     where = f"update {made.name!r}, which is a kernel"
+    if results_of(kernel) != {"void"}:
+        raise UsageError(f'{where}: it needs signatures, and no result: @kernel("void(...)")')
     if made.apply_range is not None:
         raise UsageError(f"{where}: apply_range is for updates in Python")
     defaults: Settings = {}

@@ -244,6 +244,15 @@ def test_what_a_kernel_cannot_have_is_refused(fields: Any, said: str, registry: 
         update("bad", **fields)(halved)
 
 
+@pytest.mark.parametrize("signatures", [(), ("f8(f8[:,::1], i4[::1], f8[:,::1], f8[::1])",)])
+def test_a_kernel_with_a_result_is_refused(signatures: tuple[str, ...], registry: None) -> None:
+    made = kernel(*signatures)(lambda values, slots, rows, settings: 0.5)
+    with pytest.raises(
+        UsageError, match="update 'bad', which is a kernel: it needs signatures, and no result"
+    ):
+        update("bad")(made)
+
+
 def test_unknown_names_list_the_known_ones() -> None:
     with pytest.raises(
         JobError, match=r"unknown update 'ad'; known: .*adagrad, adam, add, .*assign, .*ftrl.*sgd"
