@@ -97,10 +97,13 @@ def check_sizes(spec: DataSpec, base: str, sizes: Sequence[NDArray[np.int64]]) -
             )
         if (differ := np.flatnonzero(other != first)).size:
             at = int(differ[0])
-            name = _all(resolve(spec, base))[at - 1]
+            names = _all(resolve(spec, base))
+            name = names[at - 1] if len(names) == len(first) - 1 else f"[data] file {at}"
+            here, there = (
+                f"{size:,} bytes" if size >= 0 else "no readable file" for size in (first[at], other[at])
+            )
             raise DataError(
-                f"{name}: has {first[at]:,} bytes where worker 0 runs, and {other[at]:,} "
-                f"where worker {worker} runs; all hosts need the same"
+                f"{name}: {here} where worker 0 runs, and {there} where worker {worker} runs; all hosts need the same"
             )
 
 
@@ -121,13 +124,17 @@ def _identity(path: str) -> Identity | None:
     return Identity(inode, found.st_size, found.st_mtime_ns)
 
 
+RENUMBERED = "fuse", "vfat", "msdos", "exfat", "cifs", "smb3"
+"""Types of file systems, or their beginnings, that may number files anew while they are mounted."""
+
+
 @lru_cache
 def _keeps_numbers(device: int, mounts: Path) -> bool:
-    """Return whether files of a mounted file system keep their inode numbers; those of FUSE need not."""
+    """Return whether files of a mounted file system keep their inode numbers; those of `RENUMBERED` need not."""
     with suppress(OSError, ValueError, IndexError):
         number = f"{os.major(device)}:{os.minor(device)}"
         for line in mounts.read_text(errors="replace").splitlines():
             fields = line.split(" ")
             if fields[2] == number:
-                return not fields[fields.index("-") + 1].startswith("fuse")
+                return not fields[fields.index("-") + 1].startswith(RENUMBERED)
     return True

@@ -159,7 +159,8 @@ def _was_released(pipe: int) -> bool:
 
 def _report(path: Path, code: int) -> None:
     """Leave a file that says how this rank has ended, unless another one has."""
-    how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+    names = {each.value: each.name for each in signal.Signals}
+    how = f"exit code {code}" if code > 0 else names.get(-code, f"signal {-code}")
     with suppress(OSError):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         os.write(file, f"rank {os.environ.get('PMIX_RANK', '?')} on {os.uname().nodename}: {how}".encode())

@@ -340,6 +340,7 @@ class RunFolder:
             for name in os.listdir(self.path):
                 if re.fullmatch(r"\.shared-[0-9a-f]{32}(\.over)?", name):
                     path, over = self.path / name, self.path / f"{name.removesuffix('.over')}.over"
+                    shutil.rmtree(over, ignore_errors=True)
                     # A rank may still write to it, which fails after this.
                     with suppress(OSError):
                         path.rename(over)

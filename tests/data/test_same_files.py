@@ -81,9 +81,16 @@ def test_files_have_the_same_sizes_on_all_hosts(spec: DataSpec, tmp_path: Path) 
     check_sizes(**how, sizes=[np.array([5, 7, 8, 9])] * 3)
     check_sizes(**how, sizes=[np.array([5])] * 2)
     with pytest.raises(
-        DataError, match=r"b\.svm: has 1,000 bytes where worker 0 runs, and 8 where worker 2 runs"
+        DataError, match=r"b\.svm: 1,000 bytes where worker 0 runs, and 8 bytes where worker 2 runs"
     ):
         check_sizes(**how, sizes=[np.array([5, 7, 1000, 9])] * 2 + [np.array([5, 7, 8, 9])])
+    with pytest.raises(
+        DataError, match=r"b\.svm: 7 bytes where worker 0 runs, and no readable file where worker 1"
+    ):
+        check_sizes(**how, sizes=[np.array([5, 6, 7, 9]), np.array([5, 6, -1, 9])])
+    # The scheduler's host may find fewer.
+    with pytest.raises(DataError, match=r"^\[data\] file 4: 1 bytes where worker 0 runs"):
+        check_sizes(**how, sizes=[np.array([5, 1, 1, 1, 1]), np.array([5, 1, 1, 1, 2])])
 
 
 def test_all_hosts_find_the_same_files(spec: DataSpec, tmp_path: Path) -> None:
