@@ -12,7 +12,7 @@ from mpips.cluster.layout import Role
 from mpips.cluster.node import Node
 from mpips.cluster.view import View
 from mpips.membership.agreement import RENEWED, Ballot, Electorate, Identity, Outcome, lease_for
-from mpips.membership.detection import REPORTED_AFTER, Detection
+from mpips.membership.detection import REPORTED_AFTER, Detection, FailureDetector
 from mpips.rundir.log import note
 
 HALF_LASTS = 0.5
@@ -142,14 +142,18 @@ class Quorum:
         node, detection = self._node, self._detection
         if detection.detector is None or not node.van.survives or node.policy.is_replay:
             return True
-        others = [rank for rank in self.electorate.voters(self.living(node.view.alive)) if rank != node.rank]
-        lacking = detection.detector.unconfirmed(others, detection.patience)
-        confirming, now = {node.rank, *others} - set(lacking), node.van.now()
-        if self.electorate.outcome(confirming, self.living(node.view.alive)) is not Outcome.HALF:
+        living, now = self.living(node.view.alive), node.van.now()
+        confirming = self._confirming(detection.detector, living, detection.patience)
+        if self.electorate.outcome(confirming, living) is not Outcome.HALF:
             self._half_since = now
         elif now - self._half_since < HALF_LASTS * detection.patience and not self._lease:
             return False
-        return not lacking or self.includes(confirming)
+        return confirming.issuperset(self.electorate.voters(living)) or self.includes(confirming)
+
+    def _confirming(self, detector: FailureDetector, living: Collection[int], seconds: float) -> set[int]:
+        """Return this leader, and those of the living voters that have confirmed in the last `seconds`."""
+        others = [rank for rank in self.electorate.voters(living) if rank != self._node.rank]
+        return {self._node.rank, *others} - set(detector.unconfirmed(others, seconds))
 
     @property
     def can_exclude(self) -> bool:
@@ -164,8 +168,7 @@ class Quorum:
         if node.van.now() - self._mended_at < detection.patience:
             return False
         living = self.living(node.view.alive)
-        others = [rank for rank in self.electorate.voters(living) if rank != node.rank]
-        fresh = {node.rank, *others} - set(detection.detector.unconfirmed(others, detection.patience / 2))
+        fresh = self._confirming(detection.detector, living, detection.patience / 2)
         return self.electorate.outcome(fresh, living) is not Outcome.MINORITY
 
     def heard(self) -> bool:
