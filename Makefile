@@ -70,7 +70,7 @@ TRIALS ?= 30
 SEED ?= 0
 OF ?= strikes
 LAUNCHER ?= mpirun
-campaign: .venv/test-ready
+campaign: kernels
 	PYTHONPATH=tests .venv/bin/python -P -m hosts.campaign --trials $(TRIALS) --seed $(SEED) --of $(OF) --launcher $(LAUNCHER)
 
 # Each on a cluster of its own. Jobs in a queue wait much, so both run at the same time.
