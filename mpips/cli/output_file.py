@@ -1,19 +1,42 @@
-"""The output file of a command: it replaces neither a file that the command reads nor a part of a run."""
+"""The output file of a command: which existing files it replaces.
+
+A command never replaces a file that it reads, nor a part of a run or checkpoint. Any other file with content is
+replaced only by `--force`, unless its beginning shows that the same command has written it.
+"""
 
 from __future__ import annotations
 
+import argparse
 import errno
+import gzip
 import os
+import re
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+BEGINNING = 1 << 14
+"""Bytes by which an earlier output is known."""
 
-def check(target: str | Path, inputs: Iterable[str | Path] = ()) -> None:
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--force`, for `check`."""
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
+
+
+def check(
+    target: str | Path, inputs: Iterable[str | Path] = (), *, force: bool = False, own: bytes | None = None
+) -> None:
     """Raise InputError if a file exists that must not be replaced.
 
-    These are the `inputs`, the files of a checkpoint, and those that a run has written, since commands read them. A
-    run's report can be replaced.
+    Args:
+        target: the file to write.
+        inputs: the files that the command reads. These, the files of a checkpoint, and those that a run has written,
+            are never replaced; a run's report can be.
+        force: whether other files are.
+        own: a regular expression of the beginning of the command's own earlier outputs, which are replaced without
+            `force`; so are empty files, as `mktemp` makes them. None: they are not known by their beginning.
     """
     from mpips.errors import InputError
 
@@ -24,6 +47,24 @@ def check(target: str | Path, inputs: Iterable[str | Path] = ()) -> None:
         raise InputError(f"{target}: is one of the files to read; name another one to write")
     if whose := _owner(target.absolute()):
         raise InputError(f"{target}: is a file of {whose}; name another one to write")
+    if force or not target.stat().st_size or (own is not None and re.match(own, _beginning(target))):
+        return
+    other = "" if own is None else ", and is no earlier output of this command"
+    raise InputError(f"{target}: exists{other}; remove it, or give --force to replace it")
+
+
+def _beginning(path: Path) -> bytes:
+    """Return the first bytes of a file, after decompression if its name ends in .gz; empty if it cannot be read."""
+    from mpips.files.safe_open import open_regular
+
+    try:
+        with open_regular(path, follow=True) as file:
+            if path.suffix == ".gz":
+                with gzip.open(file) as unpacked:
+                    return unpacked.read(BEGINNING)
+            return file.read(BEGINNING)
+    except (OSError, EOFError, zlib.error):
+        return b""
 
 
 @contextmanager

@@ -15,10 +15,9 @@ import json
 import math
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 
 from mpips.cluster.layout import Role
-from mpips.files.safe_open import open_regular, read_text
+from mpips.files.safe_open import read_text
 from mpips.report import time_breakdown
 from mpips.report.charts import COLOURS, Bar, BarPart, Lane, Mark, Series, bars, is_drawable, lines, timeline
 from mpips.report.html import ALL, TEMPLATES, Html, figure, html, table
@@ -391,15 +390,6 @@ SECTIONS = (convergence, time_spent, traffic, delay, losses, layout, provenance)
 
 HEAD = '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>\n<meta http-equiv="Content-Security-Policy" '
 """The beginning of every page."""
-
-
-def is_page(path: Path) -> bool:
-    """Return whether a file is a report, of this version or an earlier one."""
-    try:
-        with open_regular(path, follow=False) as file:
-            return file.read(len(HEAD)) == HEAD.encode()
-    except OSError:
-        return False
 
 
 def page(runs: Sequence[Run]) -> Html:

@@ -29,6 +29,8 @@ from mpips.tracing.rank_trace import RankTrace
 from mpips.tracing.spans import Spans, spans
 from mpips.tracing.trace_file import NOBODY, What
 
+HEAD = '{"displayTimeUnit": "ms", "otherData": {"start": '
+"""The beginning of every file of events."""
 ROLES = ("scheduler", "server", "worker", "spare")
 PROCESS = 10_001
 """The number of the first role's process: a thread of the same number would be shown as its main thread."""
@@ -94,7 +96,7 @@ def _write(
 ) -> Written:
     labels = {trace.rank: trace.label for trace in traces}
     began = datetime.fromtimestamp(start, UTC).isoformat()
-    file.write(f'{{"displayTimeUnit": "ms", "otherData": {{"start": "{began}"}}, "traceEvents": [\n')
+    file.write(f'{HEAD}"{began}"}}, "traceEvents": [\n')
     file.write(",\n".join(_names(chosen)))
     found = {trace.rank: spans(trace, within) for trace in chosen}
     flows, unmatched = _flows(traces, found, start)

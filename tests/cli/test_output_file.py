@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 from pathlib import Path
 
@@ -46,8 +47,56 @@ def test_a_file_of_a_run_or_checkpoint_is_not_replaced(
 @pytest.mark.parametrize(
     "name", ["report.html", "mine.tsv", "trace/trace.json.gz", "new.tsv", "logs/new.txt", "none/x"]
 )
-def test_other_files_may_be_replaced(run: Path, name: str) -> None:
-    output_file.check(run / name, [run, run / "model.h5", run / "missing"])
+def test_other_files_may_be_replaced_by_force(run: Path, name: str) -> None:
+    output_file.check(run / name, [run, run / "model.h5", run / "missing"], force=True)
+
+
+@pytest.mark.parametrize("own", [None, rb"mine, [0-9]"])
+def test_a_file_with_content_is_replaced_only_if_the_command_has_written_it(
+    tmp_path: Path, own: bytes | None
+) -> None:
+    other, empty, earlier, packed = (tmp_path / name for name in ("a.tsv", "b.tsv", "c.tsv", "d.gz"))
+    other.write_text("my notes: mine, 1\n")
+    empty.touch()
+    earlier.write_text("mine, 1\n")
+    packed.write_bytes(gzip.compress(b"mine, 2\n"))
+    output_file.check(empty, own=own)
+    output_file.check(tmp_path / "none", own=own)
+    for path in (earlier, packed):
+        if own is not None:
+            output_file.check(path, own=own)
+    for path in (other, earlier, packed)[: 1 if own else 3]:
+        with pytest.raises(
+            InputError, match=rf"{path.name}: exists.*; remove it, or give --force to replace it"
+        ):
+            output_file.check(path, own=own)
+        output_file.check(path, own=own, force=True)
+    for damaged in (b"mine, 2\n", gzip.compress(b"mine, 2\n")[:-9], gzip.compress(b"other")):
+        packed.write_bytes(damaged)
+        with pytest.raises(InputError, match="give --force"):
+            output_file.check(packed, own=own)
+
+
+def test_a_batch_script_is_written_again_and_no_other_script_is_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, script = tmp_path / "job.toml", tmp_path / "job.sbatch"
+    job.write_text('[job]\nprogram = "sketch"\n')
+    command = ["render", str(job), "--nodes", "1", "-o", str(script)]
+    script.write_text(mine := "#!/bin/bash\necho mine\n")
+    assert main(command) == 2 and script.read_text() == mine
+    assert "job.sbatch: exists, and is no earlier output of this command" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0 and "written by mpips" in script.read_text()
+    assert main([*command, "--time", "10"]) == 0 and "--time=10" in script.read_text()
+
+
+def test_converted_data_replace_no_file_of_a_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.svm").write_text("+1 3:1\n")
+    assert main(["convert", str(tmp_path / "a.svm"), str(run / "model.h5"), "--force"]) == 2
+    assert "model.h5: is a file of the run" in capsys.readouterr().err
+    assert (run / "model.h5").read_text() == "model.h5"
 
 
 def test_a_file_that_the_command_reads_is_not_replaced(

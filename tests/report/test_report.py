@@ -497,16 +497,17 @@ def test_the_page_of_a_huge_folder_is_bounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_a_page_that_is_not_named_replaces_no_file_of_the_users_own(
+def test_a_page_replaces_no_file_of_the_users_own(
     tmp_path: Path, several: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     runs = [str(folder(tmp_path / name)) for name in ("a", "b")[: 2 if several else 1]]
     own = tmp_path / "report.html" if several else tmp_path / "a" / "report.html"
     own.write_text("<!DOCTYPE html>\n<html><body>mine</body></html>")
-    assert main(["report", *runs]) == 2
-    assert "report.html: is no report of mpips, and would be replaced" in capsys.readouterr().err
+    for named in ([], ["--out", str(own)]):
+        assert main(["report", *runs, *named]) == 2
+        assert "report.html: exists, and is no earlier output of this command" in capsys.readouterr().err
     assert own.read_text().endswith("mine</body></html>")
-    assert main(["report", *runs, "--out", str(own)]) == 0, "the user has named it"
+    assert main(["report", *runs, "--force"]) == 0
     assert main(["report", *runs]) == 0, "it is a report now"
     assert own.read_text().startswith(HEAD)

@@ -508,6 +508,9 @@ def test_the_command_shows_it(run: Path, capsys: pytest.CaptureFixture[str], tmp
     assert "time breakdown in the phase train" in said and "3 worker 0" in said and "3 workers" in said
     assert "for push_pull, last answer from server" in said and "https://ui.perfetto.dev" in said
     assert check_events(events(out))["flows"] == 1  # the scheduler's call of worker 0
+    assert main(["trace", str(run), "-o", str(out)]) == 0, "the events are written again"
+    out.write_text("mine")
+    assert main(["trace", str(run), "-o", str(out)]) == 2 and out.read_text() == "mine"
 
 
 @pytest.mark.parametrize(

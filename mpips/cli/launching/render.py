@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mpips.launch.slurm_parts import Component
     from mpips.launch.slurm_site import Site
 
+SCRIPT = rb"#!.*\n# .*: written by mpips .* render\n"
+"""The beginning of a batch script."""
 MOST = 1 << 20
 """The largest number of ranks, cores, restarts or tasks in an option."""
 
@@ -53,6 +55,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     add_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="the file to write; default: standard output")
+    output_file.add_force(parser)
     parser.add_argument("--site-keys", action=SiteKeys, nargs=0, help="list the keys of a site file and exit")
 
 
@@ -131,7 +134,7 @@ def command(arguments: argparse.Namespace) -> int:
         print(text, end="")
         return 0
     read = [arguments.job, *filter(None, (arguments.site, arguments.sweep_file))]
-    output_file.check(arguments.output, read)
+    output_file.check(arguments.output, read, force=arguments.force, own=SCRIPT)
     with output_file.naming_errors(arguments.output), replacing(arguments.output, "w") as file:
         file.write(text)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from mpips.cli import output_file
 from mpips.process.argument_parser import add_command
 from mpips.process.printable import one_line
 
@@ -28,7 +29,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="KEY=VALUE",
         help="a key of [data], as in a job file; repeatable",
     )
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    output_file.add_force(parser)
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -41,6 +42,8 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.data.spec import DataSpec
     from mpips.errors import JobError
 
+    # The rest of the rule is in `convert`, which other programs call too.
+    output_file.check(arguments.target, arguments.source, force=True)
     settings = (setting.partition("=") for setting in arguments.set)
     try:
         spec = typed.build(

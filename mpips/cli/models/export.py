@@ -32,6 +32,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint's folder")
     parser.add_argument("--vector", metavar="NAME", help="the vector; optional if there is only one")
     parser.add_argument("--out", required=True, metavar="FILE", help="the file to write, .npz or .tsv")
+    output_file.add_force(parser)
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -44,7 +45,7 @@ def command(arguments: argparse.Namespace) -> int:
     source, target = Path(arguments.checkpoint), Path(arguments.out)
     if target.suffix not in (".npz", ".tsv"):
         raise InputError(f"--out {target}: the name must end in .npz or .tsv")
-    output_file.check(target)
+    output_file.check(target, force=arguments.force)
     names = sorted(vectors(source))
     if arguments.vector is None and len(names) != 1:
         raise CheckpointError(

@@ -32,6 +32,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "files", metavar="FILE", nargs="*", help="new data, in a format that the program trains on"
     )
     parser.add_argument("--out", metavar="FILE", help="the file to write; default: standard output")
+    output_file.add_force(parser)
     own_program.add(parser)
 
 
@@ -41,7 +42,8 @@ def command(arguments: argparse.Namespace) -> int:
 
     run = named_run(arguments.run)
     if arguments.out:
-        output_file.check(arguments.out, [run, *arguments.files, *filter(None, [arguments.program])])
+        read = [run, *arguments.files, *filter(None, [arguments.program])]
+        output_file.check(arguments.out, read, force=arguments.force)
     infer = _infer_function(run, arguments.program)
     out = Path(arguments.out) if arguments.out else None
     with output_file.naming_errors(out):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+import re
 import sys
 from pathlib import Path
 
@@ -34,13 +34,13 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="FILE",
         help="the page to write; default RUN/report.html, or ./report.html for several runs",
     )
+    output_file.add_force(parser)
 
 
 def command(arguments: argparse.Namespace) -> int:
     """Write the page, and print its path."""
-    from mpips.errors import InputError
     from mpips.provenance.run_json import altered_outputs
-    from mpips.report.report import is_page, page
+    from mpips.report.report import HEAD, page
     from mpips.report.run_data import check, read, with_trace
     from mpips.rundir.folder import write_text
     from mpips.rundir.order_files import named_run
@@ -51,9 +51,7 @@ def command(arguments: argparse.Namespace) -> int:
     for each in (*filter(None, (run.warning for run in runs)), *altered):
         print(f"mpips: {one_line(each)}", file=sys.stderr)
     out = Path(arguments.out or (runs[0].folder.report if len(runs) == 1 else "report.html"))
-    output_file.check(out)
-    if arguments.out is None and os.path.lexists(out) and not is_page(out):
-        raise InputError(f"{out}: is no report of mpips, and would be replaced; name the page by --out FILE")
+    output_file.check(out, force=arguments.force, own=re.escape(HEAD.encode()))
     with output_file.naming_errors(out):
         write_text(out, page(runs))
     print(out)

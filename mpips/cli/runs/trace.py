@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 from mpips.cli import output_file
@@ -37,6 +38,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     parser.add_argument("run", metavar="RUN", help="the run's folder, or latest")
     parser.add_argument("-o", "--out", metavar="FILE", help="the file of the events; .gz: compressed")
+    output_file.add_force(parser)
     parser.add_argument("--no-events", action="store_true", help="show the table only")
     parser.add_argument("--phase", default="", metavar="NAME", help="the table of this phase only")
     parser.add_argument("--ranks", metavar="R,R", help="events of these ranks only")
@@ -83,7 +85,7 @@ def command(arguments: argparse.Namespace) -> int:
         start = min(trace.begin for trace in traces)
         within = (start + begin, start + end)
     path = RunFolder(run).trace / "trace.json.gz" if arguments.out is None else Path(arguments.out)
-    output_file.check(path)
+    output_file.check(path, force=arguments.force, own=re.escape(chrome.HEAD.encode()))
     written = chrome.write(traces, path, ranks, within)
     unmatched = f" ({written.unmatched} more begin or end outside of all spans)" if written.unmatched else ""
     print(
