@@ -190,7 +190,9 @@ class RunFolder:
             # Ranks would write to its target.
             if each.is_symlink():
                 raise InputError(f"{each}: is a symbolic link, which is not followed; name another --run-dir")
-        if not resume:
+        if resume:
+            folder._check_appendable()
+        else:
             folder._check_new(path)
         folder.held = take(folder.path, launcher_claim, folder.has_result)
         try:
@@ -244,6 +246,18 @@ class RunFolder:
             if os.path.lexists(each):
                 raise InputError(
                     f"{each}: no run has written it, and a new one would; name another --run-dir"
+                )
+
+    def _check_appendable(self) -> None:
+        """Raise InputError if a file or folder of an earlier start, perhaps of another user, cannot be written."""
+        output = self.path / output_files.FOLDER
+        folders = (self.logs, self.path / "orders", output)
+        for each in (self.metrics, *folders, *self.logs.glob("rank-*.jsonl"), *output.glob("host-*")):
+            needed = os.W_OK | os.X_OK if each in folders else os.W_OK
+            if each.exists() and not os.access(each, needed):
+                raise InputError(
+                    f"{each}: is of an earlier start, and cannot be written; continue in another --run-dir, by "
+                    "--resume CHECKPOINT"
                 )
 
     def has_own_job(self) -> bool:
