@@ -23,12 +23,17 @@ from mpips.errors import InputError, cannot_write
 from mpips.exit_codes import ExitCode
 from mpips.process import interpreter
 from mpips.process.argument_parser import LAUNCHERS, add_launcher, add_set, program_parser
+from mpips.provenance import output_file
 from mpips.provenance.provenance import cpu_model
 from mpips.rundir.progress import Column, fitting, header, row
 
 if TYPE_CHECKING:
     from mpips.cluster.node import Node
 
+REPORT = rb'\{\n  "benchmark": |\[\n  \{\n    "layout": '
+"""The beginning of a file of measurements."""
+PLOT = rb"<svg "
+"""The beginning of a plot."""
 POLL = 0.01
 """Seconds between two checks of a running job."""
 ENDING = 15.0
@@ -119,7 +124,24 @@ def parser(name: str, description: str, launchers: tuple[str, ...] = LAUNCHERS) 
 
 def add_json(made: argparse.ArgumentParser) -> None:
     """Add the option for `write_report`."""
-    made.add_argument("--json", metavar="FILE", help="also write all measurements to this file")
+    made.add_argument(
+        "--json", type=new_file(REPORT), metavar="FILE", help="also write all measurements to this file"
+    )
+
+
+def new_file(own: bytes) -> Callable[[str], str]:
+    """Return an argparse type for a file to write; one with content must begin as `own` says (regular expression)."""
+
+    def read(text: str) -> str:
+        try:
+            output_file.check(text, own=own)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        if not Path(text).absolute().parent.is_dir():
+            raise argparse.ArgumentTypeError(f"{text}: there is no folder {Path(text).absolute().parent}")
+        return text
+
+    return read
 
 
 def job_parser(
@@ -182,6 +204,8 @@ def check_plot(path: str | None) -> None:
         Path(path).suffix.lower() != ".svg" or not Path(path).absolute().parent.is_dir()
     ):
         raise InputError(f"--plot {path}: must be a .svg file in a folder that exists")
+    if path is not None:
+        output_file.check(path, own=PLOT)
 
 
 def absolute(files: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mpips.bench._paper.experiment import Experiment, Section, Setup
 from mpips.bench._runs import at_least, note
 from mpips.bench.applications.sparse_lr import FLIGHTS_OPTIMUM
 from mpips.errors import InputError
+from mpips.provenance import output_file
 from mpips.provenance.git_state import state_of
 
 DESCRIPTION = """\
@@ -66,6 +68,11 @@ def main(arguments: Sequence[str]) -> int:
         )
     # Wrong options are reported before any run.
     train, corpus = _runs.absolute(options.train), _runs.absolute(options.corpus)
+    output_file.check(out / "reproduction.md", own=re.escape(f"# {page.texts()[''][0]}\n".encode()))
+    for drawn in figures.glob("*.svg"):
+        output_file.check(drawn, own=_runs.PLOT)
+    if not found:
+        output_file.check(figures / MEASURED, own=rb'\{\n "\w+": \{\n  "about": ')
     missing = [name for name in EXPERIMENTS if name not in found and name not in names]
     if missing:
         raise InputError(f"{figures / MEASURED} has no measurements of {', '.join(missing)}: run them too")

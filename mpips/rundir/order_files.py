@@ -30,6 +30,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mpips import typed
 from mpips.errors import InputError, cannot_write
 from mpips.files.listing import REFRESH, refresh
 from mpips.files.safe_open import inside, read_bytes, read_text, replacing
@@ -96,6 +97,8 @@ def check(verb: str, arguments: Mapping[str, Any]) -> None:
         value = arguments[wanted]
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise InputError(f"{verb} {value!r}: {wanted} must be an integer, at least 0")
+        if value > typed.MOST:
+            raise InputError(f"{verb} {value}: {wanted} must be at most {typed.MOST:,}")
 
 
 # --- the leader's side -----------------------------------------------------------------------

@@ -84,6 +84,7 @@ class CheckpointCoordinator:
         self._cluster, self._warn, self._provenance = cluster, warn, provenance
         self._pending: _Pending | None = None
         self._began = 0.0
+        self._unremoved = ""
         self.problem = ""
         """Why the last one was dropped; empty if it was not."""
         self.given_up = 0
@@ -183,7 +184,10 @@ class CheckpointCoordinator:
         try:
             checkpoint.prune(pending.folder.parent, cluster.job.checkpoint.keep, cluster.lineage, spare)
         except (MpipsError, OSError) as error:
-            self._warn(f"warning: an old checkpoint was not removed ({error}); the run continues")
+            # The same one is tried again after each checkpoint.
+            if str(error) != self._unremoved:
+                self._unremoved = str(error)
+                self._warn(f"warning: an old checkpoint was not removed ({error}); the run continues")
 
     def _abandon(self, folder: Path) -> None:
         if not self._cluster.node.policy.is_replay:

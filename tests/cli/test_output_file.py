@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mpips.cli import output_file
 from mpips.cli.main import main
 from mpips.errors import InputError, exit_code
+from mpips.provenance import output_file
 
 OF_A_RUN = (
     "run.json", "result.json", "result.previous.json", "job.toml", "metrics.jsonl", "model.h5", "logs/rank-0000.jsonl",
@@ -69,11 +70,11 @@ def test_a_file_with_content_is_replaced_only_if_the_command_has_written_it(
         with pytest.raises(
             InputError, match=rf"{path.name}: exists.*; remove it, or give --force to replace it"
         ):
-            output_file.check(path, own=own)
+            output_file.check(path, own=own, force=False)
         output_file.check(path, own=own, force=True)
     for damaged in (b"mine, 2\n", gzip.compress(b"mine, 2\n")[:-9], gzip.compress(b"other")):
         packed.write_bytes(damaged)
-        with pytest.raises(InputError, match="give --force"):
+        with pytest.raises(InputError, match="name another one to write"):
             output_file.check(packed, own=own)
 
 
@@ -155,3 +156,29 @@ def test_a_full_disk_is_no_wrong_input(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("mpips.files.safe_open.replacing", full)
     assert main(["render", str(job), "--nodes", "1", "-o", str(tmp_path / "job.sbatch")]) == 74
+
+
+@pytest.mark.parametrize(("option", "name"), [("--json", "x.json"), ("--plot", "x.svg")])
+def test_a_benchmark_replaces_only_its_own_measurements_and_says_so_before_it_runs(
+    option: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / name
+    run = run_main("bench", "scale", option)
+    file.write_text(mine := '{"name": "package"}')
+    assert run(file) == 2 and file.read_text() == mine
+    said = capsys.readouterr().err
+    assert f"{name}: exists, and is no earlier output of this command; remove it, or name another one" in said
+    assert run(tmp_path / "none" / name) == 2
+    assert "folder" in capsys.readouterr().err
+
+
+def run_main(*command: str) -> Callable[[Path], int]:
+    """Return a function that runs a command with a path, and returns its exit code."""
+
+    def run(path: Path) -> int:
+        try:
+            return main([*command, str(path)])
+        except SystemExit as ended:
+            return int(ended.code or 0)
+
+    return run

@@ -197,7 +197,9 @@ def test_a_run_of_another_user_cannot_be_taken(run: Path, shared: Path) -> None:
     assert contents(run) == before
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "logs", "logs/rank-0000.jsonl", "orders", "output/host-0000.out"])
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "logs", "logs/rank-0000.jsonl", "orders", "output/host-0000.out"]
+)
 def test_a_run_whose_files_another_user_has_begun_is_not_continued_in_its_folder(
     name: str, run: Path, shared: Path
 ) -> None:
@@ -209,7 +211,9 @@ def test_a_run_whose_files_another_user_has_begun_is_not_continued_in_its_folder
     os.chown(run / name, 0, 0)
     before = contents(run)
     done = as_nobody(refused(lambda: RunFolder.claim(run, resume=True)), shared)
-    assert done.code == 2 and done.said.startswith(f"mpips: error: {run / name}: is of an earlier start"), done
+    assert done.code == 2 and done.said.startswith(f"mpips: error: {run / name}: is of an earlier start"), (
+        done
+    )
     assert contents(run) == before
     os.chown(run / name, NOBODY, NOBODY)
     assert as_nobody(refused(lambda: RunFolder.claim(run, resume=True)), shared).code == 0

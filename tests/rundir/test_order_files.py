@@ -413,6 +413,7 @@ def test_a_run_that_was_copied_is_no_newer_for_it(tmp_path: Path) -> None:
         (["leave", "server"], "leave 'server': rank must be an integer, at least 0"),
         (["leave", "1", "2"], "leave takes one argument, its rank"),
         (["tau", "-1"], "tau -1: tau must be an integer, at least 0"),
+        (["tau", "2147483648"], "tau 2147483648: tau must be at most 2,147,483,647"),
         (["stop", "--patience", "0"], "--patience 0: must be seconds, above 0"),
     ],
 )

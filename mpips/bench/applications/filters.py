@@ -14,6 +14,7 @@ from mpips.bench.applications import sparse_lr
 from mpips.bench.requests import coding
 from mpips.config.job_file import load
 from mpips.filters import named
+from mpips.provenance import output_file
 from mpips.report.charts import Bar, BarPart, Series, bars, lines, tiled
 from mpips.report.html import Html
 from mpips.rundir.progress import Column, bytes_si, seconds, share, significant
@@ -194,6 +195,7 @@ def figure_path(options: argparse.Namespace) -> Path | None:
     path = None
     if options.json is not None:
         path = Path(options.json).with_suffix(".svg")
+        output_file.check(path, own=_runs.PLOT)
     elif options.keep is not None:
         path = Path(options.keep) / "filters.svg"
     return path

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from mpips.cli import output_file
 from mpips.process.argument_parser import add_command, add_layout, add_survive
+from mpips.provenance import output_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from mpips.cli import output_file
 from mpips.process.argument_parser import add_command
 from mpips.process.printable import one_line
+from mpips.provenance import output_file
 
 DESCRIPTION = """\
 Convert data between the formats that mpips reads, from svmlight, columns or HDF5 to svmlight or HDF5. The name of OUT

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from mpips.cli import output_file
 from mpips.process.argument_parser import add_command
+from mpips.provenance import output_file
 
 if TYPE_CHECKING:
     from mpips.storage.segment import Rows

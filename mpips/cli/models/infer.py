@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mpips.cli import output_file, own_program
+from mpips.cli import own_program
 from mpips.process.argument_parser import add_command
+from mpips.provenance import output_file
 
 DESCRIPTION = """\
 Apply a run's model to new data; without files, show the model. RUN is a run's folder, `latest`, or a model file that

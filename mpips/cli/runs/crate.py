@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from mpips.cli import output_file, own_program
+from mpips.cli import own_program
 from mpips.process.argument_parser import add_command
+from mpips.provenance import output_file
 
 DESCRIPTION = """\
 Write a run that has ended as an RO-Crate (a Process Run Crate), a format of catalogues and archives. It contains the

@@ -7,9 +7,9 @@ import re
 import sys
 from pathlib import Path
 
-from mpips.cli import output_file
 from mpips.process.argument_parser import add_command
 from mpips.process.printable import one_line
+from mpips.provenance import output_file
 
 DESCRIPTION = """\
 Write an HTML page about one run, or a comparison of several: convergence, time breakdown, traffic, failures,

@@ -6,8 +6,8 @@ import argparse
 import re
 from typing import Any
 
-from mpips.cli import output_file
 from mpips.process.argument_parser import add_command
+from mpips.provenance import output_file
 
 DESCRIPTION = """\
 Show the time breakdown of a traced run: each rank's shares of computing, waiting and the rest, and what it waited for.

@@ -1,7 +1,7 @@
 """The output file of a command: which existing files it replaces.
 
 A command never replaces a file that it reads, nor a part of a run or checkpoint. Any other file with content is
-replaced only by `--force`, unless its beginning shows that the same command has written it.
+replaced only by `--force`, if the command has it, unless its beginning shows that the same command has written it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ def add_force(parser: argparse.ArgumentParser) -> None:
 
 
 def check(
-    target: str | Path, inputs: Iterable[str | Path] = (), *, force: bool = False, own: bytes | None = None
+    target: str | Path,
+    inputs: Iterable[str | Path] = (),
+    *,
+    force: bool | None = None,
+    own: bytes | None = None,
 ) -> None:
     """Raise InputError if a file exists that must not be replaced.
 
@@ -34,7 +38,7 @@ def check(
         target: the file to write.
         inputs: the files that the command reads. These, the files of a checkpoint, and those that a run has written,
             are never replaced; a run's report can be.
-        force: whether other files are.
+        force: whether other files are; None: the command has no option `--force`.
         own: a regular expression of the beginning of the command's own earlier outputs, which are replaced without
             `force`; so are empty files, as `mktemp` makes them. None: they are not known by their beginning.
     """
@@ -50,7 +54,8 @@ def check(
     if force or not target.stat().st_size or (own is not None and re.match(own, _beginning(target))):
         return
     other = "" if own is None else ", and is no earlier output of this command"
-    raise InputError(f"{target}: exists{other}; remove it, or give --force to replace it")
+    advice = "name another one to write" if force is None else "give --force to replace it"
+    raise InputError(f"{target}: exists{other}; remove it, or {advice}")
 
 
 def _beginning(path: Path) -> bytes:
