@@ -37,6 +37,7 @@ import contextlib
 import hashlib
 import hmac
 import logging
+import math
 import select
 import socket
 import struct
@@ -171,11 +172,12 @@ class Heartbeat:
         host: str = LOOPBACK,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.targets: Sequence[int] = ()
         self.seldom: Sequence[int] = ()
         self.follows = -1
         self.muted = self.hears_muted = False
         self._rank, self._period, self._clock = rank, period, clock
+        # By rank: since when it is a target.
+        self._targets: dict[int, float] = {}
         # Of how many heartbeats those in `seldom` get one.
         self._of = max(1, round(SELDOM / period))
         self._read_pause = min(_READ_INTERVAL, period / 4)
@@ -211,6 +213,16 @@ class Heartbeat:
         )
         self._thread.start()
 
+    @property
+    def targets(self) -> Sequence[int]:
+        """The ranks that get every heartbeat."""
+        return list(self._targets)
+
+    @targets.setter
+    def targets(self, ranks: Iterable[int]) -> None:
+        now, before = self._clock(), self._targets
+        self._targets = {rank: before.get(rank, now) for rank in ranks}
+
     def silent(self, ranks: Iterable[int], patience: float) -> list[int]:
         """Return those of `ranks` that were received from before, but not in the last `patience` seconds.
 
@@ -233,8 +245,13 @@ class Heartbeat:
         return self._older(self._confirmed, asked, patience)
 
     def deaf(self, ranks: Iterable[int], patience: float) -> list[int]:
-        """Return those of `ranks` that have echoed no heartbeat of the last `patience` seconds; see `unconfirmed`."""
-        return self._older(self._echoed, ranks, patience)
+        """Return those of `ranks` that have echoed no heartbeat of the last `patience` seconds; see `unconfirmed`.
+
+        One that has become a target later than that had fewer to echo.
+        """
+        now = self._clock()
+        targets = [rank for rank in ranks if now - self._targets.get(rank, -math.inf) >= patience]
+        return self._older(self._echoed, targets, patience)
 
     def _older(self, times: dict[int, float], ranks: Iterable[int], patience: float) -> list[int]:
         now = self._clock()
@@ -266,7 +283,7 @@ class Heartbeat:
                 self._sent.append((self._beats, now))
                 # Some of them each time, so that there are no bursts.
                 due_now = [rank for rank in self.seldom if (rank + self._beats) % self._of == 0]
-                for target in (*self.targets, *due_now):
+                for target in (*self._targets, *due_now):
                     self._send(sock, target, self._addresses[target])
                 due = now + self._period
             poller.poll(1e3 * max(due - now, 0.0))

@@ -370,6 +370,21 @@ def test_a_leader_is_confirmed_by_those_that_follow_it(hearts: Callable[..., lis
     wait_for(lambda: leader.unconfirmed([1], 0.2) == [1] and leader.deaf([1, 2], 0.2) == [1])
 
 
+def test_a_rank_that_is_a_target_again_has_time_to_echo() -> None:
+    now = [0.0]
+    heart = Heartbeat(0, clock=lambda: now[0])
+    heart.targets = [1, 2]
+    heart._counts |= {1: 1, 2: 1}
+    heart._echoed |= {1: 0.0, 2: 0.0}
+    heart.targets = [2]
+    now[0] = 9.0
+    heart.targets = [1, 2]
+    assert heart.deaf([1, 2], 1.0) == [2]
+    now[0] = 10.0
+    assert heart.deaf([1, 2], 1.0) == [1, 2]
+    heart.close()
+
+
 def test_a_muted_rank_is_silent_and_confirmed(hearts: Callable[..., list[Heartbeat]]) -> None:
     leader, follower = hearts(2)
     leader.targets, follower.targets, follower.follows = [1], [0], 0
