@@ -237,12 +237,14 @@ class Known(NamedTuple):
         """Return whether this rank accepts a proposed view.
 
         A rank that has promised this ballot has told what it knew. Of any other it must be the latest that it knows.
-        The leader's own proposals do not need its silence.
+        Promises of one half only are not enough for that: the view may follow from less than this rank has accepted,
+        and never take effect, since another one has the lease. The leader's own proposals do not need its silence.
         """
         ballot, base = Ballot.of(proposed.view), proposed.ancestors[-1].identity
         latest = self.latest.identity
         return (
             ballot >= self.promised
+            and (not proposed.by_lease or proposed.has_used(latest) or self.latest.is_void(self.view))
             and proposed.identity > latest
             and Identity.of(self.view) <= base
             and (ballot == self.promised or latest <= base)

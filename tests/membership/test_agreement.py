@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from random import Random
 
@@ -165,6 +166,22 @@ def test_a_candidate_follows_the_latest_view_that_it_is_told() -> None:
     assert is_outbid(ballot, [Known(FIRST, None, Ballot(3, 1))])
 
 
+def test_a_view_of_half_of_the_votes_does_not_replace_an_accepted_one_that_it_does_not_follow() -> None:
+    accepted = Proposed(FIRST).followed_by(view(GENERATION, 1), FIRST, True)
+    epoch = 2 * GENERATION
+    known = Known(FIRST, accepted, Ballot(2, 2))
+    rival = Proposed(FIRST).followed_by(view(epoch, 2), FIRST, True)
+    assert not known.accepts(rival, False), "the other half may have the lease for the accepted one"
+    assert not known.accepts(rival.followed_by(view(epoch + 1, 2), FIRST, True), False)
+    assert known.accepts(Proposed(FIRST).followed_by(view(epoch, 2), FIRST, False), False)
+    assert known.accepts(accepted.followed_by(view(epoch, 2), FIRST, True), False)
+    settled = view(GENERATION - 1, 0)
+    void = Proposed(FIRST).followed_by(view(GENERATION, 1), FIRST, True)
+    assert void.is_void(replace(settled, agreed=settled.epoch))
+    later = Known(replace(settled, agreed=settled.epoch), void, Ballot(2, 2))
+    assert later.accepts(Proposed(later.view).followed_by(view(epoch, 2), later.view, True), False)
+
+
 def lease_of(
     proposed: Proposed, take: Callable[[int, Identity], Identity | None]
 ) -> tuple[int, Identity | None]:
@@ -214,6 +231,8 @@ class Model:
         self.published: list[View] = []
         self.agreed: list[View] = []
         self.leases: dict[int, Identity] = {}
+        # Leases that ranks take without an answer, which may come late.
+        self.taking: dict[int, tuple[int, Identity]] = {}
         self.base = {Identity.of(FIRST): Identity.of(FIRST)}
         self.sides = [set(VOTERS)]
 
@@ -237,7 +256,8 @@ class Model:
             known[rank] = known[rank]._replace(promised=self.ballots[rank])
         for other in self.reached(rank):
             if random.random() < 0.9:
-                if known[other].promises(self.ballots[rank], hears_leader=random.random() < 0.1):
+                hears_leader = random.random() < 0.1
+                if other not in self.taking and known[other].promises(self.ballots[rank], hears_leader):
                     known[other] = known[other]._replace(promised=self.ballots[rank])
                 if random.random() < 0.9:
                     self.answers[rank][other] = known[other]
@@ -250,25 +270,26 @@ class Model:
         if rank not in self.ballots:
             return
         ballot, known = self.ballots[rank], {**self.answers[rank], rank: self.known[rank]}
-        base, outcome = base_of(ballot, known, self.known[rank].view, self.electorate, sorted)
+        settled = max((each.view for each in known.values()), key=Identity.of)
+        base, outcome = base_of(ballot, known, settled, self.electorate, sorted)
         if outcome is Outcome.MINORITY or is_outbid(ballot, known.values()) or base.view.roles[rank] is None:
             return
         again = Ballot.of(base.view) == ballot
         epoch = base.view.epoch + 1 if again else ballot.generation * GENERATION
-        self.propose(rank, base, epoch, outcome is Outcome.HALF)
+        self.propose(rank, base, settled, epoch, outcome is Outcome.HALF)
 
     def lead(self, rank: int) -> None:
         """Propose as a leader."""
         known = self.known[rank]
         base = known.latest
         if known.view.leader == rank == base.view.leader and known.promised <= Ballot.of(base.view):
-            self.propose(rank, base, base.view.epoch + 1, False)
+            self.propose(rank, base, known.view, base.view.epoch + 1, False)
 
-    def propose(self, rank: int, base: Proposed, epoch: int, by_lease: bool) -> None:
+    def propose(self, rank: int, base: Proposed, settled: View, epoch: int, by_lease: bool) -> None:
         lost = {each for each in base.view.alive if each != rank and self.random.random() < 0.1}
         roles = tuple(None if each in lost else role for each, role in enumerate(base.view.roles))
         made = replace(base.view, epoch=epoch, leader=rank, roles=roles)
-        proposed = base.followed_by(made, self.known[rank].view, by_lease)
+        proposed = base.followed_by(made, settled, by_lease)
         assert proposed.identity not in self.base, "another view has this identity"
         self.base[proposed.identity] = base.identity
         self.known[rank] = self.known[rank]._replace(accepted=proposed, promised=Ballot.of(made))
@@ -286,7 +307,7 @@ class Model:
 
     def accept(self, rank: int, proposed: Proposed) -> None:
         known = self.known[rank]
-        if known.accepts(proposed, hears_leader=self.random.random() < 0.1):
+        if rank not in self.taking and known.accepts(proposed, hears_leader=self.random.random() < 0.1):
             promised = max(known.promised, Ballot.of(proposed.view))
             self.known[rank] = known._replace(accepted=proposed, promised=promised)
             self.proposals.pop(rank, None)
@@ -300,9 +321,7 @@ class Model:
             return
         outcome = least(self.electorate, self.acceptors[proposed.identity], proposed.ancestors, sorted)
         if outcome is not Outcome.MINORITY:
-            reached = self.random.random() < 0.7
-            take = self.leases.setdefault if reached else lambda number, view: None
-            number, holder = lease_of(proposed, take)
+            number, holder = lease_of(proposed, partial(self.take, rank, self.random.random()))
             if holder not in (None, proposed.identity):
                 del self.proposals[rank]
             elif holder is not None or (outcome is Outcome.MAJORITY and not proposed.by_lease):
@@ -310,6 +329,20 @@ class Model:
                 self.published.append(replace(proposed.view, lease=number - (holder is None)))
                 self.agreed.append(self.published[-1])
                 self.adopt(rank, self.published[-1])
+
+    def take(self, rank: int, chance: float, number: int, view: Identity) -> Identity | None:
+        """Take a lease, if it can be reached, and the answer comes."""
+        if rank in self.taking or chance < 0.2:
+            return None
+        if chance < 0.4:
+            self.taking[rank] = number, view
+            return None
+        return self.leases.setdefault(number, view)
+
+    def answer(self, rank: int) -> None:
+        """Take the lease late."""
+        if rank in self.taking:
+            self.leases.setdefault(*self.taking.pop(rank))
 
     def renew(self, rank: int) -> None:
         """As a leader, publish a view without agreement, perhaps with a lease to continue at half of the votes."""
@@ -319,7 +352,8 @@ class Model:
             mine = Identity(*Ballot.of(view), RENEWED)
             follow = [each for each, known in self.known.items() if known.latest.view.leader == rank]
             half = self.electorate.outcome(follow, view.alive) >= Outcome.HALF
-            if half and self.random.random() < 0.3 and self.leases.setdefault(view.lease + 1, mine) == mine:
+            takes = half and self.random.random() < 0.3
+            if takes and self.take(rank, self.random.random(), view.lease + 1, mine) == mine:
                 made = replace(made, lease=view.lease + 1, agreed=made.epoch)
             self.base[Identity.of(made)] = Identity.of(view)
             self.published.append(made)
@@ -365,10 +399,11 @@ def explore(seed: int, steps: int = 60) -> int:
         (model.late,),
         (model.receive,),
         (model.renew,),
+        (model.answer,),
     ]
     for _ in range(steps):
         rank = random.choice(VOTERS)
-        for act in random.choices(some, [2, 2, 2, 2, 1, 1, 2, 2, 2, 0.3])[0]:
+        for act in random.choices(some, [2, 2, 2, 2, 1, 1, 2, 2, 2, 0.3, 1])[0]:
             act(rank)
     model.check()
     return len(model.agreed)
