@@ -122,16 +122,22 @@ class Consensus:
 
     # --- acceptor ------------------------------------------------------------------------------
 
+    @property
+    def _is_bound(self) -> bool:
+        """Whether this rank may promise and accept nothing: a lease that it takes for its own view may come late."""
+        return self._quorum.leases.taking
+
     def receive_ballot(self, ballot: Ballot) -> None:
         """Promise a ballot, unless a higher one is promised or the leader is heard."""
-        if self.known.promises(ballot, self._hears_leader()):
+        if not self._is_bound and self.known.promises(ballot, self._hears_leader()):
             self._promised = ballot
 
     def receive_proposal(self, message: Message) -> None:
         """Accept a proposed view, or say why not."""
         proposed = Proposed.from_meta(message.meta)
         known = self.known
-        if proposed.identity == known.latest.identity or known.accepts(proposed, self._hears_leader()):
+        is_same = proposed.identity == known.latest.identity
+        if is_same or (not self._is_bound and known.accepts(proposed, self._hears_leader())):
             self.proposal = None
             self._accepted = proposed
             self._promised = max(self._promised, Ballot.of(proposed.view))

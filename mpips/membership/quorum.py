@@ -37,6 +37,10 @@ def _identity(text: str | None) -> Identity | None:
 class Leases(Protocol):
     """The leases of a run; see `mpips.rundir.lease`."""
 
+    @property
+    def taking(self) -> bool:
+        """Whether a request to take one is not answered: it may have been taken, or may be later."""
+
     def take(self, number: int, view: str) -> str | None:
         """Take a lease for a view; return the view that it has decided. None: the folder cannot be reached."""
 
@@ -46,6 +50,8 @@ class Leases(Protocol):
 
 class NoLeases:
     """Leases of a run without a folder: there are none."""
+
+    taking = False
 
     def take(self, number: int, view: str) -> str | None:
         """Return None."""

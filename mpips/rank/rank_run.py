@@ -55,7 +55,7 @@ from mpips.replay.player import Player
 from mpips.replay.recorder import Recorder
 from mpips.rundir import claim, log, stop_request
 from mpips.rundir.folder import JsonLinesWriter, RunFolder
-from mpips.rundir.lease import Leases
+from mpips.rundir.lease import Leases, LeasesInTime
 from mpips.scheduler.journal import Journal
 from mpips.scheduler.pending_orders import PendingOrders, keep_for_successors
 from mpips.scheduler.stopping import pass_on
@@ -287,7 +287,7 @@ class RankRun:
         beat = job.heartbeat
         membership = Membership(
             node, self.replicas, self.heartbeat, beat.patience, beat.give_up, lambda text: say(f"mpips: {text}"),
-            oversubscription(self.most_per_host), Leases(self.folder.path, self.folder.start),
+            oversubscription(self.most_per_host), LeasesInTime(Leases(self.folder.path, self.folder.start)),
         )  # fmt: skip
         self.membership = membership
         waits = LongWaits(node, lambda text: say(f"mpips: {text}"), lambda: roles.unfinished_rounds())

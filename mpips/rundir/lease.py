@@ -7,12 +7,16 @@ a split network that both try the next one try the same number. A lease contains
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 from mpips.files.safe_open import create_exclusively, read_bytes
 
 PREFIX = ".lease-"
+IN_TIME = 0.5
+"""Seconds after which a file system that has not answered counts as one that cannot be reached."""
 
 
 class Leases:
@@ -26,6 +30,9 @@ class Leases:
     ...     one.take(1, "a"), other.take(1, "b"), other.holder(1), other.holder(2), other.take(2, "b")
     ('a', 'a', 'a', '', 'b')
     """
+
+    taking = False
+    """Whether a request to take one is not answered; see `LeasesInTime`."""
 
     def __init__(self, folder: Path, start: str) -> None:
         self._folder, self._start = folder, start
@@ -60,6 +67,52 @@ class Leases:
     def _read(self, number: int) -> str | None:
         # Where there are no links, it is empty for a moment.
         return read_bytes(self._path(number), follow=False).decode(errors="replace") or None
+
+
+class LeasesInTime:
+    """Leases in a file system that may not answer, such as an NFS hard mount without its server.
+
+    A request is made in a thread. If it is not answered within `seconds`, the folder counts as one that cannot be
+    reached, and so it does at once until the answer is there. The lease may still be taken then: `taking`.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     leases = LeasesInTime(Leases(Path(folder), "1"))
+    ...     leases.take(1, "a"), leases.holder(1), leases.taking
+    ('a', 'a', False)
+    """
+
+    def __init__(self, leases: Leases, seconds: float = IN_TIME) -> None:
+        self._leases, self._seconds = leases, seconds
+        self._request: Thread | None = None
+        self._takes = False
+
+    @property
+    def taking(self) -> bool:
+        """Whether a lease may have been taken, or may be later, by a request that is not answered yet."""
+        return self._takes and self._is_waiting
+
+    @property
+    def _is_waiting(self) -> bool:
+        return self._request is not None and self._request.is_alive()
+
+    def take(self, number: int, view: str) -> str | None:
+        """Create a lease for a view; return the view that it contains. None: not in time, or see `Leases.take`."""
+        return self._ask(lambda: self._leases.take(number, view), takes=True)
+
+    def holder(self, number: int) -> str | None:
+        """Return the view that a lease contains, "" if it is free. None: not in time, or see `Leases.holder`."""
+        return self._ask(lambda: self._leases.holder(number), takes=False)
+
+    def _ask(self, request: Callable[[], str | None], takes: bool) -> str | None:
+        if self._is_waiting:
+            return None
+        answers: list[str | None] = []
+        self._request = Thread(target=lambda: answers.append(request()), daemon=True)
+        self._takes = takes
+        self._request.start()
+        self._request.join(self._seconds)
+        return answers[0] if answers else None
 
 
 def remove(folder: Path) -> None:

@@ -61,16 +61,34 @@ class Detector:
 
 
 class Leases:
-    """Leases in memory; `is_reached` says whether this rank reaches them."""
+    """Leases in memory; `is_reached` says whether this rank reaches them, and `answers` whether it gets answers.
 
-    def __init__(self, taken: dict[int, str], is_reached: Callable[[], bool]) -> None:
-        self.taken, self.is_reached = taken, is_reached
+    One that is taken while there are no answers is taken when there are.
+    """
+
+    def __init__(
+        self, taken: dict[int, str], is_reached: Callable[[], bool], answers: Callable[[], bool]
+    ) -> None:
+        self.taken, self.is_reached, self.answers = taken, is_reached, answers
+        self.late: tuple[int, str] | None = None
+
+    @property
+    def taking(self) -> bool:
+        if self.late is not None and self.answers():
+            self.taken.setdefault(*self.late)
+            self.late = None
+        return self.late is not None
 
     def take(self, number: int, view: str) -> str | None:
-        return self.taken.setdefault(number, view) if self.is_reached() else None
+        if self.taking or not self.is_reached():
+            return None
+        if not self.answers():
+            self.late = number, view
+            return None
+        return self.taken.setdefault(number, view)
 
     def holder(self, number: int) -> str | None:
-        return self.taken.get(number, "") if self.is_reached() else None
+        return None if self.taking or not self.is_reached() else self.taken.get(number, "")
 
 
 class Ranks:
@@ -82,7 +100,9 @@ class Ranks:
     def __init__(self, spec: LayoutSpec, hosts: Sequence[str]) -> None:
         self.layout = Layout.of(spec.size(), spec)
         view = first_view(self.layout, replicas=1, hosts=hosts)
-        self.time, self.stalled, self.left, self.unreached = 0.0, set[int](), set[int](), set[int]()
+        self.time, self.stalled, self.left = 0.0, set[int](), set[int]()
+        # The ranks that cannot reach the leases, and those that get no answers from them.
+        self.unreached, self.unanswered = set[int](), set[int]()
         self.arrives: Callable[[int, int, Message], bool] = lambda sender, rank, message: True
         self.hears: Callable[[int, int], bool] = lambda sender, rank: True
         self.queue: list[tuple[int, int, Message]] = []
@@ -97,7 +117,11 @@ class Ranks:
                 1,
                 self.detectors[rank],
                 PATIENCE,
-                leases=Leases(self.taken, lambda rank=rank: rank not in self.unreached),  # type: ignore[misc]
+                leases=Leases(
+                    self.taken,
+                    lambda rank=rank: rank not in self.unreached,  # type: ignore[misc]
+                    lambda rank=rank: rank not in self.unanswered,  # type: ignore[misc]
+                ),
             )
             for rank in size
         ]
@@ -280,3 +304,28 @@ def test_a_leader_that_hears_nobody_for_a_moment_excludes_nobody(five: Ranks) ->
     five.run(5.0)
     five.check()
     assert five.leaders() == [0] and not five.left and not any(view.losses for view in five.published)
+
+
+def test_a_majority_continues_though_its_leases_do_not_answer(five: Ranks) -> None:
+    five.unanswered, five.stalled = set(range(7)), {2}
+    five.run(5.0)
+    (view,) = {five.nodes[rank].view for rank in (0, 1, 3, 6)}
+    assert five.leaders() == [0] and view.roles[2] is None and view.lease == 0
+    five.unanswered, five.stalled = set(), {2, 0}
+    five.run(10.0)
+    five.check()
+    assert five.leaders() == [6]
+
+
+def test_a_lease_that_is_taken_late_decides_on_the_view_that_it_was_taken_for(two_hosts: Ranks) -> None:
+    ranks = two_hosts
+    ranks.stalled, ranks.unanswered = {0}, {2}
+    while not ranks.members[2]._quorum.leases.taking:
+        ranks.run()
+        assert ranks.time < 20
+    # The others elect another one meanwhile, if they can.
+    ranks.stalled, ranks.unanswered = set(), {2}
+    ranks.run(3.0)
+    ranks.unanswered = set()
+    ranks.run(20.0)
+    ranks.check()

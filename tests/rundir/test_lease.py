@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
 from mpips.rundir import lease
-from mpips.rundir.lease import Leases
+from mpips.rundir.lease import Leases, LeasesInTime
 
 
 @pytest.fixture(params=["links", "no links"])
@@ -56,3 +58,25 @@ def test_a_lease_whose_answer_was_lost_is_found_to_be_this_rank_s(
 def test_a_folder_that_cannot_be_reached_decides_nothing(tmp_path: Path) -> None:
     gone = Leases(tmp_path / "gone", "1")
     assert gone.take(1, "a") is None and gone.holder(1) is None
+
+
+def test_a_folder_that_does_not_answer_counts_as_one_that_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, link = Event(), os.link
+
+    def hang(source: Path, target: Path) -> None:
+        answers.wait()
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", hang)
+    leases = LeasesInTime(Leases(tmp_path, "1"), seconds=0.02)
+    assert leases.take(1, "a") is None and leases.taking
+    assert leases.holder(1) is None and leases.take(2, "b") is None
+    answers.set()
+    while leases.taking:
+        time.sleep(0.001)
+    assert Leases(tmp_path, "1").holder(1) == "a", "it was taken late"
+    while (holder := leases.take(1, "b")) is None:
+        time.sleep(0.001)
+    assert holder == "a"
