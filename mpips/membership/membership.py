@@ -21,7 +21,7 @@ error.
 
 A successor uses its own generation of epochs, so that its views are later than any that its predecessor may have sent
 to some ranks before it died. It asks all ranks for their views and their promise, and waits for those that hold shards.
-If the first of the succession does not become the leader, the others stand one after the other (`UNATTENDED`).
+If the first of the succession does not become the leader, the others stand one after the other (`mpips.membership.succession`).
 A rank that hears its leader promises nothing, so a rank that was cut off does not disturb the others when it is back.
 """
 
@@ -57,16 +57,10 @@ from mpips.membership.detection import Detection, FailureDetector
 from mpips.membership.losses import without_lost
 from mpips.membership.quorum import Leases, NoLeases, Quorum
 from mpips.membership.recoveries import Recoveries
-from mpips.membership.succession import Succession
+from mpips.membership.succession import LEADERLESS, Succession
 from mpips.transport.message import Command, Message
 
 Change = Callable[[View], View]
-LEADERLESS = 20.0
-"""Seconds without a leader after which a rank exits: the others have excluded it while it hung."""
-UNATTENDED = 5.0
-"""Seconds without a leader or another candidate after which a rank that is not the first successor stands."""
-STAGGER = 0.5
-"""Seconds by which each further successor stands later."""
 
 
 class Membership:
@@ -105,9 +99,6 @@ class Membership:
         self._changes: deque[Change] = deque()
         # At the leader: whether another rank has accepted a later view than this one's.
         self._outbid = False
-        # Since when this rank has heard of no leader, and of no other rank that may become it, 0 if it does; and since
-        # when of no other candidate.
-        self._leaderless_since = self._unattended_since = 0.0
         controls = {
             Command.VIEW: self._receive_view,
             Command.VIEW_SEEN: self._recoveries.receive_view_seen,
@@ -190,14 +181,6 @@ class Membership:
         dead = self._detection.dead
         return [rank for rank in view.succession() if rank not in dead][: self.replicas + 3]
 
-    def _successors(self, view: View) -> list[int]:
-        """List the ranks of a view that are not lost and may lead, in order of succession.
-
-        Those that a view excludes which was accepted here cannot lead, even if they are heard again.
-        """
-        lost, roles = self._detection.lost, self._consensus.known.latest.view.roles
-        return [rank for rank in view.succession() if rank not in lost and roles[rank] is not None]
-
     def _watched(self) -> list[int]:
         view, me = self.node.view, self.node.rank
         before = self._watchers(view)
@@ -248,8 +231,7 @@ class Membership:
         elif self._outbid or self.node.view.leader in self._detection.lost or self._is_cut_off():
             self._succeed()
         else:
-            self._leaderless_since = self._unattended_since = 0.0
-            self._succession.withdraw()
+            self._succession.rest()
 
     def _is_cut_off(self) -> bool:
         """Return whether this rank, if it has no vote, has not heard its leader for long, and others could lead."""
@@ -356,9 +338,9 @@ class Membership:
 
     def _adopt(self, view: View) -> None:
         """Adopt a published view."""
-        self._outbid, self._leaderless_since, self._unattended_since = False, 0.0, 0.0
+        self._outbid = False
         self._consensus.adopted(view)
-        self._succession.withdraw()
+        self._succession.rest()
         for loss in view.losses:
             self._detection.died(loss.rank, loss.cause)
         led = self.leading
@@ -441,7 +423,7 @@ class Membership:
         for rank in message.meta["died"]:
             if rank != self.node.rank:
                 self._detection.died(rank)
-        self._leaderless_since = self._unattended_since = 0.0
+        self._succession.leave_to_another()
         self._detection.tell(message.sender, self._detection.dead.keys() - set(message.meta["died"]))
         self._consensus.receive_ballot(Ballot(*message.meta["ballot"]))
         self._answer(message.sender)
@@ -451,10 +433,10 @@ class Membership:
         self.node.control(rank, Command.VIEWS, self._consensus.known.to_meta() if holds else {})
 
     def _receive_answer(self, message: Message) -> None:
-        self._leaderless_since = 0.0
-        if self.leading and "view" in message.meta:
-            self._outbid |= self._is_outbid(Known.from_meta(message.meta))
-        self._succession.receive_answer(message)
+        known = Known.from_meta(message.meta) if "view" in message.meta else None
+        if self.leading and known is not None:
+            self._outbid |= self._is_outbid(known)
+        self._succession.receive_answer(message.sender, known)
 
     def _is_outbid(self, known: Known) -> bool:
         """Return whether a rank that this leader has sent a view, or proposed one, refuses it for that of another."""
@@ -464,29 +446,17 @@ class Membership:
         return refused or (rival and not latest.is_void(self.node.view))
 
     def _receive_proposal(self, message: Message) -> None:
-        self._leaderless_since = 0.0
+        self._succession.has_contact()
         self._consensus.receive_proposal(message)
         self._follow()
 
     # --- succession --------------------------------------------------------------------------------
 
     def _succeed(self) -> None:
-        """Become the leader, if this rank is the next one; leave if no other does for a long time."""
-        now = self.node.van.now()
-        self._leaderless_since = self._leaderless_since or now
-        self._unattended_since = self._unattended_since or now
-        voters = self._quorum.electorate.voters(self._quorum.living(self.node.view.alive))
-        if now - self._leaderless_since > LEADERLESS or not voters:
-            raise Fenced
-        successors = self._successors(self.node.view)
-        place = successors.index(self.node.rank) if self.node.rank in successors else len(successors)
-        is_needed = now - self._unattended_since > UNATTENDED + place * STAGGER
-        if place == len(successors) or (place > 0 and not is_needed):
-            # A rank before this one is heard again.
-            self._succession.withdraw()
-            return
-        agreed = self._succession.stand(UNATTENDED / 2)
-        self._watch()
+        """Become the leader, if this rank is elected; see `Succession.succeed`."""
+        agreed = self._succession.succeed()
+        if self._succession.standing:
+            self._watch()
         if agreed is not None:
             self._publish(agreed)
 

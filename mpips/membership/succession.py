@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from mpips.cluster.departure import Fenced
 from mpips.cluster.layout import Cause, Role
 from mpips.cluster.node import Node
 from mpips.cluster.view import GENERATION, View, with_workers
@@ -12,8 +13,14 @@ from mpips.membership.agreement import Ballot, Identity, Known, Outcome, base_of
 from mpips.membership.consensus import Consensus
 from mpips.membership.detection import Detection
 from mpips.membership.quorum import Quorum
-from mpips.transport.message import Command, Message
+from mpips.transport.message import Command
 
+LEADERLESS = 20.0
+"""Seconds without a leader after which a rank exits: the others have excluded it while it hung."""
+UNATTENDED = 5.0
+"""Seconds without a leader or another candidate after which a rank that is not the first successor stands."""
+STAGGER = 0.5
+"""Seconds by which each further successor stands later."""
 ASKED_AGAIN = 0.05
 """Seconds after which ranks that hear the leader are first asked again; the pause doubles."""
 LONGEST_PAUSE = 1.0
@@ -56,9 +63,53 @@ class Succession:
         self._excluded_until = 0.0
         # The leader of the proposed view that this rank would follow.
         self._rival = node.view.leader
+        # Since when this rank has heard of no leader, and of no other rank that may become it, 0 if it does; and since
+        # when of no other candidate.
+        self._leaderless_since = self._unattended_since = 0.0
 
-    def withdraw(self) -> None:
+    def rest(self) -> None:
         """End the candidacy: there is a leader."""
+        self.leave_to_another()
+        self._withdraw()
+
+    def leave_to_another(self) -> None:
+        """Record that another rank is a candidate."""
+        self._leaderless_since = self._unattended_since = 0.0
+
+    def has_contact(self) -> None:
+        """Record that this rank has heard of another one that takes part in the succession."""
+        self._leaderless_since = 0.0
+
+    def succeed(self) -> View | None:
+        """Be a candidate if this rank is the next one, or others do not stand; return the view to publish if elected.
+
+        Raises:
+            Fenced: no rank has become the leader for a long time.
+        """
+        now = self._node.van.now()
+        self._leaderless_since = self._leaderless_since or now
+        self._unattended_since = self._unattended_since or now
+        voters = self._quorum.electorate.voters(self._quorum.living(self._node.view.alive))
+        if now - self._leaderless_since > LEADERLESS or not voters:
+            raise Fenced
+        successors = self._successors()
+        place = successors.index(self._node.rank) if self._node.rank in successors else len(successors)
+        is_needed = now - self._unattended_since > UNATTENDED + place * STAGGER
+        if place == len(successors) or (place > 0 and not is_needed):
+            # A rank before this one is heard again.
+            self._withdraw()
+            return None
+        return self.stand(UNATTENDED / 2)
+
+    def _successors(self) -> list[int]:
+        """List the ranks that are not lost and may lead, in order of succession.
+
+        Those that a view excludes which was accepted here cannot lead, even if they are heard again.
+        """
+        lost, roles = self._detection.lost, self._consensus.known.latest.view.roles
+        return [rank for rank in self._node.view.succession() if rank not in lost and roles[rank] is not None]
+
+    def _withdraw(self) -> None:
         if self.standing:
             self.standing = self.answered = False
             self._answers.clear()
@@ -167,14 +218,17 @@ class Succession:
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
             self._ask(now, ranks)
 
-    def receive_answer(self, message: Message) -> None:
-        """Receive a rank's answer. A later published view is adopted; it may name another successor."""
+    def receive_answer(self, sender: int, known: Known | None) -> None:
+        """Receive what a rank knows; None: it is a worker.
+
+        A later published view is adopted; it may name another successor.
+        """
         self.answered = True
-        if "view" not in message.meta:
-            self._workers.add(message.sender)
+        self.has_contact()
+        if known is None:
+            self._workers.add(sender)
             return
-        known = Known.from_meta(message.meta)
-        self._answers[message.sender] = known
+        self._answers[sender] = known
         if Identity.of(known.view) > Identity.of(self._node.view) and not self._consensus.known.supersedes(
             known.view
         ):
