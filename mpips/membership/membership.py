@@ -21,7 +21,7 @@ error.
 
 A successor uses its own generation of epochs, so that its views are later than any that its predecessor may have sent
 to some ranks before it died. It asks all ranks for their views and their promise, and waits for those that hold shards.
-If the first of the succession does not become the leader, the others stand one after the other (`mpips.membership.succession`).
+If the first of the succession does not become the leader, the others stand one after the other (`succession`).
 A rank that hears its leader promises nothing, so a rank that was cut off does not disturb the others when it is back.
 """
 
