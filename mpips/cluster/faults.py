@@ -13,7 +13,8 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from resource import RUSAGE_THREAD, getrusage
+from typing import Literal, NamedTuple
 
 from mpips.cluster.layout import LayoutSpec
 from mpips.typed import LONGEST, MOST, InvalidValue
@@ -28,6 +29,18 @@ SECONDS = {"or_zero": True, "at_least": 1e-6, "at_most": LONGEST}
 
 LEAST_SLEEP = 50e-6
 """The shortest sleep in seconds; shorter slowdowns accumulate, since the system cannot sleep for less."""
+
+
+class Used(NamedTuple):
+    """What a thread has used so far: seconds on a processor, and the times that it has given it up by itself."""
+
+    seconds: float
+    waits: int
+
+
+def used() -> Used:
+    """Return what this thread has used so far."""
+    return Used(time.thread_time(), getrusage(RUSAGE_THREAD).ru_nvcsw)
 
 
 @dataclass(frozen=True)
@@ -50,14 +63,20 @@ class InjectedSignal:
 
 @dataclass(frozen=True)
 class Slow:
-    """A straggler: one rank whose work takes longer."""
+    """A straggler: one rank whose processor is slower.
+
+    After each piece of work, which is what a program does inside `with context.working():`, the rank sleeps for as long
+    as a slower processor would have computed in addition: the processor time that its main thread has used, times
+    `factor` - 1. Time in which the piece sleeps, waits for a disk, or for other threads, does not become longer. If it
+    waits for nothing, and has lost its core to other processes for a while, the sleep is shorter by that.
+    """
 
     role: RoleName
     """Role of the rank."""
     index: int = field(default=0, metadata={"at_least": 0, "at_most": MOST})
     """Index among the ranks of its role, from 0."""
     factor: float = field(default=3.0, metadata={"at_least": 1, "at_most": 1e6})
-    """How many times as long its work takes."""
+    """How many times as long the computations in its work take."""
     probability: float = field(default=1.0, metadata={"above": 0, "at_most": 1})
     """Probability that it is slow: 1 is always; less simulates a machine shared with other jobs."""
     spell: float = field(default=0.0, metadata=SECONDS)
@@ -137,6 +156,7 @@ class Faults:
         index: its index among the ranks of its role.
         now: a clock in seconds; injected in tests.
         sleep: waits for seconds; injected in tests.
+        used: what the present thread has used; injected in tests.
         send_signal: sends a signal to this process; injected in tests.
     """
 
@@ -147,9 +167,10 @@ class Faults:
         index: int,
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        used: Callable[[], Used] = used,
         send_signal: Callable[[signal.Signals], None] = lambda kind: os.kill(os.getpid(), kind),
     ) -> None:
-        self._now, self._sleep, self._send_signal = now, sleep, send_signal
+        self._now, self._sleep, self._used, self._send_signal = now, sleep, used, send_signal
         self._start = now()
         mine = [(signal.SIGSTOP, each) for each in spec.stop if (each.role, each.index) == (role, index)]
         mine += [(signal.SIGKILL, each) for each in spec.kill if (each.role, each.index) == (role, index)]
@@ -160,6 +181,7 @@ class Faults:
             _Slowdown(each, f"{spec.seed}/{role}/{index}/slow/{n}") for n, each in enumerate(slow)
         ]
         self._owed_sleep = 0.0
+        self._began = self._start, Used(0.0, 0)
         self._delay, self._drop, self._duplicate = spec.delay, spec.drop, spec.duplicate
         self.affects_messages = any(
             chance is not None and chance.probability > 0
@@ -184,15 +206,24 @@ class Faults:
                 self._at_seconds.remove(due)
                 self._send_signal(due[0])
 
-    def worked(self, seconds: float) -> None:
-        """Sleep so that work that took `seconds` takes as many times as long as this rank is slow."""
+    def begin_work(self) -> None:
+        """Begin a piece of work."""
         if self._slowdowns:
-            now = self._now()
-            self._owed_sleep += (math.prod(each.factor(now) for each in self._slowdowns) - 1.0) * seconds
+            self._began = self._now(), self._used()
+
+    def end_work(self) -> None:
+        """Sleep so that the work that has begun takes as long as on a processor as slow as this rank's."""
+        if self._slowdowns:
+            began, (seconds, waits) = self._began
+            used, now = self._used(), self._now()
+            computed = used.seconds - seconds
+            self._owed_sleep += (math.prod(each.factor(now) for each in self._slowdowns) - 1.0) * computed
+            if used.waits == waits:
+                # It has waited for nothing: other processes have occupied the core for the rest of the time.
+                self._owed_sleep -= max(now - began - computed, 0.0)
             if self._owed_sleep >= LEAST_SLEEP:
-                before = self._now()
                 self._sleep(self._owed_sleep)
-                self._owed_sleep -= self._now() - before
+                self._owed_sleep -= self._now() - now
 
     def message(self) -> tuple[float, ...]:
         """Return the delay in seconds of each copy of one outgoing message; empty if it is lost."""

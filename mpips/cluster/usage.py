@@ -93,14 +93,16 @@ class _Working:
         self._use, self._start = use, 0.0
 
     def __enter__(self) -> None:
-        self._start = self._use._van.now()
+        use = self._use
+        self._start = use._van.now()
+        if use._faults is not None:
+            use._faults.begin_work()
 
     def __exit__(self, *_: object) -> None:
         use, start = self._use, self._start
-        seconds = use._van.now() - start
         if use._faults is not None:
-            use._faults.worked(seconds)
-            seconds = use._van.now() - start
+            use._faults.end_work()
+        seconds = use._van.now() - start
         use.worked += seconds
         for computed in use._observers.computed:
             computed(start, seconds)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import signal
+import time
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpips.cluster.faults import NORMAL, Chance, Faults, FaultsSpec, InjectedSignal, Slow
+from mpips.cluster.faults import NORMAL, Chance, Faults, FaultsSpec, InjectedSignal, Slow, Used, used
 
 
 class Clock:
-    """A clock that only sleeping moves, or the test."""
+    """A clock that only sleeping moves, or the test, and a thread's use of its processor."""
 
     def __init__(self) -> None:
-        self.time = 100.0
+        self.time, self.computed, self.waits = 100.0, 3.0, 7
         self.slept: list[float] = []
+
+    def used(self) -> Used:
+        return Used(self.computed, self.waits)
+
+    def compute(self, seconds: float) -> None:
+        self.time += seconds
+        self.computed += seconds
 
     def now(self) -> float:
         return self.time
@@ -31,7 +39,15 @@ def make(
     spec: FaultsSpec, role: str = "server", index: int = 0
 ) -> tuple[Faults, Clock, list[signal.Signals]]:
     clock, struck = Clock(), []
-    return Faults(spec, role, index, clock.now, clock.sleep, struck.append), clock, struck
+    return Faults(spec, role, index, clock.now, clock.sleep, clock.used, struck.append), clock, struck
+
+
+def work(faults: Faults, clock: Clock, seconds: float, preempted: float = 0.0) -> None:
+    """Do a piece of work; other processes occupy the core for some time meanwhile."""
+    faults.begin_work()
+    clock.compute(seconds)
+    clock.time += preempted
+    faults.end_work()
 
 
 def test_a_fault_at_a_step_happens_once_also_when_that_step_is_skipped() -> None:
@@ -67,7 +83,7 @@ def test_faults_affect_their_own_rank_only(role: str, index: int) -> None:
     spec = FaultsSpec(kill=(InjectedSignal("server", 0, at_step=0),), slow=(Slow("server", 0, 9.0),))
     faults, clock, struck = make(spec, role, index)
     faults.step(10)
-    faults.worked(1.0)
+    work(faults, clock, 1.0)
     assert (struck, clock.slept) == ([], [])
 
 
@@ -75,7 +91,7 @@ def test_faults_affect_their_own_rank_only(role: str, index: int) -> None:
 def test_slow_work_takes_factor_times_as_long(pieces: list[float], factor: float) -> None:
     faults, clock, _ = make(FaultsSpec(slow=(Slow("server", 0, factor),)))
     for piece in pieces:
-        faults.worked(piece)
+        work(faults, clock, piece)
     owed = (factor - 1) * sum(pieces)
     assert owed - 60e-6 <= sum(clock.slept) <= owed + 1e-9
     assert all(seconds >= 50e-6 for seconds in clock.slept)
@@ -88,11 +104,41 @@ def test_a_sleep_that_was_too_long_shortens_the_next_ones() -> None:
         slept.append(seconds)
         clock.time += seconds + 0.010
 
-    faults = Faults(FaultsSpec(slow=(Slow("worker", 0, 2.0),)), "worker", 0, clock.now, oversleep)
+    faults = Faults(FaultsSpec(slow=(Slow("worker", 0, 2.0),)), "worker", 0, clock.now, oversleep, clock.used)
     for _ in range(100):
-        faults.worked(0.001)
-    assert clock.time - 100.0 == pytest.approx(0.100, abs=0.012)
+        work(faults, clock, 0.001)
+    assert clock.time - 100.0 == pytest.approx(0.200, abs=0.012)
     assert len(slept) < 12
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e-3), st.floats(0, 1e-2)), max_size=50), st.floats(2, 10))
+def test_slow_work_takes_no_longer_when_other_processes_occupy_its_core(
+    pieces: list[tuple[float, float]], factor: float
+) -> None:
+    faults, clock, _ = make(FaultsSpec(slow=(Slow("server", 0, factor),)))
+    pieces.append((10.0, 0.0))  # enough to make up for all preemptions
+    for computed, preempted in pieces:
+        work(faults, clock, computed, preempted)
+    assert clock.time - 100.0 == pytest.approx(factor * sum(computed for computed, _ in pieces), abs=60e-6)
+
+
+def test_time_in_which_work_itself_waits_does_not_become_longer() -> None:
+    faults, clock, _ = make(FaultsSpec(slow=(Slow("server", 0, 3.0),)))
+    faults.begin_work()
+    clock.compute(0.5)
+    clock.time, clock.waits = clock.time + 10.0, clock.waits + 1  # it reads a file, say
+    faults.end_work()
+    assert clock.slept == [pytest.approx(1.0)]
+
+
+def test_a_threads_use_of_its_processor_is_measured() -> None:
+    before = used()
+    while used().seconds < before.seconds + 0.01:
+        pass
+    busy = used()
+    time.sleep(0.001)
+    asleep = used()
+    assert asleep.waits > busy.waits >= before.waits and asleep.seconds >= busy.seconds
 
 
 def slept(spec: Slow, pieces: int, between: float) -> list[bool]:
@@ -101,7 +147,7 @@ def slept(spec: Slow, pieces: int, between: float) -> list[bool]:
     out = []
     for _ in range(pieces):
         clock.slept.clear()
-        faults.worked(0.001)
+        work(faults, clock, 0.001)
         out.append(bool(clock.slept))
         clock.time += between
     return out

@@ -11,7 +11,7 @@ import pytest
 from mpi4py import MPI
 
 from mpips.cluster.departure import Fenced, Stopped
-from mpips.cluster.faults import Chance, Faults, FaultsSpec, Slow
+from mpips.cluster.faults import Chance, Faults, FaultsSpec, Slow, Used
 from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.node import TICK, Node
 from mpips.cluster.outbox import LARGE, TURN
@@ -300,7 +300,9 @@ def faulty(spec: FaultsSpec, **options: Any) -> tuple[Network, Node]:
     def sleep(seconds: float) -> None:
         network.time += seconds
 
-    faults = Faults(spec, "worker", 0, network.vans[WORKER].now, sleep, lambda signal: None)
+    # A thread that computes all the time.
+    now = network.vans[WORKER].now
+    faults = Faults(spec, "worker", 0, now, sleep, lambda: Used(now(), 0), lambda signal: None)
     return network, Node(network.vans[WORKER], LAYOUT, first_view(LAYOUT), faults=faults, **options)
 
 

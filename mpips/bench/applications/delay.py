@@ -31,7 +31,8 @@ of the machine's speed affects them equally.
 A delay hides the round trip of each block to the servers behind the next blocks, so it saves more with smaller blocks.
 Here all tau have the same number of blocks (as in the paper). The job's rule takes the fewest blocks that keep the
 steps long, and with a delay 1 + tau / 4, at most 3, times as many: features in flight cost passes, blocks messages.
-A slow worker sleeps for the additional time, so its core is free meanwhile.
+A slow worker sleeps for the additional time, so its core is free meanwhile: some times its time on a processor, however
+long its pieces of work have waited for a core.
 """
 
 LEGEND = (("busy", "busy"), ("waiting", "waiting"))
