@@ -40,7 +40,7 @@ class Cause(enum.StrEnum):
     def text(self) -> str:
         """Return it as an error message."""
         return (
-            "it hung"
+            "it hung: no heartbeat for [heartbeat] patience; a call into C that keeps the GIL looks the same"
             if self is Cause.HUNG
             else "it ended without a message: killed, crashed, or out of memory"
         )

@@ -336,7 +336,8 @@ def test_the_only_holder_of_keys_is_not_waited_for_forever(
     with pytest.raises(ShardLost, match=lost):
         holder_hangs(servers, 1, None, {})
     (noted,) = losses_noted(caplog)
-    assert noted == {"lost": 1, "cause": Cause.HUNG, "error": "it hung", "fatal": True}
+    assert noted == {"lost": 1, "cause": Cause.HUNG, "error": Cause.HUNG.text, "fatal": True}
+    assert "[heartbeat] patience" in Cause.HUNG.text
 
 
 def test_the_only_holder_of_keys_is_waited_for_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
