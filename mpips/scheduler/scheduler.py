@@ -560,6 +560,8 @@ class Cluster:
 
     def create_vector(self, spec: VectorSpec, expect: int = 0) -> Vector:
         """Create a vector on all servers and workers; return a handle. `expect` is the expected number of keys."""
+        if not isinstance(spec, VectorSpec):
+            raise UsageError(f"create_vector takes a VectorSpec, as in VectorSpec('w'), not {spec!r}")
         if "." in spec.name:
             raise UsageError(f"vector {spec.name!r}: its name must not have a dot")
         if spec.name in self.vectors:

@@ -197,6 +197,7 @@ def test_a_total_is_added_in_rank_order() -> None:
         ),
         (lambda cluster, w: cluster.vectors["v"], "there is no vector 'v'; there are: w"),
         (lambda cluster, w: cluster.create_vector(VectorSpec("w")), "'w' exists already"),
+        (lambda cluster, w: cluster.create_vector("v"), "takes a VectorSpec, as in .*, not 'v'"),
         (
             lambda cluster, w: cluster.create_vector(VectorSpec("x", dtype="float16")),
             "dtype 'float16' is none of",
