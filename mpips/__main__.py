@@ -7,12 +7,19 @@ from mpips.process import stop_signals, supervisor
 
 
 def begin_detached() -> None:
-    """Continue in a child process, if this rank is to outlive the daemon of Open MPI that has started it."""
+    """Continue in a child process, if this rank is to outlive the daemon of Open MPI that has started it.
+
+    Under srun, let another process show that this node lives.
+    """
     found = supervisor.given(sys.argv)
     if found is not None and found.launcher == "openmpi":
         from mpips.process import stand_in
 
         stand_in.begin(sys.argv)
+    elif found is not None and found.launcher == "srun":
+        from mpips.launch import node_beat
+
+        node_beat.begin(sys.argv)
 
 
 def start() -> int:

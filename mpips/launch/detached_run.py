@@ -9,6 +9,7 @@ end         there is a result; or, once the launcher has ended, no rank of this 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from mpips.errors import InputError
 from mpips.exit_codes import ExitCode
 from mpips.files.listing import REFRESH, refresh
 from mpips.files.safe_open import read_text
+from mpips.launch import node_beat
 from mpips.process.host import host_name
 from mpips.process.stand_in import LOST
 from mpips.process.supervisor import OPTION, Supervisor
@@ -27,6 +29,8 @@ from mpips.rundir.output_files import Follower
 
 PATIENCE = 2 * claim.PATIENCE
 """Seconds without a renewal of the claim after which no rank lives: another leader may have to be elected first."""
+NODE_PATIENCE = 10.0
+"""Seconds without a sign of a node, before the run has begun, after which it is lost."""
 _LARGEST = 256
 ORDERED = 10.0
 """Seconds that an order to stop is open."""
@@ -42,10 +46,13 @@ class DetachedRun:
         # The hosts of the ranks, as soon as they are known.
         self._hosts: set[str] = set()
         self._claim = claim.renewal(folder.path)
-        # When the result and the claim of another host are looked for again.
-        self._refresh = self._claim_since = now()
+        # When the result and the claim of another host are looked for again, and the signs of nodes.
+        self._refresh = self._claim_since = self._look = now()
         own = "" if folder.held is None else folder.held.id
         self._lost = folder.path / LOST.format(own)
+        # By the name of its file: the last sign of each node, and since when.
+        self._beats: dict[str, tuple[str, float]] = {}
+        self._starting = node_beat.FILE.format(own, "")
 
     def arguments(self) -> list[str]:
         """Return the arguments by which ranks know this process, and that they shall outlive their launcher."""
@@ -77,10 +84,38 @@ class DetachedRun:
             return read_text(self._lost, follow=False, most=_LARGEST)
         return ""
 
-    def close(self) -> None:
-        """Remove the file of such a rank."""
+    def lost_node(self) -> str:
+        """Return which node is lost before the run has begun; "" if none is.
+
+        Only while other nodes give signs: else it is the file system that does not answer.
+        """
+        now, beats = self._now(), {}
+        if now < self._look:
+            return ""
+        self._look = now + node_beat.PERIOD
+        self._list_anew()
         with suppress(OSError):
-            self._lost.unlink()
+            for name in os.listdir(self._folder.path):
+                if name.startswith(self._starting):
+                    text, since = self._read_beat(name), now
+                    if name in self._beats and text in ("", self._beats[name][0]):
+                        text, since = self._beats[name]
+                    beats[name] = text, since
+        self._beats = beats
+        ages = {name.removeprefix(self._starting): now - since for name, (_, since) in beats.items()}
+        silent = [name for name, age in ages.items() if age >= NODE_PATIENCE]
+        return min(silent) if silent and min(ages.values()) < NODE_PATIENCE / 2 else ""
+
+    def _read_beat(self, name: str) -> str:
+        with suppress(OSError, ValueError):
+            return read_text(self._folder.path / name, follow=False, most=_LARGEST)
+        return ""
+
+    def close(self) -> None:
+        """Remove the files of such ranks and nodes."""
+        for path in (self._lost, *self._folder.path.glob(f"{self._starting}*")):
+            with suppress(OSError):
+                path.unlink()
 
     def kill(self, why: str) -> None:
         """End all ranks, unless the run has a result."""

@@ -57,7 +57,8 @@ class LauncherProcess:
 
     A `detached` run continues when its launcher has ended, until it has a result or none of its ranks lives. It is
     asked to stop by an order in its folder instead of USR1, and its output is read from files. A rank that fails before
-    the others have begun ends the run, which its launcher does not: srun reports it, and its stand-in under mpirun.
+    the others have begun ends the run, which its launcher does not: srun reports it, and its stand-in under mpirun. So
+    does a node that is lost then, of which srun may know nothing.
 
     Args:
         launch: the command to run.
@@ -245,6 +246,8 @@ class LauncherProcess:
             return ""
         who, now = self._detached.lost_at_start(), time.monotonic()
         if self._launch.kind == "srun":
+            if node := self._detached.lost_node():
+                return f"node {node} was lost before the run had begun"
             found = TASK_ENDED.search(b"".join(self._sinks[1].kept))
             who = found[1].decode(errors="replace") if found else ""
         if not who:

@@ -30,6 +30,7 @@ from typing import NoReturn
 
 from mpips.process.host import is_gone
 from mpips.process.stop_signals import STOP_SIGNALS
+from mpips.process.supervisor import option
 
 CHECKED = 0.5
 """Seconds between two checks whether the run has a result, once the daemon wants to end the rank."""
@@ -59,7 +60,7 @@ def begin(argv: Sequence[str]) -> None:
     pid = os.fork()
     if pid:
         os.close(_to_stand_in)
-        _stand_in(pid, released, Path(_option(argv, "--run-dir") or "-"), _option(argv, "--claim"))
+        _stand_in(pid, released, Path(option(argv, "--run-dir") or "-"), option(argv, "--claim"))
     os.close(released)
     os.setsid()
     _end_with_parent(signal.SIGKILL)
@@ -165,11 +166,6 @@ def _report(path: Path, code: int) -> None:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         os.write(file, f"rank {os.environ.get('PMIX_RANK', '?')} on {os.uname().nodename}: {how}".encode())
         os.close(file)
-
-
-def _option(argv: Sequence[str], name: str) -> str:
-    """Return the value of an option that `mpips run` passes to ranks; "" if it is not there."""
-    return argv[argv.index(name) + 1] if name in argv[:-1] else ""
 
 
 def _end_with_parent(kind: int) -> None:

@@ -56,3 +56,8 @@ def given(argv: Sequence[str]) -> Supervisor | None:
     with suppress(ValueError, IndexError):
         return Supervisor.parse(argv[argv.index(OPTION) + 1])
     return None
+
+
+def option(argv: Sequence[str], name: str) -> str:
+    """Return the value of an option that `mpips run` passes to ranks; "" if it is not there."""
+    return argv[argv.index(name) + 1] if name in argv[:-1] else ""

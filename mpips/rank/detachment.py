@@ -29,6 +29,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from mpips.launch import node_beat
 from mpips.process import stand_in
 from mpips.process.host import host_name, is_gone
 from mpips.process.supervisor import Supervisor
@@ -77,6 +78,7 @@ class Detachment:
         output_files.redirect(self._folder.path, first)
         pmix.leave()
         stand_in.release()
+        node_beat.end()
         self.left = True
         log.note("detached")
         if self._supervisor.is_here:

@@ -13,6 +13,7 @@ import pytest
 from conftest import Started
 
 from mpips.launch.detached_run import PATIENCE, DetachedRun
+from mpips.launch.node_beat import FILE
 from mpips.launch.processes import TASK_ENDED
 from mpips.process.host import host_name
 from mpips.process.supervisor import given
@@ -112,6 +113,7 @@ rank = '''
 import json, sys, time
 from pathlib import Path
 from mpips.process.host import host_name
+from mpips.launch.node_beat import FILE
 from mpips.rundir import output_files
 folder = Path(sys.argv[1])
 output_files.redirect(folder, 0)
@@ -174,6 +176,34 @@ def test_a_run_goes_on_without_its_launcher(start: Callable[..., Started], tmp_p
     done = started.finish(30)
     assert done.code == 3, "the launcher's"
     assert sorted(done.stdout.splitlines()) == ["begun", "goes on", "launched"]
+
+
+def test_a_node_that_gives_no_sign_is_lost_while_others_do(folder: RunFolder) -> None:
+    now = [0.0]
+    run = DetachedRun(folder, "srun", now=lambda: now[0])
+    assert folder.held is not None
+    own, other = (folder.path / FILE.format(folder.held.id, node) for node in ("n1", "n2"))
+    earlier = folder.path / FILE.format("ab", "n3")
+    earlier.write_text("7")
+
+    def pass_(seconds: int, *renewed: Path) -> str:
+        for _ in range(seconds):
+            now[0] += 1.0
+            for path in renewed:
+                path.write_text(str(now[0]))
+            if found := run.lost_node():
+                return found
+        return ""
+
+    assert pass_(30) == "", "no node has begun"
+    assert pass_(30, own, other) == ""
+    assert pass_(30) == "", "the file system does not answer"
+    assert pass_(30, own, other) == ""
+    assert pass_(5, own) == "" and pass_(10, own) == "n2"
+    other.unlink()
+    assert pass_(30, own) == "", "it ended in order"
+    run.close()
+    assert not own.exists() and earlier.exists()
 
 
 LOST_AT_START = """
