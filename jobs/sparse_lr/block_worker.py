@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mpips import Answer, Context, KeyList, KeyRange, Task, Vector
 from mpips import keys as key_arrays
-from mpips.jobs.sparse_lr import kernels
+from mpips.jobs.sparse_lr import kernels, restricted_gap
 from mpips.jobs.sparse_lr.assignment import WorkerData
 from mpips.jobs.sparse_lr.blocks import Blocks
 from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
@@ -83,6 +83,44 @@ class BlockWorker:
         self.context.wait_all(in_flight)
         blocks.renew_margins()
         return self.report()
+
+    # --- the restricted gap
+
+    def begin_model(self, round: int) -> None:
+        """Set up the second-order model of F over the active features; see `restricted_gap`."""
+        blocks = self.blocks
+        blocks.refresh()
+        cols = np.flatnonzero(blocks.radius > 0.0)
+        with self.context.working():
+            rows = np.empty((len(cols), 3))
+            restricted_gap.derivatives(*blocks.matrix, cols, blocks.state, rows)
+        totals = self._added(cols, rows, round)
+        l1 = self.settings.l1
+        self._model = restricted_gap.Model(blocks.matrix, blocks.state, blocks.w, l1, cols, totals)
+
+    def multiply(self, first: bool, alpha: float, beta: float, round: int) -> dict[str, float]:
+        """Multiply the model's curvature by the next vector of the search; return the parts of a `Product`."""
+        with self.context.working():
+            rows, product = self._model.multiply(first, alpha, beta)
+        self._model.take(self._added(self._model.cols, rows[:, None], round)[:, 0])
+        return product._asdict()
+
+    def measure(self, alpha: float, beta: float) -> dict[str, list[float]]:
+        """Return the parts of the model's values after steps of several lengths."""
+        with self.context.working():
+            return {"values": self._model.measure(alpha, beta)}
+
+    def move(self, length: float, round: int) -> None:
+        """Take a step of the model's variables, not of the weights."""
+        with self.context.working():
+            rows = self._model.move(length)
+        self._model.take_image(self._added(self._model.cols, rows[:, None], round)[:, 0])
+
+    def _added(self, cols: NDArray[np.int64], rows: kernels.F8, round: int) -> kernels.F8:
+        """Return the sums of rows over all workers, f8 of the same shape, in the servers' phase "sum"."""
+        keys, dtype = self.blocks.keys[cols], self.blocks.dtype
+        sums = self.w.push_pull(keys, rows.astype(dtype), round=round, exact=True).result()
+        return np.asarray(sums, np.float64).reshape(rows.shape)
 
     def named(self, cols: NDArray[np.int64], within: KeyRange) -> key_arrays.KeyArray | KeyList:
         """Return the keys of a block's columns: as a list from their second use on, as many are used only once."""

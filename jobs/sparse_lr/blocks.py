@@ -71,7 +71,8 @@ class Blocks:
         self._period_cols = np.empty(0, np.int64)
 
     @property
-    def _matrix(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    def matrix(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+        """The examples by columns: (colptr, rows, values), see `kernels`."""
         return self.colptr, self.rows, self.values
 
     def sums(self, begin: int, end: int, ones: bool) -> F4 | F8:
@@ -118,7 +119,7 @@ class Blocks:
     def renew_margins(self) -> None:
         """Recompute the margins from the weights, since mixtures amplify rounding errors. A new period begins."""
         cols = np.flatnonzero(self.w)
-        kernels.set_margins(*self._matrix, cols, self.w[cols], self.state)
+        kernels.set_margins(*self.matrix, cols, self.w[cols], self.state)
         self.begin_period()
 
     def set_radius(self, cols: slice | NDArray[np.int64], radius: F4) -> None:
@@ -209,13 +210,13 @@ class Blocks:
         """
         cols = self.columns(block)
         active, rows = np.empty(len(cols), np.int64), np.empty((len(cols), 2), self.dtype)
-        k = kernels.visit(*self._matrix, cols, self.radius, theta, self.state, active, rows)
+        k = kernels.visit(*self.matrix, cols, self.radius, theta, self.state, active, rows)
         return active[:k], rows[:k]
 
     def apply(self, cols: NDArray[np.int64], reply: F4) -> None:
         """Update the margins by a block's new weights, and set its new radii: reply (w, radius)."""
         if len(cols):
-            kernels.apply_steps(*self._matrix, cols, reply, self.w, self.radius, self.state)
+            kernels.apply_steps(*self.matrix, cols, reply, self.w, self.radius, self.state)
 
     def end_pass(self) -> tuple[dict[str, Any], F8 | None]:
         """Save the margins after a pass; return the losses' second-order model over the saved passes."""
@@ -259,7 +260,7 @@ class Blocks:
     def full_gradient(self, cols: NDArray[np.int64]) -> F4 | F8:
         """Return the exact gradient of some columns, at the margins of the last `refresh`."""
         out = np.empty(len(cols), self.dtype)
-        kernels.full_gradient(*self._matrix, cols, self.state, out)
+        kernels.full_gradient(*self.matrix, cols, self.state, out)
         return out
 
     def loss(self) -> float:

@@ -50,6 +50,9 @@ MOST_PATIENCE = 32
 LEAST_PAY, MOST_PATIENT = 0.5, 8
 """A search pays if it gains this fraction of the pass's own gain; there is one after at most so many passes."""
 
+GAP_PASSES = 4
+"""Least number of passes over which F must have fallen little before the restricted gap is measured."""
+
 MOST_BLOCKS = 1024
 CUT_AGAIN = 0.1
 """Change of the active non-zeros, as a fraction, after which blocks are cut anew: until then key lists are reused."""
@@ -194,6 +197,8 @@ class Control(NamedTuple):
     """With passes that overlap: those since the last search along the last passes' steps."""
     patient: int = 1
     """... and after how many of them the next search is due."""
+    gap_at: int = 0
+    """The pass from which the restricted gap is measured next, if the run stops by it."""
 
 
 class PassReport(NamedTuple):
@@ -232,6 +237,7 @@ def next_pass(
     kkt: bool = True,
     target: float = 0.0,
     delayed: bool = False,
+    gap: float = 0.0,
 ) -> tuple[Control, Decision]:
     """Update the control after a pass; decide whether to continue, reset the active set, or stop.
 
@@ -243,6 +249,9 @@ def next_pass(
 
     With a delay a run has more passes. So the test covers the last third of them, and a reset is full whenever the
     number of passes has doubled: a feature that was far from becoming active at the last full reset may be needed now.
+
+    With a `gap` > 0 there is also a full reset, at which the restricted gap is measured, as soon as it may be small
+    enough: when F has fallen by at most 2 `gap` F over the last third of the passes, and then when `measured` says.
     """
     objective, mixture, _ = report.choice
     objectives = (*control.objectives, objective)
@@ -268,6 +277,14 @@ def next_pass(
         resets = control.resets + 1
         control = control._replace(settled=1, since_reset=0, resets=resets, noise=1.0, full_at=done)
         return control, Decision(reset=True, stop=False, full=True)
+    if (
+        gap > 0.0
+        and control.gap_at <= done
+        and has_settled(objectives[control.since :], 2.0 * gap, 3, GAP_PASSES)
+    ):
+        resets = control.resets + 1
+        control = control._replace(settled=0, since_reset=0, resets=resets, noise=1.0, full_at=done)
+        return control, Decision(reset=True, stop=False, full=True)
     slow = control.since_reset >= 3 + done // 10 and gain < control.reset_below
     if (kkt and (slow or control.since_reset >= 20 + done // 4)) or control.noise > RESET_NOISE:
         below = max(min(control.reset_below, gain) * 0.1, 1e-6)
@@ -286,12 +303,26 @@ def searched(control: Control, report: PassReport) -> Control:
     return control._replace(unsearched=0, patient=1 if pays else min(2 * control.patient, MOST_PATIENT))
 
 
-def after_reset(control: Control, returned: float, gap: float, epsilon: float) -> Decision:
+def after_reset(
+    control: Control, returned: float, gap: float, epsilon: float, *, enough: bool = False
+) -> Decision:
     """Decide after a reset that reactivated `returned` wrongly dropped features; gap: (F - dual objective) / F.
 
-    Stop at once when the gap proves the required accuracy, or when the run has settled and no feature was missed.
+    Stop at once when the gap proves the required accuracy, when the restricted gap is small `enough`, or when the run
+    has settled and no feature was missed.
     """
-    return Decision(reset=False, stop=gap <= epsilon or (control.settled > 0 and returned == 0.0))
+    settled = control.settled > 0 and returned == 0.0
+    return Decision(reset=False, stop=enough or gap <= epsilon or settled)
+
+
+def measured(control: Control, found: float, gap: float) -> Control:
+    """Return the control after the restricted gap was measured: after how many passes it may be as small as `gap`.
+
+    F approaches its minimum about as the passes to the power of -1.5; a measurement costs as much as some passes.
+    """
+    done = len(control.objectives) - 1
+    further = min((found / gap) ** (2.0 / 3.0), 2.0) if found < math.inf else 2.0
+    return control._replace(gap_at=max(math.ceil(done * further), done + 2 + done // 8))
 
 
 def corrected(control: Control, objective: float) -> Control:
@@ -306,10 +337,10 @@ def resumed(control: Control, objective: float) -> Control:
     return corrected(control, objective)._replace(noise=1.0, since=since)
 
 
-def has_settled(objectives: Sequence[float], epsilon: float, share: int = 2) -> bool:
-    """Return whether F decreased by no more than epsilon F over the last 1/`share` of the passes, and at least ten."""
+def has_settled(objectives: Sequence[float], epsilon: float, share: int = 2, least: int = 10) -> bool:
+    """Return whether F decreased by at most epsilon F over the last 1/`share` of the passes, and at least `least`."""
     done = len(objectives) - 1
-    window = max(10, (done + share - 1) // share)
+    window = max(least, (done + share - 1) // share)
     return done >= window and objectives[-1 - window] - objectives[-1] <= epsilon * abs(objectives[-1])
 
 

@@ -28,7 +28,7 @@ from mpips import (
     retry_on_loss,
     schema_error,
 )
-from mpips.jobs.sparse_lr import assignment, control, evaluate, kernels
+from mpips.jobs.sparse_lr import assignment, control, evaluate, kernels, restricted_gap
 from mpips.jobs.sparse_lr.assignment import Assignment
 from mpips.jobs.sparse_lr.proximal import exact_total
 from mpips.jobs.sparse_lr.settings import Settings
@@ -43,7 +43,7 @@ PIECE = 1 << 17
 
 _NUMBERS = ("theta", "threshold", "reset_below", "noise")
 _COUNTS = (
-    "since_reset", "settled", "resets", "since", "exact", "patience", "full_at", "unsearched", "patient",
+    "since_reset", "settled", "resets", "since", "exact", "patience", "full_at", "unsearched", "patient", "gap_at",
 )  # fmt: skip
 SCHEMA = {
     "control": {
@@ -107,6 +107,8 @@ class Darlin:
         self.rng = np.random.default_rng(cluster.job.seed)
         self.control = control.start(self.examples * math.log(2.0))
         self.round, self.gap = 0, math.inf
+        # Of the last pass after which it was measured.
+        self.restricted_gap = math.inf
         # The passes since the last state of which F is known not to have risen.
         self.good = 1
         self.now: dict[str, Any] = {}
@@ -129,7 +131,7 @@ class Darlin:
         """Run passes over the blocks until the objective has settled; return the metrics."""
         if self.finished is not None and self.finished["settings"] == self._ends():
             return dict(self.finished["metrics"])
-        table, stop = self.cluster.table(evaluate.COLUMNS), False
+        table, stop = self.cluster.table(evaluate.columns(self.settings.gap > 0.0)), False
         while not stop:
             if (later := self.cluster.compact(self._restart_state)) is not None:
                 self._take_state(later)
@@ -145,6 +147,8 @@ class Darlin:
                 self._retry(self.recover, changes=False)
         table.close()
         why = self.ended_by()
+        if why in ("gap", "settled"):
+            self._retry(self.measure_gap, changes=False)
         # A weight that converges slowly changes F as little as one that has converged.
         unproven = (
             why == "settled" and self.gap > evaluate.UNPROVEN and self.data.outlying > evaluate.OUTLYING
@@ -154,8 +158,9 @@ class Darlin:
             "nonzeros": self.now["nonzeros"],
             "passes": self.passes,
             "gap": self.gap if math.isfinite(self.gap) else None,
+            "restricted_gap": self.restricted_gap if math.isfinite(self.restricted_gap) else None,
             "ended_by": why,
-            "converged": why in ("gap", "settled", "target") and not unproven,
+            "converged": why in ("gap", "restricted_gap", "settled", "target") and not unproven,
             **({"unproven": True} if unproven else {}),
         }
 
@@ -166,7 +171,8 @@ class Darlin:
 
     def _ends(self) -> list[float]:
         """Return the settings that end a run; with others, it continues."""
-        return [self.most_passes, self.settings.epsilon, self.settings.target]
+        ends = [self.most_passes, self.settings.epsilon, self.settings.target]
+        return [*ends, self.settings.gap] if self.settings.gap > 0.0 else ends
 
     def ended_by(self) -> str:
         """Return why the run has stopped."""
@@ -176,7 +182,9 @@ class Darlin:
             return "target"
         if self.passes >= self.most_passes:
             return "passes"
-        return "gap" if self.gap <= self.settings.epsilon else "settled"
+        if self.gap <= self.settings.epsilon:
+            return "gap"
+        return "restricted_gap" if self.restricted_gap <= self.settings.gap else "settled"
 
     def objective(self) -> dict[str, Any]:
         """Return nothing: the objective is known."""
@@ -236,7 +244,9 @@ class Darlin:
             kkt=self.settings.kkt,
             target=self.settings.target,
             delayed=self.tau > 0,
+            gap=self.settings.gap,
         )
+        self.restricted_gap = math.inf
         return decision
 
     def at_rest(self) -> bool:
@@ -354,8 +364,23 @@ class Darlin:
         returned = sum(each["returned"] for each in found)
         self._phase("step", self.control.threshold)
         self.control = control.corrected(self.control, objective)
-        gap = self.gap if full else math.inf
-        return control.after_reset(self.control, returned, gap, self.settings.epsilon)
+        gap, wanted = self.gap if full else math.inf, self.settings.gap
+        if full and wanted > 0.0:
+            self.measure_gap()
+            self.control = control.measured(self.control, self.restricted_gap, wanted)
+        enough = self.restricted_gap <= wanted
+        return control.after_reset(self.control, returned, gap, self.settings.epsilon, enough=enough)
+
+    def measure_gap(self) -> None:
+        """Compute the restricted gap of the present weights; infinite if float32 cannot hold its sums."""
+        if self.data.wide:
+            return
+        self._phase("sum")
+        self.workers.call("begin_model", {"round": self._rounds(1)})
+        decrease = restricted_gap.decrease(restricted_gap.calls_of(self.workers, self._rounds))
+        self._phase("step", self.control.threshold)
+        self.restricted_gap = decrease / max(self.control.objectives[-1], 1e-300)
+        self.now["restricted_gap"] = self.restricted_gap
 
     def _begin_period(self, shrink: float) -> tuple[float, float]:
         """Let the servers save the weights of the active features; return F, and the dual objective."""

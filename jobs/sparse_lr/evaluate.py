@@ -30,6 +30,8 @@ COLUMNS = (
     progress.Column("sent", "sent", 9, progress.bytes_si),
     progress.Column("unfiltered", "instead of", 10, progress.bytes_si),
 )
+GAP = progress.Column("restricted_gap", "gap", 8, progress.significant(2))
+"""The column of the restricted gap, of runs that stop by it."""
 UNPROVEN = 0.1
 """The relative gap when there is no useful dual bound."""
 OUTLYING = 1e4
@@ -111,6 +113,11 @@ def delay(spec: ConsistencySpec) -> int:
     return spec.tau if spec.model == "bounded" else MOST_BLOCKS_AHEAD
 
 
+def columns(gap: bool) -> tuple[progress.Column, ...]:
+    """Return the columns of the progress table; `gap`: the run stops by the restricted gap."""
+    return (*COLUMNS[:4], GAP, *COLUMNS[4:]) if gap else COLUMNS
+
+
 def show_pass(
     cluster: Cluster, table: progress.Table, ctl: Control, now: dict[str, Any], examples: int
 ) -> None:
@@ -119,6 +126,7 @@ def show_pass(
     number, seconds = len(ctl.objectives) - 1, cluster.trained
     facts = {"pass": number, "seconds": seconds, "objective": objective}
     facts |= {name: now[name] for name in ("nonzeros", "active", "filtered", "blocks")}
+    facts |= {name: now[name] for name in ("restricted_gap",) if name in now}
     waiting = sum(now["waiting"]) / len(now["waiting"])
     cluster.event("pass", **facts, theta=ctl.theta, waiting=waiting)
     change = (before - objective) / max(abs(objective), 1e-300)
@@ -208,6 +216,8 @@ def summary(metrics: dict[str, Any], optimum: float) -> str:
     text = f"{metrics['nonzeros']:,} non-zeros, {metrics['passes']} passes"
     if metrics.get("objective") is not None:
         text = f"objective {metrics['objective']:.6f}, {text}"
+    if metrics.get("restricted_gap") is not None:
+        text += f", restricted gap {100.0 * metrics['restricted_gap']:.2g} %"
     if metrics.get("converged") is False:
         text += f": not converged, ended by {metrics['ended_by']}"
     if metrics.get("unproven"):

@@ -72,14 +72,14 @@ class ExactBlocks(Blocks):
         """Compute the rows (g, U) of a block at the present margins, all of whose columns are active."""
         cols = self.columns(block)
         rows = np.empty((len(cols), 2))
-        kernels.add_reach(*self._matrix, cols, self.radius, self.state)
-        exact_kernels.block_gradient(*self._matrix, cols, self.radius, theta, self.state, self.bounds, rows)
+        kernels.add_reach(*self.matrix, cols, self.radius, self.state)
+        exact_kernels.block_gradient(*self.matrix, cols, self.radius, theta, self.state, self.bounds, rows)
         return cols, rows
 
     def full_gradient(self, cols: NDArray[np.int64]) -> F4 | F8:
         """Return the exact gradient of some columns, at the margins of the last `refresh`."""
         out = np.empty(len(cols))
-        exact_kernels.full_gradient(*self._matrix, cols, self.state, self.bounds, out)
+        exact_kernels.full_gradient(*self.matrix, cols, self.state, self.bounds, out)
         return out
 
     # --- margins, as functions of weights
@@ -87,7 +87,7 @@ class ExactBlocks(Blocks):
     def _note_margins(self, at: int) -> None:
         """Recompute the margins from the weights, and save them."""
         cols, out = np.flatnonzero(self.w), self._margins[at]
-        exact_kernels.margins(*self._matrix, cols, self.w[cols], self.state, out)
+        exact_kernels.margins(*self.matrix, cols, self.w[cols], self.state, out)
         self.state[:, kernels.MARGIN] = out
 
     def renew_margins(self) -> None:

@@ -49,6 +49,8 @@ OUTPUTS = evaluate.MODEL, evaluate.TEXT, f"diverged.{evaluate.MODEL}", f"diverge
 
 def exact_sums(job: Job) -> str:
     """Return why this job's result depends on the number of workers even with exact sums; "" if it does not."""
+    if job.settings.algorithm == "darlin" and job.settings.gap > 0.0:
+        return "the restricted gap has inexact sums; leave sparse_lr.gap out"
     if job.settings.algorithm == "darlin":
         return ""
     return (

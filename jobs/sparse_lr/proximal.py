@@ -1,10 +1,11 @@
 """The server's side of the delayed block proximal method: an update, and the scheduler's calls between passes.
 
-The update has three phases, which the scheduler sets (`settings["phase"]`):
+The update has four phases, which the scheduler sets (`settings["phase"]`):
 
     start   rows: `column_sums`          reply: radius or code
     step    rows: (g, U) of a block      reply: (w, radius, or 0 when dropped)
     reset   rows: g at one fixed w       reply: radius or code
+    sum     any rows                     reply: their sum over the workers (`restricted_gap`)
 
 The radius of an active feature is positive. A feature that is not active has a code instead (`kernels`): NEAR (0), its
 gradient is computed at the next reset; FAR (-1), at the next full reset; NEVER (-2), not again.
@@ -72,6 +73,8 @@ def block_proximal(
     values: Array, state: dict[str, Array], slots: NDArray[np.int32], rows: Array, settings: dict[str, Any]
 ) -> Array:
     """Take the step of Algorithm 3 for the features of a block, or start or reset them; see the module."""
+    if settings["phase"] == "sum":
+        return rows.astype(np.float32)
     w, d = values.reshape(-1), state["radius"].reshape(-1)
     scale, active = state["scale"].reshape(-1), state["active"].reshape(-1).view(np.bool_)
     l1, phase, kkt = float(settings["l1"]), settings["phase"], bool(settings["kkt"])
