@@ -7,9 +7,11 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hosts.running import HostRun
+from hosts.slurm_hosts import SlurmHosts, slurm_unavailable
 from synthetic import make
 from virtual import write_job
 
@@ -61,6 +63,27 @@ def test_a_run_goes_on_without_any_node(start_run: Callable[..., HostRun], lost:
     result = run.finish()
     assert {each["rank"] for each in result["recoveries"]} == gone
     assert number == 1 or run.code() == 0, run.output
+
+
+@longer
+@pytest.mark.usefixtures("able")
+def test_a_run_of_srun_ends_that_loses_a_node_before_all_ranks_have_begun(
+    starter: Any, tmp_path: Path
+) -> None:
+    if why := slurm_unavailable():
+        pytest.skip(why)
+    if not starter.mpi.ulfm:
+        pytest.skip("this MPI ends all ranks when one dies")
+    with SlurmHosts(3) as hosts:
+        run = HostRun(hosts, tmp_path, *LAYOUT)
+        try:
+            run.wait_for("signs of all nodes", lambda: len(list(run.folder.glob(".starting-*-h[123]"))) == 3)
+            hosts.lose_power(3)
+            result = run.end()
+        finally:
+            run.close()
+    assert (result["status"], result["error"]) == ("failed", "node h3 was lost before the run had begun")
+    assert not list(run.folder.glob(".starting-*"))
 
 
 @longer
