@@ -34,6 +34,11 @@ decided, so that a later leader knows whether its view follows that one. A major
 be reached, so that a rank that was cut off finds out later. A view whose candidate has promises of one half only, and
 each view that follows it before it has taken effect, needs a lease, whoever accepts it.
 
+A rank that dies takes with it what it has accepted, and its vote, without anybody's agreement: else nobody could
+continue after the deaths of more than half. So the argument above holds while no voter dies. If voters die on one side
+of a split that have just agreed on a view, and the others, who do not know it, see their deaths when the network is
+mended, these may agree on another one. Mostly the lease prevents that, where it can be reached.
+
 References: Lamport, "Paxos made simple" (2001); Lamport, Malkhi and Zhou, "Vertical Paxos and primary-backup
 replication" (2009); Rystsov, "CASPaxos" (2018); Gray and Cheriton, "Leases" (1989); Burrows, "The Chubby lock service"
 (2006); Ongaro and Ousterhout, "In search of an understandable consensus algorithm" (2014).
