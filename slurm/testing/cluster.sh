@@ -96,15 +96,11 @@ configure() {
   [ -s "$DIR/slurm.conf" ] && return
   port=$(free_ports)
   {
-    cat <<END
+    cat "$(dirname "$SELF")/common.conf" - <<END
 ClusterName=mpips
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort=$port
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
 AuthInfo=socket=$DIR/munge/socket
-CredType=cred/munge
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 StateSaveLocation=$DIR/state
 SlurmctldPidFile=$DIR/slurmctld.pid
@@ -113,29 +109,11 @@ SlurmdPidFile=$DIR/spool/%n.pid
 SlurmdLogFile=$DIR/log/slurmd-%n.log
 SlurmdSpoolDir=$DIR/spool/%n
 TmpFS=$DIR/tmp
-# Nothing that needs cgroups, accounting or mail.
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-JobCompType=jobcomp/none
-MailProg=/bin/true
-SwitchType=switch/none
-# As many clusters have it: srun connects no ranks unless told how.
-MpiDefault=none
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-# Nodes may claim more processors than the machine has.
-SlurmdParameters=config_overrides
-ReturnToService=1
 SlurmctldTimeout=30
-SlurmdTimeout=30
 # Jobs that have ended can still be asked about.
 MinJobAge=3600
-KillWait=5
-PropagateResourceLimits=NONE
 END
     for ((node = 1; node <= NODES; node++)); do
       echo "NodeName=n$node NodeAddr=127.0.0.1 Port=$((port + node)) CPUs=$CPUS RealMemory=64000 State=UNKNOWN"

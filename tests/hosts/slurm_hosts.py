@@ -22,37 +22,19 @@ CPUS = 8
 """Processors that each node claims."""
 READY = 60.0
 """Seconds within which all nodes take jobs on a busy machine."""
+COMMON = Path(__file__).resolve().parents[2] / "slurm/testing/common.conf"
 CONFIGURATION = """\
 ClusterName=hosts
 SlurmctldHost=localhost({controller})
 SlurmctldPort={port}
 SlurmdPort={node_port}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket
-CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile=/dev/shm/slurmd.pid
 SlurmdLogFile={folder}/logs/slurmd-%n.log
 SlurmdSpoolDir=/dev/shm/spool
 TmpFS=/dev/shm
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-JobCompType=jobcomp/none
-MailProg=/bin/true
-SwitchType=switch/none
-MpiDefault=none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
-SlurmdParameters=config_overrides
-ReturnToService=1
-SlurmdTimeout=30
-KillWait=5
-PropagateResourceLimits=NONE
 NodeName=h[1-{count}] NodeAddr={nodes} CPUs={cpus} RealMemory=64000 State=UNKNOWN
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=60 State=UP
 """
@@ -107,7 +89,8 @@ class SlurmHosts(VirtualHosts):
         (folder / "munge/key").write_bytes(os.urandom(1024))
         (folder / "munge/key").chmod(0o600)
         (folder / "slurm.conf").write_text(
-            CONFIGURATION.format(
+            COMMON.read_text()
+            + CONFIGURATION.format(
                 controller=address(CONTROLLER), port=PORT, node_port=NODE_PORT, folder=folder, cpus=CPUS,
                 count=len(self.numbers), nodes=f"10.77.0.[1-{len(self.numbers)}]",
             )
