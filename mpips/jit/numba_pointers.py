@@ -15,6 +15,8 @@ _MODULE = "mpips.jit.compiler.pointer_intrinsics"
 
 address: Any = Deferred(_MODULE, "address")
 """address(array): the address of its first element."""
+count_below: Any = Deferred(_MODULE, "count_below")
+"""count_below(pointer, at, key): how many of the eight u64 from pointer[at] on are below a key."""
 halves: Any = Deferred(_MODULE, "halves")
 """halves(pointer): a pointer to 64-bit numbers as one to twice as many i32."""
 moved: Any = Deferred(_MODULE, "moved")

@@ -38,6 +38,7 @@ from mpips.storage.index_layout import (
 )
 from mpips.storage.index_lookup import (
     AHEAD,
+    NEAR,
     agreeing,
     far_apart,
     look_ahead,
@@ -197,7 +198,7 @@ def _merge(
     scale = scale_of(low, high, bounded, held)
     for k in range(i, j):
         key = keys[k]
-        rank = near(from_, begin, held, int(float(key - low) * scale), key)
+        rank = near(from_, begin, held, int(float(key - low) * scale), key, NEAR)
         hit = rank < held and from_[begin + rank] == key
         known[count + new] = key
         places[new] = rank
@@ -277,7 +278,7 @@ def _insert(
         t, p = locate(head, arena, top, t, p, keys[i])
         if i >= sighted and far_apart(head, arena, top, t, p, keys, i, total):
             sight, sighted = i, min(i + AHEAD, total)
-            look_ahead(head, known, arena, top, keys, i, sighted - i, marks)
+            look_ahead(head, known, arena, top, keys, i, sighted - i, marks, True)
         at, _ = node(top, t)
         ref = I8(arena[at + FAN + p])
         where, implicit, held = ref >> BITS, (ref & IMPLICIT) != 0, ref & COUNTS
@@ -285,7 +286,7 @@ def _insert(
         if i < sighted and not implicit and held < LEAF:
             key = keys[i]
             theirs = 2 * (begin + LEAF)
-            rank = near(arena, begin, held, marks[4 * (i - sight) + 3], key)
+            rank = near(arena, begin, held, marks[4 * (i - sight) + 3], key, NEAR)
             if rank < held and arena[begin + rank] == key:
                 out[i] = arena32[theirs + rank]
             else:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from mpips.jit.kernel import kernel
+from mpips.jit.numba_pointers import count_below
 
 U64 = Any
 I32 = Any
@@ -62,10 +63,8 @@ def keys_below(array: U64, begin: int, count: int, key: Any) -> int:
     for x in range(count >> 3):
         found += array[begin + 8 * x + 7] < key
     low = min(8 * found, count - 8)
-    found = low
-    for x in range(8):
-        found += array[begin + low + x] < key
-    return found
+    rank: int = low + count_below(array, begin + low, key)
+    return rank
 
 
 @kernel()

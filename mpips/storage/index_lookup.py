@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mpips.jit.kernel import kernel
-from mpips.jit.numba_pointers import address, halves, prefetch
+from mpips.jit.numba_pointers import address, count_below, halves, prefetch
 from mpips.storage.index_layout import (
     BITS,
     COUNT,
@@ -41,6 +41,8 @@ AHEAD = 64
 """Keys of a batch."""
 MANY = 16
 """Fewest keys that are worth a batch."""
+LOWS, NEAR = 16, 24
+"""Keys that are compared first, near an estimated place: lows of a node, and keys of a leaf, which are less even."""
 _TOP = float(2**64)
 
 
@@ -142,24 +144,24 @@ def far_apart(head: I64, arena: U64, top: U64, t: int, p: int, keys: U64, i: int
 
 
 @kernel()
-def window(guess: int, count: int) -> int:
-    """Return the start of a window of 16 of `count` keys around an estimated place `guess`."""
-    return max(min(max(guess - 4, 0) & -8, count - 16), 0)
+def window(guess: int, count: int, size: int) -> int:
+    """Return the start of a window of `size` of `count` keys around an estimated place `guess`."""
+    return max(min(max(guess - (size - 8) // 2, 0) & -8, count - size), 0)
 
 
 @kernel()
-def near(array: U64, begin: int, count: int, guess: int, key: Any) -> int:
-    """Count as `keys_below`, first near an estimated place."""
-    low = window(guess, count)
-    if count >= 16:
+def near(array: U64, begin: int, count: int, guess: int, key: Any, size: int) -> int:
+    """Count as `keys_below`, first near an estimated place, among `size` keys."""
+    low = window(guess, count, size)
+    if count >= size:
         for _ in range(2):
             found = 0
-            for x in range(16):
-                found += array[begin + low + x] < key
+            for x in range(0, size, 8):
+                found += count_below(array, begin + low + x, key)
             if found == 0 and low > 0:
-                low = max(low - 15, 0)
-            elif found == 16 and low + 16 < count:
-                low = min(low + 15, count - 16)
+                low = max(low - size + 1, 0)
+            elif found == size and low + size < count:
+                low = min(low + size - 1, count - size)
             else:
                 return low + found
     return keys_below(array, begin, count, key)
@@ -172,10 +174,13 @@ def scale_of(low: Any, high: Any, bounded: bool, count: int) -> float:
 
 
 @kernel()
-def look_ahead(head: I64, known: U64, arena: U64, top: U64, keys: U64, i: int, size: int, marks: I64) -> None:
-    """Find the leaves of some keys, estimate their places, and prefetch the memory there.
+def look_ahead(
+    head: I64, known: U64, arena: U64, top: U64, keys: U64, i: int, size: int, marks: I64, inserts: bool
+) -> None:  # fmt: skip
+    """Find the places of some keys in their leaves, and prefetch their slots, and what an insertion there shifts.
 
-    marks[4 * q : 4 * q + 4] = node, leaf in it, reference, estimate: the loads of different keys overlap.
+    marks[4 * q : 4 * q + 4] = node, leaf in it, reference, keys of the leaf below this one: each step is done for all
+    keys before the next, so that their loads overlap.
     """
     t = 0
     for q in range(size):
@@ -186,10 +191,9 @@ def look_ahead(head: I64, known: U64, arena: U64, top: U64, keys: U64, i: int, s
         low = top[2 * t]
         scale = scale_of(low, top[2 * t + 2] if bounded else U8(0), bounded, leaves)
         guess = min(int(float(key - low) * scale), leaves - 1)
-        look = window(guess, leaves)
+        look = window(guess, leaves, LOWS)
         prefetch(arena, at + look)
-        prefetch(arena, at + look + 8)
-        prefetch(arena, at + look + 15)
+        prefetch(arena, at + look + LOWS - 1)
         prefetch(arena, at + FAN + guess)
         marks[4 * q] = t
         marks[4 * q + 3] = guess
@@ -197,25 +201,40 @@ def look_ahead(head: I64, known: U64, arena: U64, top: U64, keys: U64, i: int, s
         key = keys[i + q]
         t = marks[4 * q]
         at, leaves = node(top, t)
-        rank = near(arena, at, leaves, marks[4 * q + 3], key)
+        rank = near(arena, at, leaves, marks[4 * q + 3], key, LOWS)
         p = rank if rank < leaves and arena[at + rank] == key else rank - 1
         ref = I8(arena[at + FAN + p])
         high, bounded = upper(head, arena, top, t, p)
         where, count = ref >> BITS, ref & COUNTS
         low = arena[at + p]
         guess = min(int(float(key - low) * scale_of(low, high, bounded, count)), count - 1)
+        look = window(guess, count, NEAR)
         if ref & IMPLICIT:
-            prefetch(known, where + guess)
+            for x in range(0, NEAR, 8):
+                prefetch(known, where + look + x)
         else:
-            begin = where * PAGE
-            look = window(guess, count)
-            prefetch(arena, begin + look)
-            prefetch(arena, begin + look + 8)
-            prefetch(arena, begin + look + 15)
-            prefetch(arena, begin + LEAF + (guess >> 1))
+            for x in range(0, NEAR, 8):
+                prefetch(arena, where * PAGE + look + x)
+            prefetch(arena, where * PAGE + look + NEAR - 1)
         marks[4 * q + 1] = p
         marks[4 * q + 2] = ref
         marks[4 * q + 3] = guess
+    for q in range(size):
+        key = keys[i + q]
+        ref, guess = marks[4 * q + 2], marks[4 * q + 3]
+        where, count = ref >> BITS, ref & COUNTS
+        if ref & IMPLICIT:
+            marks[4 * q + 3] = near(known, where, count, guess, key, NEAR)
+            continue
+        begin = where * PAGE
+        rank = near(arena, begin, count, guess, key, NEAR)
+        prefetch(arena, begin + LEAF + (rank >> 1))
+        if inserts and (rank == count or arena[begin + rank] != key):
+            for x in range(rank + 8, count + 8, 8):
+                prefetch(arena, begin + x)
+            for x in range(rank + 16, count + 16, 16):
+                prefetch(arena, begin + LEAF + (x >> 1))
+        marks[4 * q + 3] = rank
 
 
 @kernel()
@@ -237,20 +256,18 @@ def _find(
         t, p = locate(head, arena, top, t, p, keys[i])
         if far_apart(head, arena, top, t, p, keys, i, total):
             size = min(AHEAD, total - i)
-            look_ahead(head, known, arena, top, keys, i, size, marks)
+            look_ahead(head, known, arena, top, keys, i, size, marks, False)
             for q in range(size):
                 key = keys[i + q]
-                ref, guess = marks[4 * q + 2], marks[4 * q + 3]
+                ref, rank = marks[4 * q + 2], marks[4 * q + 3]
                 where, held = ref >> BITS, ref & COUNTS
                 slot = -1
-                if ref & IMPLICIT:
-                    at = near(known, where, held, guess, key)
-                    if at < held and known[where + at] == key:
-                        slot = where + at
-                else:
-                    at = near(arena, where * PAGE, held, guess, key)
-                    if at < held and arena[where * PAGE + at] == key:
-                        slot = I8(arena32[2 * (where * PAGE + LEAF) + at])
+                if rank < held:
+                    if ref & IMPLICIT:
+                        if known[where + rank] == key:
+                            slot = where + rank
+                    elif arena[where * PAGE + rank] == key:
+                        slot = I8(arena32[2 * (where * PAGE + LEAF) + rank])
                 out[i + q] = slot
             first = note_listed(out, first, i, i + size)
             i += size
@@ -263,7 +280,7 @@ def _find(
         high, bounded = upper(head, arena, top, t, p)
         low = arena[at + p]
         scale = scale_of(low, high, bounded, held)
-        rank = near(from_, begin, held, int(float(keys[i] - low) * scale), keys[i])
+        rank = near(from_, begin, held, int(float(keys[i] - low) * scale), keys[i], NEAR)
         if rest > 0:
             rest -= 1
         # Keys are often those of an earlier list, or a long part of it: one run of slots.
@@ -283,12 +300,12 @@ def _find(
                 out[i + x] = where + rank + x if implicit else arena32[theirs + rank + x]
         elif implicit:
             for k in range(i, j):
-                rank = near(known, where, held, int(float(keys[k] - low) * scale), keys[k])
+                rank = near(known, where, held, int(float(keys[k] - low) * scale), keys[k], NEAR)
                 hit = rank < held and known[where + min(rank, held - 1)] == keys[k]
                 out[k] = where + rank if hit else -1
         else:
             for k in range(i, j):
-                rank = near(arena, begin, held, int(float(keys[k] - low) * scale), keys[k])
+                rank = near(arena, begin, held, int(float(keys[k] - low) * scale), keys[k], NEAR)
                 least = min(rank, held - 1)
                 hit = rank < held and arena[begin + least] == keys[k]
                 out[k] = arena32[theirs + least] if hit else np.int32(-1)

@@ -53,7 +53,28 @@ def _fetched(typing: Any, pointer: Any, at: Any) -> Any:
     return types.void(pointer, types.int64), generate
 
 
+def _count_below(typing: Any, pointer: Any, at: Any, key: Any) -> Any:
+    """Count the eight numbers from pointer[at] on that are below a key, as u64, with vector instructions."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        start, at, key = arguments
+        lanes, word = 8, ir.IntType(64)
+        vector, lane = ir.VectorType(word, lanes), ir.IntType(32)
+        place = builder.bitcast(builder.gep(start, [at]), vector.as_pointer())
+        numbers = builder.load(place)
+        # Numbers are only aligned one by one.
+        numbers.align = 8
+        first = builder.insert_element(ir.Constant(vector, ir.Undefined), key, lane(0))
+        same = ir.Constant(ir.VectorType(lane, lanes), [0] * lanes)
+        keys = builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), same)
+        bits = builder.bitcast(builder.icmp_unsigned("<", numbers, keys), ir.IntType(lanes))
+        return builder.zext(builder.ctpop(bits), word)
+
+    return types.int64(pointer, types.int64, types.uint64), generate
+
+
 address: Any = intrinsic(_address)
+count_below: Any = intrinsic(_count_below)
 halves: Any = intrinsic(_halves)
 moved: Any = intrinsic(_moved)
 prefetch: Any = intrinsic(_fetched)
