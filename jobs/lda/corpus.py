@@ -304,15 +304,16 @@ def open_corpus(
             if kind == "uci" and size is None:
                 size, named = totals.total.vocabulary, path
         corpus.complete()
+        if lexicon is not None:
+            corpus.left_out = LeftOut(lexicon.short, lexicon.unknown)
         if corpus.all_tokens == 0:
-            raise DataError(f"{files[0]}: holds no words; documents of words were expected")
+            why = corpus.left_out.said(0) or "documents of words were expected"
+            raise DataError(f"{files[0]}: holds no words; {why}")
     except BaseException:
         corpus.close()
         raise
     corpus.vocabulary = corpus.vocabulary if size is None else size
     corpus.words = lexicon.words if lexicon is not None else words
-    if lexicon is not None:
-        corpus.left_out = LeftOut(lexicon.short, lexicon.unknown)
     return corpus
 
 

@@ -368,7 +368,7 @@ BAD: list[tuple[str, str, str]] = [
     ("docword.a", "2\n5\n3\n1 1 1\n\n", ":6: ends after 1 lines where NNZ says 3"),
     ("docword.a", "0\n5\n0\n", ": holds no words"),
     # text
-    ("a.txt", "12 45 of\n\n", ": holds no words"),
+    ("a.txt", "12 45 of\n\n", ": holds no words; left out 1 of 1 words: 1 of fewer than 3 letters"),
 ]
 
 
