@@ -124,7 +124,7 @@ def _identity(path: str) -> Identity | None:
     return Identity(inode, found.st_size, found.st_mtime_ns)
 
 
-RENUMBERED = "fuse", "vfat", "msdos", "exfat", "cifs", "smb3"
+RENUMBERED = "fuse", "vfat", "msdos", "exfat", "cifs", "smb3", "vboxsf"
 """Types of file systems, or their beginnings, that may number files anew while they are mounted."""
 
 

@@ -59,7 +59,9 @@ def test_a_missing_file_is_left_to_its_reader(spec: DataSpec, tmp_path: Path) ->
     assert files.check_all().tolist()[1:] == [7, -1, 7]
 
 
-@pytest.mark.parametrize(("kind", "seen"), [("fuse.sshfs", False), ("fuseblk", False), ("ext4", True)])
+@pytest.mark.parametrize(
+    ("kind", "seen"), [("fuse.sshfs", False), ("fuseblk", False), ("vboxsf", False), ("ext4", True)]
+)
 def test_the_inode_does_not_count_where_files_are_numbered_anew(
     spec: DataSpec, tmp_path: Path, kind: str, seen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,14 +191,12 @@ def figure_path(options: argparse.Namespace) -> Path | None:
     """
     if options.plot is not None:
         _runs.check_plot(options.plot)
-        return Path(options.plot)
-    path = None
-    if options.json is not None:
-        path = Path(options.json).with_suffix(".svg")
+    if options.plot is not None or options.json is not None:
+        path = Path(options.plot or Path(options.json).with_suffix(".svg"))
         output_file.check(path, own=_runs.PLOT)
-    elif options.keep is not None:
-        path = Path(options.keep) / "filters.svg"
-    return path
+        output_file.check(path.with_suffix(".txt"), own=rb"machine: ")
+        return path
+    return None if options.keep is None else Path(options.keep) / "filters.svg"
 
 
 def stop_settings(options: argparse.Namespace, target: float) -> list[str]:

@@ -147,6 +147,9 @@ def test_the_whole_benchmark(
     assert job.filters.push == ("zeros",) and job.settings.target == pytest.approx(100.1)
     assert file.with_suffix(".svg").exists()
     assert file.with_suffix(".txt").read_text() == capsys.readouterr().out
+    file.with_suffix(".txt").write_text("mine")
+    with pytest.raises(InputError, match=r"filters\.txt: exists, and is no earlier output"):
+        filters.main(switches)
     assert filters.main(["--quick", "--optimum", "90", "--target", "1.0001", "--settle"]) == 1, "missed"
     job = load(_runs.job_file(), asked[-1])
     assert job.settings.target == 0.0 and job.settings.epsilon == pytest.approx(2e-5)
