@@ -40,10 +40,13 @@ from mpips.data import (
 from mpips.jobs.sparse_lr.blocks import Blocks, joined
 from mpips.jobs.sparse_lr.evaluate import Data, check_shards
 from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
+from mpips.jobs.sparse_lr.pace import Pace
 from mpips.jobs.sparse_lr.settings import Settings
 
 FINE = 4, 16
 """Least and largest number of fine parts of a coarse one; between them, the number of other workers."""
+FINE_FOR_PACE = 8
+"""... and the least number if parts are moved by the workers' speed (`pace`)."""
 
 
 # --- The scheduler ---------------------------------------------------------------------------------------------------
@@ -72,13 +75,17 @@ class Assignment:
 
     def __init__(self, cluster: Cluster) -> None:
         workers, parts = cluster.workers.addresses, cluster.job.data.parts
-        fine = min(max(len(workers) - 1, FINE[0]), FINE[1])
+        least = FINE_FOR_PACE if cluster.job.layout.hand_over else FINE[0]
+        fine = min(max(len(workers) - 1, least), FINE[1])
         cut = Cut.for_workers(parts, len(workers), fine)
         self.cluster, self.mark = cluster, ""
         self.reads: dict[int, list[list[int]]] = {}
         kept = cluster.decide(lambda: _kept(cluster))
         self.cut = Cut(*kept["cut"]) if kept else cut
         self.table = Workload(self.cut.parts, workers)
+        self.pace = Pace()
+        # Of the last reading, by the slowest worker.
+        self._seconds = 0.0
         if kept:
             self.take(kept["reads"])
 
@@ -94,6 +101,21 @@ class Assignment:
     def state(self) -> dict[str, Any]:
         """Return the state for a checkpoint, from which the same number of workers read the same parts again."""
         return {"cut": self.cut, "reads": [self.reads[worker] for worker in self.cluster.workers.addresses]}
+
+    def slower(self) -> list[tuple[int, int]]:
+        """Return the parts of slow workers that others should have, each with its new worker, if that is asked for."""
+        if not self.cluster.job.layout.hand_over:
+            return []
+        found = self.cluster.decide(lambda: self.pace.plan(self.table, self._seconds))
+        return [(part, worker) for part, worker in found]
+
+    def move(self, parts: list[tuple[int, int]]) -> None:
+        """Assign parts to other workers, which read them by the next `load`."""
+        for part, worker in parts:
+            self.table.give(part, worker)
+        self.pace.restart()
+        shares = [len(self.table.of(worker)) for worker in self.cluster.workers.addresses]
+        self.cluster.event("moved", parts=len(parts), shares=shares)
 
     def load(self) -> Data:
         """Let every worker read its missing parts; return the totals of all data.
@@ -118,6 +140,7 @@ class Assignment:
         self.reads = {worker: self._reads(worker) for worker in workers}
         each = [{"reads": self.reads[worker]} for worker in workers]
         facts = self.cluster.workers.call("load", {"cut": self.cut}, each=each)
+        self._seconds = max(each["seconds"] for each in facts)
         check_files(self.cluster)
         return facts
 
@@ -182,13 +205,13 @@ class WorkerData:
 
     def load(self, reads: list[list[int]], cut: list[int]) -> dict[str, Any]:
         """Read those of `reads`, lists of parts, that are missing; return the totals of all parts."""
-        had = self._reads
+        had, begin = self._reads, self.context.node.van.now()
         if had is None or had != reads[: len(had)]:
             had, self._columns, self._tally, self._last = [], None, Tally(), 0
         self._reads = reads
         for parts in reads[len(had) :]:
             self._take(parts, Cut(*cut))
-        facts = asdict(self._tally)
+        facts = asdict(self._tally) | {"seconds": self.context.node.van.now() - begin}
         if self.settings.algorithm != "darlin":
             return facts | {"features": 0, "ones": False, "last": self._last}
         if self.blocks is None or had != reads:

@@ -112,6 +112,8 @@ class Darlin:
         # The passes since the last state of which F is known not to have risen.
         self.good = 1
         self.now: dict[str, Any] = {}
+        # Seconds of work of each worker so far.
+        self.worked: dict[int, float] = {}
         # Non-zeros of the active features.
         self.weight = 0
         # The first key of each block.
@@ -139,11 +141,15 @@ class Darlin:
                 self.assignment.take(later["spread"]["reads"])
             stop = self._retry(self.one_pass)
             evaluate.show_pass(self.cluster, table, self.control, self.now, self.examples)
+            self.assignment.pace.note(self.worked)
             if not stop and self.cluster.due(self.passes) and self.at_rest():
                 self._retry(lambda: self.cluster.checkpoint(self.passes, self._state()), changes=False)
                 stop = self.cluster.stopping()
             if not stop and self.cluster.renewed() and self.at_rest():
                 regroup(self.cluster)
+                self._retry(self.recover, changes=False)
+            if not stop and (parts := self.assignment.slower()) and self.at_rest():
+                self.assignment.move(parts)
                 self._retry(self.recover, changes=False)
         table.close()
         why = self.ended_by()
@@ -404,6 +410,7 @@ class Darlin:
         """Record the workers' reports: the non-zeros of their active features, and their accounts."""
         accounts = [reply.meta for reply in task.result()]
         self.weight = sum(each["weight"] for each in accounts)
+        self.worked = dict(zip(self.workers.addresses, (each["worked"] for each in accounts), strict=True))
         self.now |= self.cluster.recent_usage(accounts)
 
     def _rounds(self, count: int) -> int:

@@ -70,7 +70,8 @@ class LayoutSpec:
     """Scheduler ranks: the first leads, the others can succeed it."""
 
     hand_over: bool = False
-    """Reassign data parts that are not started, of the worker with most, to idle workers."""
+    """Reassign data parts that are not started, of the worker with most, to idle workers. sparse_lr's darlin: move
+    parts between passes from slow workers to fast ones, by their seconds of work."""
 
     exact_sums: bool = False
     """Exact summation: a sequential run gives the same bits for any number of workers too, also when some die,

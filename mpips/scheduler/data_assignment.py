@@ -197,6 +197,16 @@ class Workload:
     def _loads(self) -> Counter[int]:
         return Counter(part.worker for part in self.parts if not part.finished)
 
+    def give(self, number: int, worker: int) -> None:
+        """Assign a part to another worker, which starts it anew.
+
+        >>> load = Workload(parts=4, workers=[10, 11])
+        >>> load.give(0, worker=11)
+        >>> [part.number for part in load.of(11)]
+        [0, 1, 3]
+        """
+        self._give(self.parts[number], worker)
+
     @staticmethod
     def _give(part: Part, worker: int) -> None:
         part.worker, part.begun = worker, False
