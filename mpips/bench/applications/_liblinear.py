@@ -1,6 +1,6 @@
-"""LIBLINEAR of scikit-learn in a separate process: fits of one data set on one thread.
+"""LIBLINEAR of scikit-learn, or another solver (`_solvers`), in a separate process: fits of one data set on one thread.
 
-`python -P -m mpips.bench.applications._liblinear DATA.npz L1` answers each line of its input, a JSON object with
+`python -P -m mpips.bench.applications._liblinear DATA.npz L1 SOLVER` answers each line of its input, a JSON object with
 `tolerance` and `iterations`, by a line with `seconds` (of the fit alone), `objective` and `nonzeros`.
 """
 
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from mpips.bench._runs import RunFailed
+from mpips.bench.applications._solvers import SOLVERS
 from mpips.data import DataSpec, read, resolve
 from mpips.data.examples import concatenate
 from mpips.errors import InputError
@@ -32,6 +33,8 @@ from mpips.rundir.folder import write_json
 
 OPTIMUM_TOLERANCE, OPTIMUM_ITERATIONS = 1e-6, 1_000_000
 LOOSEST, TIGHTEST = 1.0, 1e-7
+WARM = 50
+"""Examples of each label in the fit before the first one that is measured."""
 BISECTION_STEPS = 3
 """Steps of the bisection, in the logarithm, for the loosest tolerance that reaches the target."""
 
@@ -60,10 +63,11 @@ def write_data(spec: DataSpec, base: Path, path: Path) -> dict[str, int]:
 
 
 @contextmanager
-def fits(data: Path, l1: float) -> Iterator[Fit]:
+def fits(data: Path, l1: float, solver: str = "liblinear") -> Iterator[Fit]:
     """Start the process, which loads the data and warms up; return `fit(tolerance, iterations)`."""
     environment = os.environ | dict.fromkeys(THREADS, "1")
-    command = [*interpreter.python(), "-m", "mpips.bench.applications._liblinear", str(data), repr(l1)]
+    module = "mpips.bench.applications._liblinear"
+    command = [*interpreter.python(), "-m", module, str(data), repr(l1), solver]
     process = subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -78,7 +82,7 @@ def fits(data: Path, l1: float) -> Iterator[Fit]:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise RunFailed(f"liblinear's process ended with exit code {process.wait()}")
+            raise RunFailed(f"{solver}'s process ended with exit code {process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -91,7 +95,7 @@ def fits(data: Path, l1: float) -> Iterator[Fit]:
         process.stdout.close()
 
 
-def loosest_tolerance(fit: Fit, objective: float) -> float:
+def loosest_tolerance(fit: Fit, objective: float, solver: str = "liblinear") -> float:
     """Find approximately the loosest tolerance whose fit reaches `objective`, the fastest such fit.
 
     Raises:
@@ -102,7 +106,7 @@ def loosest_tolerance(fit: Fit, objective: float) -> float:
         missed, tolerance = tolerance, tolerance / 10.0
         if tolerance < TIGHTEST:
             raise InputError(
-                f"liblinear reached {found:.7g} at best, not {objective:.7g}: is --optimum too low?"
+                f"{solver} reached {found:.7g} at best, not {objective:.7g}: is --optimum too low?"
             )
     if missed < math.inf:
         for _ in range(BISECTION_STEPS):
@@ -152,43 +156,33 @@ def objective(x: Any, y: Any, w: Any, l1: float) -> float:
     return float(np.logaddexp(0.0, -y * (x @ w)).sum() + l1 * np.abs(w).sum())
 
 
-def model(l1: float, tolerance: float, iterations: int) -> Any:
-    """Make scikit-learn's model: L1 logistic regression by liblinear, without an intercept."""
-    import sklearn
-    from sklearn.linear_model import LogisticRegression
-
-    version = tuple(int(part) for part in sklearn.__version__.split(".")[:2])
-    penalty = {"l1_ratio": 1.0} if version >= (1, 8) else {"penalty": "l1"}
-    return LogisticRegression(
-        solver="liblinear", C=1.0 / l1, fit_intercept=False, tol=tolerance, max_iter=iterations,
-        random_state=0, **penalty,
-    )  # fmt: skip
-
-
 def main() -> None:
     """Compute the fits that the input requests."""
     from scipy.sparse import csr_matrix
 
-    l1 = float(sys.argv[2])
+    l1, make = float(sys.argv[2]), SOLVERS[sys.argv[3]].make
     with np.load(sys.argv[1]) as arrays:
         y = arrays["labels"]
         shape = (len(y), int(arrays["indices"].max(initial=0)) + 1)
         x = csr_matrix((arrays["values"], arrays["indices"], arrays["indptr"]), shape=shape)
     # A loose fit need not converge.
     warnings.simplefilter("ignore")
-    model(1.0, 0.1, 10).fit(csr_matrix(np.eye(2)), [-1.0, 1.0])
+    # Some are compiled at their first fit.
+    some = np.sort(np.concatenate([np.flatnonzero(y == label)[:WARM] for label in (-1.0, 1.0)]))
+    make(l1, len(y), 0.1, 10).fit(x[some], y[some])
     for line in sys.stdin:
         request = json.loads(line)
-        fitted = model(l1, request["tolerance"], request["iterations"])
+        fitted = make(l1, len(y), request["tolerance"], request["iterations"])
         start = time.perf_counter()
         fitted.fit(x, y)
         elapsed = time.perf_counter() - start
-        w = fitted.coef_[0] * (1.0 if fitted.classes_[1] > 0 else -1.0)
+        w = np.ravel(fitted.coef_) * (1.0 if fitted.classes_[1] > 0 else -1.0)
         answer = {
             "seconds": elapsed,
             "objective": objective(x, y, w, l1),
             "nonzeros": int(np.count_nonzero(w)),
-            "iterations": int(np.max(fitted.n_iter_)),
+            # Not of each solver.
+            "iterations": int(np.max(getattr(fitted, "n_iter_", 0))),
         }
         print(json.dumps(answer), flush=True)
 

@@ -1,24 +1,27 @@
-"""`mpips bench sparse_lr`: time to the optimum compared with LIBLINEAR, on the same data."""
+"""`mpips bench sparse_lr`: time to the optimum compared with single-process solvers, on the same data."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from mpips.bench import _runs
 from mpips.bench._runs import FinishedRun, at_least, note, summarize
-from mpips.bench.applications import _liblinear
+from mpips.bench.applications import _liblinear, _solvers
 from mpips.config.job_file import Job, load
+from mpips.errors import InputError
 from mpips.rundir.progress import Column, bytes_si, seconds, share, significant
 
 DESCRIPTION = """\
 Training time of the block proximal method to 0.1 % above the optimum, compared with scikit-learn's liblinear L1 solver,
-alternating on the same data. mpips: seconds of training at the first pass whose objective is not above the target.
-liblinear: seconds of the fit alone, on one thread, in a new process, at the loosest tolerance that reaches the target
-(determined before). Times do not include reading the data; liblinear orders the data by columns within its fit, mpips
-does so while reading, so the time of reading is shown too.
+and with skglm, celer and snapml as far as they are installed, alternating on the same data. mpips: seconds of training
+at the first pass whose objective is not above the target. The others: seconds of the fit alone, on one thread, at the
+loosest tolerance that reaches the target (determined before), in a process that has compiled what it needs. Times do
+not include reading the data; they order the data by columns within the fit, mpips does so while reading, so the time of
+reading is shown too.
 
   mpips bench sparse_lr                                  the project's own data: flights, 205,119 features
   mpips bench sparse_lr --repeat 5 --json speed.json
@@ -60,19 +63,17 @@ def main(arguments: Sequence[str]) -> int:
         size = _liblinear.write_data(job.data, job.base, data)
         best, source = known_optimum(options.optimum, job, bool(options.train or options.set), data)
         target = options.target * best
-        note("searching the loosest tolerance of liblinear that reaches the target")
-        with _liblinear.fits(data, job.settings.l1) as fit:
-            tolerance = _liblinear.loosest_tolerance(fit, target)
         runs: list[FinishedRun] = []
-        fitted: list[dict[str, Any]] = []
-        for number in range(options.repeat):
-            note(f"round {number + 1} of {options.repeat}")
-            for turn in range(2):
-                if (turn + number) % 2 == 0:
-                    runs.append(_runs.run(job_file, folder / f"run-{number}", settings, options.launcher))
-                else:
-                    with _liblinear.fits(data, job.settings.l1) as fit:
-                        fitted.append(fit(tolerance))
+        with ExitStack() as processes:
+            fits, solvers = start_solvers(processes, data, job.settings.l1, target)
+            for number in range(options.repeat):
+                note(f"round {number + 1} of {options.repeat}")
+                turns = ["mpips", *solvers]
+                for turn in turns[:: 1 if number % 2 == 0 else -1]:
+                    if turn == "mpips":
+                        runs.append(_runs.run(job_file, folder / f"run-{number}", settings, options.launcher))
+                    else:
+                        solvers[turn]["fits"].append(fits[turn](solvers[turn]["tolerance"]))
         data.unlink()
     report = {
         "benchmark": "sparse_lr",
@@ -83,12 +84,32 @@ def main(arguments: Sequence[str]) -> int:
         "optimum_from": source,
         "target": target,
         "layout": runs[0].result["layout"],
-        "liblinear": {"tolerance": tolerance, "fits": fitted},
+        "solvers": solvers,
         "mpips": [measured(run, target) for run in runs],
     }
     print(text(report))
     _runs.write_report(options.json, report)
     return 0 if all(each["seconds"] is not None for each in report["mpips"]) else 1
+
+
+def start_solvers(
+    processes: ExitStack, data: Path, l1: float, target: float
+) -> tuple[dict[str, _liblinear.Fit], dict[str, dict[str, Any]]]:
+    """Start the installed solvers that reach the target; return their fits, and for each its tolerance, and no fits."""
+    fits: dict[str, _liblinear.Fit] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for name in _solvers.installed():
+        note(f"searching the loosest tolerance of {name} that reaches the target")
+        fits[name] = processes.enter_context(_liblinear.fits(data, l1, name))
+        try:
+            tolerance = _liblinear.loosest_tolerance(fits[name], target, name)
+        except InputError as error:
+            if name == "liblinear":
+                raise
+            note(f"{name} is left out: {error}")
+            continue
+        found[name] = {"tolerance": tolerance, "fits": []}
+    return fits, found
 
 
 def known_optimum(given: float | None, job: Job, own_data: bool, data: Path) -> tuple[float, str]:
@@ -132,7 +153,7 @@ def measured(run: FinishedRun, target: float) -> dict[str, Any]:
 
 def text(report: dict[str, Any]) -> str:
     """Format the report as text."""
-    size, runs, fits = report["data"], report["mpips"], report["liblinear"]["fits"]
+    size, runs, solvers = report["data"], report["mpips"], report["solvers"]
     layout, best, target = report["layout"], report["optimum"], report["target"]
     rows: list[dict[str, Any]] = []
 
@@ -144,7 +165,8 @@ def text(report: dict[str, Any]) -> str:
         return [each[key] for each in runs]
 
     add("mpips, to the target", of("seconds"), seconds)
-    add("liblinear, to the target", [fit["seconds"] for fit in fits], seconds)
+    for name, each in solvers.items():
+        add(f"{name}, to the target", [fit["seconds"] for fit in each["fits"]], seconds)
     add("mpips, to convergence", of("seconds_train"), seconds)
     add("mpips, reading the data", of("seconds_load"), seconds)
     add("mpips, passes to the target", of("passes"), "{:g}".format)
@@ -152,14 +174,16 @@ def text(report: dict[str, Any]) -> str:
     add("mpips, bytes sent", of("sent"), bytes_si)
     add("mpips, workers' waiting", of("waiting"), share)
     add("mpips, final objective/optimum", [each / best for each in of("objective")], significant(7))
-    add("liblinear, objective/optimum", [fit["objective"] / best for fit in fits], significant(7))
+    for name, each in solvers.items():
+        add(f"{name}, objective/optimum", [fit["objective"] / best for fit in each["fits"]], significant(7))
+    tolerances = ", ".join(f"{name} {each['tolerance']:.2g}" for name, each in solvers.items())
     lines = [
         _runs.described(report["conditions"]),
         f"data: {size['examples']:,} examples, {size['features']:,} features, {size['nonzeros']:,} non-zeros; "
         f"l1 = {report['l1']:g}",
         f"optimum {best:.8g} ({report['optimum_from']}); target {target:.8g} = {target / best:.6g} times it",
-        f"mpips: servers {layout['servers']}, workers {layout['workers']}; liblinear: one thread, "
-        f"tolerance {report['liblinear']['tolerance']:.2g}; {len(runs)} alternating rounds",
+        f"mpips: servers {layout['servers']}, workers {layout['workers']}; the others: one thread, tolerance "
+        f"{tolerances}; {len(runs)} alternating rounds",
         "",
         _runs.table(COLUMNS, rows),
         "",
@@ -168,6 +192,8 @@ def text(report: dict[str, Any]) -> str:
     if len(times) < len(runs):
         lines.append(f"mpips did not reach the target in {len(runs) - len(times)} of {len(runs)} runs")
     else:
-        ratio = summarize(times)["median"] / summarize(fit["seconds"] for fit in fits)["median"]
-        lines.append(f"mpips takes {ratio:.2f} times liblinear's time to the target (medians)")
+        own = summarize(times)["median"]
+        for name, each in solvers.items():
+            ratio = own / summarize(fit["seconds"] for fit in each["fits"])["median"]
+            lines.append(f"mpips takes {ratio:.2f} times {name}'s time to the target (medians)")
     return "\n".join(lines)
