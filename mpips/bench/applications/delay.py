@@ -26,11 +26,11 @@ of the machine's speed affects them equally.
   mpips bench delay --slow 4 --chance 0.2             each worker is slow for a fifth of its work
   mpips bench delay --slow 4 --chance 0.2 --workers 4 --slower 8     like four small machines
   mpips bench delay --train news20.train.svm.xz --optimum 1056.5146 --workers 3 --plot delay.svg
-  mpips bench delay --blocks 0                        blocks by the job's rule: some more for a greater tau
+  mpips bench delay --blocks 128                      the same number of blocks for all tau, as in the paper
 
 A delay hides the round trip of each block to the servers behind the next blocks, so it saves more with smaller blocks.
-Here all tau have the same number of blocks (as in the paper). The job's rule takes the fewest blocks that keep the
-steps long, and with a delay 1 + tau / 4, at most 3, times as many: features in flight cost passes, blocks messages.
+By default the job's rule determines the blocks, as in every run: it takes the fewest that keep the steps long, and with
+a delay 1 + tau / 4, at most 3, times as many: features in flight cost passes, blocks messages.
 A slow worker sleeps for the additional time, so its core is free meanwhile: some times its time on a processor, however
 long its pieces of work have waited for a core.
 """
@@ -91,9 +91,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--blocks",
         type=at_least(0),
-        default=128,
+        default=0,
         metavar="B",
-        help="blocks per pass; default 128; 0: by the job's rule",
+        help="blocks per pass; default: by the job's rule",
     )
     parser.add_argument("--l1", type=at_least(1e-12, float), default=1.0, help="default 1")
     parser.add_argument(
