@@ -18,6 +18,7 @@ The module is long because it is one class, all that a program's scheduler sees.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -569,7 +570,9 @@ class Cluster:
         if not isinstance(expect, int) or not 0 <= expect < 2**64:
             raise UsageError(f"vector {spec.name!r}: expect {expect!r} is no number of keys")
         vector = self.vectors[spec.name] = Vector(self.node, spec, len(self.vectors) + 1)
-        making = self._making(vector) | {"expect": expect // len(self.servers)}
+        # Where keys are random, some servers get more than their share.
+        share = expect // len(self.servers)
+        making = self._making(vector) | {"expect": min(share + 4 * math.isqrt(share), expect)}
         tasks = [group.start(BuiltInCall.CREATE_VECTOR, making) for group in (self.servers, self.workers)]
         self.node.wait_all(tasks)
         return vector

@@ -59,7 +59,9 @@ class KeyIndex:
         # If all leaves become explicit, they are two thirds full.
         pages = capacity_hint and capacity_hint * 3 // (2 * index_layout.LEAF) + index_insert.SPARE_PAGES + 2
         self._arena = GrowableArray(np.uint64, (index_layout.PAGE,), rows=pages, touch=True)
-        self._top = np.empty(2 * (pages // index_layout.FAN + index_insert.SPARE_TOPS), np.uint64)
+        # Nodes that split are half full, and each step of an insertion needs spare ones.
+        tops = pages // (index_layout.FAN // 2) + 2 * index_insert.SPARE_TOPS
+        self._top = np.empty(2 * tops, np.uint64)
         self._publish()
 
     def _publish(self) -> None:

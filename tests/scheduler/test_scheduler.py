@@ -216,6 +216,26 @@ def test_misuse_is_one_line(misuse: Any, text: str) -> None:
     simulate(schedule, Worker)
 
 
+@call("moves", reads=True)
+def moves(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
+    return {"keys": len(segment), "moves": segment.moves}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_expected_keys_fit_also_on_the_server_that_gets_more_than_its_share(seed: int) -> None:
+    keys = np.random.default_rng(seed).integers(0, 2**64, 2001, np.uint64)
+
+    def schedule(cluster: Cluster) -> list[Any]:
+        w = cluster.create_vector(VectorSpec("w"), expect=len(keys))
+        listed = np.unique(keys)
+        w.push(listed, np.ones(len(listed))).result()
+        return list(cluster.servers.call("moves", vector=w))
+
+    found = simulate(schedule, Keyed, servers=2)
+    assert sum(each["keys"] for each in found) == len(keys)
+    assert [each["moves"] for each in found] == [1, 1]
+
+
 KEYED = {"a": [{"b": {2: 1, "2": 3}}]}
 
 

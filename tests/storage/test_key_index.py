@@ -129,6 +129,17 @@ def test_hint_does_not_change_slots_and_large_index_stays_small(hint: int) -> No
         assert index.nbytes < 80 * len(index)
 
 
+@pytest.mark.parametrize("keys", [600, 20_000, 300_000])
+@pytest.mark.parametrize("lists", [1, 2, 3, 20])
+def test_an_index_with_room_for_its_keys_never_grows(keys: int, lists: int) -> None:
+    index = KeyIndex(keys)
+    places = index.addresses
+    order = np.random.default_rng(lists).permutation(drawn(keys, keys))
+    for each in np.array_split(order, lists):
+        index.insert(np.sort(each))
+    assert len(index) == len(order) and index.addresses == places
+
+
 def test_a_large_index_takes_less_than_32_bytes_a_key_with_its_value() -> None:
     rng = np.random.default_rng(5)
     index = KeyIndex()
