@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from mpips.files.safe_open import open_regular, replacing
-from mpips.jit import kernel_cache
+from mpips.jit import kernel_cache, kernel_values
 from mpips.jit.code_image import Image
 
 DIGEST = 16
@@ -43,7 +43,7 @@ Stamps = tuple[tuple[str, int, int], ...]
 So they name the copies if a folder is copied with its cache.
 """
 Name = tuple[str, int]
-"""A kernel: its qualified name and its first line."""
+"""A kernel: its qualified name, with a digest of its values for one of a program, and its first line."""
 Parameter = str | tuple[str, int, str, bool]
 """The type of a parameter: the name of a dtype, or an array's (dtype, ndim, layout, read-only)."""
 Parameters = tuple[Parameter, ...]
@@ -133,8 +133,9 @@ def current(path: Path, folder: str) -> Index | None:
 
 
 def name_of(function: Callable[..., Any]) -> Name:
-    """Return the name of a kernel among those of its file."""
-    return function.__qualname__, function.__code__.co_firstlineno
+    """Return the name of a kernel among those of its file: it has other names with other values."""
+    digest = kernel_values.digest_of(function)
+    return function.__qualname__ + (digest and f" {digest}"), function.__code__.co_firstlineno
 
 
 def folder_of(function: Callable[..., Any]) -> str:
@@ -217,7 +218,11 @@ def add(
     files = {file: stamp for file, *stamp in known}
     if before is not None and all(files.get(file, stamp) == stamp for file, *stamp in before.stamps):
         known = tuple(sorted({*known, *before.stamps}))
+        own, line = name_of(function)
         for other, entries in before.kernels.items():
+            if other[1] == line and other[0].partition(" ")[0] == own.partition(" ")[0]:
+                # It had other values.
+                continue
             with suppress(OSError):
                 kernels[other] = {
                     each: _append(parts, entry.parameters, code(path, entry))

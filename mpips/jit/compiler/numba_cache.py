@@ -20,7 +20,7 @@ from numba.core.environment import Environment
 from numba.core.funcdesc import FunctionDescriptor
 from numba.core.runtime.nrt import rtsys
 
-from mpips.jit import kernel_cache
+from mpips.jit import kernel_cache, kernel_values
 from mpips.jit.compiler import included
 from mpips.jit.kernel_index import DIGEST, Stamps, digest
 
@@ -60,7 +60,7 @@ class Locator:
     def __init__(self, function: Callable[..., Any], folder: Path, known: Stamps, kind: str = "") -> None:
         self._given, self._folder = (function, folder, known), str(folder)
         self._name = f"{function.__code__.co_firstlineno}{kind}"
-        self._stamp = tuple(stamp for _, *stamp in known)
+        self._stamp = (*(stamp for _, *stamp in known), *filter(None, [kernel_values.digest_of(function)]))
 
     def other(self, kind: str) -> Locator:
         """Return the place of another kind of code of the same function."""

@@ -1,0 +1,126 @@
+"""What a kernel of a program is compiled from, beside the files of its source: its code, and the values that it uses.
+
+Compiled code contains the values of global names as they were when it was compiled. They may come from anywhere: a
+module of constants, a computation at import, the environment, a file. So compiled code is found again by a digest of
+the values themselves, those of the functions that the kernel calls included. For the kernels of mpips the files are
+enough (`mpips.jit.compiler.kernel_sources`).
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+Seen = set[tuple[int, frozenset[str] | None]]
+_STABLE = ("numpy", "math", "cmath", "operator", "numba", "mpips")
+"""Packages whose modules are not looked into: they change with their versions, or by their files."""
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_digests: WeakKeyDictionary[Callable[..., Any], str] = WeakKeyDictionary()
+
+
+def digest_of(function: Callable[..., Any]) -> str:
+    """Return the digest of a kernel's code and values, 16 hexadecimal digits; "" for a kernel of mpips.
+
+    The values are those at the first call, which is when the kernel is compiled, or found in the cache.
+
+    Args:
+        function: what a kernel is compiled from.
+
+    >>> def scaled(rate):
+    ...     space = {"rate": rate, "__name__": "mine"}
+    ...     exec("def scaled(x): return rate * x", space)
+    ...     return space["scaled"]
+    >>> len(digest_of(scaled(2.0))), digest_of(scaled(2.0)) == digest_of(scaled(3.0))
+    (16, False)
+    """
+    if function.__module__.partition(".")[0] == "mpips":
+        return ""
+    if function not in _digests:
+        sha = hashlib.blake2b(digest_size=8)
+        for part in _of_function(function, set()):
+            sha.update(part.encode(errors="surrogatepass") + b"\0")
+        _digests[function] = sha.hexdigest()
+    return _digests[function]
+
+
+def _of_function(function: Callable[..., Any], seen: Seen) -> Iterator[str]:
+    """Describe a function's code, and the global names that it uses."""
+    code = function.__code__
+    yield from _of_code(code)
+    names = frozenset(_names(code))
+    for name in sorted(names & function.__globals__.keys()):
+        yield name
+        yield from _of_value(function.__globals__[name], names, seen)
+
+
+def _of_code(code: CodeType) -> Iterator[str]:
+    yield code.co_code.hex()
+    yield repr((code.co_names, code.co_varnames, code.co_freevars))
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _of_code(each)
+        else:
+            yield repr(each)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """List the names of globals and attributes that a function and those within it use."""
+    yield from code.co_names
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _names(each)
+
+
+def _of_value(value: Any, names: frozenset[str], seen: Seen) -> Iterator[str]:
+    """Describe a value; of a module, what has one of the `names`."""
+    inner = _wrapped(value)
+    # A kernel is of one type when it is compiled, and of another when it was in the cache.
+    yield type(value if inner is None else inner).__qualname__
+    if isinstance(value, _PLAIN):
+        yield repr(value)
+        return
+    # What contains itself, directly or not, is described once; other functions use other parts of a module.
+    key = id(value), names if isinstance(value, ModuleType) else None
+    if key in seen:
+        return
+    seen.add(key)
+    if isinstance(value, np.ndarray | np.generic):
+        whole = np.asarray(value)
+        if not whole.dtype.hasobject:
+            yield f"{whole.dtype.descr} {whole.shape} {hashlib.blake2b(whole.tobytes()).hexdigest()}"
+    elif isinstance(value, np.dtype):
+        yield repr(value)
+    elif isinstance(value, enum.EnumMeta):
+        members: dict[str, Any] = dict(value.__members__)
+        yield repr([(name, members[name].value) for name in members])
+    elif isinstance(value, ModuleType):
+        yield value.__name__
+        used = set() if value.__name__.partition(".")[0] in _STABLE else names & vars(value).keys()
+        for name in sorted(used):
+            yield name
+            yield from _of_value(vars(value)[name], names, seen)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _of_value(item, names, seen)
+    elif isinstance(value, type):
+        yield f"{value.__module__}.{value.__qualname__}"
+    elif inner is not None:
+        yield from _of_function(inner, seen)
+
+
+def _wrapped(value: Any) -> FunctionType | None:
+    """Return the function that a kernel is made of, or a function itself; None for any other value."""
+    if isinstance(value, FunctionType):
+        return value
+    # Any object may be among a module's names.
+    with suppress(Exception):
+        found = getattr(value, "__wrapped__", None)
+        return found if isinstance(found, FunctionType) else None
+    return None

@@ -1,0 +1,125 @@
+"""The values that a program's kernel is compiled from: with other ones, its cached code is not used."""
+
+from __future__ import annotations
+
+import enum
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpips.jit.kernel_values import digest_of
+
+PROGRAM = """
+import os
+from mpips import kernel
+import constants, helpers
+from constants import BASE
+TWICE, TABLE = BASE * 2, (BASE, 1.0)
+GIVEN = float(os.environ["GIVEN"])
+
+@kernel("f8(f8)")
+def of_a_module(x): return x + constants.BASE
+@kernel("f8(f8)")
+def of_a_helper(x): return helpers.shifted(x)
+@kernel("f8(f8)")
+def computed(x): return x + TWICE
+@kernel("f8(f8)")
+def in_a_tuple(x): return x + TABLE[0]
+@kernel("f8(f8)")
+def of_the_environment(x): return x + GIVEN
+@kernel()
+def without_signature(x): return x + constants.BASE + TWICE + GIVEN
+
+all_kernels = of_a_module, of_a_helper, computed, in_a_tuple, of_the_environment, without_signature
+print(*(each(0.5) for each in all_kernels))
+"""
+HELPERS = (
+    "from mpips import kernel\nimport constants\n@kernel()\ndef shifted(x): return x - constants.SHIFT\n"
+)
+
+
+def said(folder: Path, base: float, shift: float, given: float) -> list[float]:
+    (folder / "constants.py").write_text(f"BASE = {base}\nSHIFT = {shift}\n")
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=folder, capture_output=True, text=True, timeout=300, check=True,
+        env={"PATH": "", "HOME": str(folder), "GIVEN": str(given), "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    return [float(each) for each in done.stdout.split()]
+
+
+def test_compiled_code_has_the_present_values(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    (tmp_path / "helpers.py").write_text(HELPERS)
+    for base, shift, given in (
+        (10.0, 1.0, 7.0),
+        (10.0, 1.0, 7.0),
+        (20.0, 2.0, 8.0),
+        (20.0, 2.0, 9.0),
+        (10.0, 1.0, 7.0),
+    ):
+        right = [base + 0.5, 0.5 - shift, 2 * base + 0.5, base + 0.5, given + 0.5, 3 * base + given + 0.5]
+        assert said(tmp_path, base, shift, given) == right
+
+
+def function(text: str, **names: Any) -> Callable[..., Any]:
+    space = {"__name__": "mine", **names}
+    exec(text, space)
+    return next(each for name, each in space.items() if name == "used")  # type: ignore[no-any-return]
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+def module(**values: Any) -> ModuleType:
+    made = ModuleType("made")
+    vars(made).update(values)
+    return made
+
+
+class Odd:
+    """Whose attributes cannot be read."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+VALUES: list[tuple[Any, Any]] = [
+    (1, 2), (1, 1.0), (1, True), ("a", "b"), (b"a", b"b"), ((1, 2), (1, 3)), ((1, (2,)), (1, (3,))), (0.0, -0.0),
+    (np.arange(3), np.arange(3.0)), (np.zeros(3), np.ones(3)), (np.zeros((1, 2)), np.zeros((2, 1))),
+    (np.float32(1), np.float32(2)), (np.dtype("f4"), np.dtype("f8")), (np.float32, np.float64),
+    (Colour, enum.IntEnum("Colour", {"RED": 2})), (module(C=1), module(C=2)), (module(C=1, D=2), module(C=2, D=2)),
+    (function("def used(x): return x"), function("def used(x): return -x")),
+    (function("def used(x): return K", K=1), function("def used(x): return K", K=2)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "other"), VALUES)
+def test_every_value_that_compiled_code_may_contain_makes_a_difference(value: Any, other: Any) -> None:
+    text = "def used(x): return V.C + V"
+    assert digest_of(function(text, V=value)) == digest_of(function(text, V=value))
+    assert digest_of(function(text, V=value)) != digest_of(function(text, V=other))
+
+
+def test_functions_that_use_other_parts_of_one_module_are_told_apart() -> None:
+    def of(d: int) -> str:
+        both = module(C=1, D=d)
+        inner = function("def used(x): return M.D", M=both)
+        return digest_of(function("def used(x): return M.C + inner(x)", M=both, inner=inner))
+
+    assert of(1) == of(1) and of(1) != of(2)
+
+
+def test_what_compiled_code_cannot_contain_makes_none() -> None:
+    same = [function("def used(x): return V", V=each, UNUSED=n) for n, each in enumerate((Odd(), Odd()))]
+    assert len({digest_of(each) for each in same}) == 1
+    recursive = function("def used(x): return used(x) + L[0]", L=[])
+    recursive.__globals__["L"].append(recursive.__globals__["L"])
+    assert len(digest_of(recursive)) == 16
+    assert digest_of(function("def used(x): return V", __name__="mpips.filters.zeros", V=1)) == ""
