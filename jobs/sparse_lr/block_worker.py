@@ -25,6 +25,8 @@ Columns = slice | NDArray[np.int64]
 """A selection of a worker's columns."""
 KEY_BYTES, REPLY_BYTES = 8, 2 * 4
 """Bytes of a key, and of its row in a reply: (w, radius)."""
+LONGEST_WORK = 1 << 17
+"""Non-zeros of one piece of a reset's work, unless a feature has more: less than a millisecond."""
 NONE = np.empty(0, np.int64)
 # The round of a rebuild of the margins: no pass reaches it.
 REBUILD = 2**62
@@ -77,12 +79,19 @@ class BlockWorker:
         cuts = [*np.searchsorted(key_arrays.upper(blocks.keys)[asked], keys).tolist(), len(asked)]
         for number, within in enumerate(ranges(keys, self.w.spec.extent)):
             cols = asked[cuts[number] : cuts[number + 1]]
-            with self.context.working():
-                gradient = blocks.full_gradient(cols)
-            self._ask(in_flight, blocks.keys[cols], gradient, within, round + number, cols)
+            self._ask(in_flight, blocks.keys[cols], self._full_gradient(cols), within, round + number, cols)
         self.context.wait_all(in_flight)
         blocks.renew_margins()
         return self.report()
+
+    def _full_gradient(self, cols: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the exact gradient of some columns; handle what has arrived after each part of the work."""
+        gradients = []
+        for part in self.blocks.parts(cols, LONGEST_WORK):
+            with self.context.working():
+                gradients.append(self.blocks.full_gradient(part))
+            self.context.take_arrived()
+        return np.concatenate(gradients)
 
     # --- the restricted gap
 

@@ -257,6 +257,11 @@ class Blocks:
         """Recompute the values that are derived from the margins, after a mixture."""
         kernels.refresh_odds(self.state)
 
+    def parts(self, cols: NDArray[np.int64], most: int) -> list[NDArray[np.int64]]:
+        """Cut columns i8[k] into one or more parts of at most `most` non-zeros besides those of the first column."""
+        ends = np.cumsum(self.colptr[cols + 1] - self.colptr[cols])
+        return np.split(cols, np.flatnonzero(np.diff(ends // most)) + 1)
+
     def full_gradient(self, cols: NDArray[np.int64]) -> F4 | F8:
         """Return the exact gradient of some columns, at the margins of the last `refresh`."""
         out = np.empty(len(cols), self.dtype)

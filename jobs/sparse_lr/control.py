@@ -39,6 +39,8 @@ FEATURES_OF_A_BLOCK = 2.0
 """Mean number of active features of a block in an example without delay, for `block_count`."""
 DELAY_PER_BLOCK, MOST_DELAYS = 4.0, 2.0
 """The delay that doubles the number of blocks, and how many times that delay at most makes more of them."""
+LEAST_NONZEROS = 1 << 14
+"""Non-zeros of a block on each worker for which the block's messages cost half as much as its computations, about."""
 
 MOST_NOISE = 1e7
 """Largest amplification of rounding errors by mixtures: with tiny steps, a mixture would consist of errors only."""
@@ -371,18 +373,20 @@ def _next_exact(control: Control, report: PassReport) -> tuple[int, int]:
 # --- Blocks ----------------------------------------------------------------------------------------------
 
 
-def block_count(weight: float, examples: int, tau: int) -> int:
+def block_count(weight: float, examples: int, tau: int, workers: int = 1) -> int:
     """Return the number of blocks for `weight` active non-zeros.
 
     More features in flight need more passes, and more blocks more messages: with a delay, blocks become smaller by a
-    factor of 1 + tau / `DELAY_PER_BLOCK`, at most 3, and no more than half of them are in flight at once.
+    factor of 1 + tau / `DELAY_PER_BLOCK`, at most 3, and no more than half of them are in flight at once. As long as
+    they keep `LEAST_NONZEROS` on each worker, it is 1 + tau: no more features are in flight than without a delay.
     """
     if weight <= 0.0:
         return 1
     blocks = math.ceil(weight / (FEATURES_OF_A_BLOCK * max(examples, 1)))
     if tau > 0:
         smaller = 1.0 + min(tau / DELAY_PER_BLOCK, MOST_DELAYS)
-        blocks = max(math.ceil(blocks * smaller), 2 * (tau + 1))
+        cheap = min(blocks * (1 + tau), int(weight / (LEAST_NONZEROS * max(workers, 1))))
+        blocks = max(math.ceil(blocks * smaller), cheap, 2 * (tau + 1))
     return min(blocks, MOST_BLOCKS)
 
 

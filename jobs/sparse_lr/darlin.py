@@ -313,7 +313,9 @@ class Darlin:
         """Cut the active features into blocks anew."""
         sketches = self._sketches()
         self.cut_at = sum(int(weights.sum()) for _, weights in sketches)
-        count = self.settings.blocks or control.block_count(self.cut_at, self.examples, self.tau)
+        count = self.settings.blocks or control.block_count(
+            self.cut_at, self.examples, self.tau, len(self.workers)
+        )
         self.begins = control.cut_blocks(sketches, count)
 
     def _sketches(self) -> list[tuple[NDArray[np.uint64], NDArray[np.int64]]]:

@@ -16,6 +16,8 @@ from scipy.sparse import csc_matrix
 from sklearn.linear_model import LogisticRegression
 
 from jobs.sparse_lr import control, kernels, kkt_filter
+from jobs.sparse_lr.blocks import Blocks
+from mpips.data import Columns
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
@@ -172,6 +174,25 @@ def test_prox_step_by_hand() -> None:
     assert active.tolist() == [True, False, True, True, True]
     np.testing.assert_allclose(reply[:, 1], [1.0, 0.0, 1.0, 0.5, 0.5])
     assert worst == pytest.approx(2.0)
+
+
+@given(st.lists(st.integers(0, 20), max_size=30), st.integers(1, 50), st.data())
+def test_the_parts_of_a_reset_are_of_about_equal_work(
+    sizes: list[int], most: int, draw: st.DataObject
+) -> None:
+    colptr = np.cumsum([0, *sizes])
+    keys, examples = np.arange(len(sizes), dtype=np.uint64), np.ones(20, np.float32)
+    rows = np.concatenate([np.empty(0, np.int32), *(np.arange(size, dtype=np.int32) for size in sizes)])
+    held = Blocks(Columns(keys, colptr, rows, None, examples))
+    chosen = draw.draw(st.sets(st.sampled_from(range(len(sizes))))) if sizes else set()
+    cols = np.array(sorted(chosen), np.int64)
+    parts = held.parts(cols, most)
+    np.testing.assert_array_equal(np.concatenate(parts), cols)
+    work = [sum(sizes[col] for col in part) for part in parts]
+    assert all(sum(sizes[col] for col in part[1:]) <= most for part in parts)
+    assert len(parts) <= 1 + sum(work) // most
+    whole = held.full_gradient(cols)
+    np.testing.assert_array_equal(np.concatenate([held.full_gradient(part) for part in parts]), whole)
 
 
 def test_a_dropped_feature_is_reactivated_at_the_reset() -> None:
@@ -519,6 +540,16 @@ def test_block_count_follows_weight_and_delay() -> None:
     assert control.block_count(2000.0, 100, 0) == 10
     assert [control.block_count(2e4, 100, tau) for tau in (1, 4, 8, 16)] == [125, 200, 300, 300]
     assert control.block_count(1e12, 100, 4) == control.MOST_BLOCKS
+
+
+def test_with_a_delay_large_blocks_become_so_small_that_no_more_features_are_in_flight() -> None:
+    def blocks(tau: int, workers: int = 4) -> int:
+        return control.block_count(4e6, 250_000, tau, workers)
+
+    assert blocks(0) == 8
+    assert [blocks(tau) for tau in (1, 4)] == [2 * 8, 5 * 8]
+    # 16,384 non-zeros on each worker, unless more blocks than that are needed in any case.
+    assert [blocks(8, workers) for workers in (1, 4, 100)] == [9 * 8, 61, 3 * 8]
 
 
 @pytest.mark.parametrize("tau", [1, 4, 16])
