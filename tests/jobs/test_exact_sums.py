@@ -355,14 +355,14 @@ def test_sums_of_features_are_exact_in_any_parts_and_near_the_truth(seed: int, o
             out = np.empty((len(blocks.keys), 2))
             cols = np.arange(len(blocks.keys))
             exact_kernels.block_gradient(
-                *blocks._matrix, cols, blocks.radius, 0.3, blocks.state, blocks.bounds, out
+                *blocks.matrix, cols, blocks.radius, 0.3, blocks.state, blocks.bounds, out
             )
             return out
 
         def plain(blocks: ExactBlocks) -> Any:
             out = np.empty((len(blocks.keys), 2), np.float32)
             kernels.block_gradient(
-                *blocks._matrix, np.arange(len(blocks.keys)), blocks.radius, 0.3, blocks.state, out
+                *blocks.matrix, np.arange(len(blocks.keys)), blocks.radius, 0.3, blocks.state, out
             )
             return out
 
