@@ -17,7 +17,7 @@ class Settings:
     epsilon: float = field(default=2e-4, metadata={"above": 0.0, "at_most": 1.0})
     """darlin: the run has settled, and stops, when the objective decreases by no more than this fraction of itself."""
     gap: float = field(default=0.0, metadata={"at_least": 0.0, "at_most": 1.0})
-    """darlin: stop as soon as the objective can fall by no more than this fraction of itself, by its second-order model
+    """darlin: stop as soon as the objective can fall by no more than this fraction of itself, by its quadratic model
     over the active features (the restricted gap); 0: do not."""
     kkt: bool = True
     """darlin: leave out features whose weight is 0 and, by their gradient, will stay 0 (the KKT filter)."""
