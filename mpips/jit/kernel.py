@@ -36,7 +36,12 @@ def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
     ...     return a * b
     >>> product(2.0, 1.5)
     3.0
+
+    Raises:
+        TypeError: the decorator is not called, as in `@kernel` in place of `@kernel()`.
     """
+    if not all(isinstance(each, str) for each in signatures):
+        raise TypeError('@kernel takes signatures: write @kernel("f8(f8)"), or @kernel() without any')
 
     def compile_it(function: F) -> F:
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}

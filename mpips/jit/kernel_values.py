@@ -67,7 +67,8 @@ def _of_code(code: CodeType) -> Iterator[str]:
         if isinstance(each, CodeType):
             yield from _of_code(each)
         else:
-            yield repr(each)
+            # The order of a set of strings is another one in each process.
+            yield repr(sorted(map(repr, each)) if isinstance(each, frozenset) else each)
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -29,8 +29,8 @@ from mpips.rundir.output_files import Follower
 
 PATIENCE = 2 * claim.PATIENCE
 """Seconds without a renewal of the claim after which no rank lives: another leader may have to be elected first."""
-NODE_PATIENCE = 10.0
-"""Seconds without a sign of a node, before the run has begun, after which it is lost."""
+NODE_PATIENCE = 20.0
+"""Seconds without a sign of a node, before the run has begun, after which it is lost: file systems stall at a start."""
 _LARGEST = 256
 ORDERED = 10.0
 """Seconds that an order to stop is open."""

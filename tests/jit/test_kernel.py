@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mpips import kernel
 from mpips.jit.compiler.numba_internals import is_cached
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,11 @@ def python(folder: Path, code: str) -> list[str]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
+
+
+def test_a_decorator_that_is_not_called_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match=r"or @kernel\(\) without any"):
+        kernel(abs)  # type: ignore[arg-type]
 
 
 def test_a_cached_kernel_is_loaded_when_it_is_called_and_the_compiler_is_not(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -105,6 +106,16 @@ def test_every_value_that_compiled_code_may_contain_makes_a_difference(value: An
     text = "def used(x): return V.C + V"
     assert digest_of(function(text, V=value)) == digest_of(function(text, V=value))
     assert digest_of(function(text, V=value)) != digest_of(function(text, V=other))
+
+
+def test_a_set_of_constants_makes_the_same_digest_in_each_process() -> None:
+    text = "from mpips.jit.kernel_values import digest_of\ndef used(x): return x in {'a', 'b', 'c', 'd'}\n"
+    run = [sys.executable, "-P", "-c", text + "print(digest_of(used))"]
+    found = {
+        subprocess.run(run, env=os.environ | {"PYTHONHASHSEED": str(n)}, capture_output=True, timeout=60).stdout
+        for n in range(3)
+    }
+    assert len(found) == 1 and len(found.pop()) == 17
 
 
 def test_functions_that_use_other_parts_of_one_module_are_told_apart() -> None:

@@ -199,7 +199,7 @@ def test_a_node_that_gives_no_sign_is_lost_while_others_do(folder: RunFolder) ->
     assert pass_(30, own, other) == ""
     assert pass_(30) == "", "the file system does not answer"
     assert pass_(30, own, other) == ""
-    assert pass_(5, own) == "" and pass_(10, own) == "n2"
+    assert pass_(15, own) == "" and pass_(10, own) == "n2"
     other.unlink()
     assert pass_(30, own) == "", "it ended in order"
     run.close()
