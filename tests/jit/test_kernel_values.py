@@ -112,7 +112,9 @@ def test_a_set_of_constants_makes_the_same_digest_in_each_process() -> None:
     text = "from mpips.jit.kernel_values import digest_of\ndef used(x): return x in {'a', 'b', 'c', 'd'}\n"
     run = [sys.executable, "-P", "-c", text + "print(digest_of(used))"]
     found = {
-        subprocess.run(run, env=os.environ | {"PYTHONHASHSEED": str(n)}, capture_output=True, timeout=60).stdout
+        subprocess.run(
+            run, env=os.environ | {"PYTHONHASHSEED": str(n)}, capture_output=True, timeout=60
+        ).stdout
         for n in range(3)
     }
     assert len(found) == 1 and len(found.pop()) == 17
