@@ -51,10 +51,18 @@ def digest_of(function: Callable[..., Any]) -> str:
 
 
 def _of_function(function: Callable[..., Any], seen: Seen) -> Iterator[str]:
-    """Describe a function's code, and the global names that it uses."""
+    """Describe a function's code, its defaults, and the values of its closure and of the global names that it uses."""
     code = function.__code__
     yield from _of_code(code)
     names = frozenset(_names(code))
+    for cell in function.__closure__ or ():
+        # Its variable may have no value yet.
+        held: tuple[Any, ...] = ()
+        with suppress(ValueError):
+            held = (cell.cell_contents,)
+        yield from _of_value(held, names, seen)
+    yield from _of_value(function.__defaults__, names, seen)
+    yield from _of_value(tuple((function.__kwdefaults__ or {}).items()), names, seen)
     for name in sorted(names & function.__globals__.keys()):
         yield name
         yield from _of_value(function.__globals__[name], names, seen)
@@ -95,12 +103,14 @@ def _of_value(value: Any, names: frozenset[str], seen: Seen) -> Iterator[str]:
     if isinstance(value, np.ndarray | np.generic):
         whole = np.asarray(value)
         if not whole.dtype.hasobject:
-            yield f"{whole.dtype.descr} {whole.shape} {hashlib.blake2b(whole.tobytes()).hexdigest()}"
+            yield f"{whole.dtype!r} {whole.shape} {hashlib.blake2b(whole.tobytes()).hexdigest()}"
     elif isinstance(value, np.dtype):
         yield repr(value)
     elif isinstance(value, enum.EnumMeta):
         members: dict[str, Any] = dict(value.__members__)
         yield repr([(name, members[name].value) for name in members])
+    elif isinstance(value, enum.Enum):
+        yield from _of_value(value.value, names, seen)
     elif isinstance(value, ModuleType):
         yield value.__name__
         used = set() if value.__name__.partition(".")[0] in _STABLE else names & vars(value).keys()

@@ -36,13 +36,40 @@ def in_a_tuple(x): return x + TABLE[0]
 def of_the_environment(x): return x + GIVEN
 @kernel()
 def without_signature(x): return x + constants.BASE + TWICE + GIVEN
+def made(rate):
+    @kernel()
+    def made(x): return x + rate
+    return made
+inner = made(GIVEN)
+@kernel()
+def shifted(x, by=GIVEN): return x + by
+@kernel("f8(f8)")
+def of_a_closure(x): return inner(x)
+@kernel("f8(f8)")
+def of_a_default(x): return shifted(x)
 
-all_kernels = of_a_module, of_a_helper, computed, in_a_tuple, of_the_environment, without_signature
+all_kernels = (
+    of_a_module, of_a_helper, computed, in_a_tuple, of_the_environment, without_signature, of_a_closure, of_a_default
+)
 print(*(each(0.5) for each in all_kernels))
 """
 HELPERS = (
     "from mpips import kernel\nimport constants\n@kernel()\ndef shifted(x): return x - constants.SHIFT\n"
 )
+
+
+UNCACHED = """
+import os
+import numpy as np
+from mpips import kernel
+TABLE = np.full(1 << 18, float(os.environ["GIVEN"]))
+
+@kernel()
+def entry(i): return TABLE[i]
+@kernel("f8(i8)")
+def of_a_table(i): return entry(i)
+print(of_a_table(5))
+"""
 
 
 def said(folder: Path, base: float, shift: float, given: float) -> list[float]:
@@ -65,7 +92,14 @@ def test_compiled_code_has_the_present_values(tmp_path: Path) -> None:
         (10.0, 1.0, 7.0),
     ):
         right = [base + 0.5, 0.5 - shift, 2 * base + 0.5, base + 0.5, given + 0.5, 3 * base + given + 0.5]
-        assert said(tmp_path, base, shift, given) == right
+        assert said(tmp_path, base, shift, given) == [*right, given + 0.5, given + 0.5]
+
+
+def test_a_kernel_that_numba_cannot_cache_works(tmp_path: Path) -> None:
+    # Its code contains the address of the large table.
+    (tmp_path / "program.py").write_text(UNCACHED)
+    for given in (1.0, 1.0, 2.0):
+        assert said(tmp_path, 0.0, 0.0, given) == [given]
 
 
 def function(text: str, **names: Any) -> Callable[..., Any]:
@@ -74,8 +108,17 @@ def function(text: str, **names: Any) -> Callable[..., Any]:
     return next(each for name, each in space.items() if name == "used")  # type: ignore[no-any-return]
 
 
+def closure(value: Any) -> Callable[..., Any]:
+    return lambda: value
+
+
 class Colour(enum.IntEnum):
     RED = 1
+
+
+class Plain(enum.Enum):
+    RED = 1
+    GREEN = 2
 
 
 def module(**values: Any) -> ModuleType:
@@ -98,6 +141,9 @@ VALUES: list[tuple[Any, Any]] = [
     (Colour, enum.IntEnum("Colour", {"RED": 2})), (module(C=1), module(C=2)), (module(C=1, D=2), module(C=2, D=2)),
     (function("def used(x): return x"), function("def used(x): return -x")),
     (function("def used(x): return K", K=1), function("def used(x): return K", K=2)),
+    (function("def used(x=K): return x", K=1), function("def used(x=K): return x", K=2)),
+    (function("def used(*, x=K): return x", K=1), function("def used(*, x=K): return x", K=2)),
+    (closure(1), closure(2)), (closure(closure(1)), closure(closure(2))), (Plain.RED, Plain.GREEN),
 ]  # fmt: skip
 
 
@@ -135,4 +181,6 @@ def test_what_compiled_code_cannot_contain_makes_none() -> None:
     recursive = function("def used(x): return used(x) + L[0]", L=[])
     recursive.__globals__["L"].append(recursive.__globals__["L"])
     assert len(digest_of(recursive)) == 16
+    unset = function("def used():\n def made(): return later\n return made\n later = 1")()
+    assert len(digest_of(unset)) == 16
     assert digest_of(function("def used(x): return V", __name__="mpips.filters.zeros", V=1)) == ""
