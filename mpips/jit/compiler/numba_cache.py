@@ -59,6 +59,8 @@ class Locator:
 
     def __init__(self, function: Callable[..., Any], folder: Path, known: Stamps, kind: str = "") -> None:
         self._given, self._folder = (function, folder, known), str(folder)
+        # Numba's name: it says where a kernel is that it cannot cache.
+        self._py_file = function.__code__.co_filename
         self._name = f"{function.__code__.co_firstlineno}{kind}"
         self._stamp = (*(stamp for _, *stamp in known), *filter(None, [kernel_values.digest_of(function)]))
 
