@@ -18,7 +18,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-Seen = set[tuple[int, frozenset[str] | None]]
+Seen = dict[tuple[int, frozenset[str] | None], object]
+"""What has been described, by its identity; it is kept, since another object may get the identity of one that is gone."""
 _STABLE = ("numpy", "math", "cmath", "operator", "numba", "mpips")
 """Packages whose modules are not looked into: they change with their versions, or by their files."""
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -44,7 +45,7 @@ def digest_of(function: Callable[..., Any]) -> str:
         return ""
     if function not in _digests:
         sha = hashlib.blake2b(digest_size=8)
-        for part in _of_function(function, set()):
+        for part in _of_function(function, {}):
             sha.update(part.encode(errors="surrogatepass") + b"\0")
         _digests[function] = sha.hexdigest()
     return _digests[function]
@@ -99,7 +100,7 @@ def _of_value(value: Any, names: frozenset[str], seen: Seen) -> Iterator[str]:
     key = id(value), names if isinstance(value, ModuleType) else None
     if key in seen:
         return
-    seen.add(key)
+    seen[key] = value
     if isinstance(value, np.ndarray | np.generic):
         whole = np.asarray(value)
         if not whole.dtype.hasobject:

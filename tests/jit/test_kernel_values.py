@@ -154,6 +154,16 @@ def test_every_value_that_compiled_code_may_contain_makes_a_difference(value: An
     assert digest_of(function(text, V=value)) != digest_of(function(text, V=other))
 
 
+def test_each_of_several_values_of_a_closure_makes_a_difference() -> None:
+    def of(a: float, b: float, c: float) -> str:
+        def inner(x: float) -> float:
+            return a * x + b * x + c
+
+        return digest_of(inner)
+
+    assert len({of(1.0, 2.0, 3.0), of(4.0, 2.0, 3.0), of(1.0, 4.0, 3.0), of(1.0, 2.0, 4.0)}) == 4
+
+
 def test_a_set_of_constants_makes_the_same_digest_in_each_process() -> None:
     text = "from mpips.jit.kernel_values import digest_of\ndef used(x): return x in {'a', 'b', 'c', 'd'}\n"
     run = [sys.executable, "-P", "-c", text + "print(digest_of(used))"]
