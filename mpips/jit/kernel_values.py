@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 Seen = dict[tuple[int, frozenset[str] | None], object]
-"""What has been described, by its identity; it is kept, since another object may get the identity of one that is gone."""
+"""What has been described, by its identity; it is kept, since another object may get the identity of a lost one."""
 _STABLE = ("numpy", "math", "cmath", "operator", "numba", "mpips")
 """Packages whose modules are not looked into: they change with their versions, or by their files."""
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
