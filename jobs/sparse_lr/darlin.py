@@ -387,7 +387,8 @@ class Darlin:
         self.workers.call("begin_model", {"round": self._rounds(1)})
         decrease = restricted_gap.decrease(restricted_gap.calls_of(self.workers, self._rounds))
         self._phase("step", self.control.threshold)
-        self.restricted_gap = decrease / max(self.control.objectives[-1], 1e-300)
+        # Where columns are nearly equal, the model may fall below 0; F cannot.
+        self.restricted_gap = min(decrease / max(self.control.objectives[-1], 1e-300), 1.0)
         self.now["restricted_gap"] = self.restricted_gap
 
     def _begin_period(self, shrink: float) -> tuple[float, float]:

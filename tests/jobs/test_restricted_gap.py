@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import DataSet, make, objective, optimum, run_twin
+from synthetic import DataSet, make, objective, optimum, run_twin, svmlight
 
 from mpips.jobs.sparse_lr import kernels, restricted_gap
 from mpips.jobs.sparse_lr.restricted_gap import Calls, Model, Product
@@ -135,6 +135,16 @@ def test_a_run_stops_as_soon_as_the_restricted_gap_is_small(
     assert last["restricted_gap"] == metrics["restricted_gap"]
     weights = outcome.weights(data.keys)
     assert metrics["objective"] == pytest.approx(objective(weights, data.x, data.y, l1), rel=1e-9)
+
+
+def test_the_restricted_gap_is_no_more_than_all_of_f(tmp_path: Path) -> None:
+    made, rng = make(tmp_path, n=138, m=17), np.random.default_rng(12)
+    # Columns that are nearly equal.
+    x = rng.normal(size=(138, 1)) + 1e-4 * rng.normal(size=(138, 17))
+    x *= 10.0 ** rng.uniform(-2, 2, 17)
+    y = np.where(x[:, 0] + 0.3 * np.abs(x[:, 0]).mean() * rng.normal(size=138) > 0.0, 1.0, -1.0)
+    made.train.write_text(svmlight(x, y, made.keys))
+    assert run_twin(made, 1, 1, settings={"l1": 7.6e-3}).metrics["restricted_gap"] == 1.0
 
 
 def test_a_run_that_has_settled_says_how_far_it_could_fall_and_has_the_same_weights(
