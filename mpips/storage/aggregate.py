@@ -118,15 +118,15 @@ class Aggregator:
         self._pending.pop(round_, None)
 
     def _sum(self, parts: list[tuple[Slots, Array]]) -> Summed:
+        segment = self.segment
+        total = sum(len(rows) for _, rows in parts)
+        widths = {rows.shape[1] for _, rows in parts}
+        if total and len(widths) > 1:
+            raise ProtocolError(f"vector {segment.spec.name!r}: rows of widths {sorted(widths)} in one round")
         same = _common_run([slots for slots, _ in parts])
         if same is not None:
             return self._sum_run(same, [rows for _, rows in parts])
-        segment = self.segment
-        total = sum(len(rows) for _, rows in parts)
         touched = np.empty(total, np.int32)
-        widths = {rows.shape[1] for _, rows in parts}
-        if len(widths) > 1:
-            raise ProtocolError(f"vector {segment.spec.name!r}: rows of widths {sorted(widths)} in one round")
         sums = np.empty((total, widths.pop()), segment.push_row.dtype)
         stamps, count = self._next_stamps(), 0
         everyone: dict[int, NDArray[np.int32] | slice] = {}

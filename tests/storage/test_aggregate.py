@@ -13,7 +13,13 @@ from mpips.errors import ProtocolError
 from mpips.ranges import KeyRange
 from mpips.storage.aggregate import Aggregator, Summed
 from mpips.storage.segment import Segment
-from mpips.storage.updates import VectorSpec
+from mpips.storage.updates import Column, VectorSpec, update
+
+
+@update("any_width", push_row=lambda spec: Column("float64", 0))
+def any_width(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> None:
+    """Add the sum of each row."""
+    values[slots, 0] += rows.sum(axis=1)
 
 
 def u64(numbers: Any) -> Any:
@@ -125,3 +131,14 @@ def test_dense_range_rounds_equal_key_by_key_rounds(workers: int) -> None:
         )
     assert results[0] == results[1] == results[2]
     assert len(results[0][1]) == workers
+
+
+@pytest.mark.parametrize("others", [[1, 2, 3], [1, 2, 4]])
+def test_rows_of_different_widths_are_refused(others: list[int]) -> None:
+    segment = Segment(VectorSpec("w", update="any_width", aggregate=True))
+    aggregator = Aggregator(segment, [0, 1])
+    one, other = (segment.resolve(u64(each), create=True) for each in ([1, 2, 3], others))
+    aggregator.add(0, 0, one, np.ones((3, 2)))
+    # NumPy would add the one column to both.
+    with pytest.raises(ProtocolError, match=r"rows of widths \[1, 2\] in one round"):
+        aggregator.add(0, 1, other, np.ones(3))
