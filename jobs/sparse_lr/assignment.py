@@ -208,6 +208,8 @@ class WorkerData:
         had, begin = self._reads, self.context.node.van.now()
         if had is None or had != reads[: len(had)]:
             had, self._columns, self._tally, self._last = [], None, Tally(), 0
+            # Also if it has no parts any more.
+            self.blocks = None
         self._reads = reads
         for parts in reads[len(had) :]:
             self._take(parts, Cut(*cut))

@@ -105,6 +105,18 @@ def test_a_resumed_run_keeps_the_shares(
     assert not moves(outcome)
 
 
+def test_a_worker_whose_parts_all_move_has_no_examples(
+    data_set: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(self: Pace, table: Workload, cost: float = 0.0) -> list[tuple[int, int]]:
+        return [(part.number, 2) for part in table.of(3)]
+
+    monkeypatch.setattr(Pace, "plan", plan)
+    outcome = run_twin(data_set, 1, 2, layout={"hand_over": True, "workers": 2})
+    assert moves(outcome)[0]["shares"] == [16, 0]
+    is_optimal(outcome, data_set)
+
+
 def test_parts_move_when_that_would_have_saved_what_it_costs() -> None:
     table, pace = Workload(parts=8, workers=[10, 11]), Pace()
     for passes in range(4):
