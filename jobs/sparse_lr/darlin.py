@@ -156,9 +156,8 @@ class Darlin:
         if why in ("gap", "settled"):
             self._retry(self.measure_gap, changes=False)
         # A weight that converges slowly changes F as little as one that has converged.
-        unproven = (
-            why == "settled" and self.gap > evaluate.UNPROVEN and self.data.outlying > evaluate.OUTLYING
-        )
+        slow = self.data.outlying > evaluate.OUTLYING or evaluate.UNPROVEN < self.restricted_gap < math.inf
+        unproven = why == "settled" and self.gap > evaluate.UNPROVEN and slow
         return {
             "objective": self.control.objectives[-1],
             "nonzeros": self.now["nonzeros"],

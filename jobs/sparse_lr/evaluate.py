@@ -33,7 +33,7 @@ COLUMNS = (
 GAP = progress.Column("restricted_gap", "gap", 8, progress.significant(2))
 """The column of the restricted gap, of runs that stop by it."""
 UNPROVEN = 0.1
-"""The relative gap when there is no useful dual bound."""
+"""The relative gap when there is no useful dual bound, and the restricted gap when F may be far above its minimum."""
 OUTLYING = 1e4
 """Largest ratio of a feature's max |x| to the mean of its other |x|; beyond it, its weight changes too slowly."""
 MOST_BLOCKS_AHEAD = 63
@@ -222,8 +222,10 @@ def summary(metrics: dict[str, Any], optimum: float) -> str:
         text += f": not converged, ended by {metrics['ended_by']}"
     if metrics.get("unproven"):
         text += (
-            f"\nwarning: F settled, but nothing proves that it is near the optimum: gap {metrics['gap']:.2g}. "
-            "Features with a few values far beyond their others slow it down: clip those, or scale"
+            "\nwarning: F settled, but nothing proves that it is near the optimum: "
+            f"gap {metrics['gap'] or math.inf:.2g}. "
+            "Features with a few values far beyond their others slow it down: clip those, or scale; so do "
+            "features that are nearly equal: leave out all but one, or raise l1"
         )
     if optimum > 0.0 and metrics.get("objective") is not None:
         excess = metrics["objective"] / optimum - 1.0

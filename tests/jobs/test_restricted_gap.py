@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import DataSet, make, objective, optimum, run_twin, svmlight
 
-from mpips.jobs.sparse_lr import kernels, restricted_gap
+from mpips.jobs.sparse_lr import evaluate, kernels, restricted_gap
 from mpips.jobs.sparse_lr.restricted_gap import Calls, Model, Product
 from mpips.transport.network_faults import Fault, random_delays
 
@@ -145,6 +145,20 @@ def test_the_restricted_gap_is_no_more_than_all_of_f(tmp_path: Path) -> None:
     y = np.where(x[:, 0] + 0.3 * np.abs(x[:, 0]).mean() * rng.normal(size=138) > 0.0, 1.0, -1.0)
     made.train.write_text(svmlight(x, y, made.keys))
     assert run_twin(made, 1, 1, settings={"l1": 7.6e-3}).metrics["restricted_gap"] == 1.0
+
+
+def test_a_run_that_has_settled_far_above_the_minimum_has_not_converged(tmp_path: Path) -> None:
+    made, rng = make(tmp_path, n=138, m=24), np.random.default_rng(43)
+    x = rng.normal(size=(138, 1)) + 2e-3 * rng.normal(size=(138, 24))
+    x = (x * 10.0 ** rng.uniform(-2, 2, 24)).astype(np.float32).astype(float)
+    y = np.where(x[:, 0] + 0.5 * np.abs(x[:, 0]).mean() * rng.normal(size=138) > 0.0, 1.0, -1.0)
+    made.train.write_text(svmlight(x, y, made.keys))
+    metrics = run_twin(made, 1, 1, settings={"l1": 1e-3}).metrics
+    # A better solver finds an F that is 14 % lower.
+    assert metrics["ended_by"] == "settled" and metrics["restricted_gap"] > 0.5
+    assert metrics["unproven"] and not metrics["converged"]
+    text = evaluate.summary(metrics, 0.0)
+    assert "not converged" in text and "nearly equal" in text
 
 
 def test_a_run_that_has_settled_says_how_far_it_could_fall_and_has_the_same_weights(
