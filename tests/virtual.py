@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import patience
 from synthetic import DataSet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,7 +140,7 @@ class Cluster:
     def ask(self, *command: str) -> str:
         """Run a command of Slurm's; return what it said, even if it fails."""
         done = subprocess.run(
-            command, env=self.environ, cwd=self.home, text=True, check=False, timeout=60,
+            command, env=self.environ, cwd=self.home, text=True, check=False, timeout=patience(60),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         return done.stdout
@@ -148,8 +149,8 @@ class Cluster:
         """Run a command of Slurm's that must do what it is asked to; once more if the controller was too busy."""
         for last in (False, True):
             done = subprocess.run(
-                command, env=self.environ, cwd=self.home, text=True, check=False, timeout=60, capture_output=True,
-                stdin=subprocess.DEVNULL,
+                command, env=self.environ, cwd=self.home, text=True, check=False, timeout=patience(60),
+                capture_output=True, stdin=subprocess.DEVNULL,
             )  # fmt: skip
             if done.returncode == 0:
                 break
@@ -196,7 +197,7 @@ class Cluster:
         """Run `mpips ARGUMENTS`, as one does on a login node."""
         return subprocess.run(
             [sys.executable, "-m", "mpips.cli", *map(str, arguments)], env=self.environ, cwd=cwd or self.home,
-            text=True, capture_output=True, check=False, timeout=60, stdin=subprocess.DEVNULL,
+            text=True, capture_output=True, check=False, timeout=patience(60), stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
     def submit(self, job: Path, *options: str | Path, cwd: Path | None = None) -> Job:

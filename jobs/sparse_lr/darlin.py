@@ -214,6 +214,10 @@ class Darlin:
         self._record_reports(self.workers.start("start", first, keys=pieces))
         if self.data.wide:
             self._refuse_tiny_features()
+            if self.settings.gap > 0.0:
+                self.cluster.say(
+                    "[sparse_lr] gap: not measured, as the data needs float64 rows; epsilon ends the run"
+                )
         self.servers.call("begin_period", vector=self.w)
         self._phase("step")
 

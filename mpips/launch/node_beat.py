@@ -31,7 +31,13 @@ def begin(argv: Sequence[str]) -> None:
     if not (folder and claim) or os.environ.get("SLURM_LOCALID") != "0":
         return
     ends, _to_process = os.pipe()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError:
+        # The system allows no more processes: the loss of the node is noticed late, by srun.
+        os.close(ends)
+        end()
+        return
     if child:
         os.close(ends)
         os.waitpid(child, 0)

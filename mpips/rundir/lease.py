@@ -108,10 +108,12 @@ class LeasesInTime:
         if self._is_waiting:
             return None
         answers: list[str | None] = []
-        self._request = Thread(target=lambda: answers.append(request()), daemon=True)
-        self._takes = takes
-        self._request.start()
-        self._request.join(self._seconds)
+        thread = Thread(target=lambda: answers.append(request()), daemon=True)
+        # RuntimeError: the system allows no more threads now.
+        with suppress(RuntimeError):
+            thread.start()
+            self._request, self._takes = thread, takes
+            thread.join(self._seconds)
         return answers[0] if answers else None
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Started, tagged
 
+from mpips.launch import node_beat
 from mpips.launch.node_beat import FILE
 
 RANK = """
@@ -75,3 +76,15 @@ def test_it_ends_with_the_rank(begin: Callable[..., Started], tmp_path: Path) ->
 def test_other_ranks_of_the_node_have_none(begin: Callable[..., Started], tmp_path: Path) -> None:
     started = begin("1")
     assert tagged(started.tag) == [started.process.pid] and not sign(tmp_path).exists()
+
+
+def test_a_rank_goes_on_if_no_process_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setenv("SLURM_LOCALID", "0")
+    monkeypatch.setattr(os, "fork", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    node_beat.begin(["--run-dir", str(tmp_path), "--claim", "ab"])
+    node_beat.end()
+    assert len(os.listdir("/proc/self/fd")) == before

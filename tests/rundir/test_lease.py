@@ -6,7 +6,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -80,3 +80,16 @@ def test_a_folder_that_does_not_answer_counts_as_one_that_cannot_be_reached(
     while (holder := leases.take(1, "b")) is None:
         time.sleep(0.001)
     assert holder == "a"
+
+
+def test_a_request_without_a_thread_counts_as_one_that_is_not_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Thread, "start", refuse)
+    leases = LeasesInTime(Leases(tmp_path, "1"))
+    assert leases.take(1, "a") is None and not leases.taking
+    monkeypatch.undo()
+    assert leases.take(1, "b") == "b"
