@@ -276,17 +276,13 @@ def next_pass(
             return control, Decision(reset=False, stop=True)
         if control.settled > 0:
             return control._replace(settled=control.settled + 1), Decision(reset=False, stop=False)
-        resets = control.resets + 1
-        control = control._replace(settled=1, since_reset=0, resets=resets, noise=1.0, full_at=done)
-        return control, Decision(reset=True, stop=False, full=True)
+        return _full_reset(control, settled=1)
     if (
         gap > 0.0
         and control.gap_at <= done
         and has_settled(objectives[control.since :], 2.0 * gap, 3, GAP_PASSES)
     ):
-        resets = control.resets + 1
-        control = control._replace(settled=0, since_reset=0, resets=resets, noise=1.0, full_at=done)
-        return control, Decision(reset=True, stop=False, full=True)
+        return _full_reset(control, settled=0)
     slow = control.since_reset >= 3 + done // 10 and gain < control.reset_below
     if (kkt and (slow or control.since_reset >= 20 + done // 4)) or control.noise > RESET_NOISE:
         below = max(min(control.reset_below, gain) * 0.1, 1e-6)
@@ -295,6 +291,13 @@ def next_pass(
         control = control._replace(full_at=done if full else control.full_at)
         return control, Decision(reset=True, stop=False, full=full)
     return control._replace(settled=0), Decision(reset=False, stop=False)
+
+
+def _full_reset(control: Control, settled: int) -> tuple[Control, Decision]:
+    """Return the control and the decision at a full reset; settled: as in `Control`, after it."""
+    done, resets = len(control.objectives) - 1, control.resets + 1
+    control = control._replace(settled=settled, since_reset=0, resets=resets, noise=1.0, full_at=done)
+    return control, Decision(reset=True, stop=False, full=True)
 
 
 def searched(control: Control, report: PassReport) -> Control:
