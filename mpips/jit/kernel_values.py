@@ -2,14 +2,16 @@
 
 Compiled code contains the values of global names as they were when it was compiled. They may come from anywhere: a
 module of constants, a computation at import, the environment, a file. So compiled code is found again by a digest of
-the values themselves, those of the functions that the kernel calls included. For the kernels of mpips the files are
-enough (`mpips.jit.compiler.kernel_sources`).
+the values themselves, those of the functions that the kernel calls included. Implementations that a program registers
+with numba (`overload` and its kin) are not among the kernel's names, so all of them count for each of its kernels. For
+the kernels of mpips the files are enough (`mpips.jit.compiler.kernel_sources`).
 """
 
 from __future__ import annotations
 
 import enum
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import CodeType, FunctionType, ModuleType
@@ -45,7 +47,7 @@ def digest_of(function: Callable[..., Any]) -> str:
         return ""
     if function not in _digests:
         sha = hashlib.blake2b(digest_size=8)
-        for part in _of_function(function, {}):
+        for part in (*_of_function(function, {}), *_of_overloads()):
             sha.update(part.encode(errors="surrogatepass") + b"\0")
         _digests[function] = sha.hexdigest()
     return _digests[function]
@@ -67,6 +69,30 @@ def _of_function(function: Callable[..., Any], seen: Seen) -> Iterator[str]:
     for name in sorted(names & function.__globals__.keys()):
         yield name
         yield from _of_value(function.__globals__[name], names, seen)
+
+
+def _of_overloads() -> list[str]:
+    """Describe the implementations of functions, methods and attributes that a program has registered with numba.
+
+    The order in which modules register them makes no difference.
+    """
+    # Without numba's module nothing has been registered.
+    registry = getattr(sys.modules.get("numba.core.typing.templates"), "builtin_registry", None)
+    found = []
+    for template in (*getattr(registry, "functions", ()), *getattr(registry, "attributes", ())):
+        made = getattr(template, "_overload_func", None)
+        if isinstance(made, FunctionType) and not _is_installed(made):
+            target = f"{getattr(template.key, '__name__', template.key)}.{getattr(template, '_attr', '')}"
+            found.append("\0".join((target, *_of_function(made, {}))))
+    return sorted(found)
+
+
+def _is_installed(function: FunctionType) -> bool:
+    """Return whether a function changes with a version only; numba loads some of these at its first compilation."""
+    # Numba makes some from texts, which are of no module.
+    return (function.__module__ or "numba").partition(".")[
+        0
+    ] in _STABLE or function.__code__.co_filename.startswith((sys.prefix, sys.base_prefix))
 
 
 def _of_code(code: CodeType) -> Iterator[str]:
@@ -123,8 +149,30 @@ def _of_value(value: Any, names: frozenset[str], seen: Seen) -> Iterator[str]:
             yield from _of_value(item, names, seen)
     elif isinstance(value, type):
         yield f"{value.__module__}.{value.__qualname__}"
+        if isinstance(made := getattr(value, "class_type", None), _numba_type()):
+            # Numba compiles the methods of a jitclass, which are those of the class that it is made from.
+            yield repr(getattr(made, "struct", None))
+            for each in value.__mro__[:-1]:
+                yield from _of_value([*_members(each)], names, seen)
+    elif isinstance(value, _numba_type()):
+        yield repr(value)
     elif inner is not None:
         yield from _of_function(inner, seen)
+
+
+def _members(of: type) -> Iterator[object]:
+    """List the names and functions of a class's methods and properties."""
+    for name, member in vars(of).items():
+        if isinstance(member, FunctionType | staticmethod):
+            yield from (name, member)
+        elif isinstance(member, property):
+            yield from (name, member.fget, member.fset)
+
+
+def _numba_type() -> type | tuple[()]:
+    """Return the class of numba's types, which a kernel may use as functions; none if numba is not loaded."""
+    found = getattr(sys.modules.get("numba.core.types"), "Type", None)
+    return found if isinstance(found, type) else ()
 
 
 def _wrapped(value: Any) -> FunctionType | None:

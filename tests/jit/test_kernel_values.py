@@ -72,6 +72,50 @@ print(of_a_table(5))
 """
 
 
+REGISTERED = """
+import numba
+from numba.core.typing.templates import builtin_registry
+from numba.extending import overload, overload_attribute, overload_method
+from mpips.jit.kernel_values import digest_of
+
+def function(given): overload(stub)(lambda x: lambda x: x + given)
+def method(given): overload_method(numba.types.Array, "mine")(lambda x: lambda x: x.sum() + given)
+def attribute(given): overload_attribute(numba.types.Array, "mine")(lambda x: lambda x: x.sum() + given)
+def number(given): return numba.float32 if given == 1 else numba.float64
+def jitclass(given):
+    @numba.experimental.jitclass([("v", numba.float64)])
+    class Made:
+        def __init__(self): self.v = 1.0
+        @property
+        def value(self): return given
+    return Made
+def fields(given): return numba.experimental.jitclass([("v", number(given))])(Empty)
+class Empty:
+    def __init__(self): pass
+def stub(x): ...
+
+for made in (function, method, attribute, number, jitclass, fields):
+    for given in (1, 2):
+        name = made(given) or stub
+        def used(x): return name(x)
+        print(made.__name__, digest_of(used))
+        del builtin_registry.functions[-1 if made is function else len(builtin_registry.functions):]
+        del builtin_registry.attributes[-1 if made in (method, attribute) else len(builtin_registry.attributes):]
+"""
+
+
+def test_what_a_program_registers_with_numba_makes_a_difference() -> None:
+    found = [
+        subprocess.run(
+            [sys.executable, "-P", "-W", "error", "-c", REGISTERED], env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True, text=True, timeout=120, check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert found[0] == found[1]
+    assert len(set(found[0].splitlines())) == 12
+
+
 def said(folder: Path, base: float, shift: float, given: float) -> list[float]:
     (folder / "constants.py").write_text(f"BASE = {base}\nSHIFT = {shift}\n")
     done = subprocess.run(
