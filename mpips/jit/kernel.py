@@ -48,8 +48,14 @@ def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
         if inline:
             options["inline"] = "always"
         file = function.__code__.co_filename
-        folder = kernel_cache.choose(os.path.dirname(file)).folder if os.path.isfile(file) else None
-        cached = None if numba_installed.is_needed() else _cached(function, options, signatures, folder)
+        sources = os.path.dirname(file) if os.path.isfile(file) else None
+        folder = kernel_cache.choose(sources).folder if sources is not None else None
+        cached = None
+        if not numba_installed.is_needed():
+            given = kernel_cache.given(sources) if sources is not None else None
+            cached = _cached(function, options, signatures, folder, folder) or (
+                _cached(function, options, signatures, folder, given) if given is not None else None
+            )
         made = cached or _compiled(function, options, signatures, folder)
         _signatures[made] = signatures
         return cast(F, made)
@@ -79,17 +85,24 @@ def results_of(made: object) -> set[str]:
 
 
 def _cached(
-    function: Callable[..., Any], options: dict[str, Any], signatures: tuple[str, ...], folder: Path | None
+    function: Callable[..., Any],
+    options: dict[str, Any],
+    signatures: tuple[str, ...],
+    folder: Path | None,
+    within: Path | None,
 ) -> object | None:
-    """Return a kernel that is called without numba; None if it is not in the cache."""
+    """Return a kernel that is called without numba; None if it is not in the cache.
+
+    `folder` is where it is compiled to if it is damaged, or if numba needs it; it is read from the one `within`.
+    """
     extensions = _extensions()
     if extensions is None or not extensions.is_plain(function):
         return None
     path, entries = None, {}
     if signatures:
-        if folder is None:
+        if within is None:
             return None
-        path = kernel_index.path_of(folder, function.__code__.co_filename, numba_installed.key())
+        path = kernel_index.path_of(within, function.__code__.co_filename, numba_installed.key())
         entries = kernel_index.entries(path, function, signatures)
         if not entries:
             return None

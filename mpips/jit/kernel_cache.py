@@ -9,6 +9,9 @@ user or to root, and no other user may write to it. The first of these folders i
 - `mpips-kernels-UID` in the system's folder for temporary files, created for this user only; if another user owns that
   name, a number is appended
 
+Kernels that are in `__pycache__` already are also loaded from there where it cannot be written, so that those that root
+has compiled for all users are not compiled again by each.
+
 Ranks of a host choose the same folder, since the choice depends on the file system and the environment only. An unusual
 choice is reported in one line by the first process, which sets a variable (`REPORTED`) for its child processes.
 """
@@ -74,6 +77,15 @@ def place(sources: str) -> Place:
         flaws.append(found)
     nowhere = "compiled kernels cannot be kept, so that each process compiles them, for a minute or more"
     return Place(None, False, tuple(flaws), f"{nowhere}: {'; '.join(flaws)}")
+
+
+@cache
+def given(sources: str) -> Path | None:
+    """Return the sources' own `__pycache__` if it is safe, but cannot be written; None otherwise."""
+    folder = Path(sources, "__pycache__")
+    with suppress(OSError):
+        return None if os.access(folder, os.W_OK) or exposed(folder) else folder
+    return None
 
 
 def choose(sources: str) -> Place:

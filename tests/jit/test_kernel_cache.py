@@ -201,6 +201,27 @@ def test_kernels_that_can_be_kept_nowhere_are_compiled(tmp_path: Path) -> None:
     assert "each process compiles them" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_kernels_that_another_user_has_compiled_for_all_are_not_compiled_again(tmp_path: Path) -> None:
+    sources, home = tmp_path / "sources", tmp_path / "home"
+    (sources / "made.py").write_text(KERNELS.partition("print(")[0] + "print(double(21))\n")
+    assert "compiling" in compiled(sources).stderr
+    # As for a user who is not root.
+    unwritable = (
+        "import os\nold = os.access\ndef access(path, mode):\n"
+        "    return not str(path).endswith('sources/__pycache__') and old(path, mode)\nos.access = access\n"
+    )
+    (sources / "sitecustomize.py").write_text(unwritable)
+    done = compiled(sources, HOME=str(home))
+    assert (done.stdout, done.stderr) == ("42\n", "") and not [*home.rglob("*.kernels")]
+    # A change of the source, or a folder that a stranger can write to, makes a difference.
+    (sources / "__pycache__").chmod(0o777)
+    assert "compiling" in compiled(sources, HOME=str(home)).stderr and [*home.rglob("*.kernels")]
+    (sources / "__pycache__").chmod(0o755)
+    (sources / "made.py").write_text((sources / "made.py").read_text().replace("x + x", "x + x + 1"))
+    done = compiled(sources, HOME=str(home))
+    assert done.stdout == "43\n" and str(home) in done.stderr
+
+
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
 def test_a_kernel_that_was_cut_off_is_compiled_again(tmp_path: Path, suffix: str) -> None:
     compiled(tmp_path / "sources")
