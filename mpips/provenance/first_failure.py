@@ -99,7 +99,10 @@ def first(folder: RunFolder, output: str = "", first_ended: Sequence[int] = ()) 
     if causes:
         evidence = min(causes, key=_wall)
     elif signals:
-        rank = next(iter(signals))
+        # MPICH may crash in a send to a dead rank, and launchers report the ends of processes in any order.
+        seen = [each for each in first_ended if each in signals]
+        one_host = len({each["host"] for each in ranks.values()}) == 1
+        rank = seen[0] if one_host and len(first_ended) == len(seen) == 1 else next(iter(signals))
         wall = min((each.wall for each in found if each.rank == rank), default=None) or _last_write(folder)
         evidence = _Evidence(False, rank, wall, cause=Cause.DIED)
     elif found:

@@ -73,7 +73,7 @@ class VectorSpec:
 
     name: str
     dtype: str = "float64"
-    """One of DTYPES."""
+    """One of DTYPES. Sums of integers wrap around at the type's limits, as those of numpy's arrays do."""
     width: int = 1
     """Values per key."""
     extent: int = 2**64

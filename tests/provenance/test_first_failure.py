@@ -117,6 +117,19 @@ def test_the_launcher_knows_signals_and_deaths_that_no_rank_detects(folder: RunF
     assert found is not None and found.error == "RuntimeError: before"
 
 
+def test_of_ranks_of_one_host_the_one_that_ended_first_counts(folder: RunFolder) -> None:
+    both = "srun: error: n1: task 1: Segmentation fault\nsrun: error: n1: task 3: Killed\n"
+    found = first(folder, both, first_ended=[3])
+    assert found is not None and found.rank == 1, "on another host one may have ended before"
+    run = json.loads(folder.run.read_text())
+    run["ranks"] = [each | {"host": "n1"} for each in run["ranks"]]
+    folder.run.write_text(json.dumps(run))
+    found = first(folder, both, first_ended=[3])
+    assert found is not None and (found.rank, found.error) == (3, "ended by Killed")
+    found = first(folder, both, first_ended=[1, 3])
+    assert found is not None and found.rank == 1
+
+
 def test_lines_that_are_torn_or_odd_are_passed_over(folder: RunFolder) -> None:
     folder.logs.mkdir()
     folder.log(1).write_bytes(
