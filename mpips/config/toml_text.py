@@ -74,22 +74,23 @@ def write_toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
     """Return tables of plain values as TOML."""
     blocks = []
     for name, table in tables.items():
-        lines = [f"{_name(key)} = {_value(value)}" for key, value in table.items()]
+        lines = [f"{_name(key)} = {toml_value(value)}" for key, value in table.items()]
         blocks.append("\n".join([f"[{_name(name)}]", *lines]) + "\n")
     return "\n".join(blocks)
 
 
 def _name(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Return a plain value as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_name(key)} = {_value(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_name(key)} = {toml_value(item)}" for key, item in value.items()) + "}"
     return repr(value)

@@ -51,6 +51,8 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--pmi", default="", metavar="NAME", help="srun's --mpi, if the choice by the MPI is wrong"
     )
     parser.add_argument("--dry-run", action="store_true", help="show the launch line and exit")
+    # Of `mpips.run`.
+    parser.add_argument("--caller", type=int, help=argparse.SUPPRESS)
 
 
 def overrides(arguments: argparse.Namespace) -> list[str]:
@@ -69,6 +71,10 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.process.stop_signals import StopRequests
 
     with StopRequests() as requests:
+        if arguments.caller is not None:
+            from mpips.launch.processes import end_with_parent
+
+            end_with_parent()
         return _run(arguments, requests)
 
 
@@ -76,6 +82,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     import os
     from functools import partial
 
+    from mpips.client import announcing
     from mpips.cluster.layout import Cause
     from mpips.config.job_file import load
     from mpips.config.program import load_program
@@ -117,6 +124,8 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     # From here on there is a run folder, which records the outcome of the run.
     requests.record_only()
     folder = RunFolder.claim(named, arguments.resume is not None) if named else RunFolder.create(job.name)
+    if arguments.caller is not None:
+        announcing.announce(arguments.caller, folder)
     detached = DetachedRun(folder, starter.kind) if survive is mpi_launcher.Survival.NODES else None
     passed += [*folder.claim_arguments(), *([] if detached is None else detached.arguments())]
     ranks = mpi_launcher.rank_command(arguments.job, passed)

@@ -1,0 +1,54 @@
+"""The vectors of a run: their rows in its newest checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mpips.checkpoint.loading import load_range, vectors
+from mpips.errors import CheckpointError, InputError
+from mpips.provenance import run_json
+from mpips.ranges import ALL
+from mpips.rundir.folder import RunFolder
+from mpips.storage.segment import Rows
+
+
+def checkpoints_of(folder: RunFolder) -> Path:
+    """Return the folder of a run's checkpoints, whatever the present working folder. InputError: it is no run."""
+    job, about = folder.read_job(), run_json.read_run(folder) or {}
+    head, where = job.get("job", {}), str(job.get("checkpoint", {}).get("directory", ""))
+    if where:
+        return Path(str(head.get("base", "")), os.path.expanduser(where))
+    return Path(about.get("working_directory", ""), "checkpoints", str(head.get("name", "")))
+
+
+def newest_checkpoint(folder: RunFolder) -> Path | None:
+    """Return the newest checkpoint that a run can resume from; None if there is none. InputError: it is no run."""
+    return run_json.latest(folder, checkpoints_of(folder))
+
+
+def checkpointed_rows(folder: RunFolder, name: str | None) -> Rows:
+    """Read a vector in a run's newest checkpoint.
+
+    Args:
+        folder: the run's.
+        name: the vector's; None: the only one.
+
+    Raises:
+        InputError: there is no checkpoint, or it has no such vector, or it is damaged.
+    """
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        raise InputError(
+            f"{folder.path}: the run has no checkpoint in {checkpoints_of(folder)}; [checkpoint] every = N writes some"
+        )
+    return rows_of(checkpoint, name)
+
+
+def rows_of(checkpoint: Path, name: str | None) -> Rows:
+    """Read a vector of a checkpoint; None: the only one. InputError: it has no such vector, or is damaged."""
+    # Others belong to a vector, such as its history.
+    names = sorted(each for each in vectors(checkpoint) if "." not in each)
+    if name is None and len(names) != 1:
+        raise CheckpointError(f"{checkpoint}: choose a vector; it has: {', '.join(names) or 'none'}")
+    return load_range(checkpoint, name or names[0], [ALL])
