@@ -45,6 +45,16 @@ def defined_at(function: object) -> str:
     return "" if code is None else f" ({code.co_filename}:{code.co_firstlineno})"
 
 
+def check_runs(function: object, what: str) -> None:
+    """Raise UsageError, naming its line, for a function whose call runs nothing: a generator's, or an async one."""
+    checks = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
+    if any(check(function) for check in checks):
+        raise UsageError(
+            f"{what}{defined_at(function)}: a function with `yield` or `async` does not run when it is called; write a "
+            "plain function"
+        )
+
+
 def check_function(name: str) -> None:
     """Raise UsageError if a function for shards has a reserved name."""
     if name in list(BuiltInCall):

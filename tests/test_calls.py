@@ -9,11 +9,11 @@ import pytest
 
 from mpips.calls import BuiltInCall
 from mpips.config.program import load_program
-from mpips.errors import JobError
+from mpips.errors import JobError, RemoteError, UsageError
 from mpips.rank.simulation import simulate
 from mpips.server.server import Server
 from mpips.server.shard_functions import BUILT_IN as SHARDS
-from mpips.storage.updates import call
+from mpips.storage.updates import call, update
 from mpips.worker.worker import CallExecutor, Context
 
 PROGRAM = """
@@ -77,3 +77,24 @@ def test_the_list_has_all_served_calls_of_all_workers() -> None:
 
     simulate(look, Looks)
     assert served | {BuiltInCall.WRITTEN} == set(BuiltInCall)
+
+
+@pytest.mark.parametrize(
+    "how", ["def schedule(*given):\n    yield 1", "async def schedule(*given):\n    pass"]
+)
+def test_functions_that_do_not_run_when_they_are_called_are_refused(tmp_path: Path, how: str) -> None:
+    with pytest.raises(JobError, match=r"schedule \(.*mine\.py:15\).*does not run"):
+        load(tmp_path, f"\n{how}\n")
+    space: dict[str, Any] = {}
+    exec(how, space)
+    idle = space["schedule"]
+    for register in (
+        call("idle"),
+        update("idle"),
+        lambda f: update("idle", apply_range=f)(lambda *given: None),
+    ):
+        with pytest.raises(UsageError, match="does not run"):
+            register(idle)
+    worker = type("Worker", (), {"__init__": lambda self, context: None, "idle": idle})
+    with pytest.raises(RemoteError, match=r"Worker\.idle .*does not run"):
+        simulate(lambda cluster: cluster.workers.call("idle"), worker)

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mpips.calls import check_worker
+from mpips.calls import check_runs, check_worker
 from mpips.errors import JobError, MpipsError, UsageError
 from mpips.process.program_line import register
 
@@ -78,6 +78,7 @@ def load_program(name: str, base: Path) -> Program:
     if not is_dataclass(module.Settings):
         raise JobError(f"program {name!r} ({module.__file__}): Settings must be a dataclass")
     try:
+        check_runs(module.schedule, "schedule")
         check_worker(module.Worker)
     except UsageError as error:
         raise JobError(f"program {name!r}: {error}") from None

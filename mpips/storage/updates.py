@@ -38,7 +38,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.calls import check_function, defined_at
+from mpips.calls import check_function, check_runs, defined_at
 from mpips.errors import UsageError
 from mpips.files.json_values import check_names
 from mpips.jit.kernel import is_kernel, results_of
@@ -234,6 +234,7 @@ def update(name: str, **fields: Any) -> Callable[[A], A]:
         known = _updates.get(name)
         check_unused("update", name, apply, known and (known.kernel or known.apply))
         made = Update(name, apply, **fields)
+        check_runs(made.apply_range, f"update {name!r}, apply_range")
         _updates[name] = _of_kernel(made, apply) if is_kernel(apply) else made
         return apply
 
@@ -292,7 +293,11 @@ def call(name: str, reads: bool = False) -> Callable[[Function], Function]:
 
 
 def check_unused(kind: str, name: str, new: Callable[..., Any], old: Callable[..., Any] | None) -> None:
-    """Raise UsageError for a second function of one name; the same function, loaded again, replaces itself."""
+    """Raise UsageError for a second function of one name; the same function, loaded again, replaces itself.
+
+    Also for a function that does not run when it is called.
+    """
+    check_runs(new, f"{kind} {name!r}")
     if old is not None and _place(old) != _place(new):
         raise UsageError(f"{kind} {name!r} is already defined at {_place(old)}: choose another name")
 

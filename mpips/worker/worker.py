@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.calls import BuiltInCall, check_worker, defined_at
+from mpips.calls import BuiltInCall, check_runs, check_worker, defined_at
 from mpips.checkpoint.loading import load_worker, load_worker_if_any
 from mpips.checkpoint.writing import write_worker
 from mpips.cluster.node import IDLE, Node
@@ -374,6 +374,7 @@ class CallExecutor:
         method = None if name.startswith("_") else getattr(self.worker, name, None)
         if method is None:
             raise ProtocolError(f"the program's Worker has no method {name!r}")
+        check_runs(method, f"Worker.{name}")
         return method
 
     def _cut_short(self, since: int) -> None:
