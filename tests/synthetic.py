@@ -133,6 +133,8 @@ class Outcome:
     values: F8
     log: list[dict[str, Any]]
     stopped: bool = False
+    encoding: dict[str, Any] | None = None
+    """That of tables, in the exported model."""
 
     def passes(self, name: str = "objective") -> list[Any]:
         """One fact of every pass."""
@@ -211,11 +213,12 @@ def run_twin(
             cluster.close()
             run = RunFolder(folder / "run")
             log = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-            keys, values = np.empty(0, np.uint64), np.empty(0)
+            keys, values, encoding = np.empty(0, np.uint64), np.empty(0), None
             if (run.path / "model.npz").exists():
                 with np.load(run.path / "model.npz") as model:
                     keys, values = model["keys"], model["values"]
-            return Outcome(metrics, sha, keys, values, log, cluster.stopped_early)
+                    encoding = json.loads(str(model["encoding"])) if "encoding" in model else None
+            return Outcome(metrics, sha, keys, values, log, cluster.stopped_early, encoding)
 
         (folder / "run").mkdir()
         outcome: Outcome = simulate(

@@ -28,15 +28,16 @@ from mpips import (
 )
 from mpips.data import (
     Columns,
-    DataSpec,
+    EncodingTable,
     Examples,
     KeptColumns,
-    SameFiles,
+    Source,
     Tally,
     check_sizes,
+    learned,
     load_columns,
-    read,
 )
+from mpips.jobs.sparse_lr import evaluate
 from mpips.jobs.sparse_lr.blocks import Blocks, joined
 from mpips.jobs.sparse_lr.evaluate import Data, check_shards
 from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
@@ -86,6 +87,8 @@ class Assignment:
         self.pace = Pace()
         # Of the last reading, by the slowest worker.
         self._seconds = 0.0
+        self.encoding: EncodingTable | None = None
+        """That of tables."""
         if kept:
             self.take(kept["reads"])
 
@@ -117,6 +120,23 @@ class Assignment:
         shares = [len(self.table.of(worker)) for worker in self.cluster.workers.addresses]
         self.cluster.event("moved", parts=len(parts), shares=shares)
 
+    def encode(self) -> None:
+        """Let the workers learn the encoding of tables, unless the checkpoint that the run resumes from has it."""
+        # Tables need a label.
+        if not self.cluster.job.data.label:
+            return
+        self.encoding = self.cluster.decide(lambda: _kept_state(self.cluster).get("encoding"))
+        if self.encoding is None:
+            each = evaluate.parts_of(self.cluster)
+            found = retry_on_loss(
+                self.cluster, lambda: self.cluster.workers.start("summarise", each=each).result()
+            )
+            self.encoding = learned([(one.meta["encoding"], one.values) for one in found])
+
+    def told(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call, or a state, with the encoding of tables."""
+        return asked if self.encoding is None else asked | {"encoding": self.encoding}
+
     def load(self) -> Data:
         """Let every worker read its missing parts; return the totals of all data.
 
@@ -139,10 +159,20 @@ class Assignment:
             self.reads[newcomer] = self.reads.pop(lost, [])
         self.reads = {worker: self._reads(worker) for worker in workers}
         each = [{"reads": self.reads[worker]} for worker in workers]
-        facts = self.cluster.workers.call("load", {"cut": self.cut}, each=each)
+        facts = self.cluster.workers.call("load", self.told({"cut": self.cut}), each=each)
         self._seconds = max(each["seconds"] for each in facts)
-        check_files(self.cluster)
+        self.check_files()
         return facts
+
+    def check_files(self) -> None:
+        """Let each worker check that its data files are still those of the start, and compare names and sizes.
+
+        Raises:
+            InputError: one was replaced, or differs between hosts.
+        """
+        cluster = self.cluster
+        found = cluster.workers.start("check_files", self.told({})).result()
+        check_sizes(cluster.job.data, str(cluster.job.base), [each.values[:, 0] for each in found])
 
     def _reads(self, worker: int) -> list[list[int]]:
         mine = {part.number for part in self.table.of(worker)}
@@ -155,29 +185,32 @@ class Assignment:
         return [*reads, new] if new else reads
 
 
-def check_files(cluster: Cluster) -> None:
-    """Let each worker check that its data files are still those of the start, and compare names and sizes.
-
-    Raises:
-        InputError: one was replaced, or differs between hosts.
-    """
-    found = cluster.workers.start("check_files").result()
-    check_sizes(cluster.job.data, str(cluster.job.base), [each.values[:, 0] for each in found])
-
-
 def _kept(cluster: Cluster) -> dict[str, Any] | None:
     """Read the assignment from the checkpoint that the run resumes from, if that had as many workers."""
-    try:
-        about = read_manifest(cluster.resume)["about"] if cluster.resume else {}
-    except CheckpointError:
-        # `cluster.restore` reports the error.
-        return None
+    about = _about(cluster)
     same = about.get("workers") == len(cluster.workers) and about.get("program") == cluster.job.program
     if not same or "state" not in about or unfit(about):
         # `cluster.restore` reports this error, too.
         return None
     kept: dict[str, Any] | None = about["state"].get("spread")
     return kept
+
+
+def _about(cluster: Cluster) -> dict[str, Any]:
+    """Read what the checkpoint that the run resumes from says of itself; {} if there is none."""
+    try:
+        about: dict[str, Any] = read_manifest(cluster.resume)["about"] if cluster.resume else {}
+    except CheckpointError:
+        # `cluster.restore` reports the error.
+        return {}
+    return about
+
+
+def _kept_state(cluster: Cluster) -> dict[str, Any]:
+    """Return the state in that checkpoint, if it is of this program; otherwise {}."""
+    about = _about(cluster)
+    state = about.get("state") if about.get("program") == cluster.job.program else None
+    return state if isinstance(state, dict) else {}
 
 
 # --- The worker ------------------------------------------------------------------------------------------------------
@@ -192,19 +225,21 @@ class WorkerData:
     def __init__(
         self,
         context: Context,
-        data: DataSpec,
-        files: SameFiles,
+        data: Source,
         find_last_key: Callable[[Iterator[Examples], Tally], int],
     ) -> None:
-        self.context, self.data, self._files, self._find_last_key = context, data, files, find_last_key
+        self.context, self.data, self._find_last_key = context, data, find_last_key
         self.settings: Settings = context.job.settings
         self.blocks: Blocks | None = None
         self._columns: Columns | None = None
-        self._kept = KeptColumns(context.shared, data)
+        self._kept = KeptColumns(context.shared, data.spec)
         self._reads: list[list[int]] | None = None
 
-    def load(self, reads: list[list[int]], cut: list[int]) -> dict[str, Any]:
+    def load(
+        self, reads: list[list[int]], cut: list[int], encoding: EncodingTable | None = None
+    ) -> dict[str, Any]:
         """Read those of `reads`, lists of parts, that are missing; return the totals of all parts."""
+        self.data.take(encoding)
         had, begin = self._reads, self.context.node.van.now()
         if had is None or had != reads[: len(had)]:
             had, self._columns, self._tally, self._last = [], None, Tally(), 0
@@ -229,7 +264,7 @@ class WorkerData:
             self._last = max(self._last, self._find_last_key(batches, self._tally))
             return
         # Another worker may have parsed them.
-        name = self._kept.name(list(cut.slices(self.data.train, parts)))
+        name = self._kept.name(list(cut.slices(self.data.spec.train, parts)), self.data.table)
         if (found := self._kept.find(name)) is None:
             tally = Tally()
             found = load_columns(self._examples(parts, cut, tally)), tally
@@ -239,5 +274,5 @@ class WorkerData:
         self._columns = columns if self._columns is None else joined(self._columns, columns)
 
     def _examples(self, parts: list[int], cut: Cut, tally: Tally) -> Iterator[Examples]:
-        for files, part, of in cut.slices(self.data.train, parts):
-            yield from self.context.polling(read(files, self.data, part, of, tally, self._files.check))
+        for files, part, of in cut.slices(self.data.spec.train, parts):
+            yield from self.context.polling(self.data.read(files, part, of, tally))

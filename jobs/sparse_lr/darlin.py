@@ -61,6 +61,7 @@ SCHEMA = {
     "gap": NUMBER,
     "blocks": {"begins": Each(range(1 << 64)), "cut_at": range(-1, 1 << 63)},
     "spread?": ANY,
+    "encoding?": ANY,
     "finished?": {
         "metrics": {"objective": NUMBER, "nonzeros": COUNT, "passes": COUNT, "ended_by": str},
         "settings": Each(NUMBER),
@@ -431,6 +432,7 @@ class Darlin:
             "gap": self.gap,
             "blocks": {"begins": self.begins.tolist(), "cut_at": self.cut_at},
             "spread": self.assignment.state(),
+            **self.assignment.told({}),
             **({} if self.finished is None else {"finished": self.finished}),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from contextlib import suppress
 from dataclasses import asdict, fields
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from mpips import Answer, Cluster, ConsistencySpec, Context, InputError, exact_sums, progress, replacing
 from mpips import keys as key_arrays
-from mpips.data import DataSpec, SameFiles, Tally, read
+from mpips.data import EncodingTable, Source, Tally
 from mpips.data.numbering import numbering_of
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.control import Control
@@ -137,19 +138,19 @@ def show_pass(
 class Scorer:
     """Scores examples, for a worker."""
 
-    def __init__(self, context: Context, data: DataSpec, files: SameFiles) -> None:
-        self.context, self.data, self._files = context, data, files
+    def __init__(self, context: Context, data: Source) -> None:
+        self.context, self.data = context, data
 
-    def check_test_data(self, part: int, of: int) -> None:
+    def check_test_data(self, part: int, of: int, encoding: EncodingTable | None = None) -> None:
         """Read the first examples of one part of the test files, to report bad files before training."""
-        for path in self.data.test[part::of]:
-            next(read([path], self.data), None)
+        self.data.take(encoding)
+        for path in self.data.spec.test[part::of]:
+            next(self.data.read([path], 0, 1, Tally()), None)
 
     def score(self, which: str, part: int, of: int) -> Answer:
         """Return (x.w, label) of one part of the "train" or "test" data, f8[n, 2], and its `Tally`."""
         rows, tally = [np.empty((0, 2))], Tally()
-        examples = read(getattr(self.data, which), self.data, part, of, tally, self._files.check)
-        for batch in self.context.polling(examples):
+        for batch in self.context.polling(self.data.read(which, part, of, tally)):
             keys, positions = distinct(batch.keys)
             weights = pull_weights(self.context, keys)
             scores = np.empty(len(batch))
@@ -262,8 +263,11 @@ def log_losses(margins: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.log1p(np.exp(-np.abs(margins))) + np.maximum(-margins, 0.0)
 
 
-def export_model(cluster: Cluster) -> dict[str, Any]:
-    """Write the non-zero weights as `model.npz` (keys, values) and `model.txt` (a line key:value each)."""
+def export_model(cluster: Cluster, encoding: EncodingTable | None) -> dict[str, Any]:
+    """Write the non-zero weights as `model.npz` (keys, values) and `model.txt` (a line key:value each).
+
+    The former also has the encoding of tables, as JSON.
+    """
     pieces = list(cluster.export(cluster.vectors["w"]))
     dtype = cluster.vectors["w"].spec.key_dtype
     keys = np.concatenate([np.empty(0, dtype), *(keys for keys, _ in pieces)])
@@ -271,7 +275,8 @@ def export_model(cluster: Cluster) -> dict[str, Any]:
     folder = cluster.folder.path
     model = {"model": str(folder / MODEL)}
     with replacing(folder / MODEL) as file:
-        np.savez_compressed(file, keys=key_arrays.pairs(keys), values=values)
+        more: dict[str, Any] = {} if encoding is None else {"encoding": np.array(json.dumps(encoding))}
+        np.savez_compressed(file, keys=key_arrays.pairs(keys), values=values, **more)
     # Before the text is written, which may fail: the model is complete without it.
     cluster.metrics.update(model)
     numbers = key_arrays.numbers(keys)

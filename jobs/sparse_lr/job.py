@@ -34,7 +34,7 @@ from mpips import (
     retry_on_loss,
     unmet,
 )
-from mpips.data import SameFiles, resolve, unusual_files
+from mpips.data import EncodingTable, Source, resolve, unusual_files
 from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, online, overlapped_darlin
 from mpips.jobs.sparse_lr.assignment import Assignment, WorkerData
 from mpips.jobs.sparse_lr.block_worker import ranges
@@ -70,9 +70,12 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     if empty := cluster.decide(lambda: unusual_files(cluster.job.data, str(cluster.job.base))):
         cluster.say(empty)
     with cluster.phase("load"):
+        assignment.encode()
         if cluster.job.data.test:
+            asked = assignment.told({})
             retry_on_loss(
-                cluster, lambda: cluster.workers.call("check_test_data", each=evaluate.parts_of(cluster))
+                cluster,
+                lambda: cluster.workers.call("check_test_data", asked, each=evaluate.parts_of(cluster)),
             )
         data = assignment.load()
     delayed = cluster.job.consistency.model == "bounded" and cluster.job.consistency.tau > 0
@@ -87,7 +90,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     return finish(
         cluster,
         metrics,
-        lambda: evaluate.export_model(cluster),
+        lambda: evaluate.export_model(cluster, assignment.encoding),
         training.objective,
         lambda: evaluate.check_training(cluster, metrics.get("examples", data.examples)),
         lambda: evaluate.test(cluster),
@@ -103,21 +106,26 @@ class Worker(OverlapWorker):
     """The worker of this program: it keeps blocks, and has examples, a scorer and an online learner."""
 
     def __init__(self, context: Context) -> None:
-        data = resolve(context.job.data, str(context.base))
+        self.source = Source(resolve(context.job.data, str(context.base)))
         self.consistency = push_pull(context.job.consistency)
-        self.files = SameFiles(data)
-        scorer = Scorer(context, data, self.files)
-        learner = Learner(context, data, self.files, self.consistency)
-        held = WorkerData(context, data, self.files, learner.find_last_key)
+        scorer = Scorer(context, self.source)
+        learner = Learner(context, self.source, self.consistency)
+        held = WorkerData(context, self.source, learner.find_last_key)
         super().__init__(context, held, self.consistency.pull)
         self.load = self.held.load
         self.check_test_data, self.score = scorer.check_test_data, scorer.score
         self.training_loss = scorer.training_loss
         self.learn, self.report_progress, self.flush = learner.learn, learner.report_progress, learner.flush
 
-    def check_files(self) -> Answer:
+    def summarise(self, part: int, of: int) -> Answer:
+        """Return the encoding of tables as far as names of columns say, and the summary of one part of the numbers."""
+        table, summary = self.source.summarise(part, of)
+        return Answer({"encoding": table}, summary)
+
+    def check_files(self, encoding: EncodingTable | None = None) -> Answer:
         """Check that the data files are those of the start; return their names and sizes, i8[1 + files, 1]."""
-        return Answer(values=self.files.check_all()[:, None])
+        self.source.take(encoding)
+        return Answer(values=self.source.files.check_all()[:, None])
 
     @at_once
     def set_tau(self, tau: int) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import (
+    ANY,
     COUNT,
     NO_ROUND,
     NUMBER,
@@ -45,9 +46,9 @@ from mpips import (
     unmet,
 )
 from mpips import keys as key_arrays
-from mpips.data import DataSpec, Examples, SameFiles, Tally, format_of, minibatches, read
+from mpips.data import HASHED_FORMATS, Examples, Source, Tally, format_of, minibatches
 from mpips.jobs.sparse_lr import kernels
-from mpips.jobs.sparse_lr.assignment import Assignment, check_files
+from mpips.jobs.sparse_lr.assignment import Assignment
 from mpips.jobs.sparse_lr.evaluate import Data, distinct, other_keys, parts_of, say
 from mpips.jobs.sparse_lr.proximal import exact_total
 from mpips.jobs.sparse_lr.settings import Settings
@@ -87,6 +88,7 @@ SCHEMA = {
     "loss": NUMBER,
     "parts": Each([COUNT, COUNT, bool]),
     "finished?": {"nonzeros": COUNT, "passes": COUNT, "examples": COUNT, "ended_by": str},
+    "encoding?": ANY,
 }
 """The form of the state in a checkpoint; a part is its worker's index, mini-batches done, and whether finished."""
 
@@ -101,7 +103,7 @@ class Online:
     """A training run: its progress `at`, and the worker and the progress of each part (`parts`)."""
 
     def __init__(self, cluster: Cluster, settings: Settings, assignment: Assignment, data: Data) -> None:
-        self.cluster, self.settings, self.data = cluster, settings, data
+        self.cluster, self.settings, self.data, self.assignment = cluster, settings, data, assignment
         self.at, self.parts = Progress(), self._cut()
         self._met = Tally()
         self.size = 0.0
@@ -246,7 +248,7 @@ class Online:
 
     def _follow(self) -> None:
         """Reassign the parts of lost workers; new workers have found the files of the others."""
-        retry_on_loss(self.cluster, lambda: check_files(self.cluster))
+        retry_on_loss(self.cluster, self.assignment.check_files)
         self.parts.follow(self.cluster.workers.addresses)
 
     def _cut(self, parts: int = 0) -> Workload:
@@ -260,7 +262,7 @@ class Online:
         workers = self.cluster.workers.addresses
         parts = [[workers.index(part.worker), part.done, part.finished] for part in self.parts.parts]
         finished = {} if self.finished is None else {"finished": self.finished}
-        return self.at._asdict() | {"parts": parts} | finished
+        return self.assignment.told(self.at._asdict() | {"parts": parts} | finished)
 
     def _restart_state(self) -> dict[str, Any]:
         """Return the state from which a successor of the scheduler continues."""
@@ -352,8 +354,8 @@ class CallProgress:
 class Learner:
     """Learns online, for a worker."""
 
-    def __init__(self, context: Context, data: DataSpec, files: SameFiles, consistency: PushPull) -> None:
-        self.context, self.data, self._files, self.consistency = context, data, files, consistency
+    def __init__(self, context: Context, data: Source, consistency: PushPull) -> None:
+        self.context, self.data, self.consistency = context, data, consistency
         self.settings: Settings = context.job.settings
         self._stream: Stream | None = None
         self._progress = CallProgress(-1)
@@ -361,7 +363,7 @@ class Learner:
 
     def find_last_key(self, batches: Iterator[Examples], tally: Tally) -> int:
         """Return the last possible key: hashed keys have no bound; for others, read all examples."""
-        hashed = all(format_of(path, self.data) == "tsv" for path in self.data.train)
+        hashed = all(format_of(path, self.data.spec) in HASHED_FORMATS for path in self.data.spec.train)
         if hashed and self.settings.algorithm != "sgd":
             next(batches, None)
             # They are counted when they are learned.
@@ -410,8 +412,7 @@ class Learner:
         for part, of, done in parts:
             if self._stream is None or not self._stream.is_at(part, of, done):
                 tally = Tally()
-                found = read(self.data.train, self.data, part, of, tally, self._files.check)
-                examples = self.context.polling(found)
+                examples = self.context.polling(self.data.read("train", part, of, tally))
                 self._stream = Stream(minibatches(examples, self.settings.batch), tally, part, of, done)
             while (batch := self._stream.take(self._progress)) is not None:
                 yield part, batch

@@ -22,6 +22,7 @@ import numpy as np
 
 from mpips.data.examples import Tally
 from mpips.data.matrix import Columns
+from mpips.data.source import EncodingTable
 from mpips.data.spec import DataSpec, as_list
 from mpips.files import npz
 from mpips.files.json_schema import COUNT, Each, schema_error
@@ -29,7 +30,7 @@ from mpips.files.safe_open import replacing
 from mpips.keys import KEY128
 from mpips.keys import order as key_order
 
-VERSION = 1
+VERSION = 2
 GB = 1e9
 _TALLY = {"examples": COUNT, "skipped": COUNT, "first_error": str, "header": str, "empty": Each(str)}
 Slice = tuple[list[str], int, int]
@@ -46,8 +47,11 @@ class KeptColumns:
         self._folder, self._spec = folder, spec
         self._writer: Thread | None = None
 
-    def name(self, slices: Sequence[Slice]) -> str:
-        """Return the name of the columns of slices that are read in this order, as the files are now; "": none."""
+    def name(self, slices: Sequence[Slice], encoding: EncodingTable | None = None) -> str:
+        """Return the name of the columns of slices that are read in this order, as the files are now; "": none.
+
+        `encoding` is that of tables.
+        """
         if self._folder is None:
             return ""
         # The first file may number the columns of all.
@@ -60,7 +64,7 @@ class KeptColumns:
             # The reader reports the error.
             return ""
         facts = [(path, each.st_size, each.st_mtime_ns) for path, each in found]
-        about = json.dumps([VERSION, asdict(self._spec), slices, facts])
+        about = json.dumps([VERSION, asdict(self._spec), slices, facts, encoding])
         return f"{hashlib.sha256(about.encode()).hexdigest()}.npz"
 
     def find(self, name: str) -> tuple[Columns, Tally] | None:

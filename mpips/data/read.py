@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 
 from mpips.data import csr, text
 from mpips.data.compression import HDF5_MAGIC, magic, name_without_compression
 from mpips.data.examples import Examples, Tally
 from mpips.data.spec import DataSpec, as_list
 from mpips.data.stream import line_blocks
+from mpips.data.tables.encoding import Encoding
+from mpips.data.tables.reader import begun_encoding, read_table, summarise
 from mpips.errors import DataError
 
 Reader = Callable[[str, DataSpec, int, int, int, Tally], Generator[Examples, None, int]]
 
+TABLES = "csv", "parquet"
+HASHED_FORMATS = "tsv", *TABLES
+"""Formats whose keys are hashes: those of tables, by names of columns, and of delimited text, by places."""
+MAGICS = {HDF5_MAGIC: "hdf5", b"PAR1": "parquet"}
 READERS: dict[str, Reader] = {"svmlight": text.read_svmlight, "tsv": text.read_rows, "hdf5": csr.read_csr}
 ENDINGS = {
     "svm": "svmlight", "svmlight": "svmlight", "libsvm": "svmlight",
     "tsv": "tsv", "csv": "tsv", "tab": "tsv",
     "h5": "hdf5", "hdf5": "hdf5", "hdf": "hdf5",
+    "parquet": "parquet", "pq": "parquet",
 }  # fmt: skip
 
 
@@ -30,9 +38,15 @@ def named_format(path: str) -> str:
 def format_of(path: str, spec: DataSpec) -> str:
     """Return a file's format: as the spec says, else by magic number, name or first lines."""
     start = magic(path)
-    found = "hdf5" if start == HDF5_MAGIC else named_format(path) if spec.format == "auto" else spec.format
-    if start == HDF5_MAGIC and spec.format not in ("auto", "hdf5"):
-        raise DataError(f"{path}: is an HDF5 file but [data] format = {spec.format!r}")
+    detected = next((form for begin, form in MAGICS.items() if start.startswith(begin)), "")
+    if detected and spec.format not in ("auto", detected):
+        kind = {"hdf5": "an HDF5", "parquet": "a Parquet"}[detected]
+        raise DataError(f"{path}: is {kind} file but [data] format = {spec.format!r}")
+    found = detected or (named_format(path) if spec.format == "auto" else spec.format)
+    if found == "parquet" and not detected:
+        raise DataError(f"{path}: is not a Parquet file: it does not start with PAR1")
+    if found == "tsv" and spec.format == "auto" and spec.label:
+        return "csv"
     return found or guess_format(path, spec)
 
 
@@ -78,36 +92,71 @@ def read(
     parts: int = 1,
     tally: Tally | None = None,
     opening: Callable[[str], None] = lambda path: None,
+    encoding: Encoding | None = None,
 ) -> Iterator[Examples]:
     """Read part `part` of `parts` of the files' examples, as a stream of batches in order.
 
     A batch holds up to about 260,000 non-zeros; memory stays bounded whatever the files' size. An example's
     index counts every line that is not blank or a comment, bad ones too. Columns with names are numbered as in the
     first file of [data] train, or else of `files`. `tally` is updated while reading. `opening` is called with each
-    file before it is opened. Raises `DataError` with file and line.
+    file before it is opened. `encoding` is that of tables, CSV and Parquet; None: it is learned from [data] train, or
+    else from `files`. Raises `DataError` with file and line.
     """
     tally = Tally() if tally is None else tally
     own_files, part, parts = files_of_part(files, part, parts)
+    if encoding is None and spec.label:
+        encoding = encoding_of(files, spec)
     whole = max(len(files), len(as_list(spec.train)), len(as_list(spec.test)))
     first: text.Head | None = None
     index = 0
     for path in own_files:
         opening(path)
         before, form = index, format_of(path, spec)
-        if spec.key_bits != 64 and form != "tsv":
+        if encoding is not None and form == "tsv" and spec.format == "auto":
+            # Rows without labels.
+            form = "csv"
+        if spec.key_bits != 64 and form not in HASHED_FORMATS:
             raise DataError(
-                f"{path}: [data] key_bits = {spec.key_bits} needs columns that are hashed (tsv), not {form}"
+                f"{path}: [data] key_bits = {spec.key_bits} needs columns that are hashed "
+                f"({', '.join(HASHED_FORMATS)}), not {form}"
             )
-        if form == "tsv":
+        if form in TABLES:
+            if encoding is None:
+                # Raises an error if [data] label is not set.
+                begun_encoding([(path, form)], spec)
+                raise DataError(f"{path}: is a table ({form}), and the training data are not")
+            index = yield from read_table(path, form, spec, encoding, index, part, parts, tally)
+        elif encoding is not None:
+            raise DataError(f"{path}: is in the format {form}, and the training data are tables")
+        elif form == "tsv":
             first = first or first_head(files, spec)
             index = yield from text.read_rows(path, spec, index, part, parts, tally, first=first)
         else:
             index = yield from READERS[form](path, spec, index, part, parts, tally)
         if index == before:
             if whole == 1 and spec.on_error == "stop":
-                only = "" if form == "hdf5" else ", only blank lines or comments"
+                only = "" if form in ("hdf5", *TABLES) else ", only blank lines or comments"
                 raise DataError(f"{path}: holds no examples{only}")
             tally.add(Tally(empty=[path]))
+
+
+def table_files(spec: DataSpec) -> list[tuple[str, str]]:
+    """Return the files of [data] train with their formats if they are tables; otherwise []."""
+    found = [(path, format_of(path, spec)) for path in as_list(spec.train)]
+    return found if any(form in TABLES for _, form in found) else []
+
+
+def encoding_of(files: Sequence[str], spec: DataSpec) -> Encoding | None:
+    """Learn the encoding of tables from [data] train, or else from `files`, by reading all of them.
+
+    None if the first is not a table. In a run the workers share this work: see `Source`.
+    """
+    of = spec if spec.train else replace(spec, train=list(files))
+    tables = table_files(of)
+    if not tables:
+        return None
+    found = begun_encoding(tables, of)
+    return found.learned(summarise(tables, of, found, 0, 1)) if found.learns else found
 
 
 def first_head(files: Sequence[str], spec: DataSpec) -> text.Head | None:

@@ -25,23 +25,42 @@ class DataSpec:
     """Files to evaluate on; none: no evaluation."""
     vocab: str = ""
     """Documents of words: the file of the words, one per line."""
-    format: Literal["auto", "svmlight", "tsv", "hdf5"] = "auto"
-    """"svmlight", "tsv", "hdf5", or "auto": by name without .gz, .xz, .zst, .bz2, then by content."""
+    format: Literal["auto", "svmlight", "tsv", "hdf5", "csv", "parquet"] = "auto"
+    """"svmlight", "tsv", "hdf5", "csv", "parquet", or "auto": by name without .gz, .xz, .zst, .bz2, then by content; a
+    .csv file is "csv" if `label` is set, and otherwise "tsv"."""
     on_error: Literal["stop", "skip"] = "stop"
     """"stop" at the first bad line, or "skip" bad lines and count them."""
     header: Literal["auto"] | bool = "auto"
     """tsv: whether each file starts with a line of column names; "auto": if its first field is neither a number nor a
-    missing label (empty, NA, ?). Names decide which column is which."""
+    missing label (empty, NA, ?). Names decide which column is which. csv: false if columns have no names; they are then
+    called "0", "1", ..."""
     separator: str = "\t"
-    """tsv: the character between fields; there is no quoting."""
+    """tsv: the character between fields; there is no quoting. csv: a tab means that the first row shows it."""
+    label: str = ""
+    """csv, parquet: the name of the column of labels."""
+    positive: str | bool | int | float = ""
+    """csv, parquet: the label of positive examples, all others are negative; "": labels are -1, 0, 1, true or false."""
+    numeric: list[str] | dict[str, Literal["standard", "log", "quantiles", "plain"]] = field(
+        default_factory=list
+    )
+    """csv, parquet: the columns of numbers, with their encoding: "standard" (that of a list): less the mean, divided by
+    the standard deviation; "log": the same of sign(x) log(1 + |x|); "quantiles": 32 bins with equal numbers of
+    examples, each a category; "plain": as they are. A missing number has a key of its own."""
+    categorical: list[str] = field(default_factory=list)
+    """csv, parquet: the columns of categories; none: all that are not in numeric or ignore."""
+    ignore: list[str] = field(default_factory=list)
+    """csv, parquet: columns that are not used."""
+    missing: list[str] = field(default_factory=lambda: ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "?"])
+    """csv, parquet: texts that represent a missing value. A missing category has no key."""
     crosses: list[list[str | int]] = field(default_factory=list)
-    """tsv: sets of columns, each joined into an additional key; columns by name, or by position from 0."""
+    """tsv, csv, parquet: sets of columns, each joined into an additional key; columns by name, in tsv also by position
+    from 0."""
     column: str | int = ""
     """Tables of keys: the column of the keys, by name or by position from 0; "": each line is a key."""
     weight: str | int = ""
     """Tables of keys: the column of integer weights of the keys, by name or by position; "": weight 1."""
     key_bits: int = 64
-    """tsv: bits of the hash that is the key of a field or cross, 64 or 128."""
+    """tsv, csv, parquet: bits of the hash that is the key of a field or cross, 64 or 128."""
     parts: int = field(default=0, metadata={"at_least": 0, "at_most": (1 << 20) - 1})
     """Number of parts of the data, which are distributed over the workers; 0: one for each worker."""
     keep_parsed: float = field(default=1.0, metadata={"at_least": 0, "at_most": 1e9})
@@ -52,7 +71,7 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         """Raise `JobError` for a value that no reader can use."""
-        check_choice("format", self.format, ("auto", "svmlight", "tsv", "hdf5"))
+        check_choice("format", self.format, ("auto", "svmlight", "tsv", "hdf5", "csv", "parquet"))
         check_choice("on_error", self.on_error, ("stop", "skip"))
         if self.key_bits not in (64, 128):
             raise JobError(f"[data] key_bits = {self.key_bits!r}: must be 64 or 128")
@@ -76,6 +95,11 @@ class DataSpec:
                 if not (isinstance(column, str) or (type(column) is int and column >= 0)):
                     text = "a column is given by its name in the header, or by its position after the label, from 0"
                     raise JobError(f"[data] {name}: {column!r}: {text}")
+
+    @property
+    def positive_label(self) -> str | bool | int | float | None:
+        """Return the label of positive examples; None if labels are numbers or booleans."""
+        return None if self.positive == "" else self.positive
 
 
 def check_choice(name: str, value: Any, valid: tuple[str, ...]) -> None:

@@ -44,7 +44,7 @@ UNSUPPORTED = {
     b"7z\xbc\xaf\x27\x1c": "is a 7z archive; unpack it first",
     b"\x1f\x9d": "was compressed by compress, which is not supported; decompress it first",
     b"\x04\x22\x4d\x18": "was compressed by lz4, which is not supported; decompress it first",
-    b"PAR1\x15": "is a Parquet file, which is not supported; convert it to text first",
+    b"PAR1": "is a Parquet file where text was expected",
 }
 """The first bytes of files in formats that are not read."""
 
@@ -92,6 +92,16 @@ def is_empty(path: str) -> bool:
         return False
 
 
+def check_text(path: str, chunk: bytes) -> int:
+    """Return the size of a byte order mark at a text's start; raise `DataError` if its first chunk is not of text."""
+    for start, what in UNSUPPORTED.items():
+        if chunk.startswith(start):
+            raise DataError(f"{path}:1: {what}")
+    if chunk[257:262] == b"ustar":
+        raise DataError(f"{path}:1: is a tar archive; unpack it first")
+    return len(codecs.BOM_UTF8) * chunk.startswith(codecs.BOM_UTF8)
+
+
 def line_blocks(path: str, size: int = BLOCK) -> Generator[bytearray, None, None]:
     """Cut a file's text into blocks of complete lines, each ending in a newline, of about `size` bytes.
 
@@ -103,12 +113,7 @@ def line_blocks(path: str, size: int = BLOCK) -> Generator[bytearray, None, None
     with closing(chunks(path, size)) as stream:
         for chunk in stream:
             if first:
-                for start, what in UNSUPPORTED.items():
-                    if chunk.startswith(start):
-                        raise DataError(f"{path}:1: {what}")
-                if chunk[257:262] == b"ustar":
-                    raise DataError(f"{path}:1: is a tar archive; unpack it first")
-                begin = bom = 3 * chunk.startswith(codecs.BOM_UTF8)
+                begin = bom = check_text(path, chunk)
                 chunk = chunk[bom:]
                 first = False
             cut = chunk.rfind(b"\n") + 1

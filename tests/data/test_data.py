@@ -34,7 +34,10 @@ quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthC
 @pytest.mark.parametrize(
     "keys, wanted",
     [
-        ({"format": "parquet"}, "format = 'parquet': must be one of 'auto', 'svmlight', 'tsv', 'hdf5'"),
+        (
+            {"format": "orc"},
+            "format = 'orc': must be one of 'auto', 'svmlight', 'tsv', 'hdf5', 'csv', 'parquet'",
+        ),
         ({"on_error": "ignore"}, "on_error = 'ignore': must be one of 'stop', 'skip'"),
         ({"header": "yes"}, "header = 'yes': must be true, false"),
         ({"separator": ""}, "separator = ''"),

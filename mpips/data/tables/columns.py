@@ -1,0 +1,194 @@
+"""Columns of Arrow as arrays of numpy: hashes of texts, numbers, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.data.tables.kernels import hash_texts
+from mpips.errors import DataError, InputError
+
+TRUE = b"1", b"+1", b"1.0", b"true", b"True", b"TRUE"
+FALSE = b"0", b"-1", b"0.0", b"-1.0", b"-0", b"false", b"False", b"FALSE"
+"""Labels that need no [data] positive."""
+Flaws = dict[int, str]
+"""What is wrong with rows of a batch, by their places."""
+
+
+def arrow(module: str = "pyarrow") -> Any:
+    """Return a module of pyarrow; raise `InputError` if it is not installed."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError("tables in CSV and Parquet need pyarrow: pip install pyarrow") from None
+
+
+def texts_of(column: Any, path: str, name: str) -> Any:
+    """Return a column of categories as Arrow's large_binary, perhaps dictionary-encoded.
+
+    Raises:
+        DataError: it is of floating-point numbers, whose texts are not well defined, or of lists or structures.
+    """
+    pa = arrow()
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        known = column.dictionary
+        if pa.types.is_integer(known.type):
+            known = known.cast(pa.large_string())
+        return pa.DictionaryArray.from_arrays(column.indices, texts_of(known, path, name))
+    if pa.types.is_floating(kind):
+        raise DataError(
+            f"{path}: column {name!r} has floating-point numbers; name it in [data] numeric, or in ignore"
+        )
+    if pa.types.is_nested(kind):
+        raise DataError(f"{path}: column {name!r} has {kind} values; name it in [data] ignore")
+    if pa.types.is_integer(kind):
+        # There are fewer different numbers than rows, often.
+        return texts_of(column.dictionary_encode(), path, name)
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        column = column.cast(pa.large_string())
+    return column.cast(pa.large_binary())
+
+
+def without_missing(texts: Any, missing: Sequence[str]) -> Any:
+    """Return texts with those that represent a missing value as nulls."""
+    pa, compute = arrow(), arrow("pyarrow.compute")
+    if pa.types.is_dictionary(texts.type):
+        return pa.DictionaryArray.from_arrays(texts.indices, without_missing(texts.dictionary, missing))
+    names = pa.array([each.encode() for each in missing], pa.large_binary())
+    return compute.if_else(compute.is_in(texts, value_set=names), pa.scalar(None, pa.large_binary()), texts)
+
+
+def hashes_of(texts: Any, seed: np.uint64) -> NDArray[np.uint64]:
+    """Return the hash of each text of a column, u8[n]; 0 where it is missing."""
+    pa = arrow()
+    if pa.types.is_dictionary(texts.type):
+        known = np.append(hashes_of(texts.dictionary, seed), np.uint64(0))
+        places: NDArray[np.int64] = texts.indices.cast(pa.int64()).fill_null(len(known) - 1).to_numpy()
+        return known[places]
+    keys = np.empty(len(texts), np.uint64)
+    offsets, data = _buffers(texts)
+    hash_texts(offsets, data, seed, keys)
+    if texts.null_count:
+        keys[texts.is_null().to_numpy(zero_copy_only=False)] = 0
+    return keys
+
+
+def _buffers(texts: Any) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Return offsets i8[n + 1] and bytes of texts, copied if kernels do not take them."""
+    _, offsets, data = texts.buffers()
+    begin = texts.offset
+    places = np.zeros(1, np.int64)
+    if len(texts):
+        places = np.frombuffer(offsets, np.int64)[begin : begin + len(texts) + 1].copy()
+    # Kernels take no read-only array.
+    content = np.empty(int(places[-1] - places[0]), np.uint8)
+    if len(content):
+        content[:] = np.frombuffer(data, np.uint8, len(content), int(places[0]))
+    return places - places[0], content
+
+
+def numbers_of(
+    column: Any, path: str, name: str, missing: Sequence[str], flaws: Flaws
+) -> NDArray[np.float64]:
+    """Return a column of numbers, f8[n]; NaN where one is missing or, as `flaws` says, is none."""
+    pa = arrow()
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
+    elif pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind):
+        column = column.cast(pa.timestamp("us") if pa.types.is_date(kind) else kind).view(pa.int64())
+    elif pa.types.is_nested(kind):
+        raise DataError(f"{path}: column {name!r} has {kind} values; name it in [data] ignore")
+    textual = pa.types.is_dictionary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    if textual or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        if pa.types.is_dictionary(kind):
+            column = column.dictionary_decode()
+        texts = without_missing(column.cast(pa.large_binary()), missing)
+        numbers = _parsed(texts, name, flaws)
+    else:
+        try:
+            found = column.cast(pa.float64(), safe=False)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{path}: column {name!r} has no numbers but {kind}: {error}") from None
+        numbers = np.array(found.fill_null(np.nan).to_numpy(zero_copy_only=False), np.float64)
+    for row in np.flatnonzero(np.isinf(numbers)):
+        flaws.setdefault(int(row), f"column {name!r} has a number that is not finite")
+        numbers[row] = np.nan
+    return numbers
+
+
+def _parsed(texts: Any, name: str, flaws: Flaws) -> NDArray[np.float64]:
+    """Parse texts as numbers."""
+    pa = arrow()
+    try:
+        found = texts.cast(pa.large_string()).cast(pa.float64())
+        return np.array(found.fill_null(np.nan).to_numpy(zero_copy_only=False), np.float64)
+    except pa.ArrowInvalid:
+        # One is not as Arrow writes numbers: it has spaces or a +, or is wrong.
+        pass
+    numbers = np.full(len(texts), np.nan)
+    for row, text in enumerate(texts.to_pylist()):
+        if text is not None:
+            try:
+                if b"_" in text:
+                    raise ValueError
+                numbers[row] = float(text)
+            except ValueError:
+                flaws.setdefault(row, f"{shown(text)} in column {name!r} is not a number")
+    return numbers
+
+
+def labels_of(column: Any, positive: str | float | None, name: str, flaws: Flaws) -> NDArray[np.float32]:
+    """Return a column of labels as f4[n], each -1 or +1; `flaws` has those that are neither.
+
+    `positive` is the label of positive examples: all others are negative. None: labels are -1, 0 or 1, or booleans.
+    """
+    pa = arrow()
+    coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    known = coded.dictionary
+    if not (pa.types.is_binary(known.type) or pa.types.is_large_binary(known.type)):
+        known = known.cast(pa.large_string())
+    texts = [b"" if text is None else text.strip() for text in known.cast(pa.large_binary()).to_pylist()] + [
+        b""
+    ]
+    wanted = _label_text(positive)
+    if wanted is None:
+        good, yes = [text in TRUE or text in FALSE for text in texts], [text in TRUE for text in texts]
+    else:
+        good, yes = [bool(text) for text in texts], [_is_label(text, wanted) for text in texts]
+    places: NDArray[np.int64] = coded.indices.cast(pa.int64()).fill_null(len(texts) - 1).to_numpy()
+    for row in np.flatnonzero(~np.array(good)[places]):
+        text = texts[places[row]]
+        flaw = f"the label, column {name!r}, is missing"
+        if text:
+            flaw = f"label {shown(text)} in column {name!r} is not one of -1, 0, 1: set [data] positive"
+        flaws.setdefault(int(row), flaw)
+    return np.where(np.array(yes)[places], np.float32(1), np.float32(-1))
+
+
+def _label_text(positive: str | float | None) -> bytes | None:
+    if positive is None:
+        return None
+    if isinstance(positive, bool):
+        return b"true" if positive else b"false"
+    return str(positive).encode()
+
+
+def _is_label(text: bytes, wanted: bytes) -> bool:
+    """Return whether two texts are the same, or the same number, as 1 and 1.0."""
+    try:
+        return text == wanted or float(text) == float(wanted)
+    except ValueError:
+        return False
+
+
+def shown(text: bytes) -> str:
+    """Return a text for a message: printable, one line, at most 40 characters."""
+    word = "".join(each if each.isprintable() else "?" for each in text[:160].decode("utf-8", "replace"))
+    return repr(word if len(word) <= 40 else word[:40] + "...")

@@ -1,0 +1,219 @@
+"""Rows of table files in batches: CSV with quotes, as a stream, and Parquet, by row groups (both by pyarrow)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips.data.compression import open_data
+from mpips.data.examples import Tally
+from mpips.data.spec import DataSpec
+from mpips.data.stream import BLOCK, check_text, chunks
+from mpips.data.tables.columns import arrow, shown
+from mpips.data.tables.encoding import numeric_kinds
+from mpips.errors import DataError
+
+SEPARATORS = ",;\t|"
+
+
+class Batch(NamedTuple):
+    """Rows of a file."""
+
+    columns: dict[str, Any]
+    """By name, as arrays of Arrow."""
+    rows: NDArray[np.int64]
+    """i8[n], the number of each in the file."""
+
+
+def names_of(path: str, spec: DataSpec, form: str) -> list[str]:
+    """Return the names of a file's columns.
+
+    Raises:
+        DataError: two columns have the same name, or the file is not one of the format.
+    """
+    names = _parquet_names(path) if form == "parquet" else _head(path, spec)[0]
+    names = [name.strip() for name in names]
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: column {twice!r} is there twice; rename one")
+    return names
+
+
+class _Text(io.RawIOBase):
+    """The decompressed text of a file, without a byte order mark."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._chunks = path, chunks(path)
+        self._left = memoryview(b"")
+        self._begun = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        if not self._left:
+            chunk = next(self._chunks, b"")
+            if not self._begun:
+                chunk, self._begun = chunk[check_text(self._path, chunk) :], True
+            self._left = memoryview(chunk)
+        size = min(len(target), len(self._left))
+        target[:size], self._left = self._left[:size], self._left[size:]
+        return size
+
+    def close(self) -> None:
+        self._chunks.close()
+        super().close()
+
+
+def _head(path: str, spec: DataSpec) -> tuple[list[str], str]:
+    """Return the names in the first row of a CSV file, or the places of its columns; and its separator."""
+    with closing(_Text(path)) as stream:
+        text = io.BufferedReader(stream, BLOCK).read(BLOCK).decode("utf-8", "replace")
+    line = ""
+    for line in text.splitlines(keepends=True):
+        if line.strip():
+            break
+    outside = "".join(part for at, part in enumerate(line.split('"')) if at % 2 == 0)
+    sniffed = max(SEPARATORS, key=outside.count)
+    separator = sniffed if spec.separator == "\t" else spec.separator
+    try:
+        first = next(
+            (row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row), []
+        )
+    except csv.Error as error:
+        raise DataError(f"{path}: row 1: {error}") from None
+    if not first:
+        raise DataError(f"{path}: holds no examples")
+    return first if spec.header else [str(place) for place in range(len(first))], separator
+
+
+def csv_batches(
+    path: str, spec: DataSpec, wanted: Sequence[str], index: int, part: int, parts: int, tally: Tally
+) -> Generator[Batch, None, int]:
+    """Read part `part` of `parts` of the rows of a CSV file; return the index after the last row."""
+    pa, pa_csv = arrow(), arrow("pyarrow.csv")
+    raw, separator = _head(path, spec)
+    of_name = {name.strip(): name for name in raw}
+
+    def broken_row(row: Any) -> str:
+        tally.skip(
+            f"{path}: row {row.number}: {_wrong_columns(row.actual_columns, row.expected_columns, row.text)}"
+        )
+        return "skip"
+
+    first = index
+    with closing(_Text(path)) as stream:
+        try:
+            reader = pa_csv.open_csv(
+                io.BufferedReader(stream, BLOCK),
+                read_options=pa_csv.ReadOptions(
+                    use_threads=False,
+                    block_size=BLOCK,
+                    column_names=raw,
+                    skip_rows_after_names=int(bool(spec.header)),
+                ),
+                parse_options=pa_csv.ParseOptions(
+                    delimiter=separator, newlines_in_values=True,
+                    # A handler is given texts, so that one that is not UTF-8 is an error in any case.
+                    invalid_row_handler=broken_row if spec.on_error == "skip" else None,
+                ),
+                convert_options=pa_csv.ConvertOptions(
+                    check_utf8=False, include_columns=[of_name[name] for name in wanted],
+                    column_types=dict.fromkeys(raw, pa.binary()), null_values=list(spec.missing),
+                    strings_can_be_null=True, quoted_strings_can_be_null=True,
+                ),
+            )  # fmt: skip
+            for batch in reader:
+                size = batch.num_rows
+                picked = np.arange((part - index) % parts, size, parts)
+                if parts > 1:
+                    batch = batch.take(pa.array(picked))
+                rows = index - first + picked + (2 if spec.header else 1)
+                yield Batch(dict(zip(wanted, batch.columns, strict=True)), rows)
+                index += size
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{path}: {_csv_error(str(error))}") from None
+    return index
+
+
+def _wrong_columns(found: int, expected: int, text: str) -> str:
+    return f"has {found} columns where the first row has {expected}: {shown(text.encode())}"
+
+
+def _csv_error(text: str) -> str:
+    if "straddling" in text:
+        return f"a row is longer than {BLOCK >> 20} MiB; is a quote missing?"
+    row = re.match(r"CSV parse error: Row #(\d+): Expected (\d+) columns, got (\d+): (.*)", text, re.DOTALL)
+    if row is not None:
+        return f"row {row[1]}: {_wrong_columns(int(row[3]), int(row[2]), row[4])}"
+    return f"is not CSV: {' '.join(text.split())}"
+
+
+def _parquet_file(path: str, file: Any, **how: Any) -> Any:
+    pa, parquet = arrow(), arrow("pyarrow.parquet")
+    try:
+        return parquet.ParquetFile(file, **how)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: is not a sound Parquet file: {' '.join(str(error).split())[:200]}"
+        ) from None
+
+
+def _parquet_names(path: str) -> list[str]:
+    with open_data(path) as file:
+        return [str(name) for name in _parquet_file(path, file).schema_arrow.names]
+
+
+def parquet_batches(
+    path: str, spec: DataSpec, wanted: Sequence[str], index: int, part: int, parts: int, tally: Tally
+) -> Generator[Batch, None, int]:
+    """Read part `part` of `parts` of the rows of a Parquet file; return the index after the last row.
+
+    With at least as many row groups as parts, a part has whole row groups, and other ones are not read.
+    """
+    pa = arrow()
+    with open_data(path) as file:
+        schema = _parquet_file(path, file).schema_arrow
+        of_name = {name.strip(): name for name in schema.names}
+        texts = [
+            of_name[name]
+            for name in wanted
+            if pa.types.is_string(schema.field(of_name[name]).type) and name not in numeric_kinds(spec)
+        ]
+        file.seek(0)
+        opened = _parquet_file(path, file, read_dictionary=texts)
+        groups = opened.metadata.num_row_groups
+        sizes = [opened.metadata.row_group(group).num_rows for group in range(groups)]
+        whole = groups >= parts
+        first = begin = 0
+        for group, size in enumerate(sizes):
+            first, begin = begin, begin + size
+            if whole and group % parts != part:
+                continue
+            at = first
+            try:
+                columns = [of_name[name] for name in wanted]
+                for batch in opened.iter_batches(1 << 16, [group], columns, use_threads=False):
+                    picked = np.arange(batch.num_rows)
+                    if not whole:
+                        picked = picked[(index + at + picked) % parts == part]
+                    rows = at + picked + 1
+                    at += batch.num_rows
+                    if not whole:
+                        batch = batch.take(pa.array(picked))
+                    yield Batch({name: batch.column(of_name[name]) for name in wanted}, rows)
+            except (pa.ArrowException, OSError) as error:
+                text = " ".join(str(error).split())[:200]
+                raise DataError(f"{path}: row group {group}: is damaged: {text}") from None
+    return index + begin
+
+
+BATCHES = {"csv": csv_batches, "parquet": parquet_batches}

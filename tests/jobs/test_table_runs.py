@@ -1,0 +1,138 @@
+"""Whole runs of sparse_lr on tables with named columns: as scikit-learn scores them, on any layout, and resumed."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import Hooks, Outcome, run_twin
+
+from mpips.checkpoint.manifest import complete, read_manifest
+from mpips.data import DataSpec, Source, Tally, concatenate, learned
+from mpips.errors import MpipsError
+
+pytest.importorskip("pyarrow")
+
+COLUMNS = {
+    "label": "bought",
+    "positive": "yes",
+    "numeric": {"age": "quantiles", "income": "log"},
+    "ignore": ["id"],
+    "crosses": [["city", "job"]],
+}
+JOBS = ["clerk", "nurse, night", 'the "boss"', "dev\nops"]
+
+
+def write(path: Path, rows: int, seed: int, order: int = 1) -> Path:
+    random = np.random.default_rng(seed)
+    age, income = random.integers(18, 80, rows), np.exp(random.normal(10, 1, rows)).round(2)
+    city, job = random.integers(0, 30, rows), random.integers(0, 4, rows)
+    z = -0.004 * (age - 45) ** 2 + 0.8 * (np.log(income) - 10) + job - 1 + np.sin(city)
+    bought = np.where(random.random(rows) < 1 / (1 + np.exp(-z)), "yes", "no")
+    ages = ["" if hidden else str(each) for each, hidden in zip(age, random.random(rows) < 0.05, strict=True)]
+    table = {
+        "id": range(rows), "age": ages, "city": [f"city {each}" for each in city], "bought": bought,
+        "job": [JOBS[each] for each in job], "income": income,
+    }  # fmt: skip
+    names = list(table)[::order]
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(names)
+        out.writerows(zip(*(table[name] for name in names), strict=True))
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("tables")
+    return write(folder / "train.csv", 1_500, 1), write(folder / "test.csv", 800, 2, order=-1)
+
+
+def run(
+    files: tuple[Path, Path], servers: int = 1, workers: int = 2, hooks: Hooks | None = None, **how: Any
+) -> Outcome:
+    data = {**COLUMNS, **how.pop("data", {})}
+    return run_twin(files[0], servers, workers, test=files[1], data=data, hooks=hooks, **how)
+
+
+def test_as_scikit_learn_on_the_same_encoding(files: tuple[Path, Path]) -> None:
+    from scipy.sparse import csr_array
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss, roc_auc_score
+
+    source = Source(DataSpec(train=str(files[0]), test=str(files[1]), **COLUMNS))  # type: ignore[arg-type]
+    source.take(learned([source.summarise(0, 1)]))
+    train, test = (concatenate(source.read(which, 0, 1, Tally())) for which in ("train", "test"))
+    keys = np.unique(train.keys)
+    matrices = []
+    for part in (train, test):
+        known = np.isin(part.keys, keys)
+        at = np.minimum(np.searchsorted(keys, part.keys), len(keys) - 1)
+        cells = np.where(known, part.values, 0), at.astype(np.int32), part.indptr.astype(np.int32)
+        matrices.append(csr_array(cells, shape=(len(part), len(keys))))
+    model = LogisticRegression(penalty="l1", solver="liblinear", C=1.0, fit_intercept=False, tol=1e-6)
+    with warnings.catch_warnings():
+        # The name of the penalty depends on the version.
+        warnings.simplefilter("ignore")
+        scores = model.fit(matrices[0], train.labels).decision_function(matrices[1])
+    outcome = run(files)
+    assert outcome.metrics["auc"] == pytest.approx(roc_auc_score(test.labels, scores), abs=2e-3)
+    assert outcome.metrics["auc"] > 0.7
+    expected = log_loss(test.labels, 1 / (1 + np.exp(-scores)))
+    assert outcome.metrics["logloss"] == pytest.approx(expected, abs=5e-3)
+
+
+@pytest.mark.parametrize("algorithm", ["darlin", "ftrl"])
+def test_the_same_bits_on_any_number_of_servers_and_with_exact_sums_of_workers(
+    files: tuple[Path, Path], algorithm: str
+) -> None:
+    settings = {"algorithm": algorithm, "batch": 100}
+    assert len({run(files, servers, settings=settings).sha for servers in (1, 3)}) == 1
+    if algorithm == "darlin":
+        exact = {"exact_sums": True}
+        assert len({run(files, 1, workers, layout=exact).sha for workers in (1, 2, 3)}) == 1
+
+
+@pytest.mark.parametrize("algorithm", ["darlin", "ftrl"])
+def test_a_resumed_run_keeps_the_encoding(files: tuple[Path, Path], tmp_path: Path, algorithm: str) -> None:
+    settings = {"algorithm": algorithm, "batch": 100, "passes": 4}
+    whole = run(files, settings=settings)
+    hooks = Hooks(checkpoints=tmp_path, stop_after=2)
+    run(files, hooks=hooks, settings=settings, checkpoint={"every": 1})
+    newest = complete(tmp_path)[0]
+    kept = read_manifest(newest)["about"]["state"]["encoding"]
+    assert [each["name"] for each in kept["numeric"]] == ["age", "income"]
+    assert run(files, 2, settings=settings, hooks=Hooks(resume=newest)).sha == whole.sha
+    if algorithm == "darlin":
+        # It refuses other training data.
+        return
+    # A model means its own encoding, whatever the data are by now.
+    other = write(tmp_path / "other.csv", 700, 3), files[1]
+    again = run(
+        other,
+        settings=settings,
+        hooks=Hooks(resume=newest, checkpoints=tmp_path / "b"),
+        checkpoint={"every": 1},
+    )
+    assert (
+        read_manifest(complete(tmp_path / "b")[0])["about"]["state"]["encoding"] == kept
+        and again.metrics["auc"] > 0.6
+    )
+
+
+def test_the_model_file_has_the_encoding(files: tuple[Path, Path]) -> None:
+    source = Source(DataSpec(train=str(files[0]), **COLUMNS))  # type: ignore[arg-type]
+    assert run(files).encoding == learned([source.summarise(part, 3) for part in range(3)])
+
+
+def test_a_test_file_without_a_column_is_refused_before_training(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    lines = files[1].read_text().replace("income,", "wage,", 1)
+    (tmp_path / "test.csv").write_text(lines)
+    with pytest.raises(MpipsError, match=r"test\.csv: has no column 'income', which the training data have"):
+        run((files[0], tmp_path / "test.csv"))
