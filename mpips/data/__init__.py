@@ -11,6 +11,7 @@ from mpips.data.read import HASHED_FORMATS, format_of, read
 from mpips.data.same_files import SameFiles, check_sizes
 from mpips.data.source import EncodingTable, Source, learned
 from mpips.data.spec import DataSpec, expand, resolve, unusual_files
+from mpips.data.write import write
 
 __all__ = [
     "HASHED_FORMATS",
@@ -32,4 +33,5 @@ __all__ = [
     "read",
     "resolve",
     "unusual_files",
+    "write",
 ]
