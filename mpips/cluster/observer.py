@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol
+
+from numpy.typing import NDArray
 
 from mpips.cluster.view import View
 from mpips.tasks.caller import Tasks
+from mpips.tasks.task import Task
 from mpips.transport.message import Message
 
 if TYPE_CHECKING:
@@ -38,6 +41,22 @@ class ChangeOrder(Protocol):
         """Record that this server is the primary as of the present epoch, after `number` changes."""
 
 
+class Operation(NamedTuple):
+    """A push, a pull or both that a program issues."""
+
+    vector: str
+    decodable: bool
+    """Whether rows are single int64 numbers that pushes add up to."""
+    keys: NDArray[Any] | None
+    """None: a range."""
+    rows: NDArray[Any] | None
+    """What is pushed."""
+    pulls: bool
+    round: int
+    after: tuple[Task, ...]
+    addresses: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class Observers:
     """The callbacks of a node's observers, by event. A `begin` is in seconds on the van's clock."""
@@ -49,6 +68,10 @@ class Observers:
     """A message is about to be received."""
     busy: Callbacks[[]] = ()
     """The node becomes busy: a message was received, or there is low-priority work."""
+    issuing: Callbacks[[Operation]] = ()
+    """A program's push or pull is about to be sent."""
+    issued: Callbacks[[Task]] = ()
+    """It was sent, or waits for others."""
     answered: Callbacks[[int]] = ()
     """A request of the fast path, of this slot, is answered."""
     sent: Callbacks[[Message]] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +32,7 @@ from mpips.server.server import Server
 from mpips.server.snapshot_file import SnapshotFile
 from mpips.transport.in_memory import Deadlock, Network, TwinVan
 from mpips.transport.message import Command
-from mpips.transport.network_faults import Arrives, Delays, Fault, Split, all_arrive, no_delay
+from mpips.transport.network_faults import Arrives, Delays, Fault, Jump, Split, all_arrive, no_delay
 from mpips.worker.worker import CallExecutor, Context
 
 T = TypeVar("T")
@@ -113,6 +113,7 @@ class Simulation:
         record: Path | None = None,
         replay: Path | None = None,
         compacted_every: int = COMPACTED_EVERY,
+        attach: Callable[[Node], object] = lambda node: None,
     ) -> None:
         self.layout, self.view, self.replicas, self.worker = layout, view, replicas, worker
         self.internals = internals or Internals()
@@ -122,6 +123,7 @@ class Simulation:
         self._start = os.urandom(8).hex()
         self._filters = filters
         self._record, self._replay, self._compacted_every = record, replay, compacted_every
+        self._attach = attach
 
     def run(
         self, network: Network, schedule: Callable[[Cluster], Any], place: Path, horizon: float = 60.0
@@ -156,6 +158,7 @@ class Simulation:
             van, self.layout, self.view, window=self._window, resend=self._resend, pushes=pushes, pulls=pulls,
             held=dict,
         )  # fmt: skip
+        self._attach(me)
         if self._record is not None:
             Recorder(me, self._record)
         if self._replay is not None:
@@ -253,7 +256,7 @@ def simulate(
     resend: float | None = None,
     horizon: float = 60.0,
     folder: Path | None = None,
-    faults: Sequence[Fault | Split] = (),
+    faults: Sequence[Fault | Split | Jump] = (),
     bandwidth: float = 0.0,
     patience: float = 0.75,
     give_up: float = 5.0,
@@ -266,6 +269,8 @@ def simulate(
     record: Path | None = None,
     replay: Path | None = None,
     compacted_every: int = COMPACTED_EVERY,
+    rates: Mapping[int, float] | None = None,
+    attach: Callable[[Node], object] = lambda node: None,
 ) -> Any:
     """Run `schedule(cluster)` with workers made by `worker(context)`; return its result once all ranks have ended.
 
@@ -275,6 +280,7 @@ def simulate(
     state during the run, and at its end. `filters` creates a rank's chains: for messages to the servers, and for
     answers. `hosts` are the ranks' host names; by default all are on one host. The order of effects is written to the
     folder `record`, or read from `replay` (`mpips.replay.history`). `compacted_every`: see `Journal`.
+    `rates`: by rank, the seconds of its clocks in a second. `attach(node)` may observe a rank.
 
     >>> simulate(lambda cluster: len(cluster.workers), worker=lambda context: None, servers=2, workers=3)
     3
@@ -284,11 +290,14 @@ def simulate(
     spec = LayoutSpec(servers=servers, workers=workers, spares=spares, schedulers=schedulers)
     layout = Layout.of(spec.size(), spec)
     view = first_view(layout, virtual_servers, replicas, hosts)
-    network = Network(layout.size, delays, seed, tick, faults=faults, detection=detection, arrives=arrives)
+    network = Network(
+        layout.size, delays, seed, tick, faults=faults, detection=detection, arrives=arrives, rates=rates
+    )
     simulation = Simulation(
         layout, view, replicas, worker,
         job=job, window=window, resend=resend, bandwidth=bandwidth, patience=patience, give_up=give_up,
         internals=internals, filters=filters, record=record, replay=replay, compacted_every=compacted_every,
+        attach=attach,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         return simulation.run(network, schedule, folder or Path(temporary), horizon)

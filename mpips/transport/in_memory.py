@@ -19,7 +19,7 @@ import heapq
 import itertools
 import random
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,18 @@ from mpips.errors import ClosedError
 from mpips.transport.buffer_pool import BufferPool
 from mpips.transport.fastpath.table import FastPathTable
 from mpips.transport.message import Message, from_bytes, to_bytes
-from mpips.transport.network_faults import Arrives, Delays, Fault, Heal, Split, all_arrive, no_delay
+from mpips.transport.network_faults import (
+    Arrives,
+    Delays,
+    Fault,
+    Heal,
+    Jump,
+    Planned,
+    Split,
+    TwinClock,
+    all_arrive,
+    no_delay,
+)
 
 ECHO = 0.02
 """Seconds from a heartbeat to its confirmation."""
@@ -49,7 +60,8 @@ class Network:
 
     `delays` is the policy for messages, `faults` are the faults of ranks. `detection`: seconds from the death of a rank
     to its detection; each rank detects it at a time of its own, up to half as much later. `arrives` decides on the
-    undelivered messages of a killed rank. `posted` counts messages, `time` is in seconds.
+    undelivered messages of a killed rank. `rates`: by rank, the seconds of its clocks in a second, if not 1. `posted`
+    counts messages, `time` is in seconds.
     """
 
     def __init__(
@@ -58,9 +70,10 @@ class Network:
         delays: Delays = no_delay,
         seed: int = 0,
         tick: float = 1e-3,
-        faults: Iterable[Fault | Split] = (),
+        faults: Iterable[Fault | Split | Jump] = (),
         detection: float = 0.03,
         arrives: Arrives = all_arrive,
+        rates: Mapping[int, float] | None = None,
     ) -> None:
         self.size, self.time, self.posted = size, 0.0, 0
         self._delays, self._arrives, self._rng = delays, arrives, random.Random(seed)
@@ -69,12 +82,15 @@ class Network:
         self._in_flight: list[list[tuple[float, int, int, bytes]]] = [[] for _ in range(size)]
         self._detections: list[list[tuple[float, int]]] = [[] for _ in range(size)]
         self._excluded: list[set[int]] = [set() for _ in range(size)]
+        self.clocks = [TwinClock((rates or {}).get(rank, 1.0)) for rank in range(size)]
         # By (source, destination): since when the link has failed, and the messages that it keeps.
         self._cut: dict[tuple[int, int], float] = {}
+        # By number: the links of each split.
+        self._splits: dict[int, set[tuple[int, int]]] = {}
         self._kept: dict[tuple[int, int], list[tuple[float, int, int, bytes]]] = {}
         self._heartbeats = [TwinHeartbeat(self, rank) for rank in range(size)]
-        self._timed: list[tuple[float, int, Fault | Split | Heal]] = []
-        self._counted: list[tuple[int, int, Fault | Split | Heal]] = []
+        self._timed: list[tuple[float, int, Planned]] = []
+        self._counted: list[tuple[int, int, Planned]] = []
         for fault in faults:
             self.plan(fault)
         self.vans = [TwinVan(self, rank) for rank in range(size)]
@@ -86,6 +102,7 @@ class Network:
         # Killed ranks, and the time of their death.
         self._dead: dict[int, float] = {}
         self._stopped: dict[int, float] = {}
+        self._suspended: set[int] = set()
         # Ranks whose programs have ended, and when.
         self._ended_at: dict[int, float] = {}
         self._absences: list[list[tuple[float, float]]] = [[] for _ in range(size)]
@@ -101,6 +118,9 @@ class Network:
             return 0
         for delay in self._delays(source, dest, message):
             if dest not in self._dead and source not in self._excluded[dest]:
+                if source in self._dead and not self._arrives(source, dest):
+                    # It was killed while it sent this.
+                    continue
                 item = (self.time + delay, next(self._order), source, raw)
                 if (source, dest) in self._cut:
                     self._kept.setdefault((source, dest), []).append(item)
@@ -174,26 +194,39 @@ class Network:
         if rank in self._alive:
             self._stopped.setdefault(rank, self.time)
 
+    def suspend(self, rank: int) -> None:
+        """Stop a rank, and its clock of durations."""
+        if rank in self._alive and rank not in self._stopped:
+            self._suspended.add(rank)
+            self.stop(rank)
+
     def resume(self, rank: int) -> None:
         """Resume a stopped rank."""
         if rank in self._stopped:
-            self._absences[rank].append((self._stopped.pop(rank), self.time))
+            since = self._stopped.pop(rank)
+            self._absences[rank].append((since, self.time))
+            if rank in self._suspended:
+                self._suspended.remove(rank)
+                self.clocks[rank].suspended += self.time - since
             self._idle.discard(rank)
 
-    def split(self, ranks: Iterable[int], sends: bool = True, receives: bool = True) -> None:
-        """Fail the network between some ranks and all others; see `Split`."""
-        ranks = set(ranks)
+    def split(self, ranks: Iterable[int], sends: bool = True, receives: bool = True) -> int:
+        """Fail the network between some ranks and all others; see `Split`. Return the number of the split."""
+        ranks, number = set(ranks), next(self._order)
+        links = self._splits[number] = set()
         for inside, outside in itertools.product(ranks, set(range(self.size)) - ranks):
-            if sends:
-                self._cut.setdefault((inside, outside), self.time)
-            if receives:
-                self._cut.setdefault((outside, inside), self.time)
+            links.update([(inside, outside)] if sends else [])
+            links.update([(outside, inside)] if receives else [])
+        for link in links:
+            self._cut.setdefault(link, self.time)
+        return number
 
-    def heal(self) -> None:
-        """Make the network whole again: what it has kept arrives."""
-        self._cut.clear()
-        kept, self._kept = self._kept, {}
-        for (source, dest), items in kept.items():
+    def heal(self, number: int) -> None:
+        """End a split: what its links have kept arrives, unless another one has cut them, too."""
+        links = self._splits.pop(number, set()).difference(*self._splits.values())
+        for source, dest in sorted(links):
+            del self._cut[source, dest]
+            items = self._kept.pop((source, dest), [])
             if dest in self._alive and source not in self._excluded[dest]:
                 for due, order, _, raw in items:
                     heapq.heappush(self._in_flight[dest], (max(due, self.time), order, source, raw))
@@ -274,7 +307,7 @@ class Network:
         linked = (rank, other) not in self._cut and (other, rank) not in self._cut
         return linked and self.runs(other) and (self._heartbeats[other].follows == rank or not follows)
 
-    def plan(self, fault: Fault | Split | Heal) -> None:
+    def plan(self, fault: Planned) -> None:
         """Schedule a fault."""
         if fault.at is not None:
             heapq.heappush(self._timed, (fault.at, next(self._order), fault))
@@ -285,18 +318,22 @@ class Network:
         """Apply the faults that are due."""
         while fault := self._due():
             if isinstance(fault, Heal):
-                self.heal()
+                self.heal(fault.number)
+                continue
+            if isinstance(fault, Jump):
+                self.clocks[fault.rank].jump += fault.seconds
                 continue
             if isinstance(fault, Split):
-                self.split(fault.ranks, fault.sends, fault.receives)
+                number = self.split(fault.ranks, fault.sends, fault.receives)
                 if fault.lasting is not None:
-                    self.plan(Heal(self.time + fault.lasting))
+                    self.plan(Heal(number, self.time + fault.lasting))
                 continue
-            {"kill": self.kill, "stop": self.stop, "resume": self.resume}[fault.act](fault.rank)
+            acts = {"kill": self.kill, "stop": self.stop, "suspend": self.suspend, "resume": self.resume}
+            acts[fault.act](fault.rank)
             if fault.lasting is not None:
                 self.plan(Fault("resume", fault.rank, at=self.time + fault.lasting))
 
-    def _due(self) -> Fault | Split | Heal | None:
+    def _due(self) -> Planned | None:
         if self._timed and self._timed[0][0] <= self.time:
             return heapq.heappop(self._timed)[2]
         if self._counted and self._counted[0][0] <= self.posted:
@@ -441,10 +478,12 @@ class TwinVan:
         return 0
 
     def now(self) -> float:
-        return self._open().time
+        network = self._open()
+        return network.clocks[self.rank].now(network.time)
 
     def wall(self) -> float:
-        return self._open().time
+        network = self._open()
+        return network.clocks[self.rank].wall(network.time)
 
     def failed(self) -> list[int]:
         return self._open().detected(self.rank)
@@ -471,7 +510,8 @@ class TwinHeartbeat:
 
     def silent(self, ranks: Iterable[int], patience: float) -> list[int]:
         """Return those of `ranks` that were stopped or dead for `patience` seconds while this rank ran."""
-        return [rank for rank in ranks if 0 < patience <= self._network.silence(self._rank, rank)]
+        rate = self._network.clocks[self._rank].rate
+        return [rank for rank in ranks if 0 < patience <= self._network.silence(self._rank, rank) * rate]
 
     @property
     def muted(self) -> bool:
@@ -494,14 +534,15 @@ class TwinHeartbeat:
         return self._silent_to(ranks, patience, False)
 
     def _silent_to(self, ranks: Iterable[int], patience: float, follows: bool) -> list[int]:
-        now, found = self._network.time, []
+        network, found = self._network, []
+        now = network.clocks[self._rank].now(network.time)
         for rank in ranks:
             heard = self._confirmed.get((rank, False), (now,))[0]
             confirmed, since, looked = self._confirmed.get((rank, follows), (heard, now - ECHO, now))
             if now - looked > patience / 2 and not follows:
                 # It was not watched.
                 confirmed = now
-            if not self._network.hears(self._rank, rank, follows):
+            if not network.hears(self._rank, rank, follows):
                 since = float("inf")
             elif since > now or now - looked > 5 * ECHO:
                 since = now

@@ -24,11 +24,12 @@ Arrives = Callable[[int, int], bool]
 class Fault:
     """An injected fault: kill, stop or resume a rank at the time `at`, or once `after_messages` messages were posted.
 
-    A stop that is `lasting` ends after so many seconds. The message that completes the count is in flight when the
+    A rank that is suspended is stopped with its machine, so that its clock stands still, too. A stop that is `lasting`
+    ends after so many seconds. The message that completes the count is in flight when the
     fault takes effect. A fault of a rank whose program has ended has no effect.
     """
 
-    act: Literal["kill", "stop", "resume"]
+    act: Literal["kill", "stop", "suspend", "resume"]
     rank: int
     at: float | None = None
     after_messages: int | None = None
@@ -63,10 +64,46 @@ class Split:
 
 @dataclass(frozen=True)
 class Heal:
-    """The network is whole again at the time `at`."""
+    """The split of this number ends at the time `at`."""
 
+    number: int
     at: float
     after_messages: int | None = None
+
+
+@dataclass(frozen=True)
+class Jump:
+    """The time of day of a rank's host changes by so many seconds, at the time `at`."""
+
+    rank: int
+    seconds: float
+    at: float
+    after_messages: int | None = None
+
+
+class TwinClock:
+    """The clocks of one rank. `rate`: their seconds in a second of simulated time; `jump` is added to the time of day.
+
+    >>> clock = TwinClock(rate=1.1)
+    >>> clock.jump = -3600.0
+    >>> round(clock.now(10.0), 1), round(clock.wall(10.0), 1)
+    (11.0, -3589.0)
+    """
+
+    def __init__(self, rate: float = 1.0) -> None:
+        self.rate, self.jump, self.suspended = rate, 0.0, 0.0
+        """`suspended`: simulated seconds for which the clock of durations stood still."""
+
+    def now(self, time: float) -> float:
+        """Return what the clock of durations shows at a simulated time."""
+        return (time - self.suspended) * self.rate
+
+    def wall(self, time: float) -> float:
+        """Return the time of day at a simulated time."""
+        return time * self.rate + self.jump
+
+
+Planned = Fault | Split | Heal | Jump
 
 
 def no_delay(source: int, dest: int, message: Message) -> Sequence[float]:

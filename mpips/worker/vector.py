@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from mpips.cluster.node import Node
+from mpips.cluster.observer import Operation
 from mpips.errors import UsageError, WorkerLost
 from mpips.keys import KeyArray
 from mpips.process.program_line import caller, innermost
@@ -22,6 +23,7 @@ from mpips.storage.updates import VectorSpec, update_named
 from mpips.tasks.task import Task
 from mpips.transport.message import NO_ROUND, Command, Message
 from mpips.worker.key_list import KeyList, Keys, Planner
+from mpips.worker.plan import Plan
 from mpips.worker.request import Request, RequestMaker, Rows
 
 MOST_QUEUED, MOST_BYTES = 1 << 10, 1 << 30
@@ -188,11 +190,16 @@ class Vector:
         if out is not None:
             self._check_out(out, plan.n, command)
         request = Request(self._maker, command, plan, rows, round, out)
+        if self.node.observers.issuing:
+            after = tuple(after)
+            self._observe(command, plan, rows, round, after)
         if not after and self.node.direct and tasks.direct and request.is_direct():
             task = request.task = tasks.ask(request)
             task.values, task.what, task.location = request.out, self._titles[command], caller()
             if rows is not None:
                 tasks.count_bytes(task, rows.nbytes)
+            for issued in self.node.observers.issued:
+                issued(task)
             return task
         parts = [(address, request.make(number)) for number, address in enumerate(plan.addresses)]
         for _, message in parts:
@@ -201,14 +208,26 @@ class Vector:
         task.what, task.location = self._titles[command], caller()
         if rows is not None:
             tasks.count_bytes(task, rows.nbytes)
-        if command is Command.PUSH:
-            return task
-        request.task = task
-        if not parts:
-            request.allocate(self.spec.width, np.dtype(self.spec.dtype))
-        elif request.places is not None:
-            task.values = request.out
+        if command is not Command.PUSH:
+            request.task = task
+            if not parts:
+                request.allocate(self.spec.width, np.dtype(self.spec.dtype))
+            elif request.places is not None:
+                task.values = request.out
+        for issued in self.node.observers.issued:
+            issued(task)
         return task
+
+    def _observe(
+        self, command: Command, plan: Plan, rows: Rows | None, round: int, after: tuple[Task, ...]
+    ) -> None:
+        """Pass an operation to the observers before it is sent, since this rank may be stopped while it is."""
+        spec = self.spec
+        decodable = spec.update == "add" and spec.dtype == "int64" and spec.width == 1
+        pulls = command is not Command.PUSH
+        op = Operation(spec.name, decodable, plan.keys, rows, pulls, round, after, plan.addresses)
+        for issuing in self.node.observers.issuing:
+            issuing(op)
 
     def _is_much(self) -> bool:
         """Return whether so much is unanswered that the program should wait before it sends more."""

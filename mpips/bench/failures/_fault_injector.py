@@ -22,35 +22,44 @@ from mpips.rank.simulation import Internals, ObservableJournal
 from mpips.scheduler.scheduler import Cluster
 from mpips.transport.in_memory import Network
 from mpips.transport.message import Kind, Message
-from mpips.transport.network_faults import Delays, Fault
+from mpips.transport.network_faults import Delays, Fault, Jump, Split
 
 EVERY = 4
 """Messages between two checks whether a postponed fault is possible."""
 ROLES = {"server": Role.SERVER, "worker": Role.WORKER, "spare": Role.SPARE, "scheduler": Role.SCHEDULER}
 
 
-class Event(NamedTuple):
+class Disturbance(NamedTuple):
     """A fault or a change, after a number of posted messages."""
 
     what: str
     after: int
     act: str
-    """kill, stop, join or leave."""
+    """kill, stop, suspend, split, jump, join or leave."""
     role: str
-    """The role of the ranks, or "host": all ranks of a host."""
+    """The role of the ranks, "host": all ranks of a host, "minority": the leader and others with it, or "sender": the
+    server that sends the next message of a chain."""
     ranks: int
     """Number of ranks of a role at once, if so many may be lost."""
     duration: float | None
-    """Duration of a stop (s); None: it does not end."""
+    """Duration of a stop or a split, or what is added to a time of day (s); None: a stop does not end."""
     order_seed: float
     """The seed of the choice of ranks."""
+    way: str = "both ways"
+    """The direction in which a split keeps messages."""
+    times: int = 1
+    """How often the network is split, with pauses as long as a split."""
 
 
 class FaultInjector:
     """Message faults with counts, and events, which are reported by `report`; see the module."""
 
     def __init__(
-        self, events: Sequence[Event], delays: Delays, internals: Internals, report: Callable[[str], object]
+        self,
+        events: Sequence[Disturbance],
+        delays: Delays,
+        internals: Internals,
+        report: Callable[[str], object],
     ) -> None:
         self._events = sorted(events, key=lambda event: event.after)
         self._delays, self._internals, self._say = delays, internals, report
@@ -59,6 +68,10 @@ class FaultInjector:
         self.network: Counter[str] = Counter()
         self.worker_hit = False
         self._program_ended = False
+        # The server that sends a message of a chain now.
+        self._sender: int | None = None
+        # Ranks that are split off, and until when.
+        self._split_off: list[tuple[float, set[int]]] = []
         # Servers that were ordered to leave.
         self._leaving: set[int] = set()
 
@@ -80,8 +93,10 @@ class FaultInjector:
         """Draw the faults of a message, and do the events that are due."""
         network = self._internals.network
         assert network is not None
-        if self._events and not self._program_ended and network.posted % EVERY == 0:
-            self._check_events(network)
+        self._sender = source if message.kind is Kind.CHAIN else None
+        if self._events and not self._program_ended:
+            is_checked = network.posted % EVERY == 0
+            self._check_events(network, lambda event: is_checked or event.role == "sender")
         copies = self._delays(source, dest, message)
         if message.kind is not Kind.CONTROL:
             self.network["drop"] += not copies
@@ -89,12 +104,12 @@ class FaultInjector:
         self.network["delay"] += any(delay > 0 for delay in copies)
         return copies
 
-    def _check_events(self, network: Network) -> None:
+    def _check_events(self, network: Network, which: Callable[[Disturbance], bool]) -> None:
         for event in [each for each in self._events if each.after <= network.posted]:
-            if self._try_event(event, network):
+            if which(event) and self._try_event(event, network):
                 self._events.remove(event)
 
-    def _try_event(self, event: Event, network: Network) -> bool:
+    def _try_event(self, event: Disturbance, network: Network) -> bool:
         """Do an event; return whether it happened, or is impossible."""
         view = self._view(network)
         if view is None:
@@ -102,13 +117,22 @@ class FaultInjector:
         if event.act in ("join", "leave"):
             return self._orders(event, view)
         here = [rank for rank in view.alive if network.runs(rank)]
+        if event.act == "jump":
+            rank = random.Random(event.order_seed).choice(here)
+            network.plan(Jump(rank, event.duration or 0.0, at=network.time))
+            self._record_event(event.what, network, f"rank {rank}")
+            return True
         victims = self._victims(event, network, view, here)
+        if event.act == "split":
+            ranks = set(victims)
+            possible = bool(ranks) and self._other_side_may_lose(network, view, ranks, set(here) - ranks)
+            return possible and self._split(event, network, ranks)
         for rank in victims:
             self.worker_hit |= view.roles[rank] is Role.WORKER
             if event.act == "kill":
                 network.kill(rank)
             else:
-                network.stop(rank)
+                (network.suspend if event.act == "suspend" else network.stop)(rank)
                 if event.duration is not None:
                     network.plan(Fault("resume", rank, at=network.time + event.duration))
             kind = (
@@ -119,7 +143,21 @@ class FaultInjector:
             self._record_event(kind, network, f"rank {rank}")
         return bool(victims)
 
-    def _victims(self, event: Event, network: Network, view: View, here: list[int]) -> list[int]:
+    def _split(self, event: Disturbance, network: Network, ranks: set[int]) -> bool:
+        lasting, now = event.duration or 0.0, network.time
+        for number in range(event.times):
+            begin, sends, receives = now + 2 * number * lasting, event.way != "to it", event.way != "from it"
+            network.plan(Split(frozenset(ranks), begin, lasting=lasting, sends=sends, receives=receives))
+        view = self._view(network)
+        assert view is not None
+        self.worker_hit |= any(view.roles[rank] is Role.WORKER for rank in ranks)
+        # What they have sent and received meanwhile takes effect a moment later.
+        self._split_off.append((now + 2 * event.times * lasting, ranks))
+        kind = f"{event.what}, {event.way}" + (", flapping" if event.times > 1 else "")
+        self._record_event(kind, network, f"ranks {sorted(ranks)}, {event.times} x {lasting:.3f} s")
+        return True
+
+    def _victims(self, event: Disturbance, network: Network, view: View, here: list[int]) -> list[int]:
         """Choose the ranks of an event among those that run; none if it is not possible now."""
         shuffle = random.Random(event.order_seed).shuffle
         if event.role == "host":
@@ -127,17 +165,25 @@ class FaultInjector:
             shuffle(hosts)
             groups = ([rank for rank in here if view.ring.host(rank) == host] for host in hosts)
             return next((group for group in groups if self._is_allowed(network, view, set(group))), [])
-        candidates = [rank for rank in here if view.roles[rank] is ROLES[event.role]]
-        if event.role == "scheduler":
+        candidates = [rank for rank in here if view.roles[rank] is ROLES.get(event.role)]
+        if event.role == "sender":
+            candidates = [rank for rank in here if rank == self._sender]
+        if event.role in ("scheduler", "minority"):
             candidates = [view.leader] if view.leader in here else []
-        shuffle(candidates)
+        if event.role == "minority":
+            others = [rank for rank in here if rank != view.leader]
+            shuffle(others)
+            candidates += others
+        shuffle(candidates if event.role in ROLES else [])
         victims: list[int] = []
         for rank in candidates:
-            if len(victims) < event.ranks and self._is_allowed(network, view, {*victims, rank}):
+            if (len(victims) < event.ranks or event.role == "minority") and self._is_allowed(
+                network, view, {*victims, rank}
+            ):
                 victims.append(rank)
         return victims
 
-    def _orders(self, event: Event, view: View) -> bool:
+    def _orders(self, event: Disturbance, view: View) -> bool:
         """Send the leader an order, as `mpips ctl` does."""
         cluster = self._internals.cluster
         network = self._internals.network
@@ -153,7 +199,7 @@ class FaultInjector:
             self._record_event(event.what, network, text)
         return True
 
-    def _order(self, event: Event, view: View, cluster: Cluster) -> str:
+    def _order(self, event: Disturbance, view: View, cluster: Cluster) -> str:
         membership = cluster.membership
         if (event.act, event.role) == ("join", "server"):
             return f"rank {membership.join_server()}"
@@ -189,6 +235,7 @@ class FaultInjector:
 
     def _is_allowed(self, network: Network, view: View, victims: set[int]) -> bool:
         left = {rank for rank in view.alive if network.runs(rank)} - victims
+        left -= {rank for until, ranks in self._split_off if network.time < until for rank in ranks}
         # As if all victims were silent only: those that have died have no votes.
         electorate = Electorate.of(self._internals.nodes[view.leader].layout, view.ring.hosts)
         living = [rank for rank in view.alive if network.lives(rank)]
@@ -204,6 +251,13 @@ class FaultInjector:
             return False
         successors = [rank for rank in view.succession() if rank in left]
         return bool(successors) and self._can_continue(view, successors[0])
+
+    def _other_side_may_lose(self, network: Network, view: View, ranks: set[int], others: set[int]) -> bool:
+        """Return whether split off ranks cannot exclude the others, or the run survives that."""
+        electorate = Electorate.of(self._internals.nodes[view.leader].layout, view.ring.hosts)
+        living = [rank for rank in view.alive if network.lives(rank)]
+        is_minority = electorate.outcome(ranks, living) is Outcome.MINORITY
+        return is_minority or self._is_allowed(network, view, others)
 
     def _future_members(self, view: View) -> Iterator[tuple[int, ...]]:
         """Return the members of each shard's chain after all changes in progress."""

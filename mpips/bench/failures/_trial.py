@@ -1,9 +1,7 @@
 """One trial of the fault campaign on the twin: a random cluster, a random program, and its exact result.
 
-The program's workers push ones, so every key of a vector counts its updates.
-
-All ranks of a twin are greenlets of one process, which run one at a time, so one `Ledger` records what was issued and
-what was acknowledged.
+Every rank's pushes, pulls, rounds, calls and views are recorded in one history (`mpips.history`), whose order is that
+of the events: all ranks of a twin are greenlets of one process, which run one at a time.
 """
 
 from __future__ import annotations
@@ -16,22 +14,24 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mpips.bench._runs import process_messages
-from mpips.bench.failures._fault_injector import Event, FaultInjector
-from mpips.bench.failures._ledger import (
+from mpips.bench.failures._fault_injector import Disturbance, FaultInjector
+from mpips.bench.failures._workload import (
     EXTENT,
-    HOT,
     HOT_KEYS,
+    PER_ROUND,
     ROUNDS,
     SINGLES,
-    Ledger,
-    key,
+    Workload,
     push_keys,
     round_keys,
 )
+from mpips.cluster.view import NOBODY
 from mpips.errors import WorkerLost
+from mpips.history.check import Violation, acknowledged, check, digit, unended
+from mpips.history.events import Completed, Concluded, Event, Final, Sink
+from mpips.history.recorder import HistoryRecorder
 from mpips.rank.simulation import Internals, simulate
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.segment import Segment
@@ -42,8 +42,12 @@ from mpips.worker.worker import Context
 
 HORIZON = 10.0
 """Seconds of simulated time after which a trial counts as hung."""
-TICK = 0.004
-"""Steps of simulated time when nothing else happens (s); a node checks its timers every 5 ms."""
+TICK = 0.006
+"""Steps of simulated time when nothing else happens (s): above the 5 ms after which a node checks its timers."""
+MOST_ROUNDS = 18
+"""Numbers of rounds that are pulled."""
+HOUR, DRIFT = 3600.0, 0.1
+"""Seconds by which a time of day jumps, and the largest share by which a clock is wrong."""
 PATIENCE, DETECTION = 0.12, 0.01
 """Seconds of simulated time until a stopped rank, and a killed one, is detected."""
 
@@ -94,8 +98,10 @@ class Plan:
     """The probability that a message of a killed rank is lost with it if it was not received.
 
     It is 0 if stopped ranks continue: one that was excluded meanwhile must be informed."""
+    rates: tuple[float, ...]
+    """By rank: the seconds of its clocks in a second."""
     steps: tuple[Step, ...]
-    events: tuple[Event, ...]
+    events: tuple[Disturbance, ...]
 
     def text(self) -> str:
         """Describe the cluster and its events in one line."""
@@ -108,157 +114,135 @@ def plan(seed: int) -> Plan:
     """Draw a trial."""
     rng = random.Random(f"faults/{seed}")
     servers, workers, spares = rng.randint(1, 4), rng.randint(1, 4), rng.randint(0, 2)
+    schedulers, drifts = rng.randint(1, 2), rng.random() < 0.3
+    ranks = schedulers + servers + workers + spares
     lossy, slow = rng.random() < 0.3, rng.random() < 0.4
     steps = [
-        Step(kind, rng.randint(1, 5) if kind == "work" else rng.choice((0.004, 0.04)))
-        for kind in rng.choices(("work", "bump", "save", "rest"), (5, 2, 1, 1), k=rng.randint(3, 6))
+        Step(kind, rng.randint(1, 4) if kind == "work" else rng.choice((0.004, 0.04)))
+        for kind in rng.choices(("work", "bump", "save", "rest"), (5, 2, 1, 1), k=rng.randint(2, 4))
     ]
     events = tuple(_events(rng))
     return Plan(
-        seed, servers, workers, spares, rng.randint(1, 2), rng.randint(0, min(2, servers - 1)), rng.randint(1, 2),
+        seed, servers, workers, spares, schedulers, rng.randint(0, min(2, servers - 1)), rng.randint(1, 2),
         rng.randint(1, 4), rng.choice((8, 32, 256)),
         rng.choice((0.0005, 0.003)) if slow else 0.0,
         rng.uniform(0, 0.05) if lossy else 0.0, rng.uniform(0, 0.1) if lossy else 0.0,
         0.0 if any(each.duration for each in events) else rng.choice((0.0, 0.5, 1.0)),
+        tuple(rng.uniform(1 - DRIFT, 1 + DRIFT) if drifts else 1.0 for _ in range(ranks)),
         (Step("work", 2), *steps), events,
     )  # fmt: skip
 
 
-def _events(rng: random.Random) -> Iterable[Event]:
+def _events(rng: random.Random) -> Iterable[Disturbance]:
     after = 0
     for number in range(rng.choice((1, 2, 2, 3))):
         # Often while the loss before is not dealt with.
         soon = number > 0 and rng.random() < 0.5
-        after = after + rng.randrange(40) if soon else rng.randrange(20, 700)
-        role = rng.choice(("server", "server", "scheduler", "worker", "spare", "host", "host"))
-        act = rng.choice(("kill", "kill", "kill", "stop"))
-        duration = None
+        after = after + rng.randrange(40) if soon else rng.randrange(20, 400)
+        act = rng.choice(("kill", "kill", "kill", "stop", "split", "split"))
+        roles = ("server", "sender", "scheduler", "worker", "spare", "host", "host")
+        role = rng.choice((*roles, "minority", "minority") if act == "split" else roles)
+        duration: float | None = None
         if act == "stop":
             duration = rng.choice((None, PATIENCE / 3, 2 * PATIENCE, 2 * PATIENCE))
+            act = rng.choice(("stop", "suspend")) if duration and role == "host" else act
+        way, times = "both ways", 1
+        if act == "split":
+            way, times = rng.choice(("both ways", "both ways", "from it", "to it")), rng.choice((1, 1, 1, 6))
+            duration = PATIENCE * rng.choice((1 / 3, 0.9, 2, 2, 5) if times == 1 else (0.2, 0.6, 1.2))
         count = rng.choice((1, 1, 1, 2))
-        yield Event(f"{act} {role}", after, act, role, count, duration, rng.random())
+        yield Disturbance(f"{act} {role}", after, act, role, count, duration, rng.random(), way, times)
     for _ in range(rng.choice((0, 0, 1, 1, 2))):
         act, role = rng.choice(("join", "leave")), rng.choice(("server", "worker"))
-        yield Event(f"{act} {role}", rng.randrange(20, 600), act, role, 1, None, rng.random())
+        yield Disturbance(f"{act} {role}", rng.randrange(20, 350), act, role, 1, None, rng.random())
+    if rng.random() < 0.2:
+        hours = rng.choice((-HOUR, HOUR))
+        yield Disturbance(
+            "jump of the time of day", rng.randrange(400), "jump", "any", 1, hours, rng.random()
+        )
 
 
 class Client:
-    """The worker: random pushes, pulls and rounds, and checks of what it reads."""
+    """The worker: random pushes, pulls and rounds."""
 
-    def __init__(self, context: Context, seed: int, ledger: Ledger) -> None:
-        self.context, self.node, self.seed, self.ledger = context, context.node, seed, ledger
-        # The minimum values of the hot keys, by answers.
-        self._floor: NDArray[np.int64] = np.zeros(HOT, np.int64)
-        # Whether the push of a key was acknowledged.
-        self._own: dict[int, bool] = {}
+    def __init__(self, context: Context, seed: int, workload: Workload) -> None:
+        self.context, self.node, self.seed, self.workload = context, context.node, seed, workload
         self._last: tuple[int, Task] | None = None
-        self._wrong: list[str] = []
+        # While a call is executed: the draws of its requests; and the one that was issued last while it waited.
+        self._rng: random.Random | None = None
+        self._tick: Task | None = None
+        self.node.on_tick.append(self._go_on)
 
-    def go(self, rounds: list[int], attempt: int, workers: int, floor: list[int]) -> dict[str, Any]:
-        """Push these rounds, with random requests between them; return the known minimum values of the hot keys."""
-        rng = random.Random(f"{self.seed}/{attempt}/{self.node.rank}")
-        self._floor = np.maximum(self._floor, np.array(floor, np.int64))
+    def go(self, rounds: list[int], attempt: int) -> None:
+        """Push these rounds, with random requests between them."""
+        rng = self._rng = random.Random(f"{self.seed}/{attempt}/{self.node.rank}")
         aggregated: list[Task] = []
         singles: list[Task] = []
         try:
             for number in rounds:
-                aggregated.append(self._round(number, workers, rng.random() < 0.6))
+                aggregated.append(self._round(number, rng.random() < 0.6))
                 for _ in range(rng.randrange(4)):
-                    singles.append(rng.choice((self._push, self._push, self._push_pull, self._pull))(rng))
+                    request = rng.choice(
+                        (self._push, self._push, self._push_pull, self._pull, self._pull_round)
+                    )
+                    singles.append(request(rng))
                 if rng.random() < 0.3:
                     self.node.wait(rng.choice(aggregated + singles))
             self.node.wait_all(aggregated)
         except WorkerLost:
-            self.node.wait_all(singles)
+            self._end(singles)
             raise
-        self.node.wait_all(singles)
-        if self._wrong:
-            raise WrongResult("; ".join(self._wrong[:3]))
-        return {"floor": self._floor.tolist()}
+        self._end(singles)
 
-    def _round(self, number: int, workers: int, pulls: bool) -> Task:
-        vector = self.context.vectors[ROUNDS]
-        keys = np.array(sorted({*HOT_KEYS, *round_keys(number)}), np.uint64)
-        ones = np.ones(len(keys), np.int64)
-        mine = np.isin(keys, np.array(round_keys(number), np.uint64))
+    def _end(self, singles: list[Task]) -> None:
+        """Wait for all other requests of a call."""
+        self._rng = None
+        self.node.wait_all([*singles, self._tick] if self._tick is not None else singles)
 
-        def done(task: Task) -> None:
-            if task.error is not None:
-                return
-            if pulls and (task.result()[mine] != workers).any():
-                self._wrong.append(f"round {number} answered {task.result()[mine].tolist()}, not {workers}")
+    def _go_on(self) -> None:
+        """Push and pull also while a call waits: during a fault, and until it is dealt with."""
+        if self._rng is not None and (self._tick is None or self._tick.done):
+            self._tick = self._rng.choice((self._push, self._pull))(self._rng)
+            self._tick.handled = True
 
-        push = vector.push_pull if pulls else vector.push
-        return push(keys, ones, round=number).then(done)
-
-    def _keys(self, rng: random.Random) -> tuple[int, int, NDArray[np.uint64]]:
-        """Draw the keys of the next push: its number, the index of its hot key among all hot ones, all keys sorted."""
-        number, hot = len(self.ledger.pushes), rng.randrange(HOT)
-        self.ledger.pushes.append(False)
-        return number, hot, np.array(sorted((key(hot + 1), *push_keys(number))), np.uint64)
+    def _round(self, number: int, pulls: bool) -> Task:
+        vector, workers = self.context.vectors[ROUNDS], self.node.view.workers
+        # A rank that is no worker any more is told so by the push.
+        place = workers.index(self.node.rank) if self.node.rank in workers else 0
+        keys, rows = np.array(round_keys(number), np.uint64), np.full(PER_ROUND, digit(place), np.int64)
+        return (vector.push_pull if pulls else vector.push)(keys, rows, round=number)
 
     def _push(self, rng: random.Random) -> Task:
-        number, _, keys = self._keys(rng)
-        task = self.context.vectors[SINGLES].push(keys, np.ones(3, np.int64))
-        return self._note(number, task)
+        number, keys, rows = self.workload.push(rng)
+        self._last = (number, self.context.vectors[SINGLES].push(keys, rows))
+        return self._last[1]
 
     def _push_pull(self, rng: random.Random) -> Task:
-        number, hot, keys = self._keys(rng)
-        at = int(np.flatnonzero(keys == key(hot + 1))[0])
-        floor = int(self._floor[hot])
-
-        def done(task: Task) -> None:
-            if task.error is None:
-                row = task.result()
-                self._check_hot(hot, int(row[at]), floor + 1)
-                if np.delete(row, at).tolist() != [1, 1]:
-                    self._wrong.append(f"push {number} answered {row.tolist()}")
-
-        task = self.context.vectors[SINGLES].push_pull(keys, np.ones(3, np.int64))
-        return self._note(number, task).then(done)
-
-    def _note(self, number: int, task: Task) -> Task:
-        self._last = (number, task)
-
-        def done(task: Task) -> None:
-            if task.error is None:
-                self.ledger.pushes[number] = True
-
-        return task.then(done)
+        number, keys, rows = self.workload.push(rng)
+        self._last = (number, self.context.vectors[SINGLES].push_pull(keys, rows))
+        return self._last[1]
 
     def _pull(self, rng: random.Random) -> Task:
-        """Pull all hot keys, and those of its last push; a dependency on the push makes the result certain."""
+        """Pull all hot keys, and those of the last push; often with a dependency on it."""
         number, last = self._last or (-1, None)
         after = [last] if last is not None and rng.random() < 0.5 else []
-        own = sorted(push_keys(number)) if last is not None else []
-        certain = last is not None and last.error is None and (bool(after) or last.done)
+        own = push_keys(number) if last is not None else ()
         keys = np.array(sorted({*HOT_KEYS, *own}), np.uint64)
-        places = {int(k): at for at, k in enumerate(keys)}
-        floor = self._floor.copy()
+        return self.context.vectors[SINGLES].pull(keys, after=after)
 
-        def done(task: Task) -> None:
-            if task.error is not None:
-                return
-            for hot in range(HOT):
-                self._check_hot(hot, int(task.result()[places[key(hot + 1)]]), int(floor[hot]))
-            found = [int(task.result()[places[each]]) for each in own]
-            if any(n > 1 or (certain and n != 1) for n in found):
-                self._wrong.append(f"a pull after push {number} reads {found}")
-
-        return self.context.vectors[SINGLES].pull(keys, after=after).then(done)
-
-    def _check_hot(self, hot: int, value: int, least: int) -> None:
-        if value < least:
-            self._wrong.append(f"key {key(hot + 1)} is stale: {value} after {least}")
-        self._floor[hot] = max(self._floor[hot], value)
+    def _pull_round(self, rng: random.Random) -> Task:
+        """Pull the keys of some rounds."""
+        numbers = rng.sample(range(MOST_ROUNDS), 3)
+        keys = sorted(each for number in numbers for each in round_keys(number))
+        return self.context.vectors[ROUNDS].pull(np.array(keys, np.uint64))
 
 
 class TrialProgram:
     """The scheduler's part of a trial on one rank; a successor runs it again from its start."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, cluster: Cluster) -> None:
-        self.plan, self.ledger, self.cluster = plan, ledger, cluster
-        self._attempt, self._round, self._bumps, self._floor = 0, 0, 0, [0] * HOT
+    def __init__(self, plan: Plan, sink: Sink, cluster: Cluster) -> None:
+        self.plan, self.sink, self.cluster = plan, sink, cluster
+        self._attempt, self._round, self._bumps = 0, 0, 0
         self._lost = False
 
     def run(self) -> dict[str, dict[int, int]]:
@@ -269,7 +253,7 @@ class TrialProgram:
         while at < len(self.plan.steps):
             if (later := self.cluster.compact(partial(self._state, at))) is not None:
                 at = later["at"]
-                self._attempt, self._round, self._bumps, self._floor = later["state"]
+                self._attempt, self._round, self._bumps = later["state"]
             step, at = self.plan.steps[at], at + 1
             if step.kind == "work":
                 self._retry(partial(self._work, int(step.amount)))
@@ -286,7 +270,7 @@ class TrialProgram:
 
     def _state(self, at: int) -> dict[str, Any]:
         """Return the state before step `at`."""
-        return {"at": at, "state": (self._attempt, self._round, self._bumps, self._floor)}
+        return {"at": at, "state": (self._attempt, self._round, self._bumps)}
 
     def _retry(self, do: Callable[[], None]) -> None:
         """Do a step with the workers, and repeat it with the remaining workers as long as some die."""
@@ -308,13 +292,8 @@ class TrialProgram:
         rounds = list(range(self._round, self._round + count))
         self._round += count
         self._attempt += 1
-        workers = len(self.cluster.workers)
-        self.ledger.rounds.update(dict.fromkeys(rounds, workers))
-        args = {"rounds": rounds, "attempt": self._attempt, "workers": workers, "floor": self._floor}
-        answers = self.cluster.workers.call("go", args)
-        self.ledger.completed.update(rounds)
-        for answer in answers:
-            self._floor = [max(pair) for pair in zip(self._floor, answer["floor"], strict=True)]
+        self.cluster.workers.call("go", {"rounds": rounds, "attempt": self._attempt})
+        self.sink(Completed(self.cluster.node.rank, ROUNDS, tuple(rounds)))
 
     def _save(self, number: int) -> None:
         """Begin a checkpoint; it may be given up when ranks die."""
@@ -341,12 +320,13 @@ class Outcome:
 
     seed: int
     error: str = ""
+    violations: list[Violation] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     """The number of faults of each kind."""
-    lost: int = 0
-    doubled: int = 0
     updates: int = 0
     """Keys of pushes and rounds that were acknowledged."""
+    events: int = 0
+    """Length of the history."""
     survivors: int = 0
     uninformed: int = 0
     """Continued ranks that wait forever: every rank that knew of their exclusion had died."""
@@ -354,42 +334,46 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether the run ended, and every update was applied exactly once."""
-        return not self.error
+        """Whether the run ended, and its history keeps all promises."""
+        return not self.error and not self.violations
+
+    def text(self) -> str:
+        """Describe what was wrong."""
+        return "; ".join([*([self.error] if self.error else []), *map(": ".join, self.violations[:3])])
 
 
 def run(seed: int, report: Callable[[str], object] = lambda line: None) -> Outcome:
     """Run one trial; `report` receives the events of the cluster."""
-    trial, ledger, internals = plan(seed), Ledger(), Internals()
+    trial, workload, internals = plan(seed), Workload(), Internals()
+    history: list[Event] = []
     delays = random_delays(seed, delay=trial.delay, drop=trial.drop, duplicate=trial.duplicate)
     injector = FaultInjector(trial.events, delays, internals, report)
     outcome = Outcome(seed, ranks=trial.servers + trial.workers + trial.spares + trial.schedulers)
     try:
-        counts = simulate(
-            injector.until_end(lambda cluster: TrialProgram(trial, ledger, cluster).run()),
-            lambda context: Client(context, seed, ledger),
+        simulate(
+            injector.until_end(lambda cluster: TrialProgram(trial, history.append, cluster).run()),
+            lambda context: Client(context, seed, workload),
             servers=trial.servers, workers=trial.workers, spares=trial.spares, schedulers=trial.schedulers,
             replicas=trial.replicas, virtual_servers=trial.virtual_servers, seed=seed, delays=injector,
             horizon=HORIZON, patience=PATIENCE, detection=DETECTION, tick=TICK,
             arrives=random_arrivals(seed, trial.loss), internals=internals,
             hosts=[f"h{rank % trial.hosts}" for rank in range(outcome.ranks)], compacted_every=trial.compacted_every,
+            rates=dict(enumerate(trial.rates)), attach=lambda node: HistoryRecorder(node, history.append),
         )  # fmt: skip
-        if counts is None:
+        if not internals.results:
             raise WrongResult("no rank finished the program")
-        ledger.compare(counts)
-        if not injector.worker_hit and not all(ledger.pushes):
-            raise WrongResult(f"{ledger.pushes.count(False)} pushes of living workers were never answered")
-        if ledger.lost or ledger.doubled:
-            raise WrongResult("; ".join([*ledger.lost[:2], *ledger.doubled[:2]]))
+        if not injector.worker_hit and (unanswered := unended(history)):
+            raise WrongResult(f"{len(unanswered)} operations of living workers were never answered")
     except Exception as error:
         outcome.error = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    for counts in internals.results:
+        history.append(Concluded(NOBODY))
+        history += [Final(NOBODY, name, tuple(rows), tuple(rows.values())) for name, rows in counts.items()]
+    outcome.violations = check(history)
     outcome.faults = injector.done + Counter(
         {kind: count for kind, count in injector.network.items() if count}
     )
-    outcome.lost, outcome.doubled = len(ledger.lost), len(ledger.doubled)
-    outcome.updates = 3 * sum(ledger.pushes) + sum(
-        (HOT + 4) * ledger.rounds[each] for each in ledger.completed
-    )
+    outcome.updates, outcome.events = acknowledged(history), len(history)
     outcome.uninformed = len(internals.uninformed)
     outcome.survivors = len(internals.view.alive) if internals.view is not None else 0
     return outcome

@@ -1,4 +1,4 @@
-"""The fault campaign: which updates count as lost or doubled, which ranks get faults, and how recoveries are timed."""
+"""The fault campaign: what is pushed, which ranks get faults, and how recoveries are timed."""
 
 from __future__ import annotations
 
@@ -12,54 +12,12 @@ import numpy as np
 import pytest
 
 from mpips.bench.failures import _processes, _pushing, _trial, faults
-from mpips.bench.failures._ledger import HOT, ROUNDS, SINGLES, Ledger, key, push_keys, round_keys
 from mpips.bench.failures._processes import Injected, Launched, Trained, choose, measure
 from mpips.bench.failures._trial import Outcome
+from mpips.bench.failures._workload import DIGITS, HOT, HOT_KEYS, Workload, key, push_keys, round_keys
 from mpips.errors import InputError
+from mpips.history.check import Violation
 from mpips.launch import mpi_launcher
-
-
-def ledger() -> tuple[Ledger, dict[str, dict[int, int]]]:
-    """Two pushes, one of them acknowledged, and a round of three workers that is done, as they are on the servers."""
-    noted = Ledger(pushes=[True, False], rounds={0: 3, 1: 3}, completed={0})
-    singles = dict.fromkeys(push_keys(0), 1) | {key(1): 1}
-    rounds = dict.fromkeys(round_keys(0), 3) | {key(hot): 3 for hot in range(1, HOT + 1)}
-    return noted, {SINGLES: singles, ROUNDS: rounds}
-
-
-def test_the_ledger_requires_acknowledged_updates_and_permits_others() -> None:
-    noted, counts = ledger()
-    noted.compare(counts)
-    assert not noted.lost and not noted.doubled
-    counts[SINGLES] |= dict.fromkeys(push_keys(1), 1)
-    noted.compare(counts)
-    assert not noted.lost and not noted.doubled
-
-
-@pytest.mark.parametrize(
-    ("vector", "which", "count", "lost", "doubled"),
-    [
-        (SINGLES, push_keys(0)[0], 0, 1, 0),
-        (SINGLES, push_keys(0)[0], 2, 0, 1),
-        (SINGLES, push_keys(1)[0], 2, 0, 1),
-        (SINGLES, key(1), 0, 1, 0),
-        (SINGLES, key(1), 3, 0, 1),
-        (SINGLES, push_keys(77)[0], 1, 0, 1),
-        (ROUNDS, round_keys(0)[0], 2, 1, 0),
-        (ROUNDS, round_keys(0)[0], 6, 0, 1),
-        (ROUNDS, round_keys(1)[0], 1, 1, 0),
-        (ROUNDS, key(2), 2, 1, 0),
-        (ROUNDS, key(2), 7, 0, 1),
-        (ROUNDS, round_keys(9)[0], 1, 0, 1),
-    ],
-)
-def test_a_lost_and_a_doubled_update_are_found(
-    vector: str, which: int, count: int, lost: int, doubled: int
-) -> None:
-    noted, counts = ledger()
-    counts[vector][which] = count
-    noted.compare(counts)
-    assert (len(noted.lost), len(noted.doubled)) == (lost, doubled)
 
 
 def test_no_two_pushes_or_rounds_share_a_key_of_their_own() -> None:
@@ -70,12 +28,32 @@ def test_no_two_pushes_or_rounds_share_a_key_of_their_own() -> None:
         assert len(set(keys)) == len(keys) and not hot & set(keys)
 
 
+def test_every_push_of_a_hot_key_adds_another_digit_as_long_as_there_are_some() -> None:
+    workload, rng = Workload(), random.Random(1)
+    pushed: dict[int, list[int]] = {}
+    for number in range(2 * HOT * DIGITS):
+        mine, keys, rows = workload.push(rng)
+        assert (
+            mine == number
+            and keys.tolist() == sorted(keys.tolist())
+            and {*push_keys(number)} <= {*keys.tolist()}
+        )
+        for each, row in zip(keys.tolist(), rows.tolist(), strict=True):
+            pushed.setdefault(each, []).append(row)
+    assert all(pushed[each] == [4**n for n in range(DIGITS)] for each in HOT_KEYS)
+    assert all(rows == [1] for each, rows in pushed.items() if each not in HOT_KEYS)
+
+
 def test_a_trial_is_drawn_from_its_seed() -> None:
     assert _trial.plan(3) == _trial.plan(3)
     plans = [_trial.plan(seed) for seed in range(60)]
     assert {plan.replicas for plan in plans} == {0, 1, 2}
     assert {plan.servers for plan in plans} == {1, 2, 3, 4}
     assert all(plan.replicas < plan.servers for plan in plans)
+    assert {event.act for plan in plans for event in plan.events} == {
+        "kill", "stop", "suspend", "split", "jump", "join", "leave",
+    }  # fmt: skip
+    assert {event.way for plan in plans for event in plan.events} == {"both ways", "from it", "to it"}
 
 
 # --- which processes get the faults --------------------------------------------------------------------
@@ -176,7 +154,7 @@ def test_what_a_lost_worker_was_answered_must_be_there_and_no_more_than_it_has_i
 def test_a_campaign_that_goes_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert faults.main(["--trials", "3", "--seed", "2", "--json", str(tmp_path / "x.json")]) == 0
     said = capsys.readouterr().out
-    assert "trials survived: 3 of 3" in said and "lost: 0; applied twice: 0" in said
+    assert "trials survived: 3 of 3" in said and "violations: none" in said
     report = json.loads((tmp_path / "x.json").read_text())
     assert report["twin"]["trials"] == 3 and report["twin"]["failed"] == [] and report["seed"] == 2
 
@@ -185,17 +163,16 @@ def test_a_trial_that_fails_is_named_and_can_be_repeated(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(seed: int, say: object = None) -> Outcome:
-        return Outcome(
-            seed, "Wrong: push 3: 0 of 1" if seed == 1 else "", Counter({"kill server": 1}), seed % 2
-        )
+        broken = [Violation("durable", "push 3")] if seed == 1 else []
+        return Outcome(seed, violations=broken, faults=Counter({"kill server": 1}))
 
     monkeypatch.setattr(_trial, "run", run)
     assert faults.main(["--trials", "3"]) == 1
     said = capsys.readouterr().out
-    assert "trial 1: Wrong: push 3: 0 of 1" in said and "mpips bench faults --only 1" in said
-    assert "trials survived: 2 of 3" in said and "lost: 1" in said
+    assert "trial 1: durable: push 3" in said and "mpips bench faults --only 1" in said
+    assert "trials survived: 2 of 3" in said and "violations: {'durable': 1}" in said
     assert faults.main(["--only", "1"]) == 1
-    assert "Wrong: push 3" in capsys.readouterr().out
+    assert "durable: push 3" in capsys.readouterr().out
     assert faults.main(["--only", "2"]) == 0
 
 
@@ -203,7 +180,7 @@ def test_one_trial_prints_its_events(capsys: pytest.CaptureFixture[str]) -> None
     seed = next(seed for seed in range(100) if _trial.run(seed).faults["kill server"])
     assert faults.main(["--only", str(seed)]) == 0
     said = capsys.readouterr().out
-    assert "kill server: rank" in said and "every update was applied once" in said
+    assert "kill server: rank" in said and "the history keeps all promises" in said
 
 
 @pytest.mark.parametrize(

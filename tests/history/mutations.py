@@ -1,0 +1,341 @@
+"""Faults that are put into the protocol on purpose: the campaign (`mpips bench faults`) has to find them.
+
+    .venv/bin/python tests/history/mutations.py [--trials N] [--seed S] [NAME ...]
+
+runs trials with each of them, until one fails, and prints after how many, and what has failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from mpips.bench.failures import _trial
+from mpips.cluster import view as views
+from mpips.cluster.departure import Fenced
+from mpips.cluster.node import Node
+from mpips.membership.agreement import Electorate, Known, Outcome
+from mpips.membership.membership import Membership
+from mpips.membership.quorum import Quorum
+from mpips.scheduler.journal import Journal
+from mpips.server import migration
+from mpips.server.admission import Admission
+from mpips.server.chains import Chains
+from mpips.server.executor import Executor
+from mpips.server.replication import Link
+from mpips.server.shard import Shard
+from mpips.tasks.caller import Tasks
+from mpips.tasks.request_dedup import RequestDedup
+
+LONGEST = 60
+"""Seconds of real time after which a trial counts as hung."""
+Make = Callable[[Any], Any]
+
+
+class Mutation(NamedTuple):
+    """A fault of the protocol: what is forgotten, and what replaces an attribute; `make` gets the original."""
+
+    what: str
+    owner: Any
+    name: str
+    make: Make
+
+
+def _nothing(result: Any = None) -> Make:
+    return lambda original: lambda *arguments, **named: result
+
+
+def _always(value: bool) -> Make:
+    return lambda original: property(lambda self: value)
+
+
+def _ignores_exclusion(original: Any) -> Any:
+    def adopt(self: Node, view: views.View) -> None:
+        if view.roles[self.rank] is not None:
+            original(self, view)
+
+    return adopt
+
+
+def _admits_again(original: Any) -> Any:
+    def admit(self: RequestDedup, request: Any) -> Any:
+        caller = self._callers.get(request.origin)
+        if caller is not None:
+            caller.finished.discard(request.time)
+            caller.kept.pop(request.time, None)
+            caller.acked = min(caller.acked, request.time)
+        return original(self, request)
+
+    return admit
+
+
+def _applies_in_any_order(original: Any) -> Any:
+    def apply(self: Link) -> None:
+        while self.early:
+            self._pass_if_next(self.early.pop(next(iter(self.early))))
+
+    def pass_on(self: Link, change: Any) -> None:
+        self._repeat(self.shard, change)
+        if self.next >= 0:
+            self._pass_on(change, self.next)
+
+    Link._pass_if_next = pass_on  # type: ignore[attr-defined]
+    return apply
+
+
+def _skips_closing(original: Any) -> Any:
+    def set_chain(view: Any, shard: int, chain: views.Chain) -> Any:
+        if chain.closing:
+            holders = view.ring.holders(shard, len(chain.members) - 1)
+            order = tuple(rank for rank in holders if rank in chain.members)
+            chain = views.Chain(order or chain.members, since=chain.since)
+        return original(view, shard, chain)
+
+    return set_chain
+
+
+def _ignores_epochs_of_chains(original: Any) -> Any:
+    def take(self: Link, message: Any) -> None:
+        message.epoch = max(message.epoch, self.chain.since)
+        original(self, message)
+
+    return take
+
+
+def _keeps_rounds(original: Any) -> Any:
+    def change(self: Chains, workers: tuple[int, ...]) -> None:
+        for link in self.links.values():
+            if link.shard is not None:
+                link.shard.workers = workers
+                for hosted in link.shard.vectors.values():
+                    hosted.aggregator.workers = list(workers)
+
+    return change
+
+
+def _takes_old_parts(original: Any) -> Any:
+    def admit(self: Admission, link: Link, message: Any) -> None:
+        message.epoch = max(message.epoch, self._node.view.workers_since)
+        original(self, link, message)
+
+    return admit
+
+
+def _takes_any_reply(original: Any) -> Any:
+    def take(self: Node, message: Any) -> None:
+        if message.after:
+            self._acknowledged(message)
+        self.tasks.answer(message)
+
+    return take
+
+
+def _delivers_at_once(original: Any) -> Any:
+    def deliver(self: Node, message: Any) -> None:
+        message.epoch = min(message.epoch, self.view.epoch)
+        original(self, message)
+
+    return deliver
+
+
+def _excludes_alone(original: Any) -> Any:
+    def decide(self: Membership, gone: Any) -> None:
+        made = self._next(views.next_epoch(self.node.view), gone, self._requested())
+        if replace(made, epoch=self.node.view.epoch) != self.node.view:
+            self._publish(made)
+
+    return decide
+
+
+def _half_is_a_majority(original: Any) -> Any:
+    def outcome(self: Electorate, agreed: Any, living: Any) -> Outcome:
+        found: Outcome = original(self, agreed, living)
+        return Outcome.MAJORITY if found is Outcome.HALF else found
+
+    return outcome
+
+
+def _does_not_wait(original: Any) -> Any:
+    def decide(self: Journal, make: Any) -> Any:
+        followers, self._followers = self._followers, dict.fromkeys(self._followers, 1 << 60)
+        try:
+            return original(self, make)
+        finally:
+            self._followers = followers
+
+    return decide
+
+
+def _answers_before_the_chain(original: Any) -> Any:
+    def read(self: Executor, link: Link, shard: Shard, request: Any, reply: Any) -> Any:
+        reply.round = shard.changes
+        self._node.answer(request.origin, reply)
+        return shard.inbox.finish(request.origin, request.time)
+
+    return read
+
+
+def _copies_no_requests(original: Any) -> Any:
+    def pack(shard: Shard) -> Any:
+        inbox, shard.inbox = shard.inbox, RequestDedup(lambda origin, reply: None)
+        try:
+            return original(shard)
+        finally:
+            shard.inbox = inbox
+
+    return pack
+
+
+def _forgets_early(original: Any) -> Any:
+    return property(lambda self: self.time)
+
+
+def _drops_one_learner_change(original: Any) -> Any:
+    def change(self: Link, change: Any) -> None:
+        if self.learning and not self.copy_known:
+            return
+        original(self, change)
+
+    return change
+
+
+def _keeps_releases(original: Any) -> Any:
+    def acknowledged(self: Link, time: int) -> None:
+        original(self, max(time, self.shard.changes if self.shard is not None else 0))
+
+    return acknowledged
+
+
+MUTATIONS = {
+    "fence": Mutation("a rank that is excluded goes on", Node, "adopt", _ignores_exclusion),
+    "freeze": Mutation("a rank that may be cut off goes on", Node, "freeze", _nothing()),
+    "acknowledge early": Mutation(
+        "changes are answered before the chain has them", Link, "after_all",
+        lambda original: lambda self, action: action(),
+    ),
+    "read early": Mutation(
+        "pulls are answered before the chain has what they read", Executor, "_read", _answers_before_the_chain,
+    ),
+    "acknowledge for all": Mutation(
+        "an acknowledgement of one change is taken for all changes", Link, "_acknowledged", _keeps_releases
+    ),
+    "duplicates": Mutation("requests are executed each time they arrive", RequestDedup, "admit", _admits_again),
+    "order of changes": Mutation("members apply changes as they arrive", Link, "_apply", _applies_in_any_order),
+    "old chain": Mutation("messages of an earlier chain are taken", Link, "take", _ignores_epochs_of_chains),
+    "resend changes": Mutation("a new member's predecessor sends nothing again", Link, "send_again", _nothing()),
+    "second stage": Mutation("a chain gets another order without being closed", views, "_set_chain", _skips_closing),
+    "copy without requests": Mutation(
+        "a copy of a shard lacks the requests that it has finished", vars(migration), "pack", _copies_no_requests,
+    ),
+    "changes during a copy": Mutation(
+        "a learner drops changes until it has a copy", Link, "_change", _drops_one_learner_change,
+    ),
+    "abandon rounds": Mutation("parts of rounds stay when the workers change", Chains, "change_workers", _keeps_rounds),
+    "old parts": Mutation("parts of rounds of former sets of workers are taken", Admission, "admit", _takes_old_parts),
+    "settle": Mutation("calls end before their rounds are on all copies", Node, "_is_settled", _nothing(True)),
+    "redirect": Mutation("requests to a lost primary are not sent again", Tasks, "redirect", _nothing(0)),
+    "former primary": Mutation("answers of former primaries are taken", Node, "_take_reply", _takes_any_reply),
+    "later epochs": Mutation("messages of later epochs do not wait", Node, "deliver", _delivers_at_once),
+    "dependencies": Mutation(
+        "requests do not wait for those that they depend on", RequestDedup, "_may_start",
+        lambda original: staticmethod(lambda caller, request: True),
+    ),
+    "keep replies": Mutation("replies are forgotten before they have arrived", Tasks, "acked", _forgets_early),
+    "agreement": Mutation("the leader excludes silent ranks alone", Membership, "_decide", _excludes_alone),
+    "half": Mutation("half of the votes decide", Electorate, "outcome", _half_is_a_majority),
+    "accept anything": Mutation("a rank accepts every proposed view", Known, "accepts", _nothing(True)),
+    "promise anything": Mutation("a rank promises every ballot", Known, "promises", _nothing(True)),
+    "confirmation": Mutation("a leader leads that nobody confirms", Quorum, "confirmed", _nothing(True)),
+    "journal of decisions": Mutation("decisions do not wait for the successors", Journal, "decide", _does_not_wait),
+    "journal of replies": Mutation("replies are not journaled", Journal, "_note", _nothing()),
+    "result": Mutation("a leader writes the result unconfirmed", Membership, "confirm", _nothing()),
+}  # fmt: skip
+"""By name. The campaign must find at least 18 of them within 10,000 trials."""
+
+
+@contextmanager
+def applied(mutation: Mutation) -> Iterator[None]:
+    """Apply a mutation for a while."""
+    owner, name = mutation.owner, mutation.name
+    table = owner if isinstance(owner, dict) else vars(owner)
+    original = table[name]
+    made = mutation.make(original)
+    if isinstance(owner, dict):
+        owner[name] = made
+    else:
+        setattr(owner, name, made)
+    try:
+        yield
+    finally:
+        if isinstance(owner, dict):
+            owner[name] = original
+        else:
+            setattr(owner, name, original)
+
+
+class Found(NamedTuple):
+    """The first trial that a mutation fails, counted from 1, and how; 0: none."""
+
+    after: int
+    how: str
+
+
+class _Hung(BaseException):
+    """A trial does not end."""
+
+
+def _interrupt(*_: object) -> None:
+    raise _Hung
+
+
+def find(mutation: Mutation, trials: int, seed: int = 0, seconds: float = 3600.0) -> Found:
+    """Run trials until one fails, or so many seconds have passed."""
+    until = time.monotonic() + seconds
+    signal.signal(signal.SIGALRM, _interrupt)
+    with applied(mutation):
+        for number in range(trials):
+            signal.alarm(LONGEST)
+            try:
+                outcome = _trial.run(seed + number)
+                how = "" if outcome.ok else outcome.text()
+            except _Hung:
+                how = f"no end within {LONGEST} s"
+            except (Fenced, RecursionError) as error:
+                how = type(error).__name__
+            finally:
+                signal.alarm(0)
+            if how:
+                return Found(number + 1, how)
+            if time.monotonic() > until:
+                return Found(0, f"none of {number + 1} trials failed")
+    return Found(0, f"none of {trials} trials failed")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Find the named mutations, or all; print one line for each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="for each of them, at most")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    options = parser.parse_args(arguments)
+    found = 0
+    for name in options.names or MUTATIONS:
+        mutation = MUTATIONS[name]
+        outcome = find(mutation, options.trials, options.seed, options.seconds)
+        found += outcome.after > 0
+        print(
+            f"| {name} | {mutation.what} | {outcome.after or 'not found'} | {outcome.how[:160]} |", flush=True
+        )
+    print(f"found {found}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
