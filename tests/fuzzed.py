@@ -27,7 +27,7 @@ from mpips.data.matrix import load_columns
 from mpips.errors import CheckpointError, DataError, InputError
 from mpips.jobs.lda import sampler as samplers
 from mpips.jobs.lda.corpus import Block
-from mpips.jobs.lda.model import load_model
+from mpips.jobs.lda.model import read_model
 from mpips.jobs.lda.sampler import Gibbs, Metropolis, Prior
 from mpips.jobs.sketch import results
 from mpips.jobs.sparse_lr.blocks import Blocks
@@ -115,7 +115,7 @@ def model(todo: Any, vocabulary: int) -> None:
     """A model of lda."""
     write_h5(FOLDER / "m.h5", changed(MODEL, todo), program="lda", beta=0.1, vocabulary=vocabulary)
     try:
-        found = load_model(FOLDER / "m.h5")
+        found = read_model(FOLDER / "m.h5")
     except InputError:
         return
     rows = found.rows(np.arange(found.vocabulary, dtype=np.int32))

@@ -14,14 +14,17 @@ variables are integrated out. Workers share counts: n_wk, how often word w has t
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mpips import Cluster, Job, finish, retry_on_loss
 from mpips.jobs.lda import results
 from mpips.jobs.lda.model import FILE
-from mpips.jobs.lda.model import infer as infer
 from mpips.jobs.lda.settings import Settings as Settings
 from mpips.jobs.lda.training import Training
+
+if TYPE_CHECKING:
+    from mpips import Model
 
 OUTPUTS = FILE, results.TABLE, results.PICTURE
 """The files that a run writes."""
@@ -30,6 +33,14 @@ OUTPUTS = FILE, results.TABLE, results.PICTURE
 def exact_sums(job: Job) -> str:
     """Return why the result depends on the number of workers, even with [layout] exact_sums."""
     return "lda draws topics by counts that lag behind by what the other workers draw meanwhile"
+
+
+def load_model(source: Path, job: dict[str, Any]) -> Model:
+    """Load the topics; see `mpips.Model`."""
+    # Only those who apply a model need it.
+    from mpips.jobs.lda.inference import load
+
+    return load(source, job)
 
 
 # --- The scheduler ---------------------------------------------------------------------------------------------------

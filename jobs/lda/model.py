@@ -1,4 +1,4 @@
-"""A trained model in its file, `model.h5`, and inference of the topics of new documents.
+"""A trained model in its file, `model.h5`.
 
 attributes    program = "lda", beta, vocabulary (V)
 alpha         f8[K]
@@ -12,23 +12,15 @@ words         V strings, if they are known
 from __future__ import annotations
 
 import math
-import os
-import sys
-import tempfile
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import InputError, replacing, rows_flaw
-from mpips.data.examples import empty_files_note
-from mpips.data.stream import is_empty
-from mpips.jobs.lda.corpus import Corpus, open_corpus
-from mpips.jobs.lda.evaluate import Phi, distinct, infer_theta
-from mpips.jobs.lda.topics import Top, draw, no_words, offer, table
+from mpips import InputError, rows_flaw
+from mpips.jobs.lda.topics import Top, no_words, offer
 
 PROGRAM = "lda"
 FILE = "model.h5"
@@ -38,7 +30,7 @@ CELLS = 1 << 26
 """Approximate number of counts in memory at a time during inference."""
 
 
-class Model(NamedTuple):
+class TrainedTopics(NamedTuple):
     """A trained model: `model.h5` in memory."""
 
     alpha: NDArray[np.float64]
@@ -119,7 +111,7 @@ def export_model(
     return top, n_k
 
 
-def load_model(path: Path) -> Model:
+def read_model(path: Path) -> TrainedTopics:
     """Read a model from its file or from its run's folder.
 
     Raises:
@@ -136,7 +128,7 @@ def load_model(path: Path) -> Model:
                 hdf5.array(file, name) for name in ("alpha", "n_k", "indptr", "topics", "counts")
             )
             words = hdf5.texts(file, "words") if "words" in file else None
-            model = Model(
+            model = TrainedTopics(
                 alpha,
                 float(file.attrs["beta"]),
                 n_k,
@@ -163,7 +155,7 @@ def load_model(path: Path) -> Model:
     )
 
 
-def _flaw(model: Model) -> str:
+def _flaw(model: TrainedTopics) -> str:
     """Return why a model from a file is invalid, so that no kernel gets it; "" if it is valid."""
     alpha, beta, n_k, vocabulary, words, indptr, topics, counts = model
     arrays = [np.asarray(each) for each in (alpha, n_k, indptr, topics, counts)]
@@ -178,65 +170,3 @@ def _flaw(model: Model) -> str:
     if n_k.min() < 0 or (len(counts) and not 0 < counts.min() <= counts.max() < 2**31):
         return "it has a count below 0"
     return rows_flaw(indptr, topics, vocabulary, len(alpha))
-
-
-# --- mpips infer -----------------------------------------------------------------------------------------------------
-
-
-def infer(model: Path, files: Sequence[Path], out: Path | None) -> None:
-    """Infer the topics of new documents; without documents, describe the model's topics.
-
-    With files: write a tab-separated table to `out` or stdout, a line per document: its number from 0 and the shares of
-    all topics. Without: print the topics with their top words, and write a picture to `out` or to `topics.svg` in the
-    model's folder. One that is there already is left as it is: it may be an output of the run, whose hash is known.
-
-    Raises:
-        InputError: a file cannot be read, or is invalid.
-        OSError: `out` cannot be written.
-    """
-    loaded = load_model(model)
-    if not files:
-        top = loaded.top()
-        print(table(top, loaded.n_k, loaded.words))
-        picture = out or (model if model.is_dir() else model.parent) / "topics.svg"
-        if out is None and os.path.lexists(picture):
-            print(f"picture: {picture}, which was there before; --out FILE.svg draws another")
-            return
-        try:
-            draw(picture, top, loaded.n_k, loaded.words)
-            print(f"picture: {picture}")
-        except (InputError, OSError) as error:
-            if out is not None:
-                raise
-            # It was not requested.
-            print(f"no picture: {error}")
-        return
-    empty = [str(file) for file in files if len(files) > 1 and is_empty(str(file))]
-    if 0 < len(empty) < len(files):
-        # As in training; if all are empty, the reader raises the error.
-        print(f"mpips: {empty_files_note(empty)}", file=sys.stderr)
-        files = [file for file in files if str(file) not in empty]
-    topics = len(loaded.alpha)
-    vocab = loaded.vocabulary if loaded.words is None else loaded.words
-    with ExitStack() as stack:
-        # Opened first, so that an error comes before the work.
-        file = None if out is None else stack.enter_context(replacing(out, "w"))
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mpips-infer-")))
-        corpus = stack.enter_context(
-            open_corpus(files, vocab, 0, 1, scratch, block_tokens=max(1000, CELLS // topics))
-        )
-        if words := corpus.left_out.said(corpus.all_tokens):
-            print(f"mpips: {words}", file=sys.stderr)
-        write_theta(sys.stdout if file is None else file, loaded, corpus)
-    if out is not None:
-        print(f"{out}: {corpus.docs:,} documents")
-
-
-def write_theta(file: IO[str], model: Model, corpus: Corpus) -> None:
-    """Write the shares of topics in documents, a line each."""
-    file.write("document\t" + "\t".join(f"topic {k}" for k in range(len(model.alpha))) + "\n")
-    for b in range(corpus.blocks):
-        ids, block = distinct(corpus.load(b))
-        phi = Phi(model.rows(ids), model.n_k, model.alpha, model.beta, model.vocabulary)
-        for document, shares in zip(corpus.documents(b).tolist(), infer_theta(block, phi), strict=True):
-            file.write(f"{document}\t" + "\t".join(f"{share:.6g}" for share in shares.tolist()) + "\n")

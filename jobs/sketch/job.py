@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,9 +40,11 @@ from mpips import (
 )
 from mpips.data import DataSpec, check_sizes, resolve, unusual_files
 from mpips.jobs.sketch import kernels, results, servers, source
-from mpips.jobs.sketch.results import query as query
 from mpips.jobs.sketch.settings import Settings as Settings
 from mpips.jobs.sketch.worker import Worker as Worker
+
+if TYPE_CHECKING:
+    from mpips import Model
 
 T = TypeVar("T")
 OUTPUTS = results.FILE, results.TOP
@@ -59,6 +62,14 @@ PARTS_PER_WORKER = 4
 """Parts per worker where parts can be reassigned, unless the job sets the number."""
 QUERY = "query"
 """The worker group that queries while the others insert."""
+
+
+def load_model(source: Path, job: dict[str, Any]) -> Model:
+    """Load the sketch; see `mpips.Model`."""
+    # Only those who apply a model need it.
+    from mpips.jobs.sketch.model import SketchModel
+
+    return SketchModel(results.load(source))
 
 
 # --- The scheduler ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import ALL, MANIFEST, InputError, cells_flaw, explained, load_range, npz, read_manifest, replacing
-from mpips.jobs.sketch import kernels, source
+from mpips.jobs.sketch import kernels
 from mpips.jobs.sketch.settings import MOST_CELLS
 
 Keys = NDArray[np.uint64]
@@ -38,7 +38,7 @@ class Sketch(NamedTuple):
     def save(self, folder: Path) -> Path:
         """Write the sketch to a run's folder; return the file."""
         with replacing(folder / FILE) as file:
-            np.savez(file, **self._asdict())
+            np.savez(file, **self._asdict(), program="sketch")
         return folder / FILE
 
 
@@ -56,7 +56,7 @@ def assembled(rows: Iterable[tuple[Keys, Counts]], facts: dict[str, Any]) -> Ske
 
 
 def load(path: Path) -> Sketch:
-    """Read the sketch of a run's folder, or of a checkpoint.
+    """Read the sketch of a run's folder, of a checkpoint, or of a model file.
 
     Raises:
         InputError: there is none.
@@ -69,10 +69,11 @@ def load(path: Path) -> Sketch:
             if len(rows.keys) and not rows.keys.max() < blocks:
                 raise ValueError(f"its table goes beyond {blocks} blocks")
             return assembled([(rows.keys, rows.values)], facts)
-    if not (path / FILE).exists():
+    file = path / FILE if path.is_dir() else path
+    if not file.exists():
         raise InputError(f"{path}: has no {FILE}; name the folder of a run that has ended, or a checkpoint")
-    with explained("read", path / FILE):
-        whole = npz.load(path / FILE, follow=False)
+    with explained("read", file):
+        whole = npz.load(file, follow=file == path)
         table = whole["table"]
         depth, width, seed, text = (whole[name].item() for name in Sketch._fields[1:])
         _blocks(depth, width, seed, 1)
@@ -89,17 +90,6 @@ def _blocks(depth: Any, width: Any, seed: Any, cells: int) -> int:
     if not (depth >= 1 and width >= 1 and depth * width <= MOST_CELLS and 0 <= seed < 2**64):
         raise ValueError(f"its depth {depth}, width {width} and seed {seed} are not those of a table")
     return -int(-depth * width // max(1, cells))
-
-
-def query(path: Path, keys: Sequence[str]) -> list[int]:
-    """Estimate the counts of keys, given as text, from a run's folder or a checkpoint.
-
-    Raises:
-        InputError: there is no sketch, or a key is invalid.
-    """
-    sketch = load(path)
-    estimates: list[int] = sketch.estimate(source.hashes(keys, sketch.text)).tolist()
-    return estimates
 
 
 def bound(width: int, weight: int) -> float:

@@ -266,7 +266,7 @@ def log_losses(margins: NDArray[np.float64]) -> NDArray[np.float64]:
 def export_model(cluster: Cluster, encoding: EncodingTable | None) -> dict[str, Any]:
     """Write the non-zero weights as `model.npz` (keys, values) and `model.txt` (a line key:value each).
 
-    The former also has the encoding of tables, as JSON.
+    The former also names its program, and has the encoding of tables, as JSON.
     """
     pieces = list(cluster.export(cluster.vectors["w"]))
     dtype = cluster.vectors["w"].spec.key_dtype
@@ -276,6 +276,7 @@ def export_model(cluster: Cluster, encoding: EncodingTable | None) -> dict[str, 
     model = {"model": str(folder / MODEL)}
     with replacing(folder / MODEL) as file:
         more: dict[str, Any] = {} if encoding is None else {"encoding": np.array(json.dumps(encoding))}
+        more |= {"program": np.array("sparse_lr")}
         np.savez_compressed(file, keys=key_arrays.pairs(keys), values=values, **more)
     # Before the text is written, which may fail: the model is complete without it.
     cluster.metrics.update(model)

@@ -16,7 +16,8 @@ When a worker is lost, joins or leaves, examples are redistributed, and the pass
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,9 @@ from mpips.jobs.sparse_lr.online import Learner
 from mpips.jobs.sparse_lr.overlap import OverlapWorker
 from mpips.jobs.sparse_lr.settings import Settings as Settings
 
+if TYPE_CHECKING:
+    from mpips import Model
+
 OUTPUTS = evaluate.MODEL, evaluate.TEXT, f"diverged.{evaluate.MODEL}", f"diverged.{evaluate.TEXT}"
 """The files that a run writes."""
 
@@ -57,6 +61,14 @@ def exact_sums(job: Job) -> str:
         f"{job.settings.algorithm} learns one mini-batch of each worker at a time, so that their number shows; "
         'use sparse_lr.algorithm = "darlin"'
     )
+
+
+def load_model(source: Path, job: dict[str, Any]) -> Model:
+    """Load the weights; see `mpips.Model`."""
+    # Only those who apply a model need it.
+    from mpips.jobs.sparse_lr.model import load
+
+    return load(source, job)
 
 
 # --- The scheduler ---------------------------------------------------------------------------------------------------

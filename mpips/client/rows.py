@@ -1,4 +1,4 @@
-"""The vectors of a run: their rows in its newest checkpoint."""
+"""The checkpoints of a run, wherever this process is, and their vectors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from mpips.checkpoint.loading import load_range, vectors
-from mpips.errors import CheckpointError, InputError
+from mpips.errors import CheckpointError
 from mpips.provenance import run_json
 from mpips.ranges import ALL
 from mpips.rundir.folder import RunFolder
@@ -27,28 +27,16 @@ def newest_checkpoint(folder: RunFolder) -> Path | None:
     return run_json.latest(folder, checkpoints_of(folder))
 
 
-def checkpointed_rows(folder: RunFolder, name: str | None) -> Rows:
-    """Read a vector in a run's newest checkpoint.
-
-    Args:
-        folder: the run's.
-        name: the vector's; None: the only one.
+def rows_of(checkpoint: Path, name: str | None) -> Rows:
+    """Read a vector of a checkpoint; None: the only one.
 
     Raises:
-        InputError: there is no checkpoint, or it has no such vector, or it is damaged.
+        CheckpointError: it has no such vector, or is damaged.
     """
-    checkpoint = newest_checkpoint(folder)
-    if checkpoint is None:
-        raise InputError(
-            f"{folder.path}: the run has no checkpoint in {checkpoints_of(folder)}; [checkpoint] every = N writes some"
-        )
-    return rows_of(checkpoint, name)
-
-
-def rows_of(checkpoint: Path, name: str | None) -> Rows:
-    """Read a vector of a checkpoint; None: the only one. InputError: it has no such vector, or is damaged."""
     # Others belong to a vector, such as its history.
     names = sorted(each for each in vectors(checkpoint) if "." not in each)
     if name is None and len(names) != 1:
-        raise CheckpointError(f"{checkpoint}: choose a vector; it has: {', '.join(names) or 'none'}")
+        raise CheckpointError(
+            f"{checkpoint}: choose a vector by --vector NAME; it has: {', '.join(names) or 'none'}"
+        )
     return load_range(checkpoint, name or names[0], [ALL])

@@ -22,7 +22,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mpips.client.given_job import JobLike, job_file, overrides
-from mpips.client.rows import checkpointed_rows, newest_checkpoint
+from mpips.client.loading import vector_of
+from mpips.client.rows import newest_checkpoint
 from mpips.client.run_process import OnPass, RunProcess, is_pass
 from mpips.errors import InputError, RunFailed
 from mpips.exit_codes import ExitCode
@@ -89,16 +90,18 @@ class Run:
         return newest_checkpoint(self._folder)
 
     def vector(self, name: str | None = None) -> tuple[KeyArray, NDArray[Any]]:
-        """Return the keys of a vector in ascending order, u8[n] or KEY128[n], and its rows in the newest checkpoint.
+        """Return the keys of a vector in ascending order, u8[n] or KEY128[n], and its rows.
 
-        Rows are [n, width] of the vector's dtype, [n] if the width is 1, as of `Vector.pull`. Keys that were never
-        pushed are left out. Without a `name`: of the only vector.
+        They are those of the model, if the program comes with mpips and its model holds this vector; else of the newest
+        checkpoint. Rows are [n, width] of the vector's dtype, [n] if the width is 1, as of `Vector.pull`. Keys that
+        were never pushed are left out, and those whose weight is 0 in a model of sparse_lr. Without a `name`: the only
+        vector.
 
         Raises:
-            InputError: there is no checkpoint, or it has no such vector.
+            InputError: there is no such vector.
         """
-        rows = checkpointed_rows(self._folder, name)
-        return rows.keys, rows.values[:, 0] if rows.values.shape[1] == 1 else rows.values
+        keys, rows = vector_of(self.folder, name)
+        return keys, rows[:, 0] if rows.shape[1] == 1 else rows
 
     def __fspath__(self) -> str:
         """Return the folder, so that a run can stand for it."""

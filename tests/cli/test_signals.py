@@ -111,5 +111,5 @@ def test_a_command_that_ignores_a_signal_goes_on_ignoring_it(tmp_path: Path) -> 
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (
         2,
-        "mpips: error: no-run: is neither a run's folder nor a checkpoint's\n",
+        "mpips: error: no-run: no such run or model\n",
     )

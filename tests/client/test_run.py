@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from mpips import ALL, InputError, Run, RunFailed, RunInterrupted, UsageError, load_range, run
+from mpips import InputError, Run, RunFailed, RunInterrupted, UsageError, run
 from mpips.client.run_process import RunProcess, is_pass
 
 if TYPE_CHECKING:
@@ -176,10 +176,10 @@ def test_a_run_from_a_dict(tiny_data: TinyData, capfd: pytest.CaptureFixture[str
     assert [each["pass"] for each in passes] == [1, 2, 3] and done.passes == passes
     assert done.result["layout"]["workers"] == 2
     assert [each.name for each in Path("runs").iterdir()] == [done.folder.name]
-    keys, weights = done.vector()
     assert done.checkpoint is not None and done.checkpoint.name == "step-000002"
-    rows = load_range(done.checkpoint, "w", [ALL])
-    assert np.array_equal(keys, rows.keys) and np.array_equal(weights, rows.values[:, 0])
+    keys, weights = done.vector()
+    with np.load(done.metrics["model"]) as model:
+        assert np.array_equal(keys, model["keys"]) and np.array_equal(weights, model["values"])
     with pytest.raises(InputError, match="holds a run already"):
         run(job_of(tiny_data), run_dir=done)
 

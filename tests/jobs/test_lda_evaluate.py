@@ -30,7 +30,8 @@ from mpips.jobs.lda.evaluate import (
     topic_norm,
     word_likelihood,
 )
-from mpips.jobs.lda.model import export_model, infer, load_model
+from mpips.jobs.lda.inference import load
+from mpips.jobs.lda.model import export_model, read_model
 from mpips.jobs.lda.topics import Top, cooccurrence, draw, no_words, offer, table, umass
 
 
@@ -255,7 +256,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_a_model_comes_back(model: Path) -> None:
-    loaded = load_model(model)
+    loaded = read_model(model)
     assert loaded.words == WORDS and loaded.vocabulary == 4 and loaded.beta == 0.01
     assert loaded.alpha.tolist() == [0.1, 0.2, 0.3] and loaded.n_k.tolist() == [8, 10, 0]
     ids = np.array([3, 0, 2, 3], np.int32)
@@ -269,11 +270,11 @@ def test_shares_of_new_documents(model: Path, tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "new.txt").write_text("The church, the Pope\n\nYeltsin yeltsin strangers\n")
     (tmp_path / "new.ldac").write_text("2 0:1 1:1\n0\n1 3:2\n")
     (tmp_path / "empty.txt").write_text("")
-    infer(model, [tmp_path / "empty.txt", tmp_path / "new.txt"], tmp_path / "theta.tsv")
+    load(model, {}).score_files([tmp_path / "empty.txt", tmp_path / "new.txt"], tmp_path / "theta.tsv")
     said = capsys.readouterr()
     assert said.out == f"{tmp_path / 'theta.tsv'}: 3 documents\n"
     assert said.err.startswith(f"mpips: left out 1 empty file, the first: {tmp_path / 'empty.txt'}\n")
-    infer(model / "model.h5", [tmp_path / "new.ldac"], None)
+    load(model / "model.h5", {}).score_files([tmp_path / "new.ldac"], None)
     text = capsys.readouterr().out
     assert text == (tmp_path / "theta.tsv").read_text()
     lines = [line.split("\t") for line in text.splitlines()]
@@ -284,25 +285,25 @@ def test_shares_of_new_documents(model: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_model_shows_itself(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    infer(model, [], None)
+    load(model, {}).show(None)
     said = capsys.readouterr().out
     assert "yeltsin pope" in said and said.endswith(f"picture: {model / 'topics.svg'}\n")
     drawn = (model / "topics.svg").read_text()
     (model / "topics.svg").write_text("of the run, which has its hash")
-    infer(model, [], None)
+    load(model, {}).show(None)
     assert (model / "topics.svg").read_text() == "of the run, which has its hash"
     said = capsys.readouterr().out
     assert f"picture: {model / 'topics.svg'}, which was there before" in said
     (tmp_path / "theirs").write_text("kept")
     (model / "topics.svg").unlink()
     (model / "topics.svg").symlink_to(tmp_path / "theirs")
-    infer(model, [], None)
+    load(model, {}).show(None)
     assert (model / "topics.svg").is_symlink()
     assert (tmp_path / "theirs").read_text() == "kept"
-    infer(model / "model.h5", [], tmp_path / "t.svg")
+    load(model / "model.h5", {}).show(tmp_path / "t.svg")
     assert (tmp_path / "t.svg").read_text() == drawn
     with pytest.raises(InputError, match=r"t\.png: cannot be written: a picture's name must end in \.svg"):
-        infer(model, [], tmp_path / "t.png")
+        load(model, {}).show(tmp_path / "t.png")
 
 
 def test_the_picture_has_the_largest_topics_first(tmp_path: Path) -> None:
@@ -325,15 +326,15 @@ def test_the_picture_has_the_largest_topics_first(tmp_path: Path) -> None:
 
 def test_invalid_model_files(model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no model\.h5; a run writes it when it completes"):
-        load_model(tmp_path)
+        read_model(tmp_path)
     with h5py.File(model / "model.h5", "a") as file:
         del file["n_k"]
         file["n_k"] = np.zeros(2, np.int64)
     with pytest.raises(InputError, match="is damaged"):
-        load_model(model)
+        read_model(model)
     (model / "model.h5").write_bytes(b"nonsense")
     with pytest.raises(InputError, match="is not a model of lda"):
-        load_model(model)
+        read_model(model)
 
 
 ASKED = """
@@ -369,7 +370,7 @@ def test_the_command_asks_the_program(
     if answers:
         assert code == 0 and said.out == "asked run ['a.txt', 'b.txt'] c\n"
     else:
-        assert code == 2 and "has no function `infer`" in said.err
+        assert code == 2 and "has no function `load_model`" in said.err
 
 
 def test_the_command_refuses_folders_that_are_not_runs(
@@ -377,7 +378,7 @@ def test_the_command_refuses_folders_that_are_not_runs(
 ) -> None:
     (tmp_path / "a.txt").write_text("text")
     for path, said in (
-        (tmp_path, "is not a run's folder"),
+        (tmp_path, "is neither a run's folder nor a checkpoint's: it has no job.toml"),
         (tmp_path / "a.txt", "is neither a run's folder nor a model file"),
         (tmp_path / "none", "no such run or model"),
     ):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from conftest import Finished
@@ -29,6 +30,7 @@ from mpips.errors import InputError, JobError, RemoteError
 from mpips.filters.named import chain_of
 from mpips.jobs.sketch import results
 from mpips.jobs.sketch.job import unfit
+from mpips.jobs.sketch.model import SketchModel
 from mpips.rundir.folder import RunFolder
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.segment import Segment
@@ -334,7 +336,7 @@ def test_the_query_command(
     assert main(["query", str(folder), *keys]) == 0
     assert capsys.readouterr().out == expected
     assert main(["query", str(tmp_path / "nothing"), "a"]) == 2
-    assert "is neither a run's folder nor a checkpoint's" in capsys.readouterr().err
+    assert "nothing: no such run or model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -353,18 +355,18 @@ def test_a_table_whose_size_does_not_match_its_shape_is_refused(
         "text": False,
     }
     np.savez(tmp_path / results.FILE, **whole)
-    assert results.query(tmp_path, ["7"]) == [1]
+    assert SketchModel(results.load(tmp_path)).query(["7"]) == [1]
     np.savez(
         tmp_path / results.FILE,
         **{name: value for name, value in (whole | changed).items() if value is not None},
     )
     with pytest.raises(InputError, match=r"cannot read .*sketch\.npz"):
-        results.query(tmp_path, ["7"])
+        results.load(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / results.FILE).rename(tmp_path / "elsewhere" / "x")
     (tmp_path / results.FILE).symlink_to(tmp_path / "elsewhere" / "x")
     with pytest.raises(InputError, match="is a symbolic link"):
-        results.query(tmp_path, ["7"])
+        results.load(tmp_path)
 
 
 def test_a_run_does_not_continue_with_other_files() -> None:
@@ -398,7 +400,7 @@ def test_a_checkpoint_that_lacks_a_fact_is_refused(tmp_path: Path) -> None:
     shard = write_shard(folder, 0, {"table": Segment(VectorSpec("table", "int64", 2, 4, dense=True))})
     commit(folder, [shard], {"facts": {"depth": 2, "width": 4, "seed": 1}})
     with pytest.raises(InputError, match=r"cannot read .*keys"):
-        results.query(folder, ["7"])
+        results.load(folder)
 
 
 @pytest.mark.parametrize("conservative", [False, True])
@@ -421,10 +423,17 @@ def test_weights_are_exact_up_to_what_a_cell_can_hold_and_refused_beyond(
 
 
 def test_a_program_without_queries_reports_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "job.toml").write_text('[job]\nprogram = "sparse_lr"\n')
+    (tmp_path / "job.toml").write_text('[job]\nprogram = "lda"\n')
     (tmp_path / "result.json").write_text('{"status": "completed"}')
+    with h5py.File(tmp_path / "model.h5", "w") as file:
+        file.attrs.update({"beta": 0.1, "vocabulary": 1})
+        for name, values in {"alpha": [1.0], "n_k": [0], "indptr": [0, 0]}.items():
+            file[name] = values
+        file["topics"] = file["counts"] = np.zeros(0, np.int32)
     assert main(["query", str(tmp_path), "1"]) == 2
-    assert "has no function `query`" in capsys.readouterr().err
+    assert (
+        "TopicModel has no `query`; it has: predict, transform, score_files, show" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

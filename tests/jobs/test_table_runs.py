@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from synthetic import Hooks, Outcome, run_twin
 
+from mpips import load_model
 from mpips.checkpoint.manifest import complete, read_manifest
 from mpips.data import DataSpec, Source, Tally, concatenate, learned
 from mpips.errors import MpipsError
@@ -136,3 +137,18 @@ def test_a_test_file_without_a_column_is_refused_before_training(
     (tmp_path / "test.csv").write_text(lines)
     with pytest.raises(MpipsError, match=r"test\.csv: has no column 'income', which the training data have"):
         run((files[0], tmp_path / "test.csv"))
+
+
+def test_a_model_scores_frames_and_files_without_labels(files: tuple[Path, Path], tmp_path: Path) -> None:
+    outcome = run(files, checkpoint={"every": 1}, hooks=Hooks(checkpoints=tmp_path / "saved"))
+    model = load_model(complete(tmp_path / "saved")[-1])
+    with (files[1]).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    frame = {name: [row[name] for row in rows] for name in rows[0] if name != "bought"}
+    frame["income"] = [float(each) for each in frame["income"]]  # type: ignore[misc]
+    frame["age"] = [int(each) if each else None for each in frame["age"]]  # type: ignore[misc]
+    chances = model.predict_proba(frame)
+    assert np.allclose(model.predict_proba(files[1]), chances)
+    assert np.mean(chances[:, 1] > 0.5) == pytest.approx(np.mean(model.predict(frame) == 1))
+    bought = np.array([row["bought"] == "yes" for row in rows])
+    assert np.mean((chances[:, 1] > 0.5) == bought) == pytest.approx(outcome.metrics["accuracy"], abs=0.01)

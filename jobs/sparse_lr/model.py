@@ -1,0 +1,267 @@
+"""A trained model: the weights, and the classes of examples in files, arrays and sparse matrices."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips import (
+    ALL,
+    KEY128,
+    MANIFEST,
+    InputError,
+    Model,
+    UsageError,
+    explained,
+    load_range,
+    npz,
+    read_manifest,
+    replacing,
+)
+from mpips import keys as key_arrays
+from mpips.data import DataSpec, Examples, Tally, expand, read, write
+from mpips.data.tables.encoding import Encoding
+from mpips.jobs.sparse_lr import kernels
+from mpips.jobs.sparse_lr.evaluate import MODEL
+
+F8 = NDArray[np.float64]
+SHOWN = 20
+"""Number of the largest weights that are shown."""
+MOST_CELLS = 1 << 24
+"""Cells of a dense matrix that are converted at a time."""
+
+
+class LogisticModel(Model):
+    """The weights of sparse logistic regression: P(y = 1 | x) = 1 / (1 + exp(-x.w)).
+
+    Data are
+
+    * a scipy sparse matrix or array, or a 2-dimensional array of numbers: column j has the key j, as the id j in an
+      svmlight file;
+    * the name of a file, or a list of names: read as the job's [data] says;
+    * of a model that was trained on tables, a frame of pandas, polars or Arrow, or a table of columns {name: values};
+      labels may be missing;
+    * `mpips.data.Examples`.
+
+    Keys without a weight count as 0. Values are rounded to float32, as in training.
+
+    Args:
+        keys: u8[n] or KEY128[n], ascending and each once.
+        weights: f8[n].
+        data: how files are read.
+        encoding: how tables become keys and values, of a model that was trained on them.
+
+    >>> import numpy as np
+    >>> model = LogisticModel(np.array([0, 2], np.uint64), np.array([2.0, -1.0]))
+    >>> model.decision_function(np.array([[1.0, 5.0, 0.0], [0.0, 0.0, 3.0]])).tolist()
+    [2.0, -3.0]
+    >>> model.predict(np.array([[1.0, 5.0, 0.0], [0.0, 0.0, 3.0]])).tolist()
+    [1, -1]
+    """
+
+    def __init__(
+        self,
+        keys: key_arrays.KeyArray,
+        weights: F8,
+        data: DataSpec | None = None,
+        encoding: Encoding | None = None,
+    ) -> None:
+        self.keys, self.weights, self.data, self.encoding = keys, weights, data or DataSpec(), encoding
+        if encoding is not None:
+            # Rows of tables need no labels.
+            self.data = replace(self.data, label="", positive="")
+
+    def decision_function(self, data: Any) -> F8:
+        """Return x.w of each example, f8[n].
+
+        Raises:
+            UsageError: the data are of no form that is listed above.
+            DataError: a file is wrong, one line with file and line.
+        """
+        scores = [np.empty(0), *(self._score(batch) for batch in self._batches(data))]
+        return np.concatenate(scores)
+
+    def predict_proba(self, data: Any) -> F8:
+        """Return the probabilities of the labels -1 and +1, f8[n, 2]. Errors as `decision_function`."""
+        return probabilities(self.decision_function(data))
+
+    def predict(self, data: Any) -> NDArray[np.int64]:
+        """Return the more probable label of each example, -1 or +1, i8[n]. Errors as `decision_function`."""
+        return np.where(self.decision_function(data) > 0.0, 1, -1)
+
+    def query(self, keys: Sequence[str]) -> list[float]:
+        """Return the weights of keys, given as whole numbers; 0 of a key without one.
+
+        Raises:
+            InputError: one is no whole number, or too large.
+        """
+        bits = 8 * self.keys.dtype.itemsize
+        for key in keys:
+            if not (key.isascii() and key.isdigit() and int(key) < 2**bits):
+                raise InputError(f"{key!r} is not a key of this model: a whole number below 2**{bits}")
+        asked = np.array([int(key) for key in keys if bits == 64], np.uint64)
+        if bits == 128:
+            asked = np.array([divmod(int(key), 1 << 64) for key in keys], KEY128)
+        at = self._places(asked)
+        found: list[float] = np.where(at < 0, 0.0, np.append(self.weights, 0.0)[at]).tolist()
+        return found
+
+    def vectors(self) -> dict[str, tuple[key_arrays.KeyArray, NDArray[Any]]]:
+        """Return the weights as vector `w`."""
+        return {"w": (self.keys, self.weights[:, None])}
+
+    def score_files(self, files: Sequence[Path], out: Path | None) -> None:
+        """Write a line for each example: its number from 0, and the probability of the label +1."""
+        tally, number = Tally(), 0
+        with ExitStack() as stack:
+            # Opened first, so that an error comes before the work.
+            file = sys.stdout if out is None else stack.enter_context(replacing(out, "w"))
+            file.write("example\tprobability\n")
+            for batch in self._read([str(each) for each in files], tally):
+                chances = probabilities(self._score(batch))[:, 1].tolist()
+                file.writelines(f"{number + at}\t{chance:.9g}\n" for at, chance in enumerate(chances))
+                number += len(batch)
+        for line, _, _ in tally.remarks():
+            print(f"mpips: {line}", file=sys.stderr)
+        if out is not None:
+            print(f"{out}: {number:,} examples")
+
+    def show(self, out: Path | None) -> None:
+        """Print the largest weights, a line KEY<TAB>WEIGHT each."""
+        first = np.argsort(-np.abs(self.weights), kind="stable")[:SHOWN]
+        pairs = zip(key_arrays.numbers(self.keys[first]), self.weights[first].tolist(), strict=True)
+        lines = [f"{len(self.weights):,} weights that are not 0; the largest:\n"]
+        lines += [f"{key}\t{weight!r}\n" for key, weight in pairs]
+        sys.stdout.writelines(lines)
+        if out is not None:
+            with replacing(out, "w") as file:
+                file.writelines(lines)
+
+    def _score(self, batch: Examples) -> F8:
+        scores = np.empty(len(batch))
+        values = np.empty(0, np.float32) if batch.values is None else batch.values
+        kernels.predict(batch.indptr, self._places(batch.keys), values, self.weights, scores)
+        return scores
+
+    def _places(self, keys: key_arrays.KeyArray) -> NDArray[np.int32]:
+        """Return the place of each key among those with a weight, -1 if it has none: i4[n]."""
+        if keys.dtype != self.keys.dtype:
+            raise InputError(
+                f"the model has keys of {8 * self.keys.dtype.itemsize} bits, and the data of "
+                f"{8 * keys.dtype.itemsize} ([data] key_bits)"
+            )
+        if not len(self.keys):
+            return np.full(len(keys), -1, np.int32)
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[at] == keys, at, -1).astype(np.int32)
+
+    def _batches(self, data: Any) -> Iterable[Examples]:
+        if isinstance(data, Examples):
+            return [data]
+        names = [data] if isinstance(data, str | os.PathLike) else data
+        if isinstance(names, list | tuple) and all(isinstance(each, str | os.PathLike) for each in names):
+            return self._read([os.fspath(each) for each in names])
+        if hasattr(data, "tocsr"):
+            return [_of_sparse(data)]
+        if hasattr(data, "columns") or isinstance(data, Mapping):
+            return self._of_frame(data)
+        rows = np.asarray(data)
+        if rows.ndim != 2 or rows.dtype.kind not in "biuf":
+            raise UsageError(f"data must have 2 dimensions, and numbers; not {rows.ndim}, and {rows.dtype}")
+        return _of_dense(rows)
+
+    def _read(self, names: list[str], tally: Tally | None = None) -> Iterator[Examples]:
+        return read(expand(names), self.data, tally=tally, encoding=self.encoding)
+
+    def _of_frame(self, frame: Any) -> Iterator[Examples]:
+        if self.encoding is None:
+            raise UsageError(
+                "the model was not trained on tables: give an array of the frame's numbers, or a file"
+            )
+        with tempfile.TemporaryDirectory(prefix="mpips-frame-") as folder:
+            path = os.path.join(folder, "frame.parquet")
+            write(path, frame)
+            yield from self._read([path])
+
+
+def probabilities(scores: F8) -> F8:
+    """Return the probabilities of -1 and +1, f8[n, 2], by x.w, f8[n]."""
+    positive = 0.5 + 0.5 * np.tanh(0.5 * scores)
+    # Not 1 - p, which would be 0 already for p near 1.
+    return np.column_stack([0.5 - 0.5 * np.tanh(0.5 * scores), positive])
+
+
+def _of_sparse(data: Any) -> Examples:
+    rows = data.tocsr()
+    if not np.isfinite(rows.data).all():
+        raise UsageError("data have a number that is not finite")
+    return _examples(rows.indptr, rows.indices, rows.data)
+
+
+def _of_dense(rows: NDArray[Any]) -> Iterator[Examples]:
+    if not np.isfinite(rows).all():
+        raise UsageError("data have a number that is not finite")
+    step = max(1, MOST_CELLS // max(1, rows.shape[1]))
+    for begin in range(0, len(rows), step):
+        part = rows[begin : begin + step]
+        row, column = np.nonzero(part)
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(part)))])
+        yield _examples(indptr, column, part[row, column])
+
+
+def _examples(indptr: NDArray[Any], columns: NDArray[Any], values: NDArray[Any]) -> Examples:
+    labels = np.ones(len(indptr) - 1, np.float32)
+    return Examples(
+        labels, indptr.astype(np.int64), columns.astype(np.uint64), np.ascontiguousarray(values, np.float32)
+    )
+
+
+def load(source: Path, job: Any) -> LogisticModel:
+    """Read the weights of a run's folder, of a checkpoint or of a model file; `job`: see `mpips.Model`.
+
+    Raises:
+        InputError: there are none, or they are damaged.
+    """
+    with explained("read", source):
+        spec = _reading(job)
+        if (source / MANIFEST).is_file():
+            rows = load_range(source, "w", [ALL])
+            keys, weights = rows.keys, rows.values[:, 0]
+            table = read_manifest(source)["about"]["state"].get("encoding")
+        else:
+            file = source / MODEL if source.is_dir() else source
+            if not file.exists():
+                raise InputError(f"{source}: holds no {MODEL}; a run writes it when it has trained")
+            held = npz.load(file, follow=file == source)
+            keys, weights = key_arrays.from_pairs(held["keys"]), held["values"]
+            table = json.loads(str(held["encoding"])) if "encoding" in held else None
+        encoding = None if table is None else Encoding.of_table(table, f"{source}: its encoding")
+    if weights.dtype != np.float64 or weights.ndim != 1 or len(keys) != len(weights):
+        raise InputError(f"{source}: is not a model of sparse_lr: its arrays have wrong types or sizes")
+    if keys.dtype not in (np.uint64, KEY128) or not key_arrays.ascend(keys):
+        raise InputError(f"{source}: is damaged: its keys do not ascend")
+    some = weights != 0.0
+    return LogisticModel(keys[some], np.ascontiguousarray(weights[some]), spec, encoding)
+
+
+def _reading(job: Any) -> DataSpec:
+    """Return how files are read: as in training, the columns numbered as in the training data where that is left."""
+    try:
+        spec = DataSpec(**job.get("data", {}))
+        base = str(job.get("job", {}).get("base", ""))
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"its [data] is of another version: {error}") from None
+    train: list[str] = []
+    with suppress(InputError):
+        train = expand(spec.train, base)
+    return replace(spec, train=train, test=[], vocab="")

@@ -1,0 +1,75 @@
+"""The base class of trained models: what `mpips.load_model` returns, and `mpips infer` and `query` use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from mpips.errors import UsageError
+from mpips.keys import KeyArray
+
+Job = Mapping[str, Mapping[str, Any]]
+"""The tables of a job file."""
+ANSWERS = ("predict", "predict_proba", "decision_function", "transform", "query", "score_files", "show")
+
+
+class Model:
+    """A trained model in memory, applied without MPI; each program has its own class, with some of these methods.
+
+    A program offers its models by a function `load_model(source, job)`, which returns an instance of a class derived
+    from this one. `source` is the path of a run's folder, of a checkpoint, or of a model file that names the program;
+    `job` are the tables of its job, {} if they are not known. Then `mpips.load_model`, `mpips infer` and `mpips query`
+    work with it.
+
+    >>> class Mean(Model):
+    ...     def predict(self, data):
+    ...         return data.mean(axis=1)
+    >>> import numpy as np
+    >>> Mean().predict(np.ones((2, 3))).tolist()
+    [1.0, 1.0]
+    >>> Mean().transform(np.ones((2, 3)))
+    Traceback (most recent call last):
+        ...
+    mpips.errors.UsageError: Mean has no `transform`; it has: predict
+    """
+
+    def predict(self, data: Any) -> NDArray[Any]:
+        """Return the prediction for each example, [n]."""
+        raise self._missing("predict")
+
+    def predict_proba(self, data: Any) -> NDArray[Any]:
+        """Return the probability of each class for each example, f8[n, classes]."""
+        raise self._missing("predict_proba")
+
+    def decision_function(self, data: Any) -> NDArray[Any]:
+        """Return a score for each example, f8[n]; the class is its sign."""
+        raise self._missing("decision_function")
+
+    def transform(self, data: Any) -> NDArray[Any]:
+        """Return another representation of each example, f8[n, width]."""
+        raise self._missing("transform")
+
+    def query(self, keys: Sequence[str]) -> Sequence[object]:
+        """Return what the model has for each of some keys, given as text: the answers of `mpips query`."""
+        raise self._missing("query")
+
+    def score_files(self, files: Sequence[Path], out: Path | None) -> None:
+        """Write the predictions for the examples of files to `out`, None: standard output: `mpips infer RUN FILE`."""
+        raise self._missing("score_files")
+
+    def show(self, out: Path | None) -> None:
+        """Describe the model on standard output, and in `out` if it is given: `mpips infer RUN`."""
+        raise self._missing("show")
+
+    def vectors(self) -> dict[str, tuple[KeyArray, NDArray[Any]]]:
+        """Return the vectors that the model holds, by name: keys in ascending order, u8[n], and rows, [n, width]."""
+        return {}
+
+    def _missing(self, name: str) -> UsageError:
+        own = [each for each in ANSWERS if getattr(type(self), each) is not getattr(Model, each)]
+        return UsageError(
+            f"{type(self).__name__} has no `{name}`; it has: {', '.join(own) or 'none of these'}"
+        )
