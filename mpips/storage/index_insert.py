@@ -12,6 +12,7 @@ from mpips.jit.kernel import kernel
 from mpips.jit.numba_pointers import address, halves, moved
 from mpips.storage.index_layout import (
     BITS,
+    BLOCKS,
     COUNT,
     COUNTS,
     DONE,
@@ -33,11 +34,14 @@ from mpips.storage.index_layout import (
     UNSET,
     keys_below,
     locate,
+    mark,
+    marked_below,
     node,
     upper,
 )
 from mpips.storage.index_lookup import (
     AHEAD,
+    FEW,
     NEAR,
     agreeing,
     far_apart,
@@ -45,7 +49,6 @@ from mpips.storage.index_lookup import (
     near,
     note_listed,
     note_run,
-    scale_of,
     stretch,
 )
 
@@ -54,7 +57,6 @@ SPARE_PAGES, SPARE_TOPS = 8, 3
 _MERGED = 512
 _PIECE = LEAF // 2
 _FILLED = LEAF * 7 // 8
-_FEW = 4
 _LENGTHS = np.array([LEAF // 2 + (i * 37) % 64 * LEAF // 128 for i in range(32)], np.int64)
 """Sizes of implicit leaves: different ones, so that the leaves do not all split at the same time."""
 
@@ -64,13 +66,20 @@ def _splice(head: I64, arena: U64, top: U64, t: int, p: int, k: int, lows: U64, 
     """Replace leaf p of node t by k leaves, lows[:k] and refs[:k]; split the node when it is full."""
     at, size = node(top, t)
     total = size - 1 + k
-    other, left = 0, total
-    if total > FAN:
-        page = head[PAGES]
-        head[PAGES] = page + 1
-        other = page * PAGE
-        # Keys that come in rising order fill their nodes.
-        left = FAN if t + 1 == head[TOPS] and p + 1 == size else total >> 1
+    if total <= FAN:
+        for x in range(size - 1, p, -1):
+            arena[at + x + k - 1] = arena[at + x]
+        for x in range(size - 1, p, -1):
+            arena[at + FAN + x + k - 1] = arena[at + FAN + x]
+        for x in range(k):
+            arena[at + p + x], arena[at + FAN + p + x] = lows[x], refs[x]
+        top[2 * t + 1] = U8((at // PAGE) << 8 | total)
+        return
+    page = head[PAGES]
+    head[PAGES] = page + 1
+    other = page * PAGE
+    # Keys that come in rising order fill their nodes.
+    left = FAN if t + 1 == head[TOPS] and p + 1 == size else total >> 1
     for x in range(total - 1, min(left, p) - 1, -1):
         if x >= p + k:
             low, ref = arena[at + x - k + 1], arena[at + FAN + x - k + 1]
@@ -82,12 +91,11 @@ def _splice(head: I64, arena: U64, top: U64, t: int, p: int, k: int, lows: U64, 
         arena[to] = low
         arena[to + FAN] = ref
     top[2 * t + 1] = U8((at // PAGE) << 8 | left)
-    if total > FAN:
-        for x in range(2 * head[TOPS] + 1, 2 * t + 3, -1):
-            top[x] = top[x - 2]
-        top[2 * t + 2] = arena[other]
-        top[2 * t + 3] = U8((other // PAGE) << 8 | (total - left))
-        head[TOPS] += 1
+    for x in range(2 * head[TOPS] + 1, 2 * t + 3, -1):
+        top[x] = top[x - 2]
+    top[2 * t + 2] = arena[other]
+    top[2 * t + 3] = U8((other // PAGE) << 8 | (total - left))
+    head[TOPS] += 1
 
 
 @kernel()
@@ -184,6 +192,7 @@ def _weave(
 def _merge(
     head: I64, known: U64, arena: U64, arena32: I32, top: U64, t: int, p: int, keys: U64, i: int, j: int,
     out: I32, places: I64, bumps: I64, olds: I32, merged: U64, slots: I32, lows: U64, refs: U64,
+    marks: U64,
 ) -> None:  # fmt: skip
     """Find or add keys[i:j], all of leaf p of node t, and write out[i:j]."""
     at, _ = node(top, t)
@@ -193,16 +202,19 @@ def _merge(
     new = 0
     from_, begin = (known, where) if implicit else (arena, where * PAGE)
     theirs = 2 * (where * PAGE + LEAF)
-    low = arena[at + p]
-    high, bounded = upper(head, arena, top, t, p)
-    scale = scale_of(low, high, bounded, held)
+    if held < 8 or j - i < FEW:
+        for k in range(i, j):
+            places[k - i] = keys_below(from_, begin, held, keys[k])
+    else:
+        mark(from_, begin, held, marks)
+        for k in range(i, j):
+            places[k - i] = marked_below(from_, begin, held, marks, keys[k])
     for k in range(i, j):
-        key = keys[k]
-        rank = near(from_, begin, held, int(float(key - low) * scale), key, NEAR)
-        hit = rank < held and from_[begin + rank] == key
+        key, rank = keys[k], places[k - i]
         known[count + new] = key
         places[new] = rank
         slot = count + new
+        hit = rank < held and from_[begin + rank] == key
         if hit:
             slot = where + rank if implicit else I8(arena32[theirs + rank])
         out[k] = slot
@@ -211,7 +223,7 @@ def _merge(
         return
     head[COUNT] = count + new
     if not implicit and held + new <= LEAF:
-        if new <= _FEW:
+        if new <= FEW:
             _shift(known, arena, arena32, begin, theirs, held, count, new, places)
         else:
             _weave(
@@ -253,9 +265,10 @@ def _merge(
 def _insert(
     head: I64, known: U64, arena: U64, arena32: I32, top: U64, keys: U64, total: int, out: I32,
     room: int, pages: int, tops: int, longs: I64, lows: U64, refs: U64, merged: U64, olds: I32, slots: I32,
+    marks: U64,
 ) -> int:  # fmt: skip
     i, first = head[DONE], head[FIRST]
-    bumps, places, marks = longs, moved(longs, LEAF + 1), moved(longs, LEAF + 1 + _MERGED)
+    bumps, places, ahead = longs, moved(longs, LEAF + 1), moved(longs, LEAF + 1 + _MERGED)
     t, p, tries, rest, sighted, sight = 0, 0, 1, 0, 0, 0
     while i < total:
         limit = min(i + RUN, total)
@@ -274,11 +287,11 @@ def _insert(
             top[0], top[1] = U8(0), U8(page << 8 | 1)
             head[TOPS] = 1
         if i < sighted:
-            t, p = marks[4 * (i - sight) + 0], marks[4 * (i - sight) + 1]
+            t, p = ahead[4 * (i - sight)], ahead[4 * (i - sight) + 1]
         t, p = locate(head, arena, top, t, p, keys[i])
         if i >= sighted and far_apart(head, arena, top, t, p, keys, i, total):
             sight, sighted = i, min(i + AHEAD, total)
-            look_ahead(head, known, arena, top, keys, i, sighted - i, marks, True)
+            look_ahead(head, known, arena, top, keys, i, sighted - i, ahead, True)
         at, _ = node(top, t)
         ref = I8(arena[at + FAN + p])
         where, implicit, held = ref >> BITS, (ref & IMPLICIT) != 0, ref & COUNTS
@@ -286,7 +299,7 @@ def _insert(
         if i < sighted and not implicit and held < LEAF:
             key = keys[i]
             theirs = 2 * (begin + LEAF)
-            rank = near(arena, begin, held, marks[4 * (i - sight) + 3], key, NEAR)
+            rank = near(arena, begin, held, ahead[4 * (i - sight) + 3], key, NEAR)
             if rank < held and arena[begin + rank] == key:
                 out[i] = arena32[theirs + rank]
             else:
@@ -334,6 +347,7 @@ def _insert(
         j = min(j, i + _MERGED)
         _merge(
             head, known, arena, arena32, top, t, p, keys, i, j, out, places, bumps, olds, merged, slots, lows, refs,
+            marks,
         )  # fmt: skip
         first = note_listed(out, first, i, j)
         i = j
@@ -348,13 +362,13 @@ def insert(head: I64, known: U64, arena: U64, top: U64, keys: U64, out: I32) -> 
     Returns ROOM if it needs more memory: it continues when it is called again.
     """
     longs = np.zeros(LEAF + 1 + _MERGED + 4 * AHEAD, np.int64)
-    words = np.empty(128 + LEAF + _MERGED, np.uint64)
+    words = np.empty(128 + LEAF + _MERGED + BLOCKS, np.uint64)
     ints = np.empty(2 * LEAF + _MERGED, np.int32)
     first = _insert(
         address(head), address(known), address(arena), halves(address(arena)), address(top),
         address(keys), len(keys), address(out), len(known), len(arena) // PAGE, len(top) >> 1, address(longs),
         address(words), moved(address(words), 64), moved(address(words), 128),
-        address(ints), moved(address(ints), LEAF),
+        address(ints), moved(address(ints), LEAF), moved(address(words), 128 + LEAF + _MERGED),
     )  # fmt: skip
     # They live until here.
     longs[0], words[0], ints[0] = 0, U8(0), 0

@@ -31,6 +31,9 @@ I64 = Any
 
 LEAF = 128
 """The largest number of keys in a leaf."""
+BLOCKS = LEAF // 8
+"""The largest number of full blocks of eight keys in a leaf."""
+_LAST = np.uint64(2**64 - 1)
 FAN = 96
 """The largest number of leaves of a node."""
 PAGE = 192
@@ -63,6 +66,24 @@ def keys_below(array: U64, begin: int, count: int, key: Any) -> int:
     for x in range(count >> 3):
         found += array[begin + 8 * x + 7] < key
     low = min(8 * found, count - 8)
+    rank: int = low + count_below(array, begin + low, key)
+    return rank
+
+
+@kernel()
+def mark(array: U64, begin: int, count: int, marks: U64) -> None:
+    """Write every eighth of the `count` sorted keys of a leaf to marks[:BLOCKS], for `marked_below`."""
+    full = count >> 3
+    for x in range(full):
+        marks[x] = array[begin + 8 * x + 7]
+    for x in range(full, BLOCKS):
+        marks[x] = _LAST
+
+
+@kernel()
+def marked_below(array: U64, begin: int, count: int, marks: U64, key: Any) -> int:
+    """Count as `keys_below` in a leaf of at least eight keys that was marked: faster for many keys of one leaf."""
+    low = min(8 * (count_below(marks, 0, key) + count_below(marks, 8, key)), count - 8)
     rank: int = low + count_below(array, begin + low, key)
     return rank
 

@@ -14,6 +14,7 @@ from mpips.jit.kernel import kernel
 from mpips.jit.numba_pointers import address, count_below, halves, prefetch
 from mpips.storage.index_layout import (
     BITS,
+    BLOCKS,
     COUNT,
     COUNTS,
     FAN,
@@ -32,6 +33,8 @@ from mpips.storage.index_layout import (
     keys_below,
     last_low,
     locate,
+    mark,
+    marked_below,
     node,
     node_of,
     upper,
@@ -43,6 +46,8 @@ MANY = 16
 """Fewest keys that are worth a batch."""
 LOWS, NEAR = 16, 24
 """Keys that are compared first, near an estimated place: lows of a node, and keys of a leaf, which are less even."""
+FEW = 4
+"""Fewest keys of a leaf for which it is marked."""
 _TOP = float(2**64)
 
 
@@ -248,18 +253,19 @@ def equal(array: U64, begin: int, keys: U64, i: int, j: int) -> Any:
 
 @kernel()
 def _find(
-    head: I64, known: U64, arena: U64, arena32: I32, top: U64, keys: U64, total: int, out: I32, marks: I64
-) -> int:
+    head: I64, known: U64, arena: U64, arena32: I32, top: U64, keys: U64, total: int, out: I32, ahead: I64,
+    marks: U64,
+) -> int:  # fmt: skip
     count = head[COUNT]
     i, t, p, first, tries, rest = 0, 0, 0, UNSET, 1, 0
     while i < total:
         t, p = locate(head, arena, top, t, p, keys[i])
         if far_apart(head, arena, top, t, p, keys, i, total):
             size = min(AHEAD, total - i)
-            look_ahead(head, known, arena, top, keys, i, size, marks, False)
+            look_ahead(head, known, arena, top, keys, i, size, ahead, False)
             for q in range(size):
                 key = keys[i + q]
-                ref, rank = marks[4 * q + 2], marks[4 * q + 3]
+                ref, rank = ahead[4 * q + 2], ahead[4 * q + 3]
                 where, held = ref >> BITS, ref & COUNTS
                 slot = -1
                 if rank < held:
@@ -298,17 +304,21 @@ def _find(
         if j - i == held - rank and equal(from_, begin + rank, keys, i, j):
             for x in range(j - i):
                 out[i + x] = where + rank + x if implicit else arena32[theirs + rank + x]
-        elif implicit:
+        elif j - i < FEW or held < 8:
             for k in range(i, j):
-                rank = near(known, where, held, int(float(keys[k] - low) * scale), keys[k], NEAR)
-                hit = rank < held and known[where + min(rank, held - 1)] == keys[k]
-                out[k] = where + rank if hit else -1
+                rank = near(from_, begin, held, int(float(keys[k] - low) * scale), keys[k], NEAR)
+                hit = rank < held and from_[begin + rank] == keys[k]
+                out[k] = -1
+                if hit:
+                    out[k] = where + rank if implicit else I8(arena32[theirs + rank])
         else:
+            mark(from_, begin, held, marks)
             for k in range(i, j):
-                rank = near(arena, begin, held, int(float(keys[k] - low) * scale), keys[k], NEAR)
+                rank = marked_below(from_, begin, held, marks, keys[k])
                 least = min(rank, held - 1)
-                hit = rank < held and arena[begin + least] == keys[k]
-                out[k] = arena32[theirs + least] if hit else np.int32(-1)
+                hit = rank < held and from_[begin + least] == keys[k]
+                slot = where + least if implicit else I8(arena32[theirs + least])
+                out[k] = slot if hit else -1
         first = note_listed(out, first, i, j)
         i = j
     return first
@@ -321,7 +331,8 @@ def find(head: I64, known: U64, arena: U64, top: U64, keys: U64, out: I32) -> in
         for k in range(len(keys)):
             out[k] = -1
         return LISTED
-    marks = np.empty(4 * AHEAD if len(keys) >= MANY else 1, np.int64)
+    ahead = np.empty(4 * AHEAD if len(keys) >= MANY else 1, np.int64)
+    marks = np.empty(BLOCKS, np.uint64)
     first = _find(
         address(head),
         address(known),
@@ -331,10 +342,11 @@ def find(head: I64, known: U64, arena: U64, top: U64, keys: U64, out: I32) -> in
         address(keys),
         len(keys),
         address(out),
+        address(ahead),
         address(marks),
     )
-    # Keeps the array alive until the end.
-    marks[0] = 0
+    # Keeps the arrays alive until the end.
+    ahead[0], marks[0] = 0, U8(0)
     return first
 
 
