@@ -175,7 +175,7 @@ class Tasks:
         self.unfinished[time] = task
         task.then(self._forget)
         for number, address in enumerate(addresses):
-            peer = self._peer(address)
+            peer = self._peers.get(address) or self._peer(address)
             part = Part(task, number, address, None, [], request)
             if peer.queue or peer.ahead or len(peer.unanswered) >= self._window:
                 self._enqueue(part)

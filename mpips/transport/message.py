@@ -267,13 +267,33 @@ def _head(
     )  # fmt: skip
 
 
-def header_of(
-    message: Message, rows: int = 0, dtype: np.dtype[Any] | None = None, width: int = 0
+def request_header(
+    command: Command,
+    sender: int,
+    origin: int,
+    shard: int,
+    namespace: int,
+    key_range: KeyRange,
+    signature: bytes,
+    lists: bool,
+    rows: int,
+    dtype: np.dtype[Any],
+    width: int,
 ) -> NDArray[np.uint8]:
-    """Return the prepared header, u1[120], of a request without keys, with rows of the given type (None: no rows)."""
-    code = NO_VALUES if dtype is None else CODES[dtype]
-    detached = dtype is not None and rows * width * dtype.itemsize > INLINE
-    return np.frombuffer(bytearray(_head(message, 0, rows, code, width, 0, detached)), np.uint8)
+    """Return the prepared header, u1[120], of a request without epoch, times and number of keys.
+
+    It `lists` its keys, or not; it has `rows` of the given type and width, -1: none.
+    """
+    flags, code = LISTED if lists else 0, NO_VALUES
+    if rows >= 0:
+        code = CODES[dtype]
+        flags |= DETACHED if rows * width * dtype.itemsize > INLINE else 0
+    begin, end = key_range
+    head = PACKING.pack(
+        MAGIC, Kind.REQUEST, command, flags, sender, origin, shard, 0, namespace, 0, 0, 0, NO_ROUND, begin, end - 1, 0,
+        max(rows, 0), code, width if rows >= 0 else 0, 0, signature,
+    )  # fmt: skip
+    return np.frombuffer(bytearray(head), np.uint8)
 
 
 def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:

@@ -84,8 +84,8 @@ class Van(Protocol):
     ) -> int:
         """Send a request by the client fast path; return its slot, or -1 if it must be sent as a message.
 
-        `head` is the address of the prepared header (`mpips.transport.message.header_of`). A push sends `nbytes` of
-        `rows` from byte `first` on; a pull receives its answer, of the type `wire_type`, in `out`, `out_bytes` from
+        `head` is the address of the prepared header (`mpips.transport.message.request_header`). A push sends `nbytes`
+        of `rows` from byte `first` on; a pull receives its answer, of the type `wire_type`, in `out`, `out_bytes` from
         `out_first` on. `fresh`: that memory has no other use, so that the server may write into it directly. The
         request lists `count` of `keys` from `begin` on, unless the header names them.
         """

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from mpips.cluster.node import Node
 from mpips.errors import UsageError
-from mpips.keys import KEY128, KeyArray, ascending, ascending_pairs, from_pairs, pairs, upper
+from mpips.keys import KEY128, UNSORTED, KeyArray, ascending_pairs, cut, from_pairs, pairs, upper
 from mpips.ranges import KeyRange
 from mpips.storage.updates import VectorSpec
 from mpips.transport.key_cache import sign
 from mpips.transport.message import NO_SIGNATURE
-from mpips.worker.plan import Plan, Slice
+from mpips.worker.plan import Plan, Route, Slice
 
 MOST_PLANS = 1 << 10
 """Largest number of ranges, and of samples of lists, that a vector caches; a full cache is cleared."""
@@ -87,15 +87,18 @@ class Planner:
         self._cuts = node.view.ring.cuts(spec.extent)
         self._plans: dict[tuple[KeyRange, bool], Plan] = {}
         # By range: see `_shards_of`.
-        self._within: dict[KeyRange, tuple[int, NDArray[np.uint64], list[KeyRange]]] = {}
-        # Of lists that were passed as arrays.
-        self._samples: set[tuple[int, ...]] = set()
+        self._within: dict[KeyRange, Route] = {}
+        self._route(self._all)
+        # Hashes of lists that were passed as arrays.
+        self._samples: set[int] = set()
 
     def key_list(self, keys: KeyArray, within: KeyRange | None) -> KeyList:
         """Check, partition and sign a copy of `keys`; see `Vector.key_list`."""
         listed = self._listed(keys).copy()
-        _, within = self._check(listed, within)
-        return KeyList(self.vector, listed, within, self._cut(listed, within, self.spec.aggregate))
+        within = within or self._all
+        route = self._route(within)
+        *places, _ = self._cut(listed, within, route)
+        return KeyList(self.vector, listed, within, route.slices(places, self.spec.aggregate))
 
     def plan_nothing(self) -> Plan:
         """Plan a request without keys to every shard that has a part of the vector."""
@@ -113,8 +116,7 @@ class Planner:
         if isinstance(keys, KeyRange):
             plan = self._plans.get((keys, together))
             if plan is None:
-                self._check(keys, within)
-                plan = Plan(keys.span, self._cut(keys, keys, together), None, None)
+                plan = Plan(keys.span, self._cut_range(keys, together), None, None)
                 if len(self._plans) >= MOST_PLANS:
                     self._plans.clear()
                 self._plans[keys, together] = plan
@@ -127,51 +129,18 @@ class Planner:
                     f"{keys.vector.spec.name}, range [{keys.within.begin}, {keys.within.end})"
                 )
             return keys.everywhere if together else keys.plan
-        listed = self._listed(keys)
-        n, within = self._check(listed, within)
-        slices = self._cut(listed, within, together)
-        return Plan(n, slices, listed, self._sign_again(listed, slices))
-
-    def _sign_again(self, keys: KeyArray, slices: Sequence[Slice]) -> list[bytes] | None:
-        """Sign a list that was probably used before: the signature of a list that is used once is wasted work."""
-        n = len(keys)
-        if not n or not self.node.signs:
-            return None
-        sample = (n, keys.item(0), keys.item(n // 3), keys.item(n // 2), keys.item(-1))
-        if sample in self._samples:
-            return _signed(keys, slices)
-        if len(self._samples) >= MOST_PLANS:
-            self._samples.clear()
-        self._samples.add(sample)
-        return None
-
-    def _check(self, keys: KeyArray | KeyRange, within: KeyRange | None) -> tuple[int, KeyRange]:
-        whole = self._all
-        if isinstance(keys, KeyRange):
-            n, within = keys.span, keys
-            if keys.empty:
-                raise UsageError(f"vector {self.spec.name}: the range [{keys.begin}, {keys.end}) is empty")
-            if self._wide:
-                raise UsageError(
-                    f"vector {self.spec.name}: 128-bit keys must be listed, not given as a range"
-                )
-        else:
-            if not (ascending_pairs(pairs(keys)) if self._wide else ascending(keys)):
-                raise UsageError(f"vector {self.spec.name}: keys must be sorted and unique")
-            n = len(keys)
-            within = within or whole
-            parts = upper(keys)
-            if n and (parts.item(0) < within.begin or parts.item(-1) >= within.end):
-                raise UsageError(
-                    f"vector {self.spec.name}: keys {keys[0]} to {keys[-1]} are not all in "
-                    f"[{within.begin}, {within.end})"
-                )
-        if within.begin < whole.begin or within.end > whole.end:
-            raise UsageError(
-                f"vector {self.spec.name}: the range [{within.begin}, {within.end}) is not inside that of its keys, "
-                f"[{whole.begin}, {whole.end})"
-            )
-        return n, within
+        listed, within = self._listed(keys), within or self._all
+        route = self._within.get(within) or self._route(within)
+        *places, sample = self._cut(listed, within, route)
+        n, slices = places[-1], route.slices(places, together)
+        if n and self.node.signs:
+            # The signature of a list that is used once is wasted work.
+            if sample in self._samples:
+                return Plan(n, slices, listed, _signed(listed, slices))
+            if len(self._samples) >= MOST_PLANS:
+                self._samples.clear()
+            self._samples.add(sample)
+        return Plan(n, slices, listed, None, route)
 
     def _listed(self, keys: NDArray[Any]) -> KeyArray:
         """Return keys as they are sent: u64[n] or KEY128[n], contiguous, writable."""
@@ -200,33 +169,47 @@ class Planner:
             )
         return array if array.flags.carray and array.ctypes.data % 8 == 0 else array.copy()
 
-    def _cut(self, keys: KeyArray | KeyRange, within: KeyRange, everywhere: bool) -> list[Slice]:
-        """Partition a request by shard; shards of `within` without any of the keys are left out unless `everywhere`."""
-        first, inner, ranges = self._shards_of(within)
-        n = keys.span if isinstance(keys, KeyRange) else len(keys)
-        if len(ranges) == 1:
-            return [Slice(first, within, 0, n)] if n or everywhere else []
-        if isinstance(keys, KeyRange):
-            at = [0, *(bound - keys.begin for bound in inner.tolist()), n]
-        else:
-            at = [0, *upper(keys).searchsorted(inner).tolist(), n]
-        return [
-            Slice(first + i, each, at[i], at[i + 1])
-            for i, each in enumerate(ranges)
-            if at[i] < at[i + 1] or (everywhere and not each.empty)
-        ]
+    def _cut_range(self, keys: KeyRange, everywhere: bool) -> list[Slice]:
+        """Check and partition a range by shard; empty parts are left out unless `everywhere`."""
+        if keys.empty:
+            raise UsageError(f"vector {self.spec.name}: the range [{keys.begin}, {keys.end}) is empty")
+        if self._wide:
+            raise UsageError(f"vector {self.spec.name}: 128-bit keys must be listed, not given as a range")
+        route = self._route(keys)
+        places = [0, *(bound - keys.begin for bound in route.inner.tolist()), keys.span]
+        return route.slices(places, everywhere)
 
-    def _shards_of(self, within: KeyRange) -> tuple[int, NDArray[np.uint64], list[KeyRange]]:
-        """Return the first shard of a range, the keys at which it is cut, and the parts, one for each shard."""
+    def _cut(self, keys: KeyArray, within: KeyRange, route: Route) -> list[int]:
+        """Check listed keys; return the places at which the shards' parts begin, their number, and a hash of some."""
+        if self._wide and not ascending_pairs(pairs(keys)):
+            wrong = UNSORTED
+        else:
+            parts = np.array(upper(keys)) if self._wide else keys
+            wrong = cut(parts, route.bounds, route.places, self._wide)
+        if wrong == UNSORTED:
+            raise UsageError(f"vector {self.spec.name}: keys must be sorted and unique")
+        if wrong:
+            raise UsageError(
+                f"vector {self.spec.name}: keys {keys[0]} to {keys[-1]} are not all in "
+                f"[{within.begin}, {within.end})"
+            )
+        places: list[int] = route.places.tolist()
+        return places
+
+    def _route(self, within: KeyRange) -> Route:
+        """Return the shards of a range; UsageError if it is not inside that of the vector's keys."""
         found = self._within.get(within)
         if found is None:
+            whole = self._all
+            if within.begin < whole.begin or within.end > whole.end:
+                raise UsageError(
+                    f"vector {self.spec.name}: the range [{within.begin}, {within.end}) is not inside that of its "
+                    f"keys, [{whole.begin}, {whole.end})"
+                )
             cuts = self._cuts
             first = int(cuts.searchsorted(np.uint64(within.begin), "right")) - 1
             last = int(cuts.searchsorted(np.uint64(within.end - 1), "right"))
-            inner = cuts[first + 1 : last]
-            bounds = [within.begin, *inner.tolist(), within.end]
-            found = first, inner, list(map(KeyRange, bounds[:-1], bounds[1:]))
             if len(self._within) >= MOST_PLANS:
                 self._within.clear()
-            self._within[within] = found
+            found = self._within[within] = Route(first, cuts[first + 1 : last], within)
         return found

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from mpips.cluster.node import Node
 from mpips.errors import UsageError
-from mpips.ranges import KeyRange
 from mpips.storage.updates import VectorSpec, update_named
 from mpips.tasks.task import Task
-from mpips.transport.message import CODES, NO_ROUND, NO_SIGNATURE, Command, Kind, Message, header_of
+from mpips.transport.message import CODES, NO_ROUND, NO_SIGNATURE, Command, Kind, Message, request_header
 from mpips.transport.van import NO_KEYS
 from mpips.worker.plan import Head, Plan
 
@@ -45,8 +44,6 @@ class RowType(NamedTuple):
         return room.view(self.dtype).reshape((n,) if self.width == 1 else (n, self.width))
 
 
-MOST_HEADS = 1 << 10
-"""Largest number of headers that a vector keeps for requests that list their keys; then they are cleared."""
 MOST_SIGNATURES = 1 << 16
 """Largest number of signatures that a vector assumes to be cached at the servers; then they are cleared."""
 
@@ -66,10 +63,10 @@ class RequestMaker:
         # By width of the pushed rows: those of the last answer to a push; and what they are if none has come.
         self._answers: dict[int, RowType] = {}
         self._answer = RowType(np.dtype(reply.dtype), reply.width) if reply.width else None
+        self.item = self.takes.dtype.itemsize
+        """Bytes of a number of a pushed row."""
         # Shard and signature of lists that were sent there.
         self._sent: set[tuple[int, bytes]] = set()
-        # Headers of requests that list their keys, by command, shard, range and width of rows.
-        self._heads: dict[tuple[Command, int, KeyRange, int], Head] = {}
 
     def answer(self, width: int) -> RowType | None:
         """Return the rows that probably answer pushed rows of a width; None if unknown."""
@@ -78,21 +75,6 @@ class RequestMaker:
     def answered(self, width: int, answer: RowType) -> None:
         """Record what rows have answered pushed rows of a width."""
         self._answers[width] = answer
-
-    def head(self, request: Request, number: int) -> Head:
-        """Return the header of a part that lists its keys, without the number of keys."""
-        piece = request.plan.slices[number]
-        name = request.command, piece.shard, piece.range, request.width
-        found = self._heads.get(name)
-        if found is None:
-            if len(self._heads) >= MOST_HEADS:
-                self._heads.clear()
-            found = self._heads[name] = request.write_head(number, 0)
-        return found
-
-    def signs(self, plan: Plan) -> bool:
-        """Return whether the slices of a plan are sent with signatures."""
-        return plan.signatures is not None and self.node.signs
 
     def signature(self, plan: Plan, number: int) -> bytes:
         """Return the signature of a slice."""
@@ -131,8 +113,8 @@ class Request:
     """A push or a pull: creates its messages, and copies the rows of each reply to the places of its keys."""
 
     __slots__ = (
-        "command", "expected", "fresh", "heads", "late", "maker", "out", "places", "plan", "raw", "raw_out", "round",
-        "rows", "task", "width",
+        "code", "command", "expected", "fresh", "heads", "late", "maker", "out", "places", "plan", "pushed", "raw",
+        "raw_out", "round", "rows", "size", "task", "width",
     )  # fmt: skip
 
     def __init__(
@@ -151,6 +133,8 @@ class Request:
         # For what rows `out` was allocated here, although an update may answer a push with others.
         self.expected: RowType | None = None
         self.heads: list[Head] | None = None
+        # Bytes of a pushed row and of an answer's, and the wire type of the answer.
+        self.pushed = self.size = self.code = 0
         # The bytes of `rows` and `out`.
         self.raw: NDArray[np.uint8] | None = None
         self.raw_out: NDArray[np.uint8] | None = None
@@ -188,8 +172,11 @@ class Request:
         if answer is not None:
             self.out = answer.empty(maker.node.van.buffers(plan.n * answer.nbytes), plan.n)
             self.fresh = command is Command.PULL
-        self.raw = None if self.rows is None else _raw(self.rows)
-        self.raw_out = None if self.out is None else _raw(self.out)
+        if self.rows is not None:
+            self.raw, self.pushed = _raw(self.rows), self.width * maker.item
+        if self.out is not None:
+            out = answer or RowType.of(self.out)
+            self.raw_out, self.size, self.code = _raw(self.out), out.nbytes, CODES[out.dtype]
         return True
 
     def _make_heads(self) -> list[Head] | None:
@@ -197,31 +184,25 @@ class Request:
         plan, maker = self.plan, self.maker
         if not plan.cached and maker.spec.key_bits != 64:
             return None
-        if not plan.cached and not maker.signs(plan):
-            return [maker.head(self, number) for number in range(len(plan.slices))]
-        sizes = [piece.end - piece.begin for piece in plan.slices]
-        heads = [self.write_head(number, size) for number, size in enumerate(sizes)]
-        plan.heads[self.command, self.width] = heads
+        if plan.route is None:
+            heads = [self._write_head(number) for number in range(len(plan.slices))]
+            plan.heads[self.command, self.width] = heads
+            return heads
+        heads, route, command, width = [], plan.route, self.command, self.width
+        for number, piece in enumerate(plan.slices):
+            name = command, width, piece.shard
+            heads.append(route.heads.get(name) or route.keep(name, self._write_head(number)))
         return heads
 
-    def write_head(self, number: int, size: int) -> Head:
-        """Write the header of a part with rows for `size` keys; the keys follow separately, or are cached."""
+    def _write_head(self, number: int) -> Head:
+        """Write the header of a part; its keys, and then their number, follow separately, or are cached."""
         maker, piece = self.maker, self.plan.slices[number]
-        message = Message(
-            Kind.REQUEST,
-            self.command,
-            maker.node.rank,
-            maker.node.tasks.origin,
-            piece.shard,
-            namespace=maker.number,
-            range=piece.range,
-        )
-        message.signature = maker.signature(self.plan, number)
-        if self.plan.keys is not None and message.signature == NO_SIGNATURE:
-            # Listed, perhaps none.
-            message.keys = self.plan.keys[:0]
-        pushes = self.command is not Command.PULL
-        head = header_of(message, size, maker.takes.dtype, self.width) if pushes else header_of(message)
+        signature = maker.signature(self.plan, number)
+        lists = self.plan.keys is not None and signature == NO_SIGNATURE
+        rows = -1 if self.command is Command.PULL else 0 if lists else piece.end - piece.begin
+        node = maker.node
+        about = self.command, node.rank, node.tasks.origin, piece.shard, maker.number, piece.range
+        head = request_header(*about, signature, lists, rows, maker.takes.dtype, self.width)
         return head, head.ctypes.data
 
     @property
@@ -232,36 +213,36 @@ class Request:
     def send(self, number: int, time: int, acked: int) -> int:
         """Send a part on the client fast path."""
         assert self.heads is not None
-        maker, plan, piece, keys, count = self.maker, self.plan, self.plan.slices[number], NO_KEYS, 0
-        node, n = maker.node, piece.end - piece.begin
-        is_new = not plan.is_sent(number)
-        if is_new and not maker.is_known(plan, number):
+        maker, plan, keys, count = self.maker, self.plan, NO_KEYS, 0
+        shard, _, begin, end = plan.slices[number]
+        node, n = maker.node, end - begin
+        is_new = plan.route is not None or not plan.is_sent(number)
+        if is_new and (plan.route is not None or not maker.is_known(plan, number)):
             assert plan.keys is not None
             keys, count = plan.keys, n
-        pushed = 0 if self.rows is None else self.width * maker.takes.dtype.itemsize
-        answer = None if self.out is None else RowType.of(self.out)
-        size = 0 if answer is None else answer.nbytes
+        pushed, size = self.pushed, self.size
         slot = node.van.ask(
-            node.view.rank_of(~piece.shard),
+            node.view.rank_of(~shard),
             self.heads[number][1],
             time,
             acked,
             self.raw,
-            piece.begin * pushed,
+            begin * pushed,
             n * pushed,
             self.raw_out,
-            piece.begin * size,
+            begin * size,
             n * size,
-            0 if answer is None else CODES[answer.dtype],
+            self.code,
             self.fresh,
             keys,
-            piece.begin,
+            begin,
             count,
             self.round,
         )
         if slot >= 0 and is_new:
             node.savings.sent_keys += 8 * count
-            maker.sent(plan, number)
+            if plan.route is None:
+                maker.sent(plan, number)
         return slot
 
     def make(self, number: int) -> Message:

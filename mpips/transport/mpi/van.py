@@ -349,7 +349,9 @@ class MPIVan:
             self._library is None
             or self.fast_path is not None
             or dest in self._deaths.lost
-            or max(nbytes, out_bytes, 8 * count) > _PIECE
+            or nbytes > _PIECE
+            or out_bytes > _PIECE
+            or 8 * count > _PIECE
         ):
             return -1
         self._check_thread()

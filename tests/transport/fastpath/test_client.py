@@ -27,14 +27,20 @@ from mpips.transport.message import (
     Kind,
     Message,
     encode,
-    header_of,
     reply_to,
+    request_header,
     to_bytes,
 )
 from mpips.transport.mpi.kernels import BUSY, FRAME, LOST
 from mpips.transport.mpi.van import MPIVan
 
 EPOCH, SHARD, NAMESPACE = 4, 2, 9
+
+
+def prepared(model: Message, rows: int, dtype: Any) -> Any:
+    """Return the prepared header of a request, with rows of one number each (-1: none)."""
+    about = model.command, model.sender, model.origin, model.shard, model.namespace, model.range
+    return request_header(*about, model.signature, model.signature == NO_SIGNATURE, rows, dtype, 1)
 
 
 class Asking:
@@ -68,7 +74,7 @@ class Asking:
         size = n
         if keys is not None:
             without.signature, size = NO_SIGNATURE, 0
-        head = header_of(without, size, numbers.dtype, 1) if pushes else header_of(without)
+        head = prepared(without, size if pushes else -1, numbers.dtype)
         self.heads.append(head)
         kind, size = CODES[numbers.dtype], numbers.itemsize
         raw = numbers.view(np.uint8)
@@ -164,11 +170,11 @@ def test_a_part_of_a_round_arrives_as_if_python_had_sent_it_and_is_answered_in_p
         model.round = 5
         if listed:
             model.signature, model.keys = NO_SIGNATURE, keys[:0]
-        prepared = header_of(model, 0 if listed else n, rows.dtype, 1)
+        head = prepared(model, 0 if listed else n, rows.dtype)
         model.keys = keys[7 : 7 + n] if listed else None
         raw = rows.view(np.uint8), 56, 8 * n, out.view(np.uint8), 56, 8 * n
         names = (keys, 7, n if listed else 0, 5)
-        slot = asking.van.ask(0, prepared.ctypes.data, time, 0, *raw, CODES[rows.dtype], False, *names)
+        slot = asking.van.ask(0, head.ctypes.data, time, 0, *raw, CODES[rows.dtype], False, *names)
         arrived = asking.receive()
         assert to_bytes(arrived) == to_bytes(model)
         assert asking.answer(arrived, np.full((n, 1), 3.0)) is ANSWER and asking.van.slot == slot
