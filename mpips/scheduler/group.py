@@ -100,8 +100,17 @@ class Group:
         return [(reply.keys, reply.values) for reply in replies]
 
     def total(self, task: Task) -> NDArray[Any]:
-        """Wait for a call; return the sum of the members' rows, added in their order."""
+        """Wait for a call; return the sum of the members' rows, added in their order.
+
+        Raises:
+            UsageError: a member has returned no rows, or they are of another shape or type than the first one's.
+        """
         rows = [reply.values for reply in self.node.wait(task)]
+        kinds = ["none" if each is None else f"{each.dtype} of shape {list(each.shape)}" for each in rows]
+        if len(set(kinds)) != 1 or kinds == ["none"] * len(kinds):
+            raise UsageError(
+                f"{task.what}: the rows to add up are {', '.join(dict.fromkeys(kinds)) or 'none'}"
+            )
         result: NDArray[Any] = rows[0].copy()
         for more in rows[1:]:
             result += more

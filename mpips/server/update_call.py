@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from mpips.errors import ProtocolError
 from mpips.jit.kernel_call import KernelCall
 from mpips.storage.segment import Array, Segment, Slots
 from mpips.storage.updates import numbers_of
@@ -105,11 +104,6 @@ class UpdateCall:
         address, dtype, width = 0, segment.values.dtype, segment.spec.width
         if answer is not None:
             dtype, width = answer.dtype, 1 if answer.ndim < 2 else answer.shape[1]
-            if dtype not in CODES or answer.shape not in ((len(given),), (len(given), width)):
-                raise ProtocolError(
-                    f"vector {segment.spec.name!r}: update {segment.update.name!r} returned {dtype} of shape "
-                    f"{list(answer.shape)} for {len(given)} rows"
-                )
             # Kernels write the answers where the rows have been.
             shares = np.may_share_memory(answer, given)
             self._answer = answer.copy() if shares else np.ascontiguousarray(answer)

@@ -37,6 +37,7 @@ from mpips.storage.updates import DTYPES, Column, Update, VectorSpec, settings_o
 
 Array = NDArray[Any]
 _TYPES = ("f4", "f8", "i4", "i8")
+_DTYPES = [np.dtype(each) for each in DTYPES]
 _PIECE = 1 << 16
 """Rows of a dense segment that are set to their initial values at once."""
 
@@ -324,17 +325,43 @@ class Segment:
         return (self.listed(keys) if isinstance(keys, KeyRange) else keys)[places]
 
     def _read(self, slots: Slots, keys: KeyArray | KeyRange | None) -> Array:
-        read, slots = self.update.read, one_by_one(slots)
-        assert read is not None
+        slots = one_by_one(slots)
         known = slots >= 0
-        rows = read(self.values, self.state, slots[known])
-        out = np.zeros((len(slots), *rows.shape[1:]), rows.dtype)
+        rows = self._rows_read(slots[known])
+        if known.all():
+            # They may be a view of the values.
+            return np.array(rows)
+        out = np.empty((len(slots), *rows.shape[1:]), rows.dtype)
         out[known] = rows
-        if not self._zero and len(absent := np.flatnonzero(~known)):
-            new = Segment(self.spec, self.ranges, self.update)
-            inserted = new.slots_of(self._named(keys, absent))
-            out[absent] = read(new.values, new.state, inserted)
+        absent = np.flatnonzero(~known)
+        # New rows are all alike if values begin with 0.
+        new = Segment(self.spec, self.ranges, self.update)
+        out[absent] = new._rows_read(new.slots_of(self._named(keys, absent[:1] if self._zero else absent)))
         return out
+
+    def _rows_read(self, slots: NDArray[np.int32]) -> Array:
+        """Return what the update's `read` says the rows of slots are; ProtocolError if they are not so many."""
+        assert self.update.read is not None
+        return self._checked(self.update.read(self.values, self.state, slots), len(slots), "read")
+
+    def _checked(self, rows: Array, count: int, what: str) -> Array:
+        """Return rows from the update, [count] or [count, any width]; ProtocolError if they are others."""
+        if (
+            not isinstance(rows, np.ndarray)
+            or rows.dtype not in _DTYPES
+            or rows.shape[:1] != (count,)
+            or rows.ndim > 2
+        ):
+            found = (
+                f"{rows.dtype} of shape {list(rows.shape)}"
+                if isinstance(rows, np.ndarray)
+                else repr(rows)[:80]
+            )
+            raise ProtocolError(
+                f"vector {self.spec.name!r}: {what} of update {self.update.name!r} returned {found} for {count} rows; "
+                f"it must be an array of as many rows, of {', '.join(DTYPES)}"
+            )
+        return rows
 
     def push(self, keys: KeyArray | KeyRange, rows: Array, reply: bool = False) -> Array | None:
         """Update the keys (see `resolve`) by rows [n, push width]; return the reply rows if asked for."""
@@ -368,7 +395,14 @@ class Segment:
         return rows if rows.ndim == 2 else rows.reshape(size, width)
 
     def apply(self, slots: Slots, rows: Array) -> Array | None:
-        """Run the update on shaped rows; return what it returned."""
+        """Run the update on shaped rows; return what it returned. ProtocolError unless it is a row for each, or None.
+
+        By then the values are changed.
+        """
+        answer = self._apply(slots, rows)
+        return None if answer is None else self._checked(answer, len(rows), "the function")
+
+    def _apply(self, slots: Slots, rows: Array) -> Array | None:
         if self.update.kernel is not None:
             # As other kernels call it.
             self.update.apply(self.values, self.state, one_by_one(slots), rows, self.settings)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import job_of
 
-from mpips import Cluster, Context
+from mpips import Answer, Cluster, Context
 from mpips.cluster.layout import Layout, LayoutSpec
-from mpips.errors import WorkerLost
+from mpips.errors import UsageError, WorkerLost
 from mpips.rank.simulation import simulate
 from mpips.transport.network_faults import Fault
 
@@ -139,3 +139,25 @@ def test_a_worker_does_not_get_the_state_of_one_of_another_group(
         return cluster.workers.call("told")
 
     assert simulate(resume, Remembering, workers=groups, job=job) == held
+
+
+OTHERS: dict[str, Any] = {
+    "narrower": np.ones((3, 1)), "fewer": np.ones((1, 2)), "float32": np.ones((3, 2), np.float32), "none": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_rows_of_other_shapes_or_types_are_not_added_up(name: str) -> None:
+    class Adds:
+        def __init__(self, context: Context) -> None:
+            self.index = context.index
+
+        def rows(self, of: str) -> Answer:
+            return Answer(values=OTHERS[of] if of and self.index else np.ones((3, 2)))
+
+    def total(cluster: Cluster, of: str) -> Any:
+        return cluster.workers.total(cluster.workers.start("rows", {"of": of})).tolist()
+
+    assert simulate(lambda cluster: total(cluster, ""), Adds, workers=3) == [[3.0, 3.0]] * 3
+    with pytest.raises(UsageError, match=r"call of rows: .*float64 of shape \[3, 2\], "):
+        simulate(lambda cluster: total(cluster, name), Adds, workers=2)

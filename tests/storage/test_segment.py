@@ -304,3 +304,45 @@ def test_rows_of_all_columns_stay_while_a_segment_grows(held: bool) -> None:
     assert (segment.state["n"][:total] == 4).all() and (segment.state["sums"][:total] == rows).all()
     assert (segment.state["n"][total : segment.capacity] == 3).all()
     assert all((view == step).all() for step, view in views)
+
+
+ANSWERS: dict[str, Any] = {
+    "one": lambda rows: rows[:1], "fewer": lambda rows: rows[1:], "more": lambda rows: np.vstack([rows, rows]),
+    "half": lambda rows: rows.astype(np.float16), "list": lambda rows: rows.tolist(), "number": lambda rows: 3.0,
+    "cube": lambda rows: rows[:, :, None],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize("dense", [False, True])
+def test_an_update_or_read_without_a_row_for_each_key_fails(name: str, dense: bool) -> None:
+    made = ANSWERS[name]
+    answers = update_module.Update("answers", lambda values, state, slots, rows, settings: made(rows))
+    reads = update_module.Update(
+        "reads", lambda *given: None, read=lambda values, state, slots: made(values[slots])
+    )
+    spec = VectorSpec("w", extent=9, dense=dense)
+    three, rows = u64([1, 3, 5]), np.ones((3, 1))
+    with pytest.raises(ProtocolError, match=r"the function of update 'answers' returned .* for 3 rows"):
+        Segment(spec, update=answers).push(three, rows, reply=True)
+    segment = Segment(spec, update=reads)
+    segment.push(three, rows)
+    with pytest.raises(ProtocolError, match=r"read of update 'reads' returned .* for 3 rows"):
+        segment.pull(three)
+
+
+@pytest.mark.parametrize("init", [0.0, 2.0])
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_key_that_was_never_pushed_is_read_as_a_new_one_is(init: float, width: int) -> None:
+    counted = update_module.Update(
+        "counted", lambda *given: None, lambda spec: {"n": Column("int64", 1, 7)},
+        read=lambda values, state, slots: values[slots] + state["n"][slots],
+    )  # fmt: skip
+    wanted = u64([1, 3, 5])
+    for pushed in ([], [3], [1, 3, 5]):
+        found = []
+        for dense in (False, True):
+            segment = Segment(VectorSpec("w", width=width, extent=9, init=init, dense=dense), update=counted)
+            segment.push(u64(pushed), np.zeros((len(pushed), width)))
+            found.append(segment.pull(wanted).tolist())
+        assert found == [[[init + 7.0] * width] * 3] * 2
