@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mpips import Answer, Cluster, ConsistencySpec, Context, InputError, exact_sums, progress, replacing
 from mpips import keys as key_arrays
 from mpips.data import EncodingTable, Source, Tally
-from mpips.data.numbering import numbering_of
+from mpips.data.numbering import distinct
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.control import Control
 
@@ -173,17 +173,6 @@ def pull_weights(context: Context, keys: key_arrays.KeyArray) -> NDArray[np.floa
     weights = np.zeros(len(keys))
     weights[:known] = vector.pull(keys[:known]).result()
     return weights
-
-
-def distinct(keys: key_arrays.KeyArray) -> tuple[key_arrays.KeyArray, NDArray[np.int32]]:
-    """Return the distinct keys, sorted, and the position among them of each of `keys`: i4[nnz]."""
-    index = numbering_of(keys)
-    slots = index.insert(keys)
-    found = index.keys()
-    order = key_arrays.order(found)
-    rank = np.empty(len(found), np.int32)
-    rank[order] = np.arange(len(found), dtype=np.int32)
-    return found[order], rank[slots]
 
 
 def other_keys(about: dict[str, Any]) -> str:

@@ -47,9 +47,10 @@ from mpips import (
 )
 from mpips import keys as key_arrays
 from mpips.data import HASHED_FORMATS, Examples, Source, Tally, format_of, minibatches
+from mpips.data.numbering import distinct
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.assignment import Assignment
-from mpips.jobs.sparse_lr.evaluate import Data, distinct, other_keys, parts_of, say
+from mpips.jobs.sparse_lr.evaluate import Data, other_keys, parts_of, say
 from mpips.jobs.sparse_lr.proximal import exact_total
 from mpips.jobs.sparse_lr.settings import Settings
 

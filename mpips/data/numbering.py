@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mpips.errors import LayoutError
 from mpips.jit.kernel import kernel
 from mpips.jit.splitmix import mix
-from mpips.keys import KeyArray, is_wide
+from mpips.keys import KeyArray, is_wide, order
 from mpips.storage.key_index import MAX_KEYS, one_by_one
 from mpips.storage.pair_index import PairIndex
 
@@ -228,6 +228,17 @@ class PairNumbering:
 def numbering_of(keys: KeyArray) -> Numbering | PairNumbering:
     """Return a new numbering for keys of the size of `keys`."""
     return PairNumbering() if is_wide(keys) else Numbering()
+
+
+def distinct(keys: KeyArray) -> tuple[KeyArray, NDArray[np.int32]]:
+    """Return the distinct keys, sorted, and the position among them of each of `keys`: i4[n]."""
+    index = numbering_of(keys)
+    slots = index.insert(keys)
+    found = index.keys()
+    ordered = order(found)
+    rank = np.empty(len(found), np.int32)
+    rank[ordered] = np.arange(len(found), dtype=np.int32)
+    return found[ordered], rank[slots]
 
 
 def _as_contiguous(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

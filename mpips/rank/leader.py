@@ -22,6 +22,7 @@ from mpips.cluster.layout import Role
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.config.job_file import Job
+from mpips.config.program import comes_with_mpips
 from mpips.errors import (
     InputError,
     JournalLost,
@@ -58,6 +59,8 @@ from mpips.scheduler.stopping import NothingTrained, enforce, leave_untrained, w
 from mpips.scheduler.time_limit import end_of
 from mpips.transport.message import Command
 
+LONGEST_METRIC = 80
+"""Characters of a metric that is printed at the end of a run."""
 HASHES = 2.0
 """Seconds that the end of a run waits for the hashes of its inputs, except with hash_inputs = "full"."""
 
@@ -143,6 +146,11 @@ class Leader:
             raise
         self._keep(cluster, metrics)
         cluster.settle()
+        # The programs that come with mpips print their own summaries.
+        if not comes_with_mpips(self.prepared.job.program) and (
+            line := metrics_line(self._returned["metrics"])
+        ):
+            cluster.say(line)
         if self._ordered is not None:
             self._ordered.answer()
         result = self._success(cluster)
@@ -370,6 +378,19 @@ def untrained(job: Job, by: str, checkpoint: Path | None, seconds: dict[str, flo
         "before_training": True,
         "recoveries": [],
     }
+
+
+def metrics_line(metrics: dict[str, Any] | None) -> str:
+    """Return a line with the numbers and short texts among a program's metrics; "" without any.
+
+    >>> metrics_line({"loss": 0.123456789, "passes": 3, "weights": [1, 2], "gap": None})
+    'loss 0.123457, passes 3'
+    """
+    shown = {name: each for name, each in (metrics or {}).items() if isinstance(each, (int, float, str))}
+    texts = [
+        f"{name} {each:.6g}" if isinstance(each, float) else f"{name} {each}" for name, each in shown.items()
+    ]
+    return ", ".join(text for text in texts if len(text) <= LONGEST_METRIC)
 
 
 def would_fail_again(error: BaseException) -> bool:

@@ -19,6 +19,7 @@ from mpips.errors import CheckpointError, InputError
 from mpips.files.json_schema import ANY, NUMBER, Each, schema_error
 from mpips.files.json_schema import Table as Form
 from mpips.files.json_values import json_data, keep
+from mpips.storage.updates import VectorSpec, settings_of
 from mpips.typed import table_of
 
 _RESUMED = {
@@ -129,6 +130,31 @@ def changed_settings(resume: Path, about: dict[str, Any], specs: dict[str, Any],
             )
         found.append(f"[{table}] {key} = {value}, was {was}")
     return found
+
+
+def kept_fields(restored: VectorSpec, wanted: VectorSpec, resume: str) -> list[str]:
+    """Describe the settings and initial values that a restored vector keeps, and that a program wants otherwise.
+
+    Args:
+        restored: the specification in the checkpoint.
+        wanted: that of the program.
+        resume: the checkpoint.
+
+    Raises:
+        CheckpointError: another field differs, such as the width.
+    """
+    was, now = asdict(restored), asdict(wanted)
+    for name, value in now.items():
+        if name not in ("settings", "init") and value != was[name]:
+            raise CheckpointError(
+                f"checkpoint {resume}: vector {wanted.name!r} has {name} {was[name]!r}, and the program wants {value!r}"
+            )
+    before, after = ({**settings_of(each), "init": asdict(each)["init"]} for each in (restored, wanted))
+    return [
+        f"vector {wanted.name!r} keeps {key} = {before[key]} of the checkpoint, not {value}"
+        for key, value in after.items()
+        if before[key] != value and (key == "init" or key in wanted.settings)
+    ]
 
 
 def _kept(spec: dict[str, Any]) -> dict[str, Any]:

@@ -122,6 +122,8 @@ class Cluster:
         # Whether it has trained, so that a later load is part of a step.
         self._has_trained = False
         self.facts: dict[str, Any] = {}
+        # Vectors that a checkpoint has filled, and that the program has not taken up.
+        self._restored: set[str] = set()
         # Tasks issued earlier, to workers of before a change, are not waited for.
         self._since = 0
         self.metrics: dict[str, Any] = {}
@@ -498,10 +500,10 @@ class Cluster:
     def restore(self, unfit: Callable[[dict[str, Any]], str] | None = None) -> dict[str, Any] | None:
         """Restore the checkpoint that the run resumes from, if any; return the state that was saved with it.
 
-        Vectors are created and filled; each server reads the ranges that are its own now. Workers restore their state
-        if each group is as large as it was, else they rebuild it from the vectors (`rebuild`). `unfit` gets the
-        manifest's description of the checkpoint, and returns why the program cannot continue from its state; "" if it
-        can.
+        Vectors are created and filled, and the program takes them up by `vector`; each server reads the ranges that are
+        its own now. Workers restore their state if each group is as large as it was, else they rebuild it from the
+        vectors (`rebuild`). `unfit` gets the manifest's description of the checkpoint, and returns why the program
+        cannot continue from its state; "" if it can.
 
         Raises:
             CheckpointError: the checkpoint is damaged, of another program, has an unfit state, or was written under
@@ -519,6 +521,7 @@ class Cluster:
             self._trained_before = about["trained"]
             for name, _ in sorted(about["vectors"], key=lambda each: each[1]):
                 self.create_vector(VectorSpec(**specs[name]))
+            self._restored = set(self.vectors)
             self.servers.call(BuiltInCall.RESTORE, {"folder": str(self.resume)})
             # A checkpoint of an earlier version does not have the groups.
             groups = self._group_sizes()
@@ -575,6 +578,36 @@ class Cluster:
         making = self._making(vector) | {"expect": min(share + 4 * math.isqrt(share), expect)}
         tasks = [group.start(BuiltInCall.CREATE_VECTOR, making) for group in (self.servers, self.workers)]
         self.node.wait_all(tasks)
+        return vector
+
+    def vector(self, spec: VectorSpec, expect: int = 0) -> Vector:
+        """Create a vector, or take it up as `restore` has filled it: a program need not tell the two apart.
+
+        A restored vector keeps the settings of its update, and its initial values; where `spec` has others, a message
+        says so. `cluster.servers.call("settings", {"rate": 0.05}, vector=w)` changes settings.
+
+        Args:
+            spec: its specification.
+            expect: the expected number of keys, of a new one.
+
+        Raises:
+            CheckpointError: the restored vector has another type, width, range of keys or update.
+            UsageError: as of `create_vector`; or the vector has been created by this run.
+
+        >>> from mpips import VectorSpec, simulate
+        >>> def schedule(cluster):
+        ...     state = cluster.restore() or {"step": 0}
+        ...     w = cluster.vector(VectorSpec("w", update="sgd", settings={"rate": 0.1}))
+        ...     return state["step"], len(w.pull(np.arange(3, dtype=np.uint64)).result())
+        >>> simulate(schedule, worker=lambda context: None)
+        (0, 3)
+        """
+        if not isinstance(spec, VectorSpec) or spec.name not in self._restored:
+            return self.create_vector(spec, expect)
+        self._restored.discard(spec.name)
+        vector = self.vectors[spec.name]
+        for line in resuming.kept_fields(vector.spec, spec, str(self.resume)):
+            self.say(line)
         return vector
 
     @staticmethod

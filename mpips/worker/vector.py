@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mpips.cluster.node import Node
 from mpips.cluster.observer import Operation
@@ -23,6 +24,7 @@ from mpips.storage.updates import VectorSpec, update_named
 from mpips.tasks.task import Task
 from mpips.transport.message import NO_ROUND, Command, Message
 from mpips.worker.key_list import KeyList, Keys, Planner
+from mpips.worker.places import Places, places_of
 from mpips.worker.plan import Plan
 from mpips.worker.request import Request, RequestMaker, Rows
 
@@ -120,6 +122,55 @@ class Vector:
         `exact`.
         """
         return self._submit(Command.PUSH_PULL, keys, rows, within, round, after, out, exact)
+
+    def lookup(self, ids: ArrayLike, *, after: Iterable[Task] = ()) -> tuple[Rows, Places]:
+        """Pull the rows of ids in any order and with repeats, such as those of a mini-batch, and wait for them.
+
+        Args:
+            ids: integers from 0, [n]; of a vector with 128-bit keys KEY128[n] or u8[n, 2].
+            after: as of `pull`.
+
+        Returns:
+            The row of each id, [n, width] (or [n] if the width is 1), and the places of the ids, for `push_grad`. To
+            wait later, pull `places.keys` instead.
+
+        Raises:
+            UsageError: the ids are not of this form.
+
+        >>> import numpy as np
+        >>> from mpips import VectorSpec, simulate
+        >>> def schedule(cluster):
+        ...     w = cluster.create_vector(VectorSpec("w", update="sgd", settings={"rate": 0.5}, init=1.0))
+        ...     rows, where = w.lookup([7, 3, 7])
+        ...     w.push_grad(where, np.array([1.0, 2.0, 3.0])).result()
+        ...     return rows.tolist(), w.lookup([3, 7])[0].tolist()
+        >>> simulate(schedule, worker=lambda context: None)
+        ([1.0, 1.0, 1.0], [0.0, -1.0])
+        """
+        where = places_of(ids, self.spec.key_bits, self.spec.name)
+        found: Rows = self.pull(where.keys, after=after).result()
+        return found[where.places], where
+
+    def push_grad(
+        self, where: Places, rows: ArrayLike, *, round: int = NO_ROUND, after: Iterable[Task] = ()
+    ) -> Task:
+        """Push rows for the ids that were looked up; those of an id that comes several times are summed first.
+
+        Args:
+            where: the places from `lookup`.
+            rows: one for each id, [n, width] (or [n]) of the type that the update takes, such as its gradient.
+            round: as of `push`.
+            after: as of `push`.
+
+        Raises:
+            UsageError: there is not one row for each id; further errors as of `push`.
+        """
+        given = np.asarray(rows)
+        if given.ndim not in (1, 2) or len(given) != len(where.places):
+            raise UsageError(
+                f"vector {self.spec.name}: rows of shape {given.shape} for {len(where.places)} ids that were looked up"
+            )
+        return self.push(where.keys, where.summed(given), round=round, after=after)
 
     def flush(self, *, round: int = NO_ROUND, after: Iterable[Task] = ()) -> Task:
         """Push the parts of this vector's pushes that filters have held back; finished when they have been applied.

@@ -168,6 +168,16 @@ class Context:
         return len(self._members()[self.group])
 
     @property
+    def group_index(self) -> int:
+        """The same as `index`."""
+        return self.index
+
+    @property
+    def group_count(self) -> int:
+        """The same as `count`."""
+        return self.count
+
+    @property
     def index_of_all(self) -> int:
         """This worker's index in the present workers of all groups."""
         return self.node.view.workers.index(self.node.rank)

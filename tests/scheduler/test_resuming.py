@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import job_of
+from synthetic import Hooks, job_of, run_twin
 
-from mpips.errors import CheckpointError
-from mpips.scheduler.resuming import changed_files, changed_reading, check
+from mpips.checkpoint.manifest import complete
+from mpips.errors import CheckpointError, UsageError
+from mpips.scheduler.resuming import changed_files, changed_reading, check, kept_fields
+from mpips.storage.initial import Uniform
+from mpips.storage.updates import VectorSpec
 
 
 @pytest.mark.parametrize(
@@ -61,3 +64,60 @@ def test_a_fact_that_depends_on_the_files_is_named_with_them(tmp_path: Path) -> 
         f"checkpoint {tmp_path} was written with l1 = 0.1, not 0.2; [data] train: b of 8 bytes, was a of 9: set it as "
         "it was, or start a new run"
     )
+
+
+def test_what_a_restored_vector_keeps_is_said() -> None:
+    was = VectorSpec("w", update="sgd", settings={"rate": 0.1}, init=Uniform(-1.0, 1.0, seed=1))
+    assert kept_fields(was, was, "c") == []
+    assert kept_fields(was, VectorSpec("w", update="sgd", init=was.init), "c") == []
+    now = VectorSpec("w", update="sgd", settings={"rate": 0.2, "l1": 0.0}, init=0.5)
+    rate, init = kept_fields(was, now, "c")
+    assert rate == "vector 'w' keeps rate = 0.1 of the checkpoint, not 0.2"
+    assert init.startswith("vector 'w' keeps init = {") and init.endswith(" of the checkpoint, not 0.5")
+    with pytest.raises(
+        CheckpointError, match="checkpoint c: vector 'w' has width 1, and the program wants 2"
+    ):
+        kept_fields(was, VectorSpec("w", update="sgd", width=2), "c")
+
+
+PROGRAM = """
+from dataclasses import dataclass
+import numpy as np
+from mpips import VectorSpec
+
+@dataclass(frozen=True)
+class Settings:
+    steps: int = 2
+    twice: bool = False
+
+def schedule(cluster, settings):
+    state = cluster.restore() or {"step": 0}
+    w = cluster.vector(VectorSpec("w"))
+    if settings.twice:
+        cluster.vector(VectorSpec("w"))
+    more = cluster.vector(VectorSpec("later" if state["step"] else "first"))
+    for step in range(state["step"], settings.steps):
+        w.push(np.array([3], np.uint64), np.ones(1)).result()
+        if cluster.due(step + 1):
+            cluster.checkpoint(step + 1, {"step": step + 1})
+    return {"w": w.pull(np.array([3], np.uint64)).result().tolist(), "vectors": sorted(cluster.vectors)}
+
+class Worker:
+    def __init__(self, context):
+        pass
+"""
+
+
+def test_a_program_need_not_tell_a_new_vector_from_a_restored_one(tmp_path: Path) -> None:
+    program, saved = tmp_path / "counting.py", tmp_path / "saved"
+    program.write_text(PROGRAM)
+
+    def run(resume: Path | None = None, **settings: Any) -> dict[str, Any]:
+        hooks = Hooks(checkpoints=saved, resume=resume)
+        tables: dict[str, Any] = {"settings": settings, "checkpoint": {"every": 1, "keep": 9}, "hooks": hooks}
+        return run_twin(program, program=str(program), **tables).metrics
+
+    assert run() == {"w": [2.0], "vectors": ["first", "w"]}
+    assert run(complete(saved)[0], steps=4) == {"w": [4.0], "vectors": ["first", "later", "w"]}
+    with pytest.raises(UsageError, match="vector 'w' exists already"):
+        run(complete(saved)[0], twice=True)

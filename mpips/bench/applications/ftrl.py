@@ -149,8 +149,8 @@ def decompress_lines(files: Sequence[str], lines: int) -> None:
 
 def learn(job: Job, batches: Sequence[Examples]) -> dict[str, float]:
     """Learn from mini-batches in this process, without messages; return the seconds of every stage."""
+    from mpips.data.numbering import distinct
     from mpips.jobs.sparse_lr import kernels
-    from mpips.jobs.sparse_lr.evaluate import distinct
 
     numbers = {name: getattr(job.settings, name) for name in ("alpha", "beta", "l1", "l2")}
     segment = Segment(VectorSpec("w", update="ftrl", settings=numbers))

@@ -1,0 +1,76 @@
+"""Look-up of ids in any order and with repeats, and the sum of what is pushed for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulated import simulate
+
+from mpips import UsageError, VectorSpec, text_keys
+from mpips.scheduler.scheduler import Cluster
+from mpips.worker.places import places_of
+
+IDS = st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 5), max_size=60)
+
+
+@given(IDS, st.integers(1, 3), st.integers(0, 2**32 - 1))
+@settings(max_examples=60)
+def test_repeats_are_summed_in_their_order(ids: list[int], width: int, seed: int) -> None:
+    where = places_of(np.array(ids, np.uint64), 64, "w")
+    assert where.keys.tolist() == sorted(set(ids))
+    assert where.keys[where.places].tolist() == ids
+    rows = np.random.default_rng(seed).normal(size=(len(ids), width)).astype(np.float32)
+    expected = np.zeros((len(where.keys), width), np.float32)
+    for place, row in zip(where.places, rows, strict=True):
+        expected[place] += row
+    found = where.summed(rows)
+    assert found.dtype == np.float32 and np.allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert np.array_equal(where.summed(rows[:, 0]), found[:, 0])
+
+
+def test_ids_of_128_bits() -> None:
+    keys = text_keys(["b", "a", "b"])
+    where = places_of(keys, 128, "w")
+    assert len(where.keys) == 2 and np.array_equal(where.keys[where.places], keys)
+    again = places_of(keys.view(np.uint64).reshape(-1, 2), 128, "w")
+    assert np.array_equal(again.keys, where.keys) and np.array_equal(again.places, where.places)
+    assert len(places_of([], 128, "w").keys) == 0
+
+
+@pytest.mark.parametrize(
+    ("ids", "bits", "said"),
+    [
+        ([-1, 2], 64, "an id is -1; ids are integers from 0"),
+        ([1.0], 64, r"ids are float64 of shape \(1,\); give integers of shape \[n\]"),
+        ([[1]], 64, r"of shape \(1, 1\)"),
+        ([1], 128, "give KEY128 of shape"),
+    ],
+)
+def test_what_is_no_id(ids: Any, bits: int, said: str) -> None:
+    with pytest.raises(UsageError, match=f"vector w: {said}" if bits == 64 and said[0] == "a" else said):
+        places_of(ids, bits, "w")
+
+
+def test_a_step_of_a_factorisation_is_that_of_a_single_process() -> None:
+    rng = np.random.default_rng(1)
+    users, errors = rng.integers(0, 8, 40), rng.normal(size=(40, 3)).astype(np.float32)
+
+    def schedule(cluster: Cluster) -> Any:
+        spec = VectorSpec("u", "float32", width=3, update="sgd", settings={"rate": 0.5}, init=1.0)
+        u = cluster.create_vector(spec)
+        rows, where = u.lookup(users)
+        assert rows.shape == (40, 3) and (rows == 1.0).all()
+        u.push_grad(where, errors).result()
+        with pytest.raises(UsageError, match=r"rows of shape \(3, 3\) for 40 ids that were looked up"):
+            u.push_grad(where, errors[:3])
+        with pytest.raises(UsageError, match="rows of float64, but its update 'sgd' takes float32"):
+            u.push_grad(where, errors.astype(float))
+        return u.lookup(np.arange(8))[0]
+
+    expected = np.ones((8, 3), np.float32)
+    np.add.at(expected, users, np.float32(-0.5) * errors)
+    assert np.allclose(simulate(schedule, lambda _: None, servers=2), expected, atol=1e-5)
