@@ -276,7 +276,7 @@ class Vector:
         spec = self.spec
         decodable = spec.update == "add" and spec.dtype == "int64" and spec.width == 1
         pulls = command is not Command.PUSH
-        op = Operation(spec.name, decodable, plan.keys, rows, pulls, round, after, plan.addresses)
+        op = Operation(spec.name, decodable, plan.keys, rows, pulls, round, after, tuple(plan.addresses))
         for issuing in self.node.observers.issuing:
             issuing(op)
 
