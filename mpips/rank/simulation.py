@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TextIO, TypeVar, cast
 
 from mpips.cluster.departure import Fenced, Stopped
 from mpips.cluster.layout import Layout, LayoutSpec
@@ -114,6 +114,7 @@ class Simulation:
         replay: Path | None = None,
         compacted_every: int = COMPACTED_EVERY,
         attach: Callable[[Node], object] = lambda node: None,
+        out: TextIO | None = None,
     ) -> None:
         self.layout, self.view, self.replicas, self.worker = layout, view, replicas, worker
         self.internals = internals or Internals()
@@ -123,6 +124,7 @@ class Simulation:
         self._start = os.urandom(8).hex()
         self._filters = filters
         self._record, self._replay, self._compacted_every = record, replay, compacted_every
+        self._out = out
         self._attach = attach
 
     def run(
@@ -207,7 +209,13 @@ class Simulation:
     ) -> None:
         internals = self.internals
         with Cluster(
-            me, cast(Job, self._job or _NoJob()), RunFolder(place), io.StringIO(), journal, membership, orders
+            me,
+            cast(Job, self._job or _NoJob()),
+            RunFolder(place),
+            self._out or io.StringIO(),
+            journal,
+            membership,
+            orders,
         ) as cluster:
             internals.cluster = cluster
             try:
@@ -271,6 +279,7 @@ def simulate(
     compacted_every: int = COMPACTED_EVERY,
     rates: Mapping[int, float] | None = None,
     attach: Callable[[Node], object] = lambda node: None,
+    out: TextIO | None = None,
 ) -> Any:
     """Run `schedule(cluster)` with workers made by `worker(context)`; return its result once all ranks have ended.
 
@@ -280,7 +289,8 @@ def simulate(
     state during the run, and at its end. `filters` creates a rank's chains: for messages to the servers, and for
     answers. `hosts` are the ranks' host names; by default all are on one host. The order of effects is written to the
     folder `record`, or read from `replay` (`mpips.replay.history`). `compacted_every`: see `Journal`.
-    `rates`: by rank, the seconds of its clocks in a second. `attach(node)` may observe a rank.
+    `rates`: by rank, the seconds of its clocks in a second. `attach(node)` may observe a rank. The
+    program's table and messages go to `out`; None: nowhere.
 
     >>> simulate(lambda cluster: len(cluster.workers), worker=lambda context: None, servers=2, workers=3)
     3
@@ -297,7 +307,7 @@ def simulate(
         layout, view, replicas, worker,
         job=job, window=window, resend=resend, bandwidth=bandwidth, patience=patience, give_up=give_up,
         internals=internals, filters=filters, record=record, replay=replay, compacted_every=compacted_every,
-        attach=attach,
+        attach=attach, out=out,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         return simulation.run(network, schedule, folder or Path(temporary), horizon)

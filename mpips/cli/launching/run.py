@@ -28,6 +28,7 @@ of the job's [layout], forwards signals, and derives the exit code from the run'
   mpips run JOB.toml --servers 3 --replicas 1 --spares 1
                                                 continue if a rank dies, or one of several hosts (Open MPI 5)
   mpips run JOB.toml --dry-run                  show the launch line and exit
+  mpips run JOB.toml --twin                     all ranks in this process: breakpoint() works in the whole program
 
 Ctrl-C makes the run write a checkpoint and stop; while it still reads its data, it stops at once, with nothing trained,
 and --resume latest starts it again. A second Ctrl-C kills it. `mpips ctl` gives other orders.
@@ -51,6 +52,11 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--pmi", default="", metavar="NAME", help="srun's --mpi, if the choice by the MPI is wrong"
     )
     parser.add_argument("--dry-run", action="store_true", help="show the launch line and exit")
+    parser.add_argument(
+        "--twin",
+        action="store_true",
+        help="run all ranks in this process, in simulated time and without MPI: for a debugger",
+    )
     # Of `mpips.run`.
     parser.add_argument("--caller", type=int, help=argparse.SUPPRESS)
 
@@ -70,6 +76,8 @@ def command(arguments: argparse.Namespace) -> int:
     """Run the job; return 0 completed, 85 stopped, 128 + the signal if it came before the run, else failed."""
     from mpips.process.stop_signals import StopRequests
 
+    if arguments.twin:
+        return _twin(arguments)
     with StopRequests() as requests:
         if arguments.caller is not None:
             from mpips.launch.processes import end_with_parent
@@ -192,6 +200,43 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     claim.release(folder.path)
     print(one_line(line), file=sys.stderr, flush=True)
     return code
+
+
+def _twin(arguments: argparse.Namespace) -> int:
+    """Run the job in this process; return 0, or 1 after an error of the program, whose traceback is printed."""
+    import traceback
+
+    from mpips.config.job_file import load
+    from mpips.config.program import load_program
+    from mpips.errors import InputError, MpipsError, RemoteError, in_a_line
+    from mpips.exit_codes import ExitCode
+    from mpips.process.printable import one_line
+    from mpips.rank.prepare import to_resume
+    from mpips.rank.twin import run_twin
+    from mpips.rundir import claim
+    from mpips.rundir.folder import RunFolder, write_json
+
+    job = load(arguments.job, overrides(arguments))
+    program, named = load_program(job.program, job.base), arguments.run_dir
+    arguments.resume = arguments.resume or ""
+    resume = to_resume(arguments, job)
+    folder = RunFolder.claim(named, resume is not None) if named else RunFolder.create(job.name)
+    try:
+        run_twin(job, program, folder, resume, sys.stdout)
+    except Exception as error:
+        is_input = error.is_input if isinstance(error, RemoteError) else isinstance(error, InputError)
+        if isinstance(error, RemoteError) and not (is_input and not error.is_usage):
+            print(error.trace.rstrip(), file=sys.stderr)
+        elif not isinstance(error, MpipsError):
+            traceback.print_exc()
+        code = ExitCode.BAD_INPUT if is_input else ExitCode.FAILED
+        write_json(folder.result, {"status": "failed", "exit_code": code, "error": in_a_line(error)})
+        print(one_line(f"mpips: failed: {in_a_line(error)}; run folder: {folder.path}"), file=sys.stderr)
+        return code
+    finally:
+        claim.release(folder.path)
+    print(one_line(f"mpips: completed; run folder: {folder.path}"), file=sys.stderr)
+    return ExitCode.COMPLETED
 
 
 def _warm_up(job: str | Path, settings: Sequence[str]) -> None:
