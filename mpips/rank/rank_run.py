@@ -81,6 +81,8 @@ More on a host whose cores are oversubscribed.
 """
 UNTRAINED_PATIENCE = 1 / 3
 """The fraction of it that the other ranks have if nothing was trained."""
+LOGGED = 64
+"""The largest number of ranks of a run whose views are logged as a whole."""
 
 
 class RankRun:
@@ -290,6 +292,9 @@ class RankRun:
             oversubscription(self.most_per_host), LeasesInTime(Leases(self.folder.path, self.folder.start)),
         )  # fmt: skip
         self.membership = membership
+        membership.on_publish = self._log_published
+        if membership.leading:
+            self._log_published(node.view)
         waits = LongWaits(node, lambda text: say(f"mpips: {text}"), lambda: roles.unfinished_rounds())
         repeats = RetransmissionCounts(node)
         journal, orders = Journal(node, self.replicas + 1), PendingOrders()
@@ -364,6 +369,12 @@ class RankRun:
             }
             lost = [loss._asdict() for loss in view.losses[len(before.losses) :]]
             log.note("view", epoch=view.epoch, leader=view.leader, roles=changed, lost=lost)
+
+    def _log_published(self, view: View) -> None:
+        """Log a view that this rank publishes, for `mpips.membership.specification`; those of many ranks are large."""
+        if len(view.roles) <= LOGGED:
+            about = {"epoch": view.epoch, "leader": view.leader, "replicas": self.replicas}
+            log.note("published", **about, meta=view.to_meta())
 
     def _signal_name(self, number: int) -> str:
         """Return the name of the signal that has reached this rank as `number`."""

@@ -85,7 +85,7 @@ class Internals:
     failed: bool = False
     """Whether the program has failed: then some ranks may not end."""
     published: list[tuple[View, int]] = field(default_factory=list)
-    """The views that were published, each with the rank that did."""
+    """The views that were published, each with the rank that did; the first one is the view of the start."""
     results: list[Any] = field(default_factory=list)
     """The results of all leaders that have ended the run."""
     uninformed: list[int] = field(default_factory=list)
@@ -132,6 +132,7 @@ class Simulation:
     ) -> Any:
         """Run the program on a network until all ranks have ended; return the result of the last leader, or None."""
         self.internals.network = network
+        self.internals.published.append((self.view, self.view.leader))
         results = self.internals.results
         live = partial(self._live, network=network, schedule=schedule, place=place, results=results)
         try:

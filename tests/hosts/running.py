@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from hosts.virtual_hosts import VirtualHosts
 
 from mpips.bench.failures import _pushing
 from mpips.launch import mpi_launcher
+from mpips.membership import specification
 from mpips.process.interpreter import python
 
 
@@ -72,14 +73,15 @@ class HostRun:
 
     def events(self, *names: str) -> list[dict[str, Any]]:
         """Return the events of all ranks' logs of some names, in order."""
-        found = []
+        found = [event for event in self.logged() if event["event"] in names]
+        return sorted(found, key=lambda event: float(event["wall"]))
+
+    def logged(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of all ranks' logs, rank by rank."""
         for path in self.folder.glob("logs/rank-*.jsonl"):
             for line in path.read_text().splitlines():
                 with suppress(ValueError):
-                    event = json.loads(line)
-                    if event["event"] in names:
-                        found.append(event)
-        return sorted(found, key=lambda event: float(event["wall"]))
+                    yield json.loads(line)
 
     def result(self) -> dict[str, Any]:
         """Return the result; {} if there is none yet."""
@@ -137,12 +139,7 @@ class HostRun:
             (metrics["lost"], metrics["doubled"]) != (0, 0) or not metrics["updates"]
         ):
             found.append(f"updates: {metrics}")
-        leaders: dict[int, set[int]] = {}
-        for event in self.events("view"):
-            leaders.setdefault(event["epoch"], set()).add(event["leader"])
-        return found + [
-            f"leaders of epoch {epoch}: {each}" for epoch, each in leaders.items() if len(each) > 1
-        ]
+        return found + specification.wrong_in(self.logged())
 
     def left(self) -> list[str]:
         """List the processes that are left on any host, without those of Slurm."""

@@ -32,6 +32,7 @@ from mpips.errors import WorkerLost
 from mpips.history.check import Violation, acknowledged, check, digit, unended
 from mpips.history.events import Completed, Concluded, Event, Final, Sink
 from mpips.history.recorder import HistoryRecorder
+from mpips.membership import specification
 from mpips.rank.simulation import Internals, simulate
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.segment import Segment
@@ -370,6 +371,8 @@ def run(seed: int, report: Callable[[str], object] = lambda line: None) -> Outco
         history.append(Concluded(NOBODY))
         history += [Final(NOBODY, name, tuple(rows), tuple(rows.values())) for name, rows in counts.items()]
     outcome.violations = check(history)
+    records = [specification.published(*each, trial.replicas) for each in internals.published]
+    outcome.violations += [Violation("specification", each) for each in specification.wrong_in(records)]
     outcome.faults = injector.done + Counter(
         {kind: count for kind, count in injector.network.items() if count}
     )
