@@ -21,8 +21,8 @@ Any process can send datagrams to a port. A heartbeat is
 
 An echo confirms that the sender hears this rank, at least when the echoed heartbeat was sent: so links that fail in one
 direction are found. A leader knows by the echoes of its followers how long none of them can have missed it
-(`mpips.membership.quorum`). This time is real time, stops of the leader included. A leader that cannot be sure of that
-is *muted*: its heartbeats are confirmed, but it counts as silent.
+(`mpips.membership.quorum`). This time is real time, stops of the leader and suspensions of its machine included. A
+leader that cannot be sure of that is *muted*: its heartbeats are confirmed, but it counts as silent.
 
 Tokens and keys are exchanged with the addresses, over MPI. A socket filter in the kernel drops datagrams without the
 receiver's token before they take buffer space, so a flood of other datagrams displaces no heartbeat. The token is sent
@@ -42,7 +42,6 @@ import select
 import socket
 import struct
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +49,7 @@ from dataclasses import dataclass, field
 from mpips.process.host import LOOPBACK, machine
 from mpips.rundir import log
 from mpips.transport import socket_filter
+from mpips.transport.time_of_day import since_boot
 
 ADDRESS_BYTES = 64
 # Token, key, machine, IPv4 address, port.
@@ -170,7 +170,7 @@ class Heartbeat:
         rank: int,
         period: float = 0.25,
         host: str = LOOPBACK,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = since_boot,
     ) -> None:
         self.seldom: Sequence[int] = ()
         self.follows = -1

@@ -42,6 +42,7 @@ from mpips.transport.network_faults import (
     all_arrive,
     no_delay,
 )
+from mpips.transport.time_of_day import TimeOfDay
 
 ECHO = 0.02
 """Seconds from a heartbeat to its confirmation."""
@@ -427,6 +428,10 @@ class TwinVan:
         self.slot = -1
         self.buffers = BufferPool()
         self._network: Network | None = network
+        clock = network.clocks[rank]
+        self._time_of_day = TimeOfDay(
+            lambda: clock.time_of_day(network.time), lambda: clock.since_boot(network.time)
+        )
 
     def _open(self) -> Network:
         if self._network is None:
@@ -482,8 +487,8 @@ class TwinVan:
         return network.clocks[self.rank].now(network.time)
 
     def wall(self) -> float:
-        network = self._open()
-        return network.clocks[self.rank].wall(network.time)
+        self._open()
+        return self._time_of_day()
 
     def failed(self) -> list[int]:
         return self._open().detected(self.rank)
@@ -535,7 +540,7 @@ class TwinHeartbeat:
 
     def _silent_to(self, ranks: Iterable[int], patience: float, follows: bool) -> list[int]:
         network, found = self._network, []
-        now = network.clocks[self._rank].now(network.time)
+        now = network.clocks[self._rank].since_boot(network.time)
         for rank in ranks:
             heard = self._confirmed.get((rank, False), (now,))[0]
             confirmed, since, looked = self._confirmed.get((rank, follows), (heard, now - ECHO, now))

@@ -85,9 +85,9 @@ class TwinClock:
     """The clocks of one rank. `rate`: their seconds in a second of simulated time; `jump` is added to the time of day.
 
     >>> clock = TwinClock(rate=1.1)
-    >>> clock.jump = -3600.0
-    >>> round(clock.now(10.0), 1), round(clock.wall(10.0), 1)
-    (11.0, -3589.0)
+    >>> clock.jump, clock.suspended = -3600.0, 5.0
+    >>> round(clock.now(10.0), 1), round(clock.since_boot(10.0), 1), round(clock.time_of_day(10.0), 1)
+    (5.5, 11.0, -3589.0)
     """
 
     def __init__(self, rate: float = 1.0) -> None:
@@ -98,7 +98,11 @@ class TwinClock:
         """Return what the clock of durations shows at a simulated time."""
         return (time - self.suspended) * self.rate
 
-    def wall(self, time: float) -> float:
+    def since_boot(self, time: float) -> float:
+        """Return the seconds since the start at a simulated time, those of suspensions included."""
+        return time * self.rate
+
+    def time_of_day(self, time: float) -> float:
         """Return the time of day at a simulated time."""
         return time * self.rate + self.jump
 

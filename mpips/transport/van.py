@@ -130,7 +130,7 @@ class Van(Protocol):
         """Seconds on this van's clock."""
 
     def wall(self) -> float:
-        """Seconds since the epoch."""
+        """Seconds since the epoch; see `mpips.transport.time_of_day`."""
 
     def close(self) -> None:
         """Stop sending and receiving; idempotent."""

@@ -89,6 +89,7 @@ from mpips.transport.mpi.memory import (
     WANTED_ROOM,
 )
 from mpips.transport.mpi.process_memory import ProcessMemory
+from mpips.transport.time_of_day import TimeOfDay
 from mpips.transport.van import NO_BYTES, NO_KEYS
 from mpips.transport.wakeup import Wakeup
 
@@ -148,6 +149,7 @@ class MPIVan:
         self.epoch = 0
         self.slot = -1
         self.buffers = BufferPool()
+        self._time_of_day = TimeOfDay()
         self.process_memory = process_memory or ProcessMemory(
             np.zeros(self.size, np.int64), np.zeros(0, np.uint8)
         )
@@ -526,7 +528,7 @@ class MPIVan:
         return time.perf_counter()
 
     def wall(self) -> float:
-        return time.time()
+        return self._time_of_day()
 
     def close(self) -> None:
         self._comm, self._asleep = None, bytes(self.size)
