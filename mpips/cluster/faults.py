@@ -11,12 +11,13 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from resource import RUSAGE_THREAD, getrusage
 from typing import Literal, NamedTuple
 
 from mpips.cluster.layout import LayoutSpec
+from mpips.cluster.splits import Split, Splits
 from mpips.typed import LONGEST, MOST, InvalidValue
 
 RoleName = Literal["scheduler", "server", "worker", "spare"]
@@ -111,10 +112,19 @@ class FaultsSpec:
     """Messages that never arrive."""
     duplicate: Chance | None = None
     """Messages that arrive twice, the second copy `seconds` later."""
+    split: tuple[Split, ...] = ()
+    """Failures of the network: `[{at_seconds = 2, seconds = 3, ranks = [0, 3]}]`."""
 
 
 def check_ranks(spec: FaultsSpec, layout: LayoutSpec) -> None:
     """Raise InvalidValue for a fault of a rank that a layout does not have."""
+    for number, split in enumerate(spec.split):
+        for rank in split.ranks:
+            if not 0 <= rank < layout.size():
+                raise InvalidValue(
+                    ("faults", "split", number, "ranks"),
+                    f"split[{number}]: there is no rank {rank}: this job has {layout.size()} ranks, numbered from 0",
+                )
     ranks = {
         "scheduler": layout.schedulers,
         "server": layout.servers,
@@ -158,6 +168,7 @@ class Faults:
         sleep: waits for seconds; injected in tests.
         used: what the present thread has used; injected in tests.
         send_signal: sends a signal to this process; injected in tests.
+        rank, hosts: this rank, and the host names of all, for failures of the network.
     """
 
     def __init__(
@@ -169,9 +180,13 @@ class Faults:
         sleep: Callable[[float], None] = time.sleep,
         used: Callable[[], Used] = used,
         send_signal: Callable[[signal.Signals], None] = lambda kind: os.kill(os.getpid(), kind),
+        rank: int = 0,
+        hosts: Sequence[str] = (),
     ) -> None:
         self._now, self._sleep, self._used, self._send_signal = now, sleep, used, send_signal
         self._start = now()
+        self.splits = Splits(spec.split, rank, hosts, now)
+        """The links of this rank that fail."""
         mine = [(signal.SIGSTOP, each) for each in spec.stop if (each.role, each.index) == (role, index)]
         mine += [(signal.SIGKILL, each) for each in spec.kill if (each.role, each.index) == (role, index)]
         self._at_step = [(kind, each.at_step) for kind, each in mine if each.at_step is not None]

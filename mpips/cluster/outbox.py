@@ -2,7 +2,7 @@
 
 Small messages of one kind to one rank are gathered during a turn, and sent as one message at its end. A turn ends
 when no message has arrived, or after `TURN` received ones, so an idle rank never waits for a gathered message. Injected
-faults drop, duplicate or delay messages here; then none are gathered.
+faults drop, duplicate, delay or keep back messages here; then none are gathered.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter
 from heapq import heappop, heappush
 from itertools import count
 
-from mpips.cluster.faults import Faults
+from mpips.cluster.faults import NORMAL, Faults
 from mpips.cluster.observer import Observers
 from mpips.transport.header import HEADER_BYTES
 from mpips.transport.message import Kind, Message, bundle
@@ -32,6 +32,8 @@ class Outbox:
         self._van, self._faults, self._observers = van, faults, observers
         self._delayed: list[tuple[float, int, int, Message]] = []
         self._order = count()
+        # By receiver: messages that a failed link keeps back.
+        self._kept: dict[int, list[Message]] = {}
         self._gathered: dict[tuple[int, Kind], list[Message]] = {}
         self._gathered_bytes: Counter[tuple[int, Kind]] = Counter()
         self.turn = 0
@@ -40,15 +42,22 @@ class Outbox:
     def send(self, dest: int, message: Message) -> None:
         """Send one message, subject to injected faults; messages to lost ranks are dropped."""
         self._stamp(message)
-        # Control messages are not retransmitted.
-        if self._faults is None or message.kind is Kind.CONTROL:
+        if self._faults is None:
             self._van.send(dest, message)
             return
-        for delay in self._faults.message():
+        # Control messages are not retransmitted.
+        for delay in NORMAL if message.kind is Kind.CONTROL else self._faults.message():
             if delay > 0:
                 heappush(self._delayed, (self._van.now() + delay, next(self._order), dest, message))
             else:
-                self._van.send(dest, message)
+                self._send_if_linked(self._faults, dest, message)
+
+    def _send_if_linked(self, faults: Faults, dest: int, message: Message) -> None:
+        """Send a message, or keep it until the network is whole again; those to one rank stay in order."""
+        if dest in self._kept or faults.splits.keeps(dest):
+            self._kept.setdefault(dest, []).append(message)
+        else:
+            self._van.send(dest, message)
 
     def send_soon(self, dest: int, message: Message) -> None:
         """Send one message at the end of this turn, together with others of its kind to the same rank."""
@@ -80,7 +89,11 @@ class Outbox:
             self._send_gathered(key)
 
     def send_delayed(self, now: float) -> None:
-        """Send the messages whose injected delay is over."""
+        """Send the messages whose injected delay is over, and those that a failed link has kept back."""
+        assert self._faults is not None
+        for dest in [dest for dest in self._kept if not self._faults.splits.keeps(dest)]:
+            for kept in self._kept.pop(dest):
+                self._van.send(dest, kept)
         while self._delayed and self._delayed[0][0] <= now:
             _, _, dest, late = heappop(self._delayed)
-            self._van.send(dest, late)
+            self._send_if_linked(self._faults, dest, late)

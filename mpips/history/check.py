@@ -133,6 +133,11 @@ class _Check:
 
     def run(self) -> list[Violation]:
         """Check all events."""
+        if len(set(self._clocks.values())) > 1:
+            # Which pushes were issued before an answer is not known.
+            for event in self._events:
+                if isinstance(event, Issued) and event.rows is not None:
+                    self._push(event, event.rows)
         for event in self._events:
             if isinstance(event, Issued):
                 self._issue(event)
@@ -159,22 +164,24 @@ class _Check:
         self._issued[op.rank, op.number] = op
         clock = self._clocks.get(op.rank)
         if op.rows is not None:
-            for key, value in zip(op.keys, op.rows, strict=True):
-                cell = op.vector, key
-                if cell in self._decodable:
-                    self._pushed[cell] = self._pushed.get(cell, 0) | value
-                    if op.round != NO_ROUND:
-                        self._join(cell, op, value)
-            if op.round != NO_ROUND:
-                pushed, _, keys = self._parts.setdefault(
-                    (op.vector, op.round), (set(), frozenset(op.group), set())
-                )
-                pushed.add(op.rank)
-                keys.update(op.keys)
+            self._push(op, op.rows)
         if op.pulls:
             known, versions = self._known.setdefault(clock, {}), self._versions.setdefault(clock, {})
             least = [known.get((op.vector, key), 0) for key in op.keys]
             self._least[op.rank, op.number] = least, [versions.get(shard, 0) for shard in op.shards]
+
+    def _push(self, op: Issued, rows: Sequence[int]) -> None:
+        for key, value in zip(op.keys, rows, strict=True):
+            cell = op.vector, key
+            if cell in self._decodable:
+                self._pushed[cell] = self._pushed.get(cell, 0) | value
+                if op.round != NO_ROUND:
+                    self._join(cell, op, value)
+        if op.round != NO_ROUND:
+            of = op.vector, op.round
+            pushed, _, keys = self._parts.setdefault(of, (set(), frozenset(op.group), set()))
+            pushed.add(op.rank)
+            keys.update(op.keys)
 
     def _join(self, cell: Cell, op: Issued, value: int) -> None:
         rounds = self._rounds.setdefault(cell, {})

@@ -45,6 +45,10 @@ class HistoryRecorder:
         node.register(Registration(views=(self._viewed,)))
         self._watch(node.tasks)
 
+    def stop(self) -> None:
+        """Record nothing more."""
+        self._sink = lambda event: None
+
     def _watch(self, tasks: Tasks) -> None:
         self._numbers, self._parts = {}, {}
         before, now = tasks.on_reply, self._replied

@@ -175,6 +175,8 @@ class Heartbeat:
         self.seldom: Sequence[int] = ()
         self.follows = -1
         self.muted = self.hears_muted = False
+        self.keeps: Callable[[int], bool] = lambda rank: False
+        """Whether an injected failure of the network keeps heartbeats from a rank now."""
         self._rank, self._period, self._clock = rank, period, clock
         # By rank: since when it is a target.
         self._targets: dict[int, float] = {}
@@ -294,7 +296,7 @@ class Heartbeat:
             self._closing.wait(self._read_pause)
 
     def _send(self, sock: socket.socket, target: int, to: Address) -> None:
-        if to.port:
+        if to.port and not self.keeps(target):
             flags = (_FOLLOWS if target == self.follows else 0) | (_MUTED if self.muted else 0)
             echo = self._counts.get(target, 0)
             raw = datagram(self.address, to, self._rank, self._beats, echo, flags)

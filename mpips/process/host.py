@@ -86,3 +86,11 @@ def _is_here(host: str) -> bool:
         probe.bind((host, 0))
         return True
     return False
+
+
+def clock_name(host: str) -> str:
+    """Return the identity of this machine's monotonic clock: its boot id, or else the name of the host."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return host

@@ -27,6 +27,7 @@ from mpips.errors import InputError, ShardLost, exit_code, in_a_line, needs_no_t
 from mpips.exit_codes import ExitCode
 from mpips.files.listing import refresh
 from mpips.filters.named import chain_of
+from mpips.history.file import record_history
 from mpips.launch.oversubscription import oversubscription
 from mpips.membership.heartbeat import Heartbeat
 from mpips.membership.membership import Membership
@@ -162,6 +163,8 @@ class RankRun:
         faulthandler.cancel_dump_traceback_later()
         self._record_or_replay(node, prepared)
         trace_node(node, prepared.job.trace, folder.trace_of(self.rank), self.started, say)
+        if prepared.job.trace.history:
+            record_history(node, folder.trace)
         if self.detachment.wanted and self.survives:
             self._leave_launcher(van)
         try:
@@ -230,7 +233,12 @@ class RankRun:
         spec = job.faults
         faults = None
         if spec != type(spec)():
-            faults = Faults(spec, place.role.value, place.index, now=van.now, send_signal=self._send_signal)
+            faults = Faults(
+                spec, place.role.value, place.index,
+                now=van.now, send_signal=self._send_signal, rank=self.rank, hosts=hosts,
+            )  # fmt: skip
+            if self.heartbeat is not None:
+                self.heartbeat.keeps = faults.splits.keeps
         lossy = spec.drop is not None
         view = first_view(layout, job.ring.virtual_servers, self.replicas, hosts)
         pushes, pulls = (chain_of(each, job.seed) for each in (job.filters.push, job.filters.pull))

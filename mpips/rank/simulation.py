@@ -76,6 +76,8 @@ class Internals:
     nodes: dict[int, Node] = field(default_factory=dict)
     journals: dict[int, ObservableJournal] = field(default_factory=dict)
     memberships: dict[int, Membership] = field(default_factory=dict)
+    servers: dict[int, Server] = field(default_factory=dict)
+    """Of ranks that are, or were, servers."""
     cluster: Cluster | None = None
     """The cluster of the present leader, once its program has started."""
     view: View | None = None
@@ -181,10 +183,15 @@ class Simulation:
         internals, rank = self.internals, van.rank
         internals.nodes[rank], internals.journals[rank], internals.memberships[rank] = me, journal, membership
         file = SnapshotFile(me)
+
+        def serve() -> Server:
+            internals.servers[rank] = Server(me, self._bandwidth, file)
+            return internals.servers[rank]
+
         roles = Roles(
             me,
             membership,
-            partial(Server, me, self._bandwidth, file),
+            serve,
             partial(CallExecutor, me, self.worker, cast(Job, self._job), None, file),
             partial(self._lead, me, journal, membership, orders, schedule, place, results),
         )

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpips.cluster.registration import Registration
+from mpips.process.host import clock_name
 from mpips.tracing.token_bucket import LONG, TokenBucket
 from mpips.tracing.trace_file import NOBODY, NOWHERE, TraceFile, What
 from mpips.transport.message import Command, Message
@@ -57,6 +58,8 @@ class TraceSpec:
     detail: int = field(default=5, metadata={"at_least": 0, "at_most": 1_000_000})
     """Spans that a rank may record per 5 ms on average; beyond, those below half a millisecond are only summed.
     More of them cost more time."""
+    history: bool = False
+    """Whether ranks record each push, pull, round, call and view, for `mpips verify RUN --history`; for tests."""
 
 
 def trace_node(node: Node, spec: TraceSpec, path: Path, started: float, warn: Callable[[str], None]) -> None:
@@ -66,7 +69,7 @@ def trace_node(node: Node, spec: TraceSpec, path: Path, started: float, warn: Ca
     place = node.place
     facts = {
         "rank": place.rank, "role": place.role.value, "index": place.index, "host": node.host, "pid": os.getpid(),
-        "clock": _clock(node.host),
+        "clock": clock_name(node.host),
     }  # fmt: skip
     try:
         trace = Trace(path, facts, spec.limit, spec.detail)
@@ -82,14 +85,6 @@ def _offset(now: Callable[[], float], wall: Callable[[], float]) -> float:
     readings = ((now(), wall(), now()) for _ in range(5))
     begin, at, end = min(readings, key=lambda each: each[2] - each[0])
     return at - (begin + end) / 2
-
-
-def _clock(host: str) -> str:
-    """Return the identity of this process's monotonic clock: the host and its boot id."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return host
 
 
 class Trace:

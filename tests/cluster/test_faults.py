@@ -11,6 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpips.cluster.faults import NORMAL, Chance, Faults, FaultsSpec, InjectedSignal, Slow, Used, used
+from mpips.cluster.observer import Observers
+from mpips.cluster.outbox import Outbox
+from mpips.cluster.splits import Split, Splits
+from mpips.transport.in_memory import Network
+from mpips.transport.message import Command, Kind, Message
 
 
 class Clock:
@@ -221,3 +226,55 @@ def test_a_fault_has_either_a_step_or_a_time() -> None:
         InjectedSignal("server", 0)
     with pytest.raises(ValueError, match="at_step or at_seconds"):
         InjectedSignal("server", 0, at_step=1, at_seconds=1.0)
+
+
+# Failures of the network.
+
+
+def splits(rank: int, *specs: Split, hosts: tuple[str, ...] = ("a", "b", "a", "b")) -> tuple[Splits, Clock]:
+    clock = Clock()
+    return Splits(specs, rank, hosts, clock.now), clock
+
+
+def kept(rank: int, *specs: Split, at: float = 1.5) -> set[int]:
+    made, clock = splits(rank, *specs)
+    clock.time += at
+    return {dest for dest in range(4) if made.keeps(dest)}
+
+
+@pytest.mark.parametrize(
+    ("way", "inside", "outside"),
+    [("both", {0, 3}, {1, 2}), ("from", {0, 3}, set()), ("to", set(), {1, 2})],
+)
+def test_a_split_keeps_messages_back_in_its_direction(way: str, inside: set[int], outside: set[int]) -> None:
+    split = Split(1.0, 1.0, ranks=(1, 2), way=way)  # type: ignore[arg-type]
+    assert kept(1, split) == kept(2, split) == inside
+    assert kept(0, split) == kept(3, split) == outside
+    assert kept(1, split, at=0.9) == kept(0, split, at=2.1) == set()
+
+
+def test_a_host_is_split_off_and_splits_add_up() -> None:
+    assert kept(0, Split(1.0, 1.0, host=1)) == {1, 3} and kept(3, Split(1.0, 1.0, host=1)) == {0, 2}
+    assert kept(0, Split(1.0, 1.0, ranks=(1,)), Split(1.4, 1.0, ranks=(2,))) == {1, 2}
+
+
+@pytest.mark.parametrize("keys", [{}, {"ranks": (1,), "host": 0}])
+def test_a_split_has_one_side(keys: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="either ranks or host"):
+        Split(**keys)  # type: ignore[arg-type]
+
+
+def test_messages_of_a_failed_link_arrive_in_order_when_it_is_mended() -> None:
+    network = Network(2)
+    now = network.vans[0].now
+    faults = Faults(FaultsSpec(split=(Split(1.0, 1.0, ranks=(0,)),)), "server", 0, now, hosts=("a", "a"))
+    outbox = Outbox(network.vans[0], faults, Observers())
+    arrived = []
+    for number in range(5):
+        network.time = 0.5 * number
+        outbox.send_delayed(network.time)
+        for kind in (Kind.CONTROL, Kind.CHAIN):
+            outbox.send(1, Message(kind, Command.GONE, meta={"number": number}))
+        while (message := network.vans[1].receive()) is not None:
+            arrived.append((number, message.meta["number"]))
+    assert arrived == [(0, 0), (0, 0), (1, 1), (1, 1), *((4, at) for at in (2, 2, 3, 3, 4, 4))]

@@ -247,6 +247,14 @@ def test_a_fault_may_be_of_any_rank_of_the_layout(job_file: Callable[..., Path])
     )
 
 
+def test_a_split_of_a_rank_that_the_layout_lacks_is_refused(job_file: Callable[..., Path]) -> None:
+    said = refusal(job_file(), "faults.split=[{ranks=[0, 77]}]")
+    assert "split[0]: there is no rank 77" in said
+    assert load(
+        job_file(), ["faults.split=[{ranks=[0]}, {host=1, way='to', times=3}]"], programs
+    ).faults.split
+
+
 def specs() -> Iterator[tuple[str, type]]:
     """List the dataclasses of all tables of a job file, a program's among them, and of a site file."""
     yield from TABLES.items()

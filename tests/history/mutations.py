@@ -26,7 +26,6 @@ from mpips.membership.quorum import Quorum
 from mpips.scheduler.journal import Journal
 from mpips.server import migration
 from mpips.server.admission import Admission
-from mpips.server.chains import Chains
 from mpips.server.executor import Executor
 from mpips.server.replication import Link
 from mpips.server.shard import Shard
@@ -49,10 +48,6 @@ class Mutation(NamedTuple):
 
 def _nothing(result: Any = None) -> Make:
     return lambda original: lambda *arguments, **named: result
-
-
-def _always(value: bool) -> Make:
-    return lambda original: property(lambda self: value)
 
 
 def _ignores_exclusion(original: Any) -> Any:
@@ -106,25 +101,6 @@ def _ignores_epochs_of_chains(original: Any) -> Any:
         original(self, message)
 
     return take
-
-
-def _keeps_rounds(original: Any) -> Any:
-    def change(self: Chains, workers: tuple[int, ...]) -> None:
-        for link in self.links.values():
-            if link.shard is not None:
-                link.shard.workers = workers
-                for hosted in link.shard.vectors.values():
-                    hosted.aggregator.workers = list(workers)
-
-    return change
-
-
-def _takes_old_parts(original: Any) -> Any:
-    def admit(self: Admission, link: Link, message: Any) -> None:
-        message.epoch = max(message.epoch, self._node.view.workers_since)
-        original(self, link, message)
-
-    return admit
 
 
 def _takes_any_reply(original: Any) -> Any:
@@ -212,6 +188,18 @@ def _keeps_releases(original: Any) -> Any:
     return acknowledged
 
 
+def _keeps_no_replies(original: Any) -> Any:
+    return lambda self, origin, time, kept=None, acked=0: original(self, origin, time, None, acked)
+
+
+def _forgets_the_learner(original: Any) -> Any:
+    def following(self: Link) -> int:
+        at = self._beside(1)
+        return -1 if at == self.chain.learner and self.shard is not None and self.outgoing is not None else at
+
+    return property(following)
+
+
 MUTATIONS = {
     "fence": Mutation("a rank that is excluded goes on", Node, "adopt", _ignores_exclusion),
     "freeze": Mutation("a rank that may be cut off goes on", Node, "freeze", _nothing()),
@@ -236,8 +224,12 @@ MUTATIONS = {
     "changes during a copy": Mutation(
         "a learner drops changes until it has a copy", Link, "_change", _drops_one_learner_change,
     ),
-    "abandon rounds": Mutation("parts of rounds stay when the workers change", Chains, "change_workers", _keeps_rounds),
-    "old parts": Mutation("parts of rounds of former sets of workers are taken", Admission, "admit", _takes_old_parts),
+    "forward to a learner": Mutation("a learner gets no changes after its copy", Link, "next", _forgets_the_learner),
+    "fail rounds": Mutation("rounds of former sets of workers do not fail", Node, "_fail_rounds", _nothing()),
+    "give up": Mutation("requests to lost ranks do not fail", Tasks, "give_up", _nothing()),
+    "probes": Mutation("probes for lost requests are not answered", Admission, "probed", _nothing()),
+    "kept replies": Mutation("replies are not kept", RequestDedup, "finish", _keeps_no_replies),
+    "lease": Mutation("a leader takes a lease that another has", Quorum, "_has_lease", _nothing(True)),
     "settle": Mutation("calls end before their rounds are on all copies", Node, "_is_settled", _nothing(True)),
     "redirect": Mutation("requests to a lost primary are not sent again", Tasks, "redirect", _nothing(0)),
     "former primary": Mutation("answers of former primaries are taken", Node, "_take_reply", _takes_any_reply),

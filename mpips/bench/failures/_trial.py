@@ -35,6 +35,7 @@ from mpips.history.recorder import HistoryRecorder
 from mpips.membership import specification
 from mpips.rank.simulation import Internals, simulate
 from mpips.scheduler.scheduler import Cluster
+from mpips.server.shard import Shard
 from mpips.storage.segment import Segment
 from mpips.storage.updates import VectorSpec, call
 from mpips.tasks.task import Task
@@ -153,8 +154,8 @@ def _events(rng: random.Random) -> Iterable[Disturbance]:
             duration = PATIENCE * rng.choice((1 / 3, 0.9, 2, 2, 5) if times == 1 else (0.2, 0.6, 1.2))
         count = rng.choice((1, 1, 1, 2))
         yield Disturbance(f"{act} {role}", after, act, role, count, duration, rng.random(), way, times)
-    for _ in range(rng.choice((0, 0, 1, 1, 2))):
-        act, role = rng.choice(("join", "leave")), rng.choice(("server", "worker"))
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        act, role = rng.choice(("join", "leave")), rng.choice(("server", "server", "worker"))
         yield Disturbance(f"{act} {role}", rng.randrange(20, 350), act, role, 1, None, rng.random())
     if rng.random() < 0.2:
         hours = rng.choice((-HOUR, HOUR))
@@ -169,7 +170,9 @@ class Client:
     def __init__(self, context: Context, seed: int, workload: Workload) -> None:
         self.context, self.node, self.seed, self.workload = context, context.node, seed, workload
         self._last: tuple[int, Task] | None = None
-        # While a call is executed: the draws of its requests; and the one that was issued last while it waited.
+        # While a call is executed: the draws of its requests; whether those that are issued while it waits only read,
+        # since a pull waits for earlier pushes; and the last one of them.
+        self._reads = False
         self._rng: random.Random | None = None
         self._tick: Task | None = None
         self.node.on_tick.append(self._go_on)
@@ -177,6 +180,7 @@ class Client:
     def go(self, rounds: list[int], attempt: int) -> None:
         """Push these rounds, with random requests between them."""
         rng = self._rng = random.Random(f"{self.seed}/{attempt}/{self.node.rank}")
+        self._reads = rng.random() < 0.5
         aggregated: list[Task] = []
         singles: list[Task] = []
         try:
@@ -203,7 +207,8 @@ class Client:
     def _go_on(self) -> None:
         """Push and pull also while a call waits: during a fault, and until it is dealt with."""
         if self._rng is not None and (self._tick is None or self._tick.done):
-            self._tick = self._rng.choice((self._push, self._pull))(self._rng)
+            requests = (self._pull,) if self._reads else (self._push, self._pull)
+            self._tick = self._rng.choice(requests)(self._rng)
             self._tick.handled = True
 
     def _round(self, number: int, pulls: bool) -> Task:
@@ -343,6 +348,29 @@ class Outcome:
         return "; ".join([*([self.error] if self.error else []), *map(": ".join, self.violations[:3])])
 
 
+def differing(internals: Internals) -> list[Violation]:
+    """Compare the members of each chain at the end: those with the same number of changes must have the same rows."""
+    found = []
+    view = internals.view
+    for number, chain in enumerate(view.chains if view is not None else ()):
+        links = [internals.servers[rank].chains.links.get(number) for rank in chain.members]
+        shards = [link.shard for link in links if link is not None and link.shard is not None]
+        for other in shards[1:]:
+            if other.changes == shards[0].changes and _rows(other) != _rows(shards[0]):
+                text = f"shard {number} of ranks {chain.members} differs after {other.changes} changes"
+                found.append(Violation("copies", text))
+    return found
+
+
+def _rows(shard: Shard) -> list[dict[int, int]]:
+    """Return the rows of each vector that are not 0."""
+    exported = (hosted.segment.in_slot_order() for hosted in shard.vectors.values())
+    return [
+        {key: row for key, row in zip(each.keys.tolist(), each.values[:, 0].tolist(), strict=True) if row}
+        for each in exported
+    ]
+
+
 def run(seed: int, report: Callable[[str], object] = lambda line: None) -> Outcome:
     """Run one trial; `report` receives the events of the cluster."""
     trial, workload, internals = plan(seed), Workload(), Internals()
@@ -373,6 +401,8 @@ def run(seed: int, report: Callable[[str], object] = lambda line: None) -> Outco
     outcome.violations = check(history)
     records = [specification.published(*each, trial.replicas) for each in internals.published]
     outcome.violations += [Violation("specification", each) for each in specification.wrong_in(records)]
+    if not outcome.error:
+        outcome.violations += differing(internals)
     outcome.faults = injector.done + Counter(
         {kind: count for kind, count in injector.network.items() if count}
     )

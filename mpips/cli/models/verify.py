@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Check every byte of checkpoints, and report for each whether it is sound; problems are listed by file.
 A folder of checkpoints stands for all of them. Of a run that has ended, its job, result and outputs are compared with
-their hashes in its run.json. The exit code is 0 if all are sound, 1 if one is not, 2 if there is none.
+their hashes in its run.json. With --history, what its ranks have recorded of each push, pull, round, call and view
+([trace] history = true) is checked against the promises of docs/reliability.md instead. The exit code is 0 if all are
+sound, 1 if one is not, 2 if there is none.
 
   mpips verify checkpoints/sparse_lr/step-000020
   mpips verify checkpoints/sparse_lr
   mpips verify runs/NAME                        or latest
+  mpips verify runs/NAME --history
 """
 
 
@@ -30,6 +33,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     parser.add_argument("checkpoint", nargs="+", metavar="CHECKPOINT|RUN",
                         help="a checkpoint's folder, a run's folder, or latest")  # fmt: skip
+    parser.add_argument("--history", action="store_true", help="check the recorded histories of runs instead")
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -45,6 +49,9 @@ def command(arguments: argparse.Namespace) -> int:
     for given in arguments.checkpoint:
         named = Path(given) if Path(given).exists() else named_run(given)
         run = RunFolder(named)
+        if arguments.history:
+            damaged += _print_history(given if given != "latest" else named, run)
+            continue
         if run.run.exists():
             damaged += _print_outcome(given if given != "latest" else named, *_run(run))
             continue
@@ -87,3 +94,22 @@ def _print_outcome(path: str | Path, problems: list[str], sizes: list[int]) -> b
     else:
         print(f"{one_line(path)}: sound, files {len(sizes)}, {sum(sizes) / 1e6:,.1f} MB")
     return bool(problems)
+
+
+def _print_history(path: str | Path, run: RunFolder) -> bool:
+    """Check a run's history, and print the outcome; return whether a promise was broken."""
+    from mpips.history.file import read_history
+    from mpips.process.printable import one_line
+
+    history = read_history(run.trace)
+    found = history.violations()
+    if history.bad:
+        print(f"warning: {one_line(run.trace)}: ignored lines that are no events: {history.bad}")
+    if found:
+        texts = (one_line(f"{each.promise}: {each.text}") for each in found)
+        print(f"{one_line(path)}: promises broken {len(found)}", *texts, sep="\n  ")
+    else:
+        print(
+            f"{one_line(path)}: all promises kept, ranks {len(history.clocks)}, events {len(history.events):,}"
+        )
+    return bool(found)
