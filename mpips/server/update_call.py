@@ -103,6 +103,7 @@ class UpdateCall:
             answer = segment.pull_slots(slots)
         address, dtype, width = 0, segment.values.dtype, segment.spec.width
         if answer is not None:
+            answer = segment.checked(answer, len(given), "the function")
             dtype, width = answer.dtype, 1 if answer.ndim < 2 else answer.shape[1]
             # Kernels write the answers where the rows have been.
             shares = np.may_share_memory(answer, given)

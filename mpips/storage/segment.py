@@ -342,9 +342,9 @@ class Segment:
     def _rows_read(self, slots: NDArray[np.int32]) -> Array:
         """Return what the update's `read` says the rows of slots are; ProtocolError if they are not so many."""
         assert self.update.read is not None
-        return self._checked(self.update.read(self.values, self.state, slots), len(slots), "read")
+        return self.checked(self.update.read(self.values, self.state, slots), len(slots), "read")
 
-    def _checked(self, rows: Array, count: int, what: str) -> Array:
+    def checked(self, rows: Array, count: int, what: str) -> Array:
         """Return rows from the update, [count] or [count, any width]; ProtocolError if they are others."""
         if (
             not isinstance(rows, np.ndarray)
@@ -372,11 +372,13 @@ class Segment:
 
         The reply is what the update returned, perhaps `rows` itself, or else the new values as a copy.
         """
-        answer = self.apply(slots, self.shaped(slots, rows))
+        rows = self.shaped(slots, rows)
+        answer = self.apply(slots, rows)
         if not reply:
             return None
         if answer is None:
             return self.pull_slots(slots)
+        answer = self.checked(answer, len(rows), "the function")
         # The next push changes these while the reply is being sent.
         mine = (self.values, *self.state.values())
         return answer.copy() if any(np.may_share_memory(answer, column) for column in mine) else answer
@@ -395,14 +397,7 @@ class Segment:
         return rows if rows.ndim == 2 else rows.reshape(size, width)
 
     def apply(self, slots: Slots, rows: Array) -> Array | None:
-        """Run the update on shaped rows; return what it returned. ProtocolError unless it is a row for each, or None.
-
-        By then the values are changed.
-        """
-        answer = self._apply(slots, rows)
-        return None if answer is None else self._checked(answer, len(rows), "the function")
-
-    def _apply(self, slots: Slots, rows: Array) -> Array | None:
+        """Run the update on shaped rows; return what it returned, see `checked`."""
         if self.update.kernel is not None:
             # As other kernels call it.
             self.update.apply(self.values, self.state, one_by_one(slots), rows, self.settings)

@@ -291,10 +291,12 @@ class Request:
             self.places = [rows[piece.begin : piece.end] for piece in self.plan.slices]
 
     def __call__(self, part: int, reply: Message) -> None:
-        """Receive the rows of a part's reply; UsageError if `out` has another width."""
+        """Receive the rows of a part's reply; UsageError if they do not fit its keys, or `out` has another width."""
         rows, slices, n = reply.values, self.plan.slices, self.plan.n
         if self.command is Command.PUSH:
             return
+        if rows is not None:
+            self._check(rows, slices[part].end - slices[part].begin)
         if self.late is not None and rows is not None:
             self.late[part] = rows
             return
@@ -327,6 +329,16 @@ class Request:
         if rows.shape[1] != (1 if out.ndim == 1 else out.shape[1]):
             raise UsageError(f"rows of width {rows.shape[1]} do not fit into out of shape {out.shape}")
         out[slices[part].begin : slices[part].end] = rows[:, 0] if out.ndim == 1 else rows
+
+    def _check(self, rows: Rows, count: int) -> None:
+        """Raise UsageError unless rows of a reply are those of `count` keys; numpy would repeat a single one."""
+        type_ = self.maker.pulled if self.command is Command.PULL else None
+        if rows.ndim != 2 or len(rows) != count or (type_ is not None and RowType.of(rows) != type_):
+            want = "" if type_ is None else f", {type_.dtype} of width {type_.width}"
+            raise UsageError(
+                f"vector {self.maker.spec.name}: a server's answer for {count} keys{want}, is {rows.dtype} of shape "
+                f"{list(rows.shape)}: a filter of [filters] pull changes rows"
+            )
 
     def _expect(self, part: int, found: RowType) -> None:
         """Record the rows of an answer; if others were expected, give up the array that was allocated for them."""

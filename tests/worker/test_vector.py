@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from mpips.cluster.node import Node
 from mpips.cluster.view import Loss, first_view, without
 from mpips.consistency import bounded, sequential
 from mpips.errors import InputError, RemoteError, WorkerLost
+from mpips.filters.chain import Chain
+from mpips.filters.filter import Coder, Content, filter_
+from mpips.filters.named import chain_of
 from mpips.ranges import KeyRange
 from mpips.scheduler.scheduler import Cluster
 from mpips.server.executor import MOST_UNSENT
@@ -336,7 +339,7 @@ def test_all_workers_get_the_error_of_an_answer_that_cannot_be_encoded(aggregate
             said = cluster.workers.call("push_pull", {"keys": [[7], [7]], "round": round_})
             assert len(said) == 2
             for each in said:
-                assert "server 0" in each["heard"] and "values of type bool cannot be sent" in each["heard"]
+                assert "server 0" in each["heard"] and "returned bool of shape" in each["heard"]
         assert cluster.workers.call("push", {"round": 2}) == [{"rows": None}] * 2
 
     simulate(schedule, Rounds, workers=2)
@@ -594,3 +597,36 @@ def test_invalid_requests_are_refused_with_the_line_that_made_them(how: str, why
     said = raised.value
     place = line(f'"{how}": lambda')
     assert said.is_input and said.is_usage and f"(at {__file__}:{place})" in said.text
+
+
+@dataclass(frozen=True)
+class Which:
+    change: str = ""
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "one": lambda rows: rows[:1], "flat": lambda rows: rows[:, 0], "wider": lambda rows: np.hstack([rows, rows]),
+    "float32": lambda rows: rows.astype(np.float32),
+}  # fmt: skip
+
+
+@filter_("test_changes_rows", Which)
+def changes_rows(settings: Which) -> Coder:
+    def decode(content: Content) -> Content:
+        return content._replace(values=CHANGES[settings.change](content.values))
+
+    return Coder(lambda state, content, about: (state, content._replace(note=b"x")), decode)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("servers", [1, 2])
+def test_an_answer_whose_rows_a_filter_has_changed_is_refused(change: str, servers: int) -> None:
+    keys = np.array([1, 3, 5], np.uint64)
+
+    def pull(cluster: Cluster) -> Any:
+        vector = cluster.create_vector(VectorSpec("w", extent=10))
+        return vector.pull(keys).result()
+
+    pulls = [{"name": "test_changes_rows", "change": change}]
+    with pytest.raises(InputError, match=r"a filter of \[filters\] pull changes rows"):
+        simulate(pull, lambda context: None, servers=servers, filters=lambda: (Chain(), chain_of(pulls)))
