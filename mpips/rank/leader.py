@@ -48,6 +48,7 @@ from mpips.rank.leader_orders import LeaderOrders
 from mpips.rank.long_waits import LongWaits
 from mpips.rank.prepare import Prepared, advice, checkpoints
 from mpips.rank.retransmission_counts import RetransmissionCounts
+from mpips.rank.stacks import Stacks
 from mpips.rank.status import Status
 from mpips.rundir import stop_request
 from mpips.rundir.folder import RunFolder, write_json
@@ -80,13 +81,14 @@ class Leader:
         membership: Membership,
         waits: LongWaits,
         repeats: RetransmissionCounts,
+        stacks: Stacks,
         orders: PendingOrders,
         started: float,
         find_missing: Callable[[], Failure | None] = lambda: None,
     ) -> None:
         self.node, self.prepared, self.folder, self.started = node, prepared, folder, started
         self._journal, self._membership, self._find_missing = journal, membership, find_missing
-        self._status = Status(node, membership, waits, repeats)
+        self._status, self._stacks = Status(node, membership, waits, repeats), stacks
         self._orders = orders
         self._ordered: LeaderOrders | None = None
         self._inputs, self._hashed = Inputs.of(prepared.job), False
@@ -119,7 +121,12 @@ class Leader:
                     self.started = started
                     self._handle_signals(stop_signals)
                     self._ordered = LeaderOrders(
-                        cluster, self.folder, self._membership, self._status, prepared.program
+                        cluster,
+                        self.folder,
+                        self._membership,
+                        self._status,
+                        self._stacks,
+                        prepared.program,
                     )
                     node.register(Registration(ticks=(self._ordered.look,)))
                     watch(cluster, self.started, end)

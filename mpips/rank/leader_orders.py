@@ -14,6 +14,7 @@ from mpips.cluster.view import without_server
 from mpips.config.program import Program
 from mpips.errors import InputError
 from mpips.membership.membership import Membership
+from mpips.rank.stacks import Stacks
 from mpips.rank.status import Status
 from mpips.rundir.folder import RunFolder
 from mpips.rundir.order_files import Order, Orders
@@ -34,11 +35,12 @@ class LeaderOrders:
         folder: RunFolder,
         membership: Membership,
         status: Status,
+        stacks: Stacks,
         program: Program,
     ) -> None:
         van = cluster.node.van
         self._cluster, self._orders, self._membership = cluster, cluster.orders, membership
-        self._status, self._program = status, program
+        self._status, self._stacks, self._program = status, stacks, program
         self._files = Orders(folder.path, van.now, start=folder.start)
         self._open: deque[Order] = deque()
         # The order that is taken and not answered, its answer, and when it is answered at the latest.
@@ -51,11 +53,15 @@ class LeaderOrders:
         for order in self._files.poll():
             if order.verb == "status":
                 self._status.ask(order)
+            elif order.verb == "stacks":
+                self._stacks.ask(order)
             else:
                 self._open.append(order)
         for order in self._status.ready():
             title = f"{self._cluster.job.program}: {self._cluster.trained:.1f} s of training"
             self._files.answer(order, True, self._status.text(title))
+        for order in self._stacks.ready():
+            self._files.answer(order, True, self._stacks.text())
         if self._taken is not None:
             if self._orders.are_kept() or self._cluster.node.van.now() > self._taken[2]:
                 self.answer()

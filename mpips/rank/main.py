@@ -35,6 +35,7 @@ from mpips.launch.oversubscription import oversubscription
 from mpips.process import parent_daemon
 from mpips.process.open_mpi import initialize
 from mpips.process.ucx import without_ucx_conf
+from mpips.rank import stacks
 from mpips.rank.ending import LAST, LONGER, alarm, end_for_thread, say
 from mpips.rank.prepare import parser, prepare
 from mpips.rank.rank_run import RankRun
@@ -75,6 +76,7 @@ def main(argv: Sequence[str] | None = None, stop_signals: list[int] | None = Non
     # Other ranks wait in MPI_Init for a rank that ends before, without limit with ULFM.
     faulthandler.dump_traceback_later(START * oversubscription(1)(), exit=True)
     threading.excepthook = end_for_thread
+    stacks.serve()
     import mpi4py
 
     # `_load_van` may have failed before this.

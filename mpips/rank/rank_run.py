@@ -42,6 +42,7 @@ from mpips.rank.long_waits import LongWaits
 from mpips.rank.prepare import Prepared
 from mpips.rank.retransmission_counts import RetransmissionCounts
 from mpips.rank.roles import Roles
+from mpips.rank.stacks import Stacks, processes_of
 from mpips.rank.start_up import (
     Process,
     exchange_processes,
@@ -304,7 +305,7 @@ class RankRun:
         if membership.leading:
             self._log_published(node.view)
         waits = LongWaits(node, lambda text: say(f"mpips: {text}"), lambda: roles.unfinished_rounds())
-        repeats = RetransmissionCounts(node)
+        repeats, stacks = RetransmissionCounts(node), Stacks(node, lambda: processes_of(self.folder))
         journal, orders = Journal(node, self.replicas + 1), PendingOrders()
         if not node.policy.is_replay:
             keep_for_successors(node, orders)
@@ -324,7 +325,7 @@ class RankRun:
                 ahead=not self.oversubscribed,
             ),
             partial(CallExecutor, node, prepared.program.worker, job, group, file, self._shared(node)),
-            partial(self._lead, node, prepared, journal, membership, waits, repeats, orders),
+            partial(self._lead, node, prepared, journal, membership, waits, repeats, stacks, orders),
             lambda role: log.note("role", role=role and role.value),
         )
         if not membership.leading and not node.policy.is_replay:
@@ -346,13 +347,15 @@ class RankRun:
         membership: Membership,
         waits: LongWaits,
         repeats: RetransmissionCounts,
+        stacks: Stacks,
         orders: PendingOrders,
     ) -> int:
         self.folder.held = self.folder.held or claim.succeed(self.folder.path)
         if self._shared(node) is not None:
             self.folder.make_shared()
         leader = Leader(
-            node, prepared, self.folder, journal, membership, waits, repeats, orders, self.wall, self._find_missing,
+            node, prepared, self.folder, journal, membership, waits, repeats, stacks, orders, self.wall,
+            self._find_missing,
         )  # fmt: skip
         with node.observers.during(What.PROGRAM):
             result = leader.run(self.stop_signals)

@@ -5,8 +5,9 @@ file beside it, NAME.answer.json; the sender reads the answer and removes both. 
 Names begin with the sender's time, so orders of one host are executed in the order in which they were given.
 
 An order without an answer is open, also for a new leader, which takes it again if the first leader died between
-execution and answer. Every verb is therefore idempotent: checkpoint, stop, tau and status are; what has been done of a
-join or a leave is known by the order's name. An answered order survives its leader (`mpips.rank.leader_orders`).
+execution and answer. Every verb is therefore idempotent: checkpoint, stop, tau, status and stacks are; what has been
+done of a join or a leave is known by the order's name. An answered order survives its leader
+(`mpips.rank.leader_orders`).
 
 An order names the start that it is for, by the id in run.json: the next start refuses what the former one has left. So
 the clocks of the two hosts need not agree.
@@ -36,7 +37,7 @@ from mpips.files.listing import REFRESH, refresh
 from mpips.files.safe_open import inside, read_bytes, read_text, replacing
 from mpips.rundir.folder import RunFolder
 
-VERBS = ("checkpoint", "stop", "join", "leave", "tau", "status")
+VERBS = ("checkpoint", "stop", "join", "leave", "tau", "status", "stacks")
 """The verbs of orders; `check` defines their arguments."""
 
 WANTED = {"join": "role", "leave": "rank", "tau": "tau"}
@@ -77,8 +78,8 @@ class Order:
 def check(verb: str, arguments: Mapping[str, Any]) -> None:
     """Check the arguments of a verb.
 
-    ``checkpoint`` and ``status`` take none; ``join`` takes `role` (server or worker), ``leave`` a `rank` and ``tau`` a
-    `tau`, both integers from 0. ``stop`` may have `by`, the name of the signal that it stands for.
+    ``checkpoint``, ``status`` and ``stacks`` take none; ``join`` takes `role` (server or worker), ``leave`` a `rank`
+    and ``tau`` a `tau`, both integers from 0. ``stop`` may have `by`, the name of the signal that it stands for.
 
     Raises:
         InputError: the verb is unknown, or its arguments are invalid.

@@ -145,6 +145,10 @@ class Command(IntEnum):
     ACCEPTED = 38
     # Control: these ranks have ended, as the sender's MPI or operating system reports.
     DIED = 39
+    # Control: the leader asks for STACKS.
+    ASK_STACKS = 40
+    # Control: where ranks are in the program, and what they wait for, by rank.
+    STACKS = 41
 
 
 READS = frozenset((Command.PULL, Command.EXPORT))

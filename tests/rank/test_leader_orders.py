@@ -82,7 +82,7 @@ class Run:
         program: Any = SimpleNamespace(worker=Worker)
         if self.slow:
             cluster.orders.are_kept = lambda: False
-        orders = LeaderOrders(cluster, cluster.folder, cluster.membership, status, program)
+        orders = LeaderOrders(cluster, cluster.folder, cluster.membership, status, status, program)
 
         def look() -> None:
             if van.now() >= GIVEN:

@@ -12,6 +12,7 @@ Give an order to a running job and print its answer. Orders go through the run f
 sees the folder, such as a login node.
 
   mpips ctl latest status                       the ranks, and the rounds that each server has applied
+  mpips ctl RUN stacks                          where each rank is in the program, and what it waits for
   mpips ctl RUN checkpoint                      write a checkpoint now, and continue
   mpips ctl RUN stop                            write a checkpoint and end with exit code 85; without one
                                                 if nothing is trained yet
@@ -29,7 +30,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     """Add the command to the command line."""
     parser = add_command(subparsers, "ctl", "give an order to a running job", DESCRIPTION, command, EPILOG)
     parser.add_argument("run", metavar="RUN", help="the run's folder, or latest")
-    parser.add_argument("verb", metavar="ORDER", help="checkpoint, stop, join, leave, tau or status")
+    parser.add_argument("verb", metavar="ORDER", help="status, stacks, checkpoint, stop, join, leave or tau")
     parser.add_argument(
         "arguments", nargs="*", metavar="ARGUMENT", help="the role to join as, the rank to leave, or tau"
     )
@@ -73,5 +74,12 @@ def command(arguments: argparse.Namespace) -> int:
         raise InputError(f"--patience {arguments.patience:g}: must be seconds, above 0")
     run = named_run(arguments.run)
     ok, text = ask(run, arguments.verb, wanted, arguments.patience)
+    if not ok and arguments.verb == "stacks":
+        from mpips.rank.stacks import text_here
+        from mpips.rundir.folder import RunFolder
+
+        # The leader itself may be busy, or hang.
+        if here := text_here(RunFolder(run)):
+            print(here)
     print(text if ok else one_line(f"mpips: {text}"), file=sys.stdout if ok else sys.stderr)
     return 0 if ok else 1
