@@ -406,7 +406,7 @@ def test_a_run_that_was_copied_is_no_newer_for_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["dance"], "no order is called 'dance'; valid: checkpoint, stop, join, leave, tau, status"),
+        (["dance"], "no order is called 'dance'; valid: checkpoint, stop, join, leave, tau, status, stacks"),
         (["stop", "now"], "stop takes no argument"),
         (["join"], "join takes one argument, its role"),
         (["join", "king"], "join 'king': a spare joins as server or worker"),
