@@ -489,11 +489,20 @@ class Segment:
         """Set the rows of their keys, values and state alike: the inverse of `export_state` and `in_slot_order`.
 
         Raises:
-            ProtocolError: they have other state columns.
+            ProtocolError: they have other state columns, or rows of other types or widths.
         """
         if set(rows.state) != set(self.state):
             have, want = sorted(rows.state), sorted(self.state)
             raise ProtocolError(f"vector {self.spec.name!r}: state columns {have}, expected {want}")
+        own = {"values": self.values, **self.state}
+        for name, column in {"values": rows.values, **rows.state}.items():
+            found, wanted = ((each.dtype, each.shape[1]) for each in (column, own[name]))
+            # They would be converted, and a single number repeated.
+            if found != wanted:
+                raise ProtocolError(
+                    f"vector {self.spec.name!r}: {name} of {found[0]} of width {found[1]}, expected {wanted[0]} of "
+                    f"width {wanted[1]}"
+                )
         slots = self.resolve(rows.keys, create=True) if self.spec.dense else self._insert(rows.keys)
         self.values[slots] = rows.values
         for name, column in rows.state.items():

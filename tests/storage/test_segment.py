@@ -346,3 +346,17 @@ def test_a_key_that_was_never_pushed_is_read_as_a_new_one_is(init: float, width:
             segment.push(u64(pushed), np.zeros((len(pushed), width)))
             found.append(segment.pull(wanted).tolist())
         assert found == [[[init + 7.0] * width] * 3] * 2
+
+
+@pytest.mark.parametrize("column", [Column("int64", 1), Column("float64", 2), Column("float32", 1)])
+def test_rows_of_state_columns_of_another_type_or_width_are_not_converted(column: Column) -> None:
+    def made(of: Column) -> Segment:
+        return Segment(
+            VectorSpec("w"), update=update_module.Update("u", lambda *given: None, lambda spec: {"n": of})
+        )
+
+    old = made(Column("float64", 1))
+    old.push(u64([1, 3]), np.ones((2, 1)))
+    made(Column("float64", 1)).import_state(old.export_state(ALL))
+    with pytest.raises(ProtocolError, match="n of float64 of width 1, expected"):
+        made(column).import_state(old.export_state(ALL))
