@@ -1,0 +1,81 @@
+"""Small worlds: all orders of events are right, and what breaks a promise is found."""
+
+from __future__ import annotations
+
+import pytest
+from history.mutations import MUTATIONS, applied
+
+from mpips.bench.worlds import worlds
+from mpips.bench.worlds._search import replayed, sample, search, shortest
+from mpips.bench.worlds._settings import WORLDS, world
+from mpips.bench.worlds._world import World
+
+SEED, ORDERS = 1, 8
+
+
+def check(made: World, found: worlds.Found) -> None:
+    """Check that nothing is violated; else show by which events."""
+    for violation in found.violations:
+        events = "\n".join(map(made.text, violation.steps))
+        raise AssertionError(f"{violation.what}, by\n{events}")
+
+
+@pytest.mark.parametrize(("name", "states"), [("push", 12), ("pushes", 40), ("rounds", 20)])
+def test_all_orders_without_faults_are_right(name: str, states: int) -> None:
+    made = world(name, 0, ())
+    found = search(made)
+    check(made, found)
+    assert found.complete and found.states >= states
+
+
+def test_all_orders_with_a_lost_message_are_right() -> None:
+    made = world("push", 1, ("lose",))
+    found = search(made)
+    check(made, found)
+    # Of the events, each of which real code has executed once.
+    assert found.complete and found.orders > 1_000_000 > found.executed
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_random_orders_with_two_faults_are_right(name: str) -> None:
+    made = world(name, 2, worlds.KINDS)
+    found = sample(made, SEED, most=ORDERS)
+    check(made, found)
+    assert found.ends == ORDERS
+
+
+def test_the_searches_meet_the_same_states() -> None:
+    found, other = search(world("push", 0, ())), sample(world("push", 0, ()), SEED)
+    assert found.complete and other.complete and found.states == other.states
+
+
+@pytest.mark.parametrize(
+    ("mutation", "name", "kind"),
+    [
+        ("acknowledge early", "push", "kill"),
+        ("duplicates", "push", "kill"),
+        ("resend changes", "push", "kill"),
+        ("redirect", "push", "kill"),
+        ("second stage", "join", "kill"),
+    ],
+)
+def test_what_breaks_a_promise_is_found(mutation: str, name: str, kind: str) -> None:
+    with applied(MUTATIONS[mutation]):
+        made = world(name, 1, (kind,))
+        found = sample(made, SEED, most=1000)
+        (violation,) = found.violations
+        steps = shortest(made, len(violation.steps), 3000) or violation.steps
+        # The events say in a new world what happens, as a test of a fault that is mended does.
+        assert replayed(world(name, 1, (kind,)), [made.text(step) for step in steps])
+    print(f"{mutation}: {violation.what}, after {found.ends} orders; {len(steps)} events")
+
+
+def test_events_that_cannot_happen_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"kill rank 0 cannot happen, but receive rank 1 \[REQUEST"):
+        replayed(world("push", 0, ()), ["kill rank 0"])
+
+
+def test_the_command_prints_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert worlds.main(["--worlds", "push", "--seconds", "0.3"]) == 0
+    shown = capsys.readouterr().out
+    assert "push" in shown and "violations: 0" in shown
