@@ -24,8 +24,9 @@ the inputs since.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from mpips.cluster.node import Node
@@ -39,6 +40,8 @@ ACKNOWLEDGED_EVERY = 16
 """Number of entries after which a successor acknowledges."""
 COMPACTED_EVERY = 256
 """Number of entries after which a program that passes its restart point gives a snapshot."""
+ASKED_EVERY = 0.05
+"""Seconds between two questions to a successor how many entries it has."""
 FOREVER = 1 << 62
 
 
@@ -276,15 +279,51 @@ class Journal:
         """Send all entries to a new successor."""
         if not self._leading:
             return
-        followers = [rank for rank in view.succession() if rank != self.node.rank][: self._copies]
-        self._followers = {rank: self._followers.get(rank, -1) for rank in followers}
-        for rank in [rank for rank, has in self._followers.items() if has < 0]:
+        followers = self._successors(view)
+        self._followers = {rank: has for rank, has in self._followers.items() if rank in followers}
+        self._send_all_to(followers)
+
+    def _successors(self, view: View) -> list[int]:
+        """Return the ranks that have copies of the journal in a view."""
+        return [rank for rank in view.succession() if rank != self.node.rank][: self._copies]
+
+    def _send_all_to(self, followers: Iterable[int]) -> None:
+        """Send all entries to those of some successors that have none."""
+        for rank in [rank for rank in followers if rank not in self._followers]:
             self._followers[rank] = 0
             for entry in self.log.entries:
                 self.node.outbox.send_soon(rank, entry)
 
+    def secure(self, view: View) -> None:
+        """Wait until those that succeed this leader in a view have all entries: before the view is made.
+
+        Else there would be no journal if the leader died then: a former successor may be a worker in that view.
+        """
+        if not self._leading or not self._is_kept:
+            return
+        asked_at = -math.inf
+
+        def has_all() -> bool:
+            nonlocal asked_at
+            alive = self.node.view.roles
+            wanted = [rank for rank in self._successors(view) if alive[rank] is not None]
+            self._send_all_to(wanted)
+            missing = [rank for rank in wanted if self._followers[rank] < self.log.count]
+            if missing and self.node.van.now() - asked_at > ASKED_EVERY:
+                asked_at = self.node.van.now()
+                self.node.outbox.flush()
+                for rank in missing:
+                    self.node.control(rank, Command.LOGGED, {})
+            return not missing
+
+        self.node.wait_until(has_all, "its next successors")
+
     def _logged(self, message: Message) -> None:
-        if message.sender in self._followers:
+        """Receive the number of a successor's entries, or the leader's question for it."""
+        if "count" not in message.meta:
+            count = self._received.count if message.sender == self._source else 0
+            self.node.control(message.sender, Command.LOGGED, {"count": count})
+        elif message.sender in self._followers:
             has = self._followers[message.sender]
             self._followers[message.sender] = max(has, int(message.meta["count"]))
 

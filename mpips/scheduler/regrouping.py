@@ -5,11 +5,11 @@ For the migration of key ranges between servers see `mpips.server.migration`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mpips.cluster.layout import Role
-from mpips.cluster.view import View, spare_worker
+from mpips.cluster.view import View, spare_worker, with_workers
 from mpips.membership.membership import Membership
 from mpips.scheduler.pending_orders import PendingOrders
 
@@ -33,15 +33,20 @@ def still_workers(view: View, ranks: Sequence[int]) -> list[int]:
 
 
 def new_workers(
-    membership: Membership, former: Sequence[int], orders: PendingOrders
+    membership: Membership, former: Sequence[int], orders: PendingOrders, secure: Callable[[View], None]
 ) -> tuple[list[int], int, list[int], int]:
-    """Replace the workers, at the leader.
+    """Replace the workers, at the leader, once its successors in the next view can succeed it: `secure(view)`.
 
     Returns:
         The new ones, the epoch of this set, those that have been workers throughout, and how many join by orders.
     """
-    were = still_workers(membership.node.view, former)
-    workers, joined = choose_workers(membership.node.view, former, orders)
+    while True:
+        view = membership.node.view
+        workers, joined = choose_workers(view, former, orders)
+        secure(with_workers(view, workers))
+        if membership.node.view is view:
+            break
+    were = still_workers(view, former)
     membership.set_workers(workers)
     orders.leaving.clear()
     view = membership.node.view

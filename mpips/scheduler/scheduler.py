@@ -298,7 +298,7 @@ class Cluster:
         """
         while True:
             now, workers_since, stayed, *by_orders = self.decide(
-                lambda: new_workers(self.membership, self.workers.addresses, self.orders)
+                lambda: new_workers(self.membership, self.workers.addresses, self.orders, self.journal.secure)
             )
             # Not in records of earlier versions.
             joined = sum(by_orders)
