@@ -44,6 +44,8 @@ class Mutation(NamedTuple):
     owner: Any
     name: str
     make: Make
+    needs: tuple[str, ...] = ()
+    """Acts of which a trial must have one to be run: without, it cannot show the fault; if empty, every trial is."""
 
 
 def _nothing(result: Any = None) -> Make:
@@ -201,53 +203,160 @@ def _forgets_the_learner(original: Any) -> Any:
 
 
 MUTATIONS = {
-    "fence": Mutation("a rank that is excluded goes on", Node, "adopt", _ignores_exclusion),
-    "freeze": Mutation("a rank that may be cut off goes on", Node, "freeze", _nothing()),
+    "fence": Mutation(
+        "a rank that is excluded goes on",
+        Node,
+        "adopt",
+        _ignores_exclusion,
+        needs=("split", "stop", "suspend"),
+    ),
+    "freeze": Mutation("a rank that may be cut off goes on", Node, "freeze", _nothing(), needs=("split",)),
     "acknowledge early": Mutation(
-        "changes are answered before the chain has them", Link, "after_all",
+        "changes are answered before the chain has them",
+        Link,
+        "after_all",
         lambda original: lambda self, action: action(),
+        needs=("kill sender", "kill host", "kill server"),
     ),
     "read early": Mutation(
-        "pulls are answered before the chain has what they read", Executor, "_read", _answers_before_the_chain,
+        "pulls are answered before the chain has what they read",
+        Executor,
+        "_read",
+        _answers_before_the_chain,
+        needs=("kill sender", "kill host"),
     ),
     "acknowledge for all": Mutation(
         "an acknowledgement of one change is taken for all changes", Link, "_acknowledged", _keeps_releases
     ),
-    "duplicates": Mutation("requests are executed each time they arrive", RequestDedup, "admit", _admits_again),
-    "order of changes": Mutation("members apply changes as they arrive", Link, "_apply", _applies_in_any_order),
-    "old chain": Mutation("messages of an earlier chain are taken", Link, "take", _ignores_epochs_of_chains),
-    "resend changes": Mutation("a new member's predecessor sends nothing again", Link, "send_again", _nothing()),
-    "second stage": Mutation("a chain gets another order without being closed", views, "_set_chain", _skips_closing),
+    "duplicates": Mutation(
+        "requests are executed each time they arrive", RequestDedup, "admit", _admits_again
+    ),
+    "order of changes": Mutation(
+        "members apply changes as they arrive", Link, "_apply", _applies_in_any_order
+    ),
+    "old chain": Mutation(
+        "messages of an earlier chain are taken",
+        Link,
+        "take",
+        _ignores_epochs_of_chains,
+        needs=("join server", "leave server", "kill"),
+    ),
+    "resend changes": Mutation(
+        "a new member's predecessor sends nothing again", Link, "send_again", _nothing(), needs=("kill",)
+    ),
+    "second stage": Mutation(
+        "a chain gets another order without being closed",
+        views,
+        "_set_chain",
+        _skips_closing,
+        needs=("join server", "leave server"),
+    ),
     "copy without requests": Mutation(
-        "a copy of a shard lacks the requests that it has finished", vars(migration), "pack", _copies_no_requests,
+        "a copy of a shard lacks the requests that it has finished",
+        vars(migration),
+        "pack",
+        _copies_no_requests,
+        needs=("join server", "leave server", "kill"),
     ),
     "changes during a copy": Mutation(
-        "a learner drops changes until it has a copy", Link, "_change", _drops_one_learner_change,
+        "a learner drops changes until it has a copy",
+        Link,
+        "_change",
+        _drops_one_learner_change,
+        needs=("join server", "leave server", "kill"),
     ),
-    "forward to a learner": Mutation("a learner gets no changes after its copy", Link, "next", _forgets_the_learner),
-    "fail rounds": Mutation("rounds of former sets of workers do not fail", Node, "_fail_rounds", _nothing()),
-    "give up": Mutation("requests to lost ranks do not fail", Tasks, "give_up", _nothing()),
-    "probes": Mutation("probes for lost requests are not answered", Admission, "probed", _nothing()),
-    "kept replies": Mutation("replies are not kept", RequestDedup, "finish", _keeps_no_replies),
-    "lease": Mutation("a leader takes a lease that another has", Quorum, "_has_lease", _nothing(True)),
-    "settle": Mutation("calls end before their rounds are on all copies", Node, "_is_settled", _nothing(True)),
+    "forward to a learner": Mutation(
+        "a learner gets no changes after its copy",
+        Link,
+        "next",
+        _forgets_the_learner,
+        needs=("join server", "leave server", "kill"),
+    ),
+    "fail rounds": Mutation(
+        "rounds of former sets of workers do not fail",
+        Node,
+        "_fail_rounds",
+        _nothing(),
+        needs=("kill", "stop", "split"),
+    ),
+    "give up": Mutation(
+        "requests to lost ranks do not fail", Tasks, "give_up", _nothing(), needs=("kill", "stop", "split")
+    ),
+    "probes": Mutation(
+        "probes for lost requests are not answered", Admission, "probed", _nothing(), needs=("drop",)
+    ),
+    "kept replies": Mutation(
+        "replies are not kept", RequestDedup, "finish", _keeps_no_replies, needs=("drop", "kill")
+    ),
+    "lease": Mutation(
+        "a leader takes a lease that another has", Quorum, "_has_lease", _nothing(True), needs=("split",)
+    ),
+    "settle": Mutation(
+        "calls end before their rounds are on all copies",
+        Node,
+        "_is_settled",
+        _nothing(True),
+        needs=("kill sender", "kill host"),
+    ),
     "redirect": Mutation("requests to a lost primary are not sent again", Tasks, "redirect", _nothing(0)),
-    "former primary": Mutation("answers of former primaries are taken", Node, "_take_reply", _takes_any_reply),
+    "former primary": Mutation(
+        "answers of former primaries are taken",
+        Node,
+        "_take_reply",
+        _takes_any_reply,
+        needs=("stop", "split", "suspend"),
+    ),
     "later epochs": Mutation("messages of later epochs do not wait", Node, "deliver", _delivers_at_once),
     "dependencies": Mutation(
-        "requests do not wait for those that they depend on", RequestDedup, "_may_start",
+        "requests do not wait for those that they depend on",
+        RequestDedup,
+        "_may_start",
         lambda original: staticmethod(lambda caller, request: True),
     ),
-    "keep replies": Mutation("replies are forgotten before they have arrived", Tasks, "acked", _forgets_early),
-    "agreement": Mutation("the leader excludes silent ranks alone", Membership, "_decide", _excludes_alone),
-    "half": Mutation("half of the votes decide", Electorate, "outcome", _half_is_a_majority),
-    "accept anything": Mutation("a rank accepts every proposed view", Known, "accepts", _nothing(True)),
-    "promise anything": Mutation("a rank promises every ballot", Known, "promises", _nothing(True)),
-    "confirmation": Mutation("a leader leads that nobody confirms", Quorum, "confirmed", _nothing(True)),
-    "journal of decisions": Mutation("decisions do not wait for the successors", Journal, "decide", _does_not_wait),
-    "journal of replies": Mutation("replies are not journaled", Journal, "_note", _nothing()),
-    "result": Mutation("a leader writes the result unconfirmed", Membership, "confirm", _nothing()),
-}  # fmt: skip
+    "keep replies": Mutation(
+        "replies are forgotten before they have arrived", Tasks, "acked", _forgets_early
+    ),
+    "agreement": Mutation(
+        "the leader excludes silent ranks alone",
+        Membership,
+        "_decide",
+        _excludes_alone,
+        needs=("split", "stop"),
+    ),
+    "half": Mutation(
+        "half of the votes decide", Electorate, "outcome", _half_is_a_majority, needs=("split",)
+    ),
+    "accept anything": Mutation(
+        "a rank accepts every proposed view", Known, "accepts", _nothing(True), needs=("split", "stop")
+    ),
+    "promise anything": Mutation(
+        "a rank promises every ballot", Known, "promises", _nothing(True), needs=("split", "stop")
+    ),
+    "confirmation": Mutation(
+        "a leader leads that nobody confirms",
+        Quorum,
+        "confirmed",
+        _nothing(True),
+        needs=("split", "stop", "suspend"),
+    ),
+    "journal of decisions": Mutation(
+        "decisions do not wait for the successors",
+        Journal,
+        "decide",
+        _does_not_wait,
+        needs=("kill", "stop", "split"),
+    ),
+    "journal of replies": Mutation(
+        "replies are not journaled",
+        Journal,
+        "_note",
+        _nothing(),
+        needs=("kill scheduler", "stop scheduler", "split"),
+    ),
+    "result": Mutation(
+        "a leader writes the result unconfirmed", Membership, "confirm", _nothing(), needs=("split", "stop")
+    ),
+}
 """By name. The campaign must find at least 18 of them within 10,000 trials."""
 
 
@@ -278,6 +387,12 @@ class Found(NamedTuple):
     how: str
 
 
+def _has(plan: _trial.Plan, acts: tuple[str, ...]) -> bool:
+    """Return whether a trial has one of these acts, or loses messages."""
+    loses = "drop" in acts and plan.drop > 0
+    return loses or any(event.what.startswith(act) for event in plan.events for act in acts)
+
+
 class _Hung(BaseException):
     """A trial does not end."""
 
@@ -292,6 +407,8 @@ def find(mutation: Mutation, trials: int, seed: int = 0, seconds: float = 3600.0
     signal.signal(signal.SIGALRM, _interrupt)
     with applied(mutation):
         for number in range(trials):
+            if mutation.needs and not _has(_trial.plan(seed + number), mutation.needs):
+                continue
             signal.alarm(LONGEST)
             try:
                 outcome = _trial.run(seed + number)
