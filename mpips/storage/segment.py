@@ -135,6 +135,12 @@ class Segment:
         for column in (*columns.values(), self.push_row, self.reply_row):
             if column.dtype not in (*DTYPES, "int8"):
                 raise LayoutError(f"vector {spec.name!r}: {column.dtype!r} is none of {', '.join(DTYPES)}")
+        for name, column in columns.items():
+            if not column.fits():
+                raise LayoutError(
+                    f"vector {spec.name!r}: state column {name!r}: width {column.width!r} must be 1 or more, and fill "
+                    f"{column.fill!r} a number of {column.dtype}"
+                )
         expect = 0 if spec.dense else min(expect, MAX_KEYS)
         self._wide = spec.key_bits == 128
         self._index: KeyIndex | PairIndex = PairIndex(expect) if self._wide else KeyIndex(expect)

@@ -153,6 +153,20 @@ class Column(NamedTuple):
     width: int = 1
     fill: float = 0
 
+    def fits(self) -> bool:
+        """Return whether rows can have this width, and the fill is a number of the dtype, perhaps infinite or NaN."""
+        fill: Any = self.fill
+        if not isinstance(self.width, int | np.integer) or self.width < 1:
+            return False
+        if not isinstance(fill, int | float | np.number):
+            return False
+        with np.errstate(all="ignore"):
+            try:
+                made = np.dtype(self.dtype).type(fill)
+            except (OverflowError, TypeError, ValueError):
+                return False
+        return bool(made == fill if made.dtype.kind == "i" else np.isfinite(made) or not np.isfinite(fill))
+
 
 def value_row(spec: VectorSpec) -> Column:
     """Return rows shaped like the vector's own."""

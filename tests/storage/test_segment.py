@@ -360,3 +360,27 @@ def test_rows_of_state_columns_of_another_type_or_width_are_not_converted(column
     made(Column("float64", 1)).import_state(old.export_state(ALL))
     with pytest.raises(ProtocolError, match="n of float64 of width 1, expected"):
         made(column).import_state(old.export_state(ALL))
+
+
+FILLS: list[Any] = [
+    ("int64", 1, 1.5), ("int8", 1, 300), ("int32", 1, 2**40), ("int64", 1, np.nan), ("float32", 1, 1e300),
+    ("float64", 1, None), ("float64", 1, "1"), ("float64", 0, 0), ("float64", -1, 0), ("float64", 2.0, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("column", FILLS)
+def test_a_state_column_that_cannot_hold_its_fill_is_refused(column: Any) -> None:
+    def made(*column: Any) -> Segment:
+        columns = update_module.Update("u", lambda *given: None, lambda spec: {"n": Column(*column)})
+        return Segment(VectorSpec("w", extent=2, dense=True), update=columns)
+
+    with pytest.raises(LayoutError, match=r"state column 'n': width .* and fill"):
+        made(*column)
+    for dtype, fill in (
+        ("int64", 2.0),
+        ("int8", -128),
+        ("float32", np.inf),
+        ("float64", 0.1),
+        ("int32", np.int8(3)),
+    ):
+        assert (made(dtype, 1, fill).state["n"] == fill).all()
