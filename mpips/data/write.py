@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mpips.data.compression import MAGIC
-from mpips.data.convert import check_target, write_svmlight
 from mpips.data.csr import write_csr
 from mpips.data.examples import Examples
 from mpips.data.read import named_format
@@ -49,6 +48,9 @@ def write(
     -1 0:2
     [[1.0, -1.0]]
     """
+    # No rank needs it.
+    from mpips.data.convert import check_target, write_svmlight
+
     target = os.fspath(path)
     kind = os.path.splitext(target)[1][1:].lower()
     form = "csv" if kind == "csv" else named_format(target)

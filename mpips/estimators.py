@@ -1,0 +1,160 @@
+"""Estimators of scikit-learn that are fitted by `mpips.run`; `pip install 'mpips[estimators]'`."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.extmath import safe_sparse_dot
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from mpips.client.given_job import overrides
+from mpips.client.loading import load_model
+from mpips.client.run import Run, run
+from mpips.config.job_file import load
+from mpips.config.program import load_program
+from mpips.config.toml_text import write_toml
+from mpips.data import write
+from mpips.rank.twin import run_twin
+from mpips.rundir import claim
+from mpips.rundir.folder import RunFolder
+
+TWIN = "twin"
+
+
+class SparseLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """L1 logistic regression of two classes: minimises sum_i log(1 + exp(-y_i x_i.w)) + l1 |w|_1 by `sparse_lr`.
+
+    `fit` starts servers and workers as `mpips.run` does. With Open MPI it survives the loss of a worker, and with
+    several servers, which have copies, that of a server.
+
+    Args:
+        l1: the weight of the l1 norm.
+        fit_intercept: add a constant feature of 1, whose weight is penalised like the others, as by liblinear.
+        algorithm: `darlin`, to the optimum; or `ftrl`, `adagrad` or `sgd`, online.
+        servers: ranks that hold weights.
+        workers: ranks that have examples; no more than there are examples.
+        spares: ranks that replace dead ones.
+        settings: further keys of the job, as `set` of `mpips.run`: {"sparse_lr.epsilon": 1e-5}.
+        folder: where the data, the run and its checkpoints are kept, on a file system of all hosts; None: a temporary
+            folder, which is removed.
+        launcher: as of `mpips.run`; or `twin`: all ranks in this process, without MPI, for tests and small data.
+
+    Attributes:
+        coef_: f8[1, features].
+        intercept_: f8[1]; 0 without `fit_intercept`.
+        classes_: the two labels, in ascending order.
+        n_iter_: passes over the data.
+        objective_: the minimum that was reached; None online with several passes.
+
+    >>> X, y = np.array([[0.0, 2.0], [1.0, 0.0], [0.0, 3.0], [2.0, 0.0]]), ["b", "a", "b", "a"]
+    >>> model = SparseLogisticRegression(l1=0.1, workers=1, launcher="twin").fit(X, y)
+    >>> model.predict([[0.0, 1.0], [1.0, 0.0]]).tolist(), model.coef_.shape
+    (['b', 'a'], (1, 2))
+    """
+
+    def __init__(
+        self,
+        l1: float = 1.0,
+        *,
+        fit_intercept: bool = True,
+        algorithm: str = "darlin",
+        servers: int = 1,
+        workers: int = 2,
+        spares: int = 0,
+        settings: dict[str, Any] | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        launcher: str = "auto",
+    ) -> None:
+        self.l1, self.fit_intercept, self.algorithm = l1, fit_intercept, algorithm
+        self.servers, self.workers, self.spares = servers, workers, spares
+        self.settings, self.folder, self.launcher = settings, folder, launcher
+
+    def __sklearn_tags__(self) -> Any:
+        """Return what scikit-learn wants to know of it."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.classifier_tags.multi_class = False
+        return tags
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Fit the weights to X, [n, features], dense or sparse, and labels y, [n], of two classes.
+
+        Raises:
+            ValueError: the data or a parameter are wrong; an `mpips.InputError` is one.
+            mpips.RunFailed: the run has failed.
+            mpips.RunInterrupted: Ctrl-C was pressed.
+        """
+        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        if len(self.classes_) != 2:
+            found = f"{len(self.classes_)} class{'es' * (len(self.classes_) > 1)}"
+            raise ValueError(f"Only binary classification is supported; y has {found}")
+        with ExitStack() as stack:
+            if self.folder is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mpips-fit-")))
+            else:
+                folder = Path(self.folder)
+                folder.mkdir(parents=True, exist_ok=True)
+            done = self._run(folder.absolute(), X, 2 * labels - 1)
+            keys, weights = load_model(done).vectors()["w"]
+            self.n_iter_ = int(done.metrics.get("passes", 1))
+            self.objective_ = done.metrics.get("objective")
+        whole = np.zeros(X.shape[1] + 1)
+        whole[keys.astype(np.int64)] = weights[:, 0]
+        self.coef_, self.intercept_ = whole[None, :-1].copy(), whole[-1:].copy()
+        return self
+
+    def _run(self, folder: Path, X: Any, labels: NDArray[np.int64]) -> Run:
+        if self.fit_intercept:
+            ones = np.ones((X.shape[0], 1))
+            X = sparse.hstack([X, ones], format="csr") if sparse.issparse(X) else np.hstack([X, ones])
+        write(folder / "train.h5", X, labels, force=True)
+        workers = min(self.workers, X.shape[0])
+        tables = {
+            "job": {"program": "sparse_lr", "base": str(folder)},
+            "layout": {"servers": self.servers, "workers": workers, "spares": self.spares},
+            "checkpoint": {"directory": str(folder / "checkpoints")},
+            "data": {"train": "train.h5"},
+            "sparse_lr": {"l1": float(self.l1), "algorithm": self.algorithm},
+        }
+        job = folder / "job.toml"
+        job.write_text(write_toml(tables))
+        number = sum(1 for _ in folder.glob("run-*")) + 1
+        runs = folder / f"run-{number}"
+        if self.launcher != TWIN:
+            return run(job, set=self.settings, run_dir=runs, launcher=self.launcher)
+        loaded, claimed = load(job, overrides(self.settings or {})), RunFolder.claim(runs)
+        try:
+            run_twin(loaded, load_program(loaded.program, loaded.base), claimed, None, io.StringIO())
+        finally:
+            claim.release(claimed.path)
+        return Run(runs)
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Return x.w of each row of X, f8[n]: above 0 means the second class."""
+        check_is_fitted(self)
+        X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
+        scores: NDArray[np.float64] = safe_sparse_dot(X, self.coef_[0]) + self.intercept_[0]
+        return scores
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the more probable class of each row of X, [n]."""
+        scores = self.decision_function(X)
+        found: NDArray[Any] = self.classes_[(scores > 0.0).astype(np.int64)]
+        return found
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the probabilities of both classes, f8[n, 2]."""
+        half = 0.5 * np.tanh(0.5 * self.decision_function(X))
+        return np.column_stack([0.5 - half, 0.5 + half])

@@ -1,0 +1,74 @@
+"""The estimators of scikit-learn: its own checks, its own solver's weights, and a worker that is lost in `fit`."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils.estimator_checks import check_estimator
+
+from mpips import InputError, Run
+from mpips.estimators import SparseLogisticRegression
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(200, 12)) * (rng.random((200, 12)) < 0.5)
+    y = np.where(x @ rng.normal(size=12) + 0.5 + 0.5 * rng.normal(size=200) > 0, "yes", "no")
+    return x, y
+
+
+def test_as_liblinear_finds_it(data: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = data
+    with warnings.catch_warnings():
+        # Versions differ in how the penalty is named.
+        warnings.simplefilter("ignore")
+        theirs = LogisticRegression(penalty="l1", solver="liblinear", C=2.0, tol=1e-8).fit(x, y)
+    ours = SparseLogisticRegression(l1=0.5, launcher="twin").fit(csr_matrix(x), y)
+    assert ours.classes_.tolist() == ["no", "yes"] and ours.n_features_in_ == 12
+    assert np.allclose(ours.coef_, theirs.coef_, atol=0.02) and np.allclose(
+        ours.intercept_, theirs.intercept_, atol=0.02
+    )
+    assert np.allclose(ours.predict_proba(x), theirs.predict_proba(x), atol=0.01)
+    assert np.mean(ours.predict(x) == theirs.predict(x)) > 0.98
+    assert ours.objective_ > 0.0 and ours.n_iter_ > 1
+    without = SparseLogisticRegression(fit_intercept=False, launcher="twin").fit(x, y)
+    assert without.intercept_.tolist() == [0.0]
+
+
+def test_scikit_learns_own_checks() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # A few passes are enough for the checks.
+        how = {"launcher": "twin", "settings": {"sparse_lr.passes": 6}}
+        found = check_estimator(SparseLogisticRegression(l1=0.05, workers=1, **how), on_fail=None)
+    assert {each["check_name"]: each["exception"] for each in found if each["status"] == "failed"} == {}
+
+
+def test_wrong_parameters(data: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="l1 must be at least 0"):
+        SparseLogisticRegression(l1=-1.0, launcher="twin").fit(*data)
+    model = SparseLogisticRegression(
+        folder=tmp_path / "kept", settings={"sparse_lr.passes": 2}, launcher="twin"
+    )
+    assert model.fit(*data).n_iter_ == model.fit(*data).n_iter_ == 2
+    assert Run(tmp_path / "kept" / "run-2").status == "completed"
+
+
+@pytest.mark.ranks
+@pytest.mark.once
+def test_a_fit_survives_a_killed_worker(data: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    x, y = data
+    kill = {"faults.kill": [{"role": "worker", "index": 1, "at_step": 30}]}
+    ours = SparseLogisticRegression(l1=0.5, workers=2, settings=kill, folder=tmp_path).fit(x, y)
+    (loss,) = Run(tmp_path / "run-1").result["recoveries"]
+    assert loss["role"] == "worker"
+    alone = SparseLogisticRegression(l1=0.5, workers=1, launcher="twin").fit(x, y)
+    assert np.allclose(ours.coef_, alone.coef_, atol=0.02)
