@@ -7,26 +7,26 @@ pieces (`keys` are their first keys), and requests for at most three of them are
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpips import Answer, Context, KeyList, KeyRange, Task, Vector
 from mpips import keys as key_arrays
-from mpips.jobs.sparse_lr import kernels, restricted_gap
+from mpips.jobs.sparse_lr import kernels, quadratic
 from mpips.jobs.sparse_lr.assignment import WorkerData
 from mpips.jobs.sparse_lr.blocks import Blocks
 from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
 from mpips.jobs.sparse_lr.settings import Settings
 
+T = TypeVar("T")
 Columns = slice | NDArray[np.int64]
 """A selection of a worker's columns."""
 KEY_BYTES, REPLY_BYTES = 8, 2 * 4
 """Bytes of a key, and of its row in a reply: (w, radius)."""
-LONGEST_WORK = 1 << 17
-"""Non-zeros of one piece of a reset's work, unless a feature has more: less than a millisecond."""
 NONE = np.empty(0, np.int64)
 # The round of a rebuild of the margins: no pass reaches it.
 REBUILD = 2**62
@@ -86,49 +86,64 @@ class BlockWorker:
 
     def _full_gradient(self, cols: NDArray[np.int64]) -> NDArray[Any]:
         """Return the exact gradient of some columns; handle what has arrived after each part of the work."""
-        gradients = []
-        for part in self.blocks.parts(cols, LONGEST_WORK):
-            with self.context.working():
-                gradients.append(self.blocks.full_gradient(part))
-            self.context.take_arrived()
-        return np.concatenate(gradients)
+        parts = quadratic.pieces(self.blocks.colptr, cols)
+        return np.concatenate([self._do(partial(self.blocks.full_gradient, cols[part])) for part in parts])
 
-    # --- the restricted gap
+    def _do(self, work: Callable[[], T]) -> T:
+        """Do a piece of work, then handle what has arrived."""
+        with self.context.working():
+            done = work()
+        self.context.take_arrived()
+        return done
+
+    # --- the second-order model of F: a Newton step, and the restricted gap
 
     def begin_model(self, round: int) -> None:
-        """Set up the second-order model of F over the active features; see `restricted_gap`."""
+        """Set up the second-order model of F over the active features; see `quadratic`."""
         blocks = self.blocks
         blocks.refresh()
-        cols = np.flatnonzero(blocks.radius > 0.0)
-        with self.context.working():
-            rows = np.empty((len(cols), 3))
-            restricted_gap.derivatives(*blocks.matrix, cols, blocks.state, rows)
-        totals = self._added(cols, rows, round)
-        l1 = self.settings.l1
-        self._model = restricted_gap.Model(blocks.matrix, blocks.state, blocks.w, l1, cols, totals)
+        cols, terms = np.flatnonzero(blocks.radius > 0.0), np.empty((len(blocks.state), 2))
+        quadratic.loss_terms(blocks.state, terms)
+        rows = np.empty((len(cols), 3))
+        for part in quadratic.pieces(blocks.colptr, cols):
+            self._do(partial(quadratic.derivatives, *blocks.matrix, cols[part], terms, rows[part]))
+        totals = self._added(blocks.keys[cols], rows, round)
+        self._model = quadratic.Model(
+            blocks.matrix, terms, blocks.w, self.settings.l1, cols, totals, self._do
+        )
+        self._model_keys = self.w.key_list(blocks.keys[self._model.cols])
 
     def multiply(self, first: bool, alpha: float, beta: float, round: int) -> dict[str, float]:
         """Multiply the model's curvature by the next vector of the search; return the parts of a `Product`."""
-        with self.context.working():
-            rows, product = self._model.multiply(first, alpha, beta)
-        self._model.take(self._added(self._model.cols, rows[:, None], round)[:, 0])
+        rows, product = self._model.multiply(first, alpha, beta)
+        self._model.take(self._added(self._model_keys, rows[:, None], round)[:, 0])
         return product._asdict()
 
     def measure(self, alpha: float, beta: float) -> dict[str, list[float]]:
         """Return the parts of the model's values after steps of several lengths."""
-        with self.context.working():
-            return {"values": self._model.measure(alpha, beta)}
+        return {"values": self._model.measure(alpha, beta)}
 
     def move(self, length: float, round: int) -> None:
         """Take a step of the model's variables, not of the weights."""
-        with self.context.working():
-            rows = self._model.move(length)
-        self._model.take_image(self._added(self._model.cols, rows[:, None], round)[:, 0])
+        rows = self._model.move(length)
+        self._model.take_image(self._added(self._model_keys, rows[:, None], round)[:, 0])
 
-    def _added(self, cols: NDArray[np.int64], rows: kernels.F8, round: int) -> kernels.F8:
-        """Return the sums of rows over all workers, f8 of the same shape, in the servers' phase "sum"."""
-        keys, dtype = self.blocks.keys[cols], self.blocks.dtype
-        sums = self.w.push_pull(keys, rows.astype(dtype), round=round, exact=True).result()
+    def set_to_minimum(self, length: float, round: int) -> Answer:
+        """Set the weights to the minimum of the model, after a last step; return the model of the losses, as a pass.
+
+        The servers, in their phase "set", return the weights that they have set, so that all have the same bits.
+        """
+        model, blocks = self._model, self.blocks
+        rows = (model.weights(length) * model.shares)[:, None]
+        blocks.w[model.cols] = self._added(self._model_keys, rows, round)[:, 0]
+        with self.context.working():
+            blocks.renew_state()
+            more, losses = blocks.end_pass()
+        return Answer(more, losses)
+
+    def _added(self, keys: key_arrays.KeyArray | KeyList, rows: kernels.F8, round: int) -> kernels.F8:
+        """Return the sums of rows over all workers, f8 of the same shape."""
+        sums = self.w.push_pull(keys, rows.astype(self.blocks.dtype), round=round, exact=True).result()
         return np.asarray(sums, np.float64).reshape(rows.shape)
 
     def named(self, cols: NDArray[np.int64], within: KeyRange) -> key_arrays.KeyArray | KeyList:

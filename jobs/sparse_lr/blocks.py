@@ -118,9 +118,17 @@ class Blocks:
 
     def renew_margins(self) -> None:
         """Recompute the margins from the weights, since mixtures amplify rounding errors. A new period begins."""
+        self._set_margins()
+        self.begin_period()
+
+    def renew_state(self) -> None:
+        """Recompute the margins from the weights, and what is derived from them, within a period."""
+        self._set_margins()
+        kernels.refresh_odds(self.state)
+
+    def _set_margins(self) -> None:
         cols = np.flatnonzero(self.w)
         kernels.set_margins(*self.matrix, cols, self.w[cols], self.state)
-        self.begin_period()
 
     def set_radius(self, cols: slice | NDArray[np.int64], radius: F4) -> None:
         """Set the radius of columns, or the code instead of it."""
@@ -256,11 +264,6 @@ class Blocks:
     def refresh(self) -> None:
         """Recompute the values that are derived from the margins, after a mixture."""
         kernels.refresh_odds(self.state)
-
-    def parts(self, cols: NDArray[np.int64], most: int) -> list[NDArray[np.int64]]:
-        """Cut columns i8[k] into one or more parts of at most `most` non-zeros besides those of the first column."""
-        ends = np.cumsum(self.colptr[cols + 1] - self.colptr[cols])
-        return np.split(cols, np.flatnonzero(np.diff(ends // most)) + 1)
 
     def full_gradient(self, cols: NDArray[np.int64]) -> F4 | F8:
         """Return the exact gradient of some columns, at the margins of the last `refresh`."""

@@ -52,6 +52,8 @@ MOST_PATIENCE = 32
 LEAST_PAY, MOST_PATIENT = 0.5, 8
 """A search pays if it gains this fraction of the pass's own gain; there is one after at most so many passes."""
 
+SETTLED_PASSES = 10
+"""Least number of passes over which F must have fallen little for a run to have settled, without Newton steps."""
 GAP_PASSES = 4
 """Least number of passes over which F must have fallen little before the restricted gap is measured."""
 
@@ -201,6 +203,10 @@ class Control(NamedTuple):
     """... and after how many of them the next search is due."""
     gap_at: int = 0
     """The pass from which the restricted gap is measured next, if the run stops by it."""
+    newton_at: int = 0
+    """The pass that a Newton step may follow next."""
+    newton_wait: int = 1
+    """The number of passes from the last one to that one."""
 
 
 class PassReport(NamedTuple):
@@ -238,24 +244,25 @@ def next_pass(
     *,
     kkt: bool = True,
     target: float = 0.0,
-    delayed: bool = False,
+    share: int = 2,
     gap: float = 0.0,
+    least: int = SETTLED_PASSES,
 ) -> tuple[Control, Decision]:
     """Update the control after a pass; decide whether to continue, reset the active set, or stop.
 
-    The run has settled when F decreased by no more than `epsilon` F during the last half of its passes (at least
-    ten): where steps are small, and passes therefore many, the test covers more passes. Then a reset follows and three
-    more passes (none if the reset reactivated no feature, see `after_reset`), and the run stops if it is still
-    settled. Without the filter (`kkt`) no feature can be reactivated: a reset only recomputes the margins and the
+    The run has settled when F decreased by no more than `epsilon` F during the last 1/`share` of its passes (at
+    `least` some): where steps are small, and passes therefore many, the test covers more passes. Then a reset follows
+    and three more passes (none if the reset reactivated no feature, see `after_reset`), and the run stops if it is
+    still settled. Without the filter (`kkt`) no feature can be reactivated: a reset only recomputes the margins and the
     gap. The run stops at once when F <= `target`.
 
-    With a delay a run has more passes. So the test covers the last third of them, and a reset is full whenever the
-    number of passes has doubled: a feature that was far from becoming active at the last full reset may be needed now.
+    A reset is full whenever the number of passes has doubled: a feature that was far from becoming active at the last
+    full reset may be needed now.
 
     With a `gap` > 0 there is also a full reset, at which the restricted gap is measured, as soon as it may be small
     enough: when F has fallen by at most 2 `gap` F over the last third of the passes, and then when `measured` says.
     """
-    objective, mixture, _ = report.choice
+    objective = report.choice.objective
     objectives = (*control.objectives, objective)
     exact, patience = _next_exact(control, report)
     gain = (objectives[-2] - objective) / max(abs(objective), 1e-300)
@@ -264,14 +271,14 @@ def next_pass(
         theta=_next_theta(control.theta, report, objectives[-2]),
         threshold=10.0 * report.violation / report.examples if report.examples else 0.0,
         since_reset=control.since_reset + 1,
-        noise=control.noise * (1.0 if mixture is None else max(1.0, float(np.abs(mixture).sum()))),
         exact=exact,
         patience=patience,
     )
+    control = amplified(control, report.choice)
     if len(objectives) > passes or objective <= target:
         return control, Decision(reset=False, stop=True)
     done = len(objectives) - 1
-    if has_settled(objectives[control.since :], epsilon, 3 if delayed else 2):
+    if has_settled(objectives[control.since :], epsilon, share, least):
         if control.settled > 3:
             return control, Decision(reset=False, stop=True)
         if control.settled > 0:
@@ -286,7 +293,7 @@ def next_pass(
     slow = control.since_reset >= 3 + done // 10 and gain < control.reset_below
     if (kkt and (slow or control.since_reset >= 20 + done // 4)) or control.noise > RESET_NOISE:
         below = max(min(control.reset_below, gain) * 0.1, 1e-6)
-        full, resets = control.resets == 0 or (delayed and done >= 2 * control.full_at), control.resets + 1
+        full, resets = control.resets == 0 or done >= 2 * control.full_at, control.resets + 1
         control = control._replace(settled=0, reset_below=below, since_reset=0, resets=resets, noise=1.0)
         control = control._replace(full_at=done if full else control.full_at)
         return control, Decision(reset=True, stop=False, full=full)
@@ -330,6 +337,12 @@ def measured(control: Control, found: float, gap: float) -> Control:
     return control._replace(gap_at=max(math.ceil(done * further), done + 2 + done // 8))
 
 
+def amplified(control: Control, choice: Choice) -> Control:
+    """Return the control with the amplification of rounding errors by a mixture."""
+    factor = 1.0 if choice.mixture is None else max(1.0, float(np.abs(choice.mixture).sum()))
+    return control._replace(noise=control.noise * factor)
+
+
 def corrected(control: Control, objective: float) -> Control:
     """Return the control with F at recomputed margins (`kernels.set_margins`)."""
     return control._replace(objectives=(*control.objectives[:-1], objective))
@@ -342,7 +355,9 @@ def resumed(control: Control, objective: float) -> Control:
     return corrected(control, objective)._replace(noise=1.0, since=since)
 
 
-def has_settled(objectives: Sequence[float], epsilon: float, share: int = 2, least: int = 10) -> bool:
+def has_settled(
+    objectives: Sequence[float], epsilon: float, share: int = 2, least: int = SETTLED_PASSES
+) -> bool:
     """Return whether F decreased by at most epsilon F over the last 1/`share` of the passes, and at least `least`."""
     done = len(objectives) - 1
     window = max(least, (done + share - 1) // share)

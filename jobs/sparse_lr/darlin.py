@@ -28,8 +28,9 @@ from mpips import (
     retry_on_loss,
     schema_error,
 )
-from mpips.jobs.sparse_lr import assignment, control, evaluate, kernels, restricted_gap
+from mpips.jobs.sparse_lr import assignment, control, evaluate, kernels, quadratic, restricted_gap
 from mpips.jobs.sparse_lr.assignment import Assignment
+from mpips.jobs.sparse_lr.newton import Newton
 from mpips.jobs.sparse_lr.proximal import exact_total
 from mpips.jobs.sparse_lr.settings import Settings
 
@@ -44,6 +45,7 @@ PIECE = 1 << 17
 _NUMBERS = ("theta", "threshold", "reset_below", "noise")
 _COUNTS = (
     "since_reset", "settled", "resets", "since", "exact", "patience", "full_at", "unsearched", "patient", "gap_at",
+    "newton_at", "newton_wait",
 )  # fmt: skip
 SCHEMA = {
     "control": {
@@ -96,9 +98,14 @@ class Darlin:
     """Further settings of the vector."""
 
     def __init__(
-        self, cluster: Cluster, settings: Settings, assignment: Assignment, data: evaluate.Data
+        self,
+        cluster: Cluster,
+        settings: Settings,
+        assignment: Assignment,
+        data: evaluate.Data,
+        newton: Newton,
     ) -> None:
-        self.cluster, self.settings, self.assignment = cluster, settings, assignment
+        self.cluster, self.settings, self.assignment, self.newton = cluster, settings, assignment, newton
         self.servers, self.workers = cluster.servers, cluster.workers
         self.data, self.examples = data, data.examples
         self.most_passes = settings.passes or MOST_PASSES
@@ -242,7 +249,26 @@ class Darlin:
         self.mix(report.choice)
         if decision.reset:
             decision = self.reset(decision.full)
-        return decision.stop
+        return decision.stop or self.newton_step()
+
+    def newton_due(self, ctl: control.Control) -> bool:
+        """Return whether a Newton step follows the last pass; none does if float32 cannot hold its sums."""
+        return self.newton.due(ctl) and not self.w.spec.settings.get("wide")
+
+    def newton_step(self) -> bool:
+        """Take a Newton step if one is due; return whether F is low enough to stop."""
+        if not self.newton_due(self.control):
+            return False
+        self._phase("sum")
+        self.workers.call("begin_model", {"round": self._rounds(1)})
+        calls = quadratic.calls_of(self.workers, self._rounds)
+        found = quadratic.minimise(calls, self.newton.effort)
+        self._phase("set")
+        last = {"length": found.length, "round": self._rounds(1)}
+        report = self.search(self._model(self.workers.start("set_to_minimum", last)))
+        self.control = self.newton.taken(self.control, report.choice)
+        self.mix(report.choice)
+        return self.control.objectives[-1] <= self.settings.target
 
     def decide(self, report: control.PassReport) -> control.Decision:
         """Let the control decide after a pass."""
@@ -253,8 +279,9 @@ class Darlin:
             self.most_passes,
             kkt=self.settings.kkt,
             target=self.settings.target,
-            delayed=self.tau > 0,
+            share=max(self.newton.share, 3 if self.tau > 0 else 2),
             gap=self.settings.gap,
+            least=self.newton.settled,
         )
         self.restricted_gap = math.inf
         return decision
@@ -389,7 +416,7 @@ class Darlin:
             return
         self._phase("sum")
         self.workers.call("begin_model", {"round": self._rounds(1)})
-        decrease = restricted_gap.decrease(restricted_gap.calls_of(self.workers, self._rounds))
+        decrease = restricted_gap.decrease(quadratic.calls_of(self.workers, self._rounds))
         self._phase("step", self.control.threshold)
         # Where columns are nearly equal, the model may fall below 0; F cannot.
         self.restricted_gap = min(decrease / max(self.control.objectives[-1], 1e-300), 1.0)

@@ -36,7 +36,7 @@ from mpips import (
     unmet,
 )
 from mpips.data import EncodingTable, Source, resolve, unusual_files
-from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, online, overlapped_darlin
+from mpips.jobs.sparse_lr import darlin, evaluate, exact_darlin, newton, online, overlapped_darlin
 from mpips.jobs.sparse_lr.assignment import Assignment, WorkerData
 from mpips.jobs.sparse_lr.block_worker import ranges
 from mpips.jobs.sparse_lr.evaluate import Scorer
@@ -94,7 +94,9 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     block_wise: type[darlin.Darlin] = overlapped_darlin.OverlappedDarlin if delayed else darlin.Darlin
     if exact:
         block_wise = exact_darlin.ExactDarlin
-    method = block_wise if settings.algorithm == "darlin" else online.Online
+    # Products of whole columns have inexact sums.
+    rule = newton.Newton() if settings.newton and not exact else newton.NEVER
+    method = partial(block_wise, newton=rule) if settings.algorithm == "darlin" else online.Online
     with cluster.phase("train"):
         training = method(cluster, settings, assignment, data)
         metrics = training.run()

@@ -29,6 +29,7 @@ from mpips.jobs.sparse_lr import control, evaluate
 from mpips.jobs.sparse_lr.assignment import Assignment
 from mpips.jobs.sparse_lr.block_worker import ranges
 from mpips.jobs.sparse_lr.darlin import Darlin
+from mpips.jobs.sparse_lr.newton import Newton
 from mpips.jobs.sparse_lr.proximal import exact_total
 from mpips.jobs.sparse_lr.settings import Settings
 
@@ -51,14 +52,19 @@ class OverlappedDarlin(Darlin):
     more: Mapping[str, Setting] = {"overlap": True}
 
     def __init__(
-        self, cluster: Cluster, settings: Settings, assignment: Assignment, data: evaluate.Data
+        self,
+        cluster: Cluster,
+        settings: Settings,
+        assignment: Assignment,
+        data: evaluate.Data,
+        newton: Newton,
     ) -> None:
         self._running: Running | None = None
         # Whether the present pass is to be the last one before a rest, and what is due then.
         self._is_final = self._reset = self._full = self._stop = False
         # The next pass has begun when one is reported.
         cluster.durations.under_way = 2
-        super().__init__(cluster, settings, assignment, data)
+        super().__init__(cluster, settings, assignment, data, newton)
 
     def at_rest(self) -> bool:
         """Return whether no blocks are in flight; otherwise the next pass is the last before a rest."""
@@ -94,6 +100,7 @@ class OverlappedDarlin(Darlin):
             or (every > 0 and number % every == 0)
             or ctl.settled > 0
             or ctl.unsearched + 1 >= ctl.patient
+            or self.newton_due(ctl._replace(objectives=(*ctl.objectives, 0.0)))
         )
 
     def _issue(self) -> Running:
@@ -166,7 +173,7 @@ class OverlappedDarlin(Darlin):
             decision = self.reset(decision.full or self._full)
         # Not before: a reset in which a worker is lost is still due.
         self._reset = self._full = False
-        return decision.stop or self._stop
+        return decision.stop or self._stop or self.newton_step()
 
     def _next(self, report: control.PassReport) -> control.Decision:
         """Let the control decide; the mean of its theta and that of the pass issued last follows the lag smoothly."""

@@ -21,6 +21,8 @@ class Settings:
     over the active features (the restricted gap); 0: do not."""
     kkt: bool = True
     """darlin: leave out features whose weight is 0 and, by their gradient, will stay 0 (the KKT filter)."""
+    newton: bool = True
+    """darlin: follow passes by Newton steps over the active features, where they pay."""
     target: float = field(default=0.0, metadata={"at_least": 0.0, "at_most": 1e300})
     """darlin: stop as soon as the objective is no higher; 0: continue until it has settled."""
     passes: int = field(default=0, metadata={"at_least": 0, "at_most": 2**31 - 1})

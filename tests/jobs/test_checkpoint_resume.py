@@ -75,7 +75,7 @@ def test_resume_from_a_resumed_run(data_set: DataSet, written: tuple[Path, Outco
     """From 2 servers to 3 to 1: checkpoints of checkpoints, whose shards lie otherwise each time."""
     folder, outcome = written
     second = resumed(data_set, complete(folder)[0], tmp_path / "a", 3, checkpoint={"every": 3, "keep": 50})
-    third = resumed(data_set, complete(tmp_path / "a")[1], tmp_path / "b", 1)
+    third = resumed(data_set, complete(tmp_path / "a")[-1], tmp_path / "b", 1)
     assert {second.sha, third.sha} == {outcome.sha}
 
 
@@ -137,13 +137,12 @@ def test_a_shorter_run_keeps_its_checkpoints_in_a_shared_folder(data_set: DataSe
     assert not any(inspection.verify(path) for path in complete(tmp_path))
 
 
-def test_a_resumed_run_removes_what_it_went_on_from(
-    data_set: DataSet, written: tuple[Path, Outcome], tmp_path: Path
-) -> None:
-    run_twin(data_set, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=6), checkpoint=EVERY)
+def test_a_resumed_run_removes_what_it_went_on_from(data_set: DataSet, tmp_path: Path) -> None:
+    longer = {"settings": {"epsilon": 1e-9}}
+    run_twin(data_set, 1, 2, hooks=Hooks(checkpoints=tmp_path, stop_after=6), checkpoint=EVERY, **longer)
     two, four, six = complete(tmp_path)
-    again = resumed(data_set, four, tmp_path, 2, checkpoint={"every": 1, "keep": 3})
-    assert again.sha == written[1].sha
+    again = resumed(data_set, four, tmp_path, 2, checkpoint={"every": 1, "keep": 3}, **longer)
+    assert again.sha == run_twin(data_set, 1, 2, **longer).sha
     last = again.metrics["passes"] - 1
     assert not two.exists() and not four.exists()
     assert [step_of(path) for path in complete(tmp_path)] == [6, last - 2, last - 1, last]

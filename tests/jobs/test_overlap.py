@@ -10,7 +10,7 @@ import pytest
 from synthetic import DataSet, Hooks, Outcome, make, objective, optimum, run_twin
 
 from mpips.checkpoint.manifest import complete, step_of
-from mpips.jobs.sparse_lr import control, overlapped_darlin, proximal
+from mpips.jobs.sparse_lr import control, newton, overlapped_darlin, proximal
 from mpips.jobs.sparse_lr.blocks import Blocks
 from mpips.jobs.sparse_lr.overlap import Passes
 from mpips.jobs.sparse_lr.overlapped_darlin import OverlappedDarlin
@@ -44,7 +44,8 @@ def is_optimal(outcome: Outcome, data_set: DataSet, best: float) -> None:
 
 
 def without_rests(patch: pytest.MonkeyPatch) -> None:
-    """Let passes overlap for as long as nothing but the search requires all workers."""
+    """Let passes overlap for as long as nothing but a search or a Newton step requires all workers."""
+    patch.setattr(newton.Newton, "due", lambda *_: False)
     searched = control.searched
     patch.setattr(control, "searched", lambda *args: searched(*args)._replace(patient=1 << 20))
 

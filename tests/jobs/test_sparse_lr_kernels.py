@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_matrix
 from sklearn.linear_model import LogisticRegression
 
-from jobs.sparse_lr import control, kernels, kkt_filter
+from jobs.sparse_lr import control, kernels, kkt_filter, quadratic
 from jobs.sparse_lr.blocks import Blocks
 from mpips.data import Columns
 
@@ -186,7 +186,7 @@ def test_the_parts_of_a_reset_are_of_about_equal_work(
     held = Blocks(Columns(keys, colptr, rows, None, examples))
     chosen = draw.draw(st.sets(st.sampled_from(range(len(sizes))))) if sizes else set()
     cols = np.array(sorted(chosen), np.int64)
-    parts = held.parts(cols, most)
+    parts = [cols[part] for part in quadratic.pieces(colptr, cols, most)]
     np.testing.assert_array_equal(np.concatenate(parts), cols)
     work = [sum(sizes[col] for col in part) for part in parts]
     assert all(sum(sizes[col] for col in part[1:]) <= most for part in parts)
@@ -557,13 +557,13 @@ def test_at_most_half_of_the_blocks_are_in_flight(tau: int) -> None:
     assert control.block_count(2.0, 100, tau) == 2 * (tau + 1)
 
 
-def full_resets(delayed: bool) -> tuple[list[int], int]:
+def full_resets(share: int) -> tuple[list[int], int]:
     """The passes after which a full reset is due, and all, of a run whose F falls by ever smaller fractions."""
     steering, full = control.start(100.0), []
     for number in range(1, 1000):
         after = 50.0 + 50.0 / number**2
         steering, decision = control.next_pass(
-            steering, report_of(steering.objectives[-1], after), 1e-4, 1000, delayed=delayed
+            steering, report_of(steering.objectives[-1], after), 1e-4, 1000, share=share
         )
         full += [number] if decision.reset and decision.full else []
         if decision.stop:
@@ -571,10 +571,9 @@ def full_resets(delayed: bool) -> tuple[list[int], int]:
     return full, number
 
 
-def test_with_a_delay_resets_are_full_whenever_the_passes_have_doubled_and_the_end_is_nearer() -> None:
-    (few, late), (many, soon) = full_resets(delayed=False), full_resets(delayed=True)
-    # Without a delay only the first, and that at the end.
-    assert len(few) == 2
-    assert all(second >= 2 * first for first, second in itertools.pairwise(many[:-1]))
-    assert len(many) > 3
+def test_resets_are_full_whenever_the_passes_have_doubled_and_the_end_is_nearer_by_fewer_passes() -> None:
+    (full, late), (others, soon) = full_resets(2), full_resets(3)
+    for some in (full, others):
+        assert all(second >= 2 * first for first, second in itertools.pairwise(some[:-1]))
+        assert len(some) > 3
     assert soon < 0.8 * late

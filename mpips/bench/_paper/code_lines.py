@@ -20,7 +20,7 @@ SILENT = {
 """Tokens that do not count as code."""
 METHOD = (
     "job.py", "settings.py", "darlin.py", "control.py", "block_worker.py", "blocks.py", "proximal.py", "kernels.py",
-    "kkt_filter.py", "overlap.py", "overlapped_darlin.py", "restricted_gap.py",
+    "kkt_filter.py", "overlap.py", "overlapped_darlin.py", "quadratic.py", "newton.py", "restricted_gap.py",
 )  # fmt: skip
 """The files of sparse_lr that are the block proximal method itself."""
 

@@ -1,0 +1,62 @@
+"""Newton steps between passes: all active weights go to the minimum of the second-order model of F (`quadratic`).
+
+Block by block, a pass finds which features are needed and the signs of their weights; but where features depend on
+each other, it approaches the minimum of F over them only slowly, the more so the more of them are in flight. The
+minimum of the model over these features, with their signs, needs no block steps: some products of the data with a
+vector, each with one sum over the workers. So it needs few messages, and no delay makes it longer.
+
+A step counts as a part of the pass before it: F is measured, the search along the last steps (`control`) includes it,
+and it is shortened or undone if F has risen. A step that gains much less than the pass itself is tried again only after
+1, 2, 4 and then 8 passes.
+
+Newton steps of l1-regularised logistic regression: Yuan, Ho and Lin, "An improved GLMNET" (JMLR 2012); steps on the
+manifold that proximal steps have found: Bareilles, Iutzeler and Malick (Mathematical Programming 2023).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mpips.jobs.sparse_lr import control, quadratic
+
+
+class Newton(NamedTuple):
+    """The rule by which Newton steps are taken.
+
+    >>> Newton().due(control.start(1.0))
+    False
+    """
+
+    effort: quadratic.Effort = quadratic.Effort(searches=2, products=6, least=0.05)
+    """How accurately the model is minimised."""
+    first: int = 3
+    """The first pass that a step may follow: before, most features that are active will not be needed."""
+    pays: float = 0.5
+    """A step pays if it gains this fraction of what the pass itself has gained."""
+    patience: int = 8
+    """The largest number of passes after which the next one is tried."""
+    settled: int = 6
+    """Least number of passes over which F must have fallen little for the run to have settled."""
+    share: int = 3
+    """... and the share of all its passes, 1 / this."""
+
+    def due(self, ctl: control.Control) -> bool:
+        """Return whether a step follows the last pass."""
+        return len(ctl.objectives) > self.first and len(ctl.objectives) - 1 >= ctl.newton_at
+
+    def taken(self, ctl: control.Control, choice: control.Choice) -> control.Control:
+        """Return the control after a step, with the result of the search along it."""
+        before, now = ctl.objectives[-2:]
+        wait = (
+            1
+            if now - choice.objective >= self.pays * (before - now)
+            else min(2 * ctl.newton_wait, self.patience)
+        )
+        ctl = control.corrected(ctl, choice.objective)
+        return control.amplified(ctl, choice)._replace(
+            newton_at=len(ctl.objectives) - 1 + wait, newton_wait=wait
+        )
+
+
+NEVER = Newton(first=1 << 62, settled=control.SETTLED_PASSES, share=2)
+"""No Newton steps."""
