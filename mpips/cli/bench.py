@@ -18,6 +18,7 @@ Run a benchmark. Each has its own --help.
   mpips bench delay                             waiting and training time for several delays, with a straggler
   mpips bench faults                            updates lost or applied twice while ranks die, hang, join and leave
   mpips bench worlds                            all orders of events of a few ranks, with up to two faults
+  mpips bench soak                              hours of faults: no update is lost, and no rank's memory grows
   mpips bench recovery                          time from a death until the next pass of a training begins
   mpips bench replication                       cost of copies of all keys
   mpips bench scale                             each cost as a function of the number of ranks

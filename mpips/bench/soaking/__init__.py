@@ -1,0 +1,1 @@
+"""The benchmark that runs for hours: faults every few seconds, and nothing that grows."""
