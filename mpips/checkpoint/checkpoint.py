@@ -50,6 +50,7 @@ from mpips.checkpoint.shard_file import (
     create_file,
 )
 from mpips.errors import CheckpointError
+from mpips.files.safe_open import make_folder
 
 if TYPE_CHECKING:
     import h5py
@@ -89,15 +90,18 @@ def begin(directory: Path, step: int, lineage: Lineage = NO_LINEAGE) -> Path:
     complete_paths = set(complete(directory))
     attempts = [0]
     with explained("make", step_folder(directory, step)):
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory, exist_ok=True)
+        for draft in directory.glob(".step-*"):
+            # A start that was killed has left it.
+            if lineage.run and lineage.made_attempt(draft):
+                _remove(draft, lineage)
         for path in [each for each in step_paths(directory) if step_of(each) == step]:
             if _is_incomplete_attempt(path, complete_paths, lineage):
-                _remove(path)
+                _remove(path, lineage)
             else:
                 attempts.append(order_of(path)[1])
         folder = _create(directory, step, max(attempts) + 1, lineage)
         sync(directory)
-        sync(directory.parent)
     return folder
 
 
@@ -107,7 +111,6 @@ def _create(directory: Path, step: int, attempt: int, lineage: Lineage) -> Path:
     draft.mkdir()
     try:
         lineage.mark(draft)
-        sync(draft)
         while True:
             folder = step_folder(directory, step, attempt)
             try:
@@ -133,7 +136,7 @@ def abandon(folder: Path) -> None:
     with suppress(OSError, ValueError):
         order_of(folder)
         if not folder.is_symlink() and not (folder / MANIFEST).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove_rest(folder)
 
 
 def commit(
@@ -191,7 +194,7 @@ def prune(
         if path.absolute() not in kept:
             try:
                 with explained("remove", path):
-                    _remove(path)
+                    _remove(path, lineage)
                 removed.append(path)
             except CheckpointError as error:
                 problems.append(error)
@@ -212,12 +215,32 @@ def _is_incomplete_attempt(path: Path, complete_paths: Container[Path], lineage:
     return lineage.generation(owner, path) is not None
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path, lineage: Lineage) -> None:
     """Remove a checkpoint, its manifest first: it is never complete with a file missing. A link is only unlinked."""
     if path.is_symlink():
         path.unlink(missing_ok=True)
         return
+    # If this is interrupted, the mark says whose the rest is. It is not needed: there may be no room for it.
+    with suppress(OSError):
+        lineage.mark(path)
     (path / MANIFEST).unlink(missing_ok=True)
+    sync(path)
+    _remove_rest(path)
+
+
+def _remove_rest(path: Path) -> None:
+    """Remove the folder of an incomplete checkpoint, the mark last. OSError: a file stays, and all others are gone."""
+    problems = []
+    for name in os.listdir(path):
+        if name != MARK:
+            each = path / name
+            try:
+                shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
+            except OSError as error:
+                problems.append(error)
+    if problems:
+        raise problems[0]
+    # After a crash, nothing is left without it.
     sync(path)
     shutil.rmtree(path)
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mpips.checkpoint.manifest import complete_checkpoints, order_of, read_manifest
+from mpips.checkpoint.manifest import complete_checkpoints, order_of, read_manifest, sync
 from mpips.errors import CheckpointError
 from mpips.files.safe_open import inside, read_bytes
 from mpips.rundir.folder import RunFolder
@@ -87,9 +87,12 @@ class Lineage(NamedTuple):
         return run == self.run or (run in self.earlier and folder == self.folder)
 
     def mark(self, attempt: Path) -> None:
-        """Mark the new folder of an attempt as this run's. OSError if that fails, or it has a mark."""
+        """Mark the new folder of an attempt as this run's, durably. OSError if that fails, or it has a mark."""
         with (attempt / MARK).open("x", encoding="utf-8") as file:
             file.write(json.dumps({"run": self.run, "folder": self.folder}))
+            file.flush()
+            os.fsync(file.fileno())
+        sync(attempt)
 
 
 def of_run(folder: RunFolder, facts: Mapping[str, Any] | None, resume: Path | None = None) -> Lineage:

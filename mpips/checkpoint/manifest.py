@@ -139,6 +139,27 @@ def manifest_if_complete(path: Path) -> dict[str, Any] | None:
     return None
 
 
+def damaged(directory: Path, after: Path | None = None) -> list[str]:
+    """Return a line for each folder that has a manifest and is not a complete checkpoint, the oldest first.
+
+    `after`: only newer ones than this checkpoint. What a killed run has left has no manifest, and is not damage.
+    """
+    found = []
+    for path in folders(directory):
+        if after is not None and order_of(path) <= order_of(after):
+            continue
+        if os.path.lexists(path / MANIFEST) and manifest_if_complete(path) is None:
+            try:
+                read_manifest(path)
+            except CheckpointError as error:
+                found.append(str(error))
+            else:
+                found.append(
+                    f"{path} is damaged: a file is missing, or has another size than its manifest says"
+                )
+    return found
+
+
 def complete(directory: Path) -> list[Path]:
     """Return the complete checkpoints below a directory, oldest first; see `complete_checkpoints`."""
     return [path for path, _ in complete_checkpoints(directory)]

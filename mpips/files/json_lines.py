@@ -98,16 +98,15 @@ class JsonLinesWriter:
         line = (
             json.dumps(json_data(value, Nulls()), allow_nan=False, separators=(", ", ": ")).encode() + b"\n"
         )
-        whole = line
         if self._is_removed(self._handle):
             self._open_again()
         try:
             while line:
                 line = line[os.write(self._handle, line) :]
         except OSError as error:
+            # A part may be written though the call has failed.
             with suppress(OSError):
-                if len(line) < len(whole):
-                    self._remove_incomplete_line(os.fstat(self._handle).st_size)
+                self._remove_incomplete_line(os.fstat(self._handle).st_size)
             raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     @staticmethod

@@ -136,8 +136,12 @@ def open_own(path: str | Path, *, append: bool = False) -> int:
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if append else 0)
     handle = _open_checked(path, flags)
-    if not append:
-        os.ftruncate(handle, 0)
+    try:
+        if not append:
+            os.ftruncate(handle, 0)
+    except OSError as error:
+        os.close(handle)
+        raise OSError(error.errno, error.strerror, str(path)) from None
     return handle
 
 
@@ -254,6 +258,24 @@ def _protected_kind(path: Path) -> str:
         return ""
     # A folder is replaced by no file.
     return next((text for test, text in _KINDS if test(kind) and not stat.S_ISDIR(kind)), "")
+
+
+def make_folder(path: str | Path, *, exist_ok: bool = False) -> None:
+    """Create a folder, and those above it, durably: their names survive a crash of the machine.
+
+    Raises:
+        OSError: one cannot be created; FileExistsError: `path` exists, and is no folder, or `exist_ok` is not set.
+    """
+    path = Path(path)
+    missing = [path, *path.parents]
+    while len(missing) > 1 and missing[-2].exists():
+        missing.pop()
+    above = missing[1:] if len(missing) > 1 else [path.parent]
+    path.mkdir(parents=True, exist_ok=exist_ok)
+    for each in above:
+        # One that this user cannot read cannot be synced either.
+        with suppress(PermissionError):
+            sync(each)
 
 
 def sync(path: str | Path) -> None:

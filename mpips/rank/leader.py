@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mpips.checkpoint.lineage import of_run
+from mpips.checkpoint.lineage import Lineage, of_run
 from mpips.cluster.departure import Fenced
 from mpips.cluster.layout import Role
 from mpips.cluster.node import Node
@@ -113,6 +113,7 @@ class Leader:
                 resume=prepared.resume,
                 lineage=of_run(self.folder, run_json.read_run(self.folder), prepared.resume),
                 provenance=self._provenance,
+                resume_earlier=self._resume_earlier if prepared.options.resume == "latest" else None,
             ) as cluster:
                 started = cluster.decide(lambda: self.started)
                 end = cluster.decide(lambda: end_of(prepared.job, started, prepared.ends))
@@ -219,6 +220,14 @@ class Leader:
         """Return the provenance for a checkpoint's manifest."""
         known = run_json.read_run(self.folder)
         return None if known is None else known | {"inputs": self._inputs.facts()}
+
+    def _resume_earlier(self, checkpoint: Path) -> Lineage:
+        """Note that the run resumes from an earlier checkpoint than it was to; return its lineage."""
+        self.prepared.resume = checkpoint
+        ancestry = run_json.ancestry(checkpoint)
+        run_json.amend(self.folder, ancestry=ancestry)
+        facts = run_json.read_run(self.folder)
+        return of_run(self.folder, None if facts is None else facts | {"ancestry": ancestry}, checkpoint)
 
     def _end_hashing(self, cluster: Cluster) -> None:
         if self._inputs.how == "full" and not cluster.stopped_early:

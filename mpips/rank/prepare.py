@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mpips.checkpoint.lineage import newest_run, started_of
-from mpips.checkpoint.manifest import read_manifest
+from mpips.checkpoint.manifest import damaged, read_manifest
 from mpips.cluster.faults import FaultsSpec
 from mpips.config import job_file
 from mpips.config.job_file import Job, RecordSpec
@@ -120,12 +120,16 @@ def to_resume(options: argparse.Namespace, job: Job) -> Path | None:
         found, whose, run = newest_run(folder), "", _untrained(job, folder)
         if run is not None:
             found = run_json.latest(run, folder)
+    passed = damaged(folder, found) if found is None or found.parent.absolute() == folder.absolute() else []
+    for problem in passed if found is not None else ():
+        print(one_line(f"mpips: warning: {problem}; {found} is used"), file=sys.stderr)
     if found is None and run is not None and run_json.is_at_its_beginning(run):
         said = f"mpips: {run.path}: was stopped before it trained anything: from the beginning"
         print(one_line(said), file=sys.stderr)
         return None
     if found is None:
         gone = "" if run is None else run_json.lost_origin(run)
+        gone += f"; {passed[-1]}" if passed else ""
         raise CheckpointError(f"--resume latest: there is no complete checkpoint{whose} in {folder}{gone}")
     return found
 

@@ -48,6 +48,7 @@ import mmap
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,11 @@ class Log:
         self.path, self.count = path, 1
         self._file = open_own(path)
         self._size = 0
-        self._map = self._grown()
+        try:
+            self._map = self._grown()
+        except OSError:
+            os.close(self._file)
+            raise
         CELL.pack_into(self._map, 0, HEAD, 0, 0, rank, MAGIC, VERSION, 1)
 
     def _grown(self) -> mmap.mmap:
@@ -123,10 +128,11 @@ class Log:
         _COUNT.pack_into(self._map, _COUNT_AT, self.count)
 
     def close(self) -> None:
-        """Truncate the file to its used size; idempotent."""
+        """Truncate the file to its used size, if possible: what is too much is not read. Idempotent."""
         if self._file >= 0:
             self._map.close()
-            os.ftruncate(self._file, self.count * CELL_BYTES)
+            with suppress(OSError):
+                os.ftruncate(self._file, self.count * CELL_BYTES)
             os.close(self._file)
             self._file = -1
 

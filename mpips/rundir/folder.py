@@ -23,7 +23,7 @@ from mpips.files.json_lines import JsonLinesWriter as JsonLinesWriter
 from mpips.files.json_schema import ANY, LARGEST_FILE, NUMBER, Each, Table, read_json, schema_error
 from mpips.files.json_values import json_data
 from mpips.files.listing import refresh
-from mpips.files.safe_open import read_bytes, read_text, replacing
+from mpips.files.safe_open import make_folder, read_bytes, read_text, replacing
 from mpips.process.first_rank import SUPERVISED
 from mpips.rundir import output_files
 from mpips.rundir.claim import Claim, release, take
@@ -144,7 +144,7 @@ class RunFolder:
         while True:
             path = Path(runs) / (stem if number == 1 else f"{stem}-{number}")
             try:
-                path.mkdir(parents=True)
+                make_folder(path)
                 break
             except FileExistsError:
                 number += 1
@@ -178,7 +178,7 @@ class RunFolder:
         folder = cls(path)
         folder._check_place()
         try:
-            folder.path.mkdir(parents=True, exist_ok=True)
+            make_folder(folder.path, exist_ok=True)
         except FileExistsError:
             raise InputError(f"{path}: the run folder is a file") from None
         except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import zip_longest
@@ -31,16 +31,38 @@ _FILES = ("train", "test", "vocab", "parts", "keep_parsed")
 """The settings in [data] that do not say how files are read."""
 
 
-def read(resume: Path, job: Job, turn: Callable[[], object]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the descriptions of a checkpoint and of its vectors; CheckpointError if it is missing or damaged.
+def newest_sound(candidates: Iterable[Path], turn: Callable[[], object]) -> tuple[Path, list[str]]:
+    """Return the first checkpoint that is sound, and a line for each one before it.
 
-    All of its bytes are read; `turn` is called between two pieces. `other files`: how the job's training data differ;
-    `other reading`: see `changed_reading`.
+    All bytes are read; `turn` is called between two pieces.
+
+    Raises:
+        CheckpointError: none is sound; says what is wrong with the first.
     """
+    passed: list[str] = []
+    for path in candidates:
+        try:
+            read_manifest(path)
+        except CheckpointError as error:
+            passed.append(str(error))
+            continue
+        problems = inspection.verify(path, turn)
+        if not problems:
+            return path, passed
+        passed.append(f"checkpoint {path} is damaged: {problems[0]}")
+    raise CheckpointError(passed[0])
+
+
+def read(
+    candidates: Iterable[Path], job: Job, turn: Callable[[], object]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the descriptions of the first sound checkpoint, and of its vectors. Arguments and errors: `newest_sound`.
+
+    Of the description, `path` is the checkpoint; `passed over`: what is wrong with those before it; `other files`: how
+    the job's training data differ; `other reading`: see `changed_reading`.
+    """
+    resume, passed = newest_sound(candidates, turn)
     manifest = read_manifest(resume)
-    problems = inspection.verify(resume, turn)
-    if problems:
-        raise CheckpointError(f"checkpoint {resume} is damaged: {problems[0]}")
     specs = {name: asdict(spec) for name, spec in loading.vectors(resume).items()}
     problem = schema_error(manifest["about"], _RESUMED)
     unknown = [] if problem else [name for name, _ in manifest["about"]["vectors"] if name not in specs]
@@ -54,6 +76,7 @@ def read(resume: Path, job: Job, turn: Callable[[], object]) -> tuple[dict[str, 
         "other files": changed_files(run.get("inputs", []), job),
         "other reading": changed_reading(about, job),
     }
+    added |= {"path": str(resume), "passed over": passed}
     return about | {"run": run.get("folder", "")} | added, specs
 
 

@@ -90,7 +90,9 @@ class Cluster:
         resume: Path | None = None,
         lineage: Lineage | None = None,
         provenance: Callable[[], dict[str, Any] | None] = lambda: None,
+        resume_earlier: Callable[[Path], Lineage] | None = None,
     ) -> None:
+        """Create the cluster; `resume_earlier`: used for a damaged checkpoint, an earlier one gives the lineage."""
         self.node, self.job, self.folder = node, job, folder
         self.journal = Journal(node) if journal is None else journal
         self.membership = Membership(node) if membership is None else membership
@@ -112,6 +114,7 @@ class Cluster:
         self._training: float | None = None
         self._accounts = Accounts(node, lambda: self.hosts, self.workers)
         self.checkpoints, self.resume, self._lineage = checkpoints, resume, lineage
+        self._resume_earlier = resume_earlier
         self.stopped_early = False
         self.after_training = False
         """Whether only the model is exported and evaluated: there is no further step for orders."""
@@ -512,7 +515,8 @@ class Cluster:
         if self.resume is None:
             return None
         with self.phase("checkpoint"), self._losing_nothing():
-            about, specs = self.decide(partial(resuming.read, self.resume, self.job, self.node.poll))
+            about, specs = self.decide(partial(self._read_checkpoint, self.resume))
+            self._take_checkpoint(self.resume, about)
             resuming.check(self.resume, about, self.job, self.facts)
             changed = [*about.get("other files", []), *about.get("other reading", {}).values()]
             changed += resuming.changed_settings(self.resume, about, specs, self.job)
@@ -539,6 +543,28 @@ class Cluster:
             self.say(f"changed since then: {', '.join(changed)}")
         state: dict[str, Any] = about["state"] | {"same_workers": same}
         return state
+
+    def _read_checkpoint(self, resume: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read the checkpoint to resume from; if it is damaged and another may be used, one before it."""
+        candidates = [resume]
+        if self._resume_earlier is not None:
+            own = self.lineage.checkpoints(resume.parent)
+            places = [at for at, path in enumerate(own) if path.absolute() == resume.absolute()]
+            candidates += own[: places[0]][::-1] if places else []
+        return resuming.read(candidates, self.job, self.node.poll)
+
+    def _take_checkpoint(self, resume: Path, about: dict[str, Any]) -> None:
+        """Resume from the checkpoint that was read; say so if it is an earlier one."""
+        # Records of earlier versions have no path.
+        taken = Path(about.get("path", resume))
+        if taken == resume:
+            return
+        for problem in about["passed over"]:
+            self.say(f"warning: {problem}")
+        self.resume = taken
+        if self._resume_earlier is not None and not self.node.policy.is_replay:
+            # The damaged one does not count among those that are kept.
+            self._lineage = self._resume_earlier(taken)
 
     # --- output ------------------------------------------------------------------------------
 

@@ -99,13 +99,17 @@ class TraceFile:
         self._pieces, self._at, self._end = 0, 0, 0
         self._file = open_own(path)
         text = json.dumps({**facts, "limit": limit}).encode()
-        os.pwrite(self._file, MAGIC + struct.pack("<q", len(text)) + text[: COUNTS - FACTS], 0)
         for command in Command:
             self._names[command.name.lower()] = int(command)
         self._names |= {"": 0}
-        for name, number in sorted(self._names.items(), key=lambda each: each[1]):
-            self._write_name(number, name)
-        self._piece = self._next_piece()
+        try:
+            os.pwrite(self._file, MAGIC + struct.pack("<q", len(text)) + text[: COUNTS - FACTS], 0)
+            for name, number in sorted(self._names.items(), key=lambda each: each[1]):
+                self._write_name(number, name)
+            self._piece = self._next_piece()
+        except OSError as error:
+            os.close(self._file)
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
     def _next_piece(self) -> mmap.mmap:
         place = HEADER + self._pieces * PIECE

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from mpips.files.safe_open import create_exclusively, inside, open_own, open_regular, read_bytes, replacing
+from mpips.files.safe_open import (
+    create_exclusively,
+    inside,
+    make_folder,
+    open_own,
+    open_regular,
+    read_bytes,
+    replacing,
+)
 
 
 def test_a_regular_file_is_read(tmp_path: Path) -> None:
@@ -155,3 +163,11 @@ def test_the_umask_is_read_without_setting_it(tmp_path: Path, monkeypatch: pytes
         monkeypatch.undo()
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
+
+
+def test_a_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b", exist_ok=True)
+    assert (tmp_path / "a" / "b").is_dir()
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "a")
