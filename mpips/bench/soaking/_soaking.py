@@ -32,6 +32,8 @@ KEYS = 16
 """Keys of a worker, evenly over the key space."""
 LEG = 1 << 16
 """Keys of a leg: one for each rank."""
+LISTS = 8
+"""Different lists of keys that a worker pushes: ranks cache lists, up to a bound that hours would not reach."""
 WINDOW = 8
 """Unanswered pushes of a worker."""
 CHECKED_EVERY = 10
@@ -181,6 +183,7 @@ class Worker:
         self.context, self.node = context, context.node
         self._counts: NDArray[np.int64] | None = None
         self._rng = np.random.default_rng(context.node.rank)
+        self._lists = [np.flatnonzero(self._rng.random(KEYS) < 0.5) for _ in range(LISTS)]
 
     def push(self, seconds: float, pause: float, leg: int, folder: str) -> dict[str, int]:
         """Push for some time; return by how much the values that it reads then differ from its counts."""
@@ -193,10 +196,9 @@ class Worker:
         flying: deque[tuple[Task, NDArray[np.int64]]] = deque()
         until = self.node.van.now() + seconds
         while self.node.van.now() < until:
-            some = np.flatnonzero(self._rng.random(KEYS) < 0.5)
-            if len(some):
-                counts[1, some] += 1
-                flying.append((vector.push(keys[some], ones[: len(some)]), some))
+            some = self._lists[self._rng.integers(LISTS)]
+            counts[1, some] += 1
+            flying.append((vector.push(keys[some], ones[: len(some)]), some))
             if len(flying) >= WINDOW:
                 self._settle(*flying.popleft())
             process_messages(self.node, pause)
