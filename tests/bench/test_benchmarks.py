@@ -101,7 +101,7 @@ def test_every_benchmark_is_listed_and_its_help_has_examples(capsys: pytest.Capt
     assert list(modules()) == [
         "coding", "delay", "elastic", "faults", "filters", "ftrl", "idle", "index", "lda", "memory", "overlap",
         "overload", "paper", "pushpull", "record", "recovery", "replication", "restart", "scale", "sketch", "soak",
-        "sparse_lr", "tables", "trace",
+        "sparse_lr", "tables", "trace", "worlds",
     ]  # fmt: skip
     for name, module in modules().items():
         with pytest.raises(SystemExit) as caught:
