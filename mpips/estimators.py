@@ -5,17 +5,18 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, check_non_negative, validate_data
 
 from mpips.client.given_job import overrides
 from mpips.client.loading import load_model
@@ -24,11 +25,58 @@ from mpips.config.job_file import load
 from mpips.config.program import load_program
 from mpips.config.toml_text import write_toml
 from mpips.data import write
+from mpips.errors import InputError, RemoteError
 from mpips.rank.twin import run_twin
 from mpips.rundir import claim
 from mpips.rundir.folder import RunFolder
 
 TWIN = "twin"
+
+
+@contextmanager
+def _folder(named: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """Return the folder of an estimator's files; a temporary one is removed."""
+    if named is None:
+        with tempfile.TemporaryDirectory(prefix="mpips-fit-") as folder:
+            yield Path(folder)
+    else:
+        Path(named).mkdir(parents=True, exist_ok=True)
+        yield Path(named).absolute()
+
+
+def _fit(
+    estimator: Any,
+    folder: Path,
+    examples: int,
+    head: dict[str, Any],
+    data: dict[str, Any],
+    settings: dict[str, dict[str, Any]],
+) -> Run:
+    """Run a job in a folder that holds its data; `head`, `data` and `settings` are tables of the job."""
+    workers = min(estimator.workers, examples)
+    tables = {
+        "job": {"base": str(folder), **head},
+        "layout": {"servers": estimator.servers, "workers": workers, "spares": estimator.spares},
+        "checkpoint": {"directory": str(folder / "checkpoints")},
+        "data": data,
+        **settings,
+    }
+    job = folder / "job.toml"
+    job.write_text(write_toml(tables))
+    number = sum(1 for _ in folder.glob("run-*")) + 1
+    runs = folder / f"run-{number}"
+    if estimator.launcher != TWIN:
+        return run(job, set=estimator.settings, run_dir=runs, launcher=estimator.launcher)
+    loaded, claimed = load(job, overrides(estimator.settings or {})), RunFolder.claim(runs)
+    try:
+        run_twin(loaded, load_program(loaded.program, loaded.base), claimed, None, io.StringIO())
+    except RemoteError as error:
+        if error.is_input:
+            raise InputError(error.text) from None
+        raise
+    finally:
+        claim.release(claimed.path)
+    return Run(runs)
 
 
 class SparseLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -100,13 +148,8 @@ class SparseLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[
         if len(self.classes_) != 2:
             found = f"{len(self.classes_)} class{'es' * (len(self.classes_) > 1)}"
             raise ValueError(f"Only binary classification is supported; y has {found}")
-        with ExitStack() as stack:
-            if self.folder is None:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mpips-fit-")))
-            else:
-                folder = Path(self.folder)
-                folder.mkdir(parents=True, exist_ok=True)
-            done = self._run(folder.absolute(), X, 2 * labels - 1)
+        with _folder(self.folder) as folder:
+            done = self._run(folder, X, 2 * labels - 1)
             keys, weights = load_model(done).vectors()["w"]
             self.n_iter_ = int(done.metrics.get("passes", 1))
             self.objective_ = done.metrics.get("objective")
@@ -120,26 +163,10 @@ class SparseLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[
             ones = np.ones((X.shape[0], 1))
             X = sparse.hstack([X, ones], format="csr") if sparse.issparse(X) else np.hstack([X, ones])
         write(folder / "train.h5", X, labels, force=True)
-        workers = min(self.workers, X.shape[0])
-        tables = {
-            "job": {"program": "sparse_lr", "base": str(folder)},
-            "layout": {"servers": self.servers, "workers": workers, "spares": self.spares},
-            "checkpoint": {"directory": str(folder / "checkpoints")},
-            "data": {"train": "train.h5"},
-            "sparse_lr": {"l1": float(self.l1), "algorithm": self.algorithm},
-        }
-        job = folder / "job.toml"
-        job.write_text(write_toml(tables))
-        number = sum(1 for _ in folder.glob("run-*")) + 1
-        runs = folder / f"run-{number}"
-        if self.launcher != TWIN:
-            return run(job, set=self.settings, run_dir=runs, launcher=self.launcher)
-        loaded, claimed = load(job, overrides(self.settings or {})), RunFolder.claim(runs)
-        try:
-            run_twin(loaded, load_program(loaded.program, loaded.base), claimed, None, io.StringIO())
-        finally:
-            claim.release(claimed.path)
-        return Run(runs)
+        settings = {"l1": float(self.l1), "algorithm": self.algorithm}
+        return _fit(
+            self, folder, X.shape[0], {"program": "sparse_lr"}, {"train": "train.h5"}, {"sparse_lr": settings}
+        )
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return x.w of each row of X, f8[n]: above 0 means the second class."""
@@ -158,3 +185,110 @@ class SparseLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[
         """Return the probabilities of both classes, f8[n, 2]."""
         half = 0.5 * np.tanh(0.5 * self.decision_function(X))
         return np.column_stack([0.5 - half, 0.5 + half])
+
+
+class LatentDirichletAllocation(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Topics of documents, by Gibbs sampling: the job `lda`.
+
+    Args:
+        n_components: the number of topics, K.
+        doc_topic_prior: alpha, the prior of each topic of a document.
+        topic_word_prior: beta, the prior of each word of a topic.
+        sweeps: draws of a topic for each token.
+        random_state: the seed; None: 0.
+        servers: ranks that hold counts.
+        workers: ranks that have documents; no more than there are documents.
+        spares: ranks that replace dead ones.
+        settings: further keys of the job, as `set` of `mpips.run`: {"lda.learn_alpha": "asymmetric"}.
+        folder: as of `SparseLogisticRegression`.
+        launcher: as of `SparseLogisticRegression`.
+
+    Attributes:
+        components_: f8[K, words], the counts of words in topics, and the prior.
+        n_iter_: the number of sweeps.
+        log_likelihood_: the joint log-likelihood of words and topics at the end.
+
+    >>> counts = np.array([[3, 2, 0, 0], [0, 0, 4, 2], [2, 4, 0, 0], [0, 0, 3, 3]])
+    >>> model = LatentDirichletAllocation(2, sweeps=20, workers=1, launcher="twin").fit(counts)
+    >>> model.transform(counts).argmax(axis=1).tolist() in ([0, 1, 0, 1], [1, 0, 1, 0])
+    True
+    """
+
+    def __init__(
+        self,
+        n_components: int = 10,
+        *,
+        doc_topic_prior: float = 0.1,
+        topic_word_prior: float = 0.01,
+        sweeps: int = 200,
+        random_state: int | None = None,
+        servers: int = 1,
+        workers: int = 2,
+        spares: int = 0,
+        settings: dict[str, Any] | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        launcher: str = "auto",
+    ) -> None:
+        self.n_components, self.doc_topic_prior, self.topic_word_prior = (
+            n_components,
+            doc_topic_prior,
+            topic_word_prior,
+        )
+        self.sweeps, self.random_state = sweeps, random_state
+        self.servers, self.workers, self.spares = servers, workers, spares
+        self.settings, self.folder, self.launcher = settings, folder, launcher
+
+    def __sklearn_tags__(self) -> Any:
+        """Return what scikit-learn wants to know of it."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = tags.input_tags.positive_only = True
+        return tags
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Find the topics of documents, by their counts of words X, [n, words]: whole numbers, dense or sparse.
+
+        Raises:
+            ValueError: the counts or a parameter are wrong; an `mpips.InputError` is one.
+            mpips.RunFailed: the run has failed.
+            mpips.RunInterrupted: Ctrl-C was pressed.
+        """
+        rows = self._counts(X, reset=True)
+        if not rows.data.any():
+            raise ValueError("no document has a word: all counts are 0")
+        with _folder(self.folder) as folder:
+            with (folder / "train.ldac").open("w") as file:
+                for row in range(rows.shape[0]):
+                    cells = slice(rows.indptr[row], rows.indptr[row + 1])
+                    pairs = zip(rows.indices[cells].tolist(), rows.data[cells].tolist(), strict=True)
+                    words = [f"{word}:{times}" for word, times in pairs]
+                    file.write(" ".join([str(len(words)), *words]) + "\n")
+            (folder / "words").write_text("".join(f"w{word}\n" for word in range(rows.shape[1])))
+            own = {"topics": self.n_components, "alpha": float(self.doc_topic_prior), "sweeps": self.sweeps}
+            own |= {"beta": float(self.topic_word_prior)}
+            head = {"program": "lda", "seed": self.random_state or 0}
+            data = {"train": "train.ldac", "vocab": "words"}
+            done = _fit(self, folder, rows.shape[0], head, data, {"lda": own})
+            self._model = load_model(done)
+            self.n_iter_, self.log_likelihood_ = done.metrics["sweeps"], done.metrics["log_likelihood"]
+        counts = self._model.topics.rows(np.arange(rows.shape[1], dtype=np.int32))  # type: ignore[attr-defined]
+        self.components_ = counts.T + self.topic_word_prior
+        return self
+
+    def transform(self, X: Any) -> NDArray[np.float64]:
+        """Return the shares of topics in documents, f8[n, K], by their counts of words X, [n, words]."""
+        check_is_fitted(self)
+        return self._model.transform(self._counts(X, reset=False))
+
+    def _counts(self, X: Any, reset: bool) -> Any:
+        X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=reset)
+        check_non_negative(X, "LatentDirichletAllocation")
+        rows = sparse.csr_array(X)
+        rows.sum_duplicates()
+        rows.eliminate_zeros()
+        return self._whole(rows)
+
+    def _whole(self, rows: Any) -> Any:
+        whole = rows.astype(np.int64)
+        if not np.array_equal(whole.data, rows.data):
+            raise ValueError("counts of words must be whole numbers, not weights such as of TF-IDF")
+        return whole

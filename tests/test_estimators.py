@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import check_estimator
 
 from mpips import InputError, Run
-from mpips.estimators import SparseLogisticRegression
+from mpips.estimators import LatentDirichletAllocation, SparseLogisticRegression
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,43 @@ def test_wrong_parameters(data: tuple[np.ndarray, np.ndarray], tmp_path: Path) -
     )
     assert model.fit(*data).n_iter_ == model.fit(*data).n_iter_ == 2
     assert Run(tmp_path / "kept" / "run-2").status == "completed"
+
+
+class OfRoundedCounts(LatentDirichletAllocation):
+    """Takes the fractions of scikit-learn's checks, which have no whole counts, for some."""
+
+    def _whole(self, rows: Any) -> Any:
+        whole = rows.astype(np.int64)
+        whole.data = np.maximum(1, np.rint(10.0 * rows.data)).astype(np.int64)
+        return whole
+
+
+def test_scikit_learns_own_checks_of_topics() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = check_estimator(OfRoundedCounts(2, sweeps=3, workers=1, launcher="twin"), on_fail=None)
+    assert {each["check_name"]: each["exception"] for each in found if each["status"] == "failed"} == {}
+
+
+def test_topics_of_counts() -> None:
+    rng = np.random.default_rng(5)
+    of = rng.integers(0, 2, 60)
+    counts = np.array([rng.multinomial(20, np.repeat([1 - each, each], 4) / 4) for each in of])
+    model = LatentDirichletAllocation(2, sweeps=30, launcher="twin", random_state=3)
+    shares = model.fit_transform(csr_matrix(counts))
+    assert shares.shape == (60, 2) and np.allclose(shares.sum(axis=1), 1.0)
+    assert len(set(zip(of.tolist(), shares.argmax(axis=1).tolist(), strict=True))) == 2
+    assert model.components_.shape == (2, 8)
+    assert model.components_.sum() == pytest.approx(counts.sum() + 16 * 0.01)
+    assert model.n_iter_ == 30 and model.log_likelihood_ < 0.0
+    assert np.array_equal(model.transform(counts), shares)
+    for wrong, said in (
+        (counts * 0.5, "counts of words must be whole numbers"),
+        (counts * 0, "no document has a word"),
+        (counts - 1, "Negative values in data"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            model.fit(wrong)
 
 
 @pytest.mark.ranks

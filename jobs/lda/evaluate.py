@@ -292,7 +292,8 @@ def _run(
 ) -> tuple[float, NDArray[np.float64]]:
     inverse = 1.0 / (phi.n_k.astype(np.float64) + phi.beta * phi.vocabulary)
     rows = np.ascontiguousarray(phi.rows, np.int32)
-    alpha = np.ascontiguousarray(phi.alpha, np.float64)
+    # A model that was pickled may be read-only.
+    alpha = np.require(phi.alpha, np.float64, ["C", "W"])
     if len(block.words) and block.words.max() >= len(rows):
         raise ValueError(f"a word's position is {block.words.max()} where there are {len(rows)} rows")
     thetas = np.empty((room, len(alpha)))
