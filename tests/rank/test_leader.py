@@ -14,7 +14,7 @@ import pytest
 from mpips.cluster.observer import Observers
 from mpips.cluster.policy import LIVE
 from mpips.errors import InputError, JournalLost, NoWorkerLeft, RemoteError, ShardLost, WorkerLost
-from mpips.rank.leader import Leader, fault_times, would_fail_again
+from mpips.rank.leader import Leader, fault_times, metrics_line, would_fail_again
 from mpips.rank.rank_run import RankRun
 from mpips.rundir.folder import JsonLinesWriter, RunFolder, write_json
 from mpips.scheduler.pending_orders import PendingOrders
@@ -36,6 +36,19 @@ from mpips.scheduler.pending_orders import PendingOrders
 )
 def test_a_program_fails_again_but_lost_ranks_and_files_may_not(error: Exception, again: bool) -> None:
     assert would_fail_again(error) is again
+
+
+def test_the_numbers_among_a_programs_metrics_are_printed() -> None:
+    metrics = {
+        "loss": 0.123456789,
+        "passes": 3,
+        "weights": [1, 2],
+        "gap": None,
+        "why": "x" * 80,
+        "how": "fast",
+    }
+    assert metrics_line(metrics) == "loss 0.123457, passes 3, how fast"
+    assert metrics_line(None) == metrics_line({}) == ""
 
 
 @pytest.fixture
