@@ -67,9 +67,11 @@ def ascend(keys: KeyArray) -> bool:
     return bool(ascending_pairs(plain_pairs(keys)))
 
 
-def order(keys: KeyArray) -> NDArray[np.intp]:
-    """Return the places of keys in key order, stable."""
-    return np.lexsort((keys["low"], keys["high"])) if keys.dtype.names else np.argsort(keys, kind="stable")
+def order(keys: KeyArray, once: bool = False) -> NDArray[np.intp]:
+    """Return the places of keys in key order, stable; faster if each key is there `once`."""
+    if keys.dtype.names:
+        return np.lexsort((keys["low"], keys["high"]))
+    return np.argsort(keys, kind=None if once else "stable")
 
 
 def numbers(keys: KeyArray) -> list[int]:

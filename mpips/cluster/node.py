@@ -30,7 +30,7 @@ from mpips.cluster.observer import Observers
 from mpips.cluster.outbox import TURN, Outbox
 from mpips.cluster.policy import LIVE, Policy
 from mpips.cluster.registration import Handler, Registration
-from mpips.cluster.usage import Savings, TimeUse, held_memory, process_usage
+from mpips.cluster.usage import HeldMemory, Savings, TimeUse, process_usage
 from mpips.cluster.view import View
 from mpips.errors import (
     FilterError,
@@ -100,7 +100,7 @@ class Node:
 
     `resend`: seconds without an answer before the first probe (None: no probes, since MPI loses no messages).
     `pushes` filters the requests of workers to shards, `pulls` the replies of shards. `signs`: repeated lists of keys
-    are sent as a signature. `held` returns the memory in use by this process.
+    are sent as a signature. `held` returns the memory in use by this process (None: `HeldMemory`).
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Node:
         pushes: Chain | None = None,
         pulls: Chain | None = None,
         signs: bool = True,
-        held: Callable[[], dict[str, int]] = held_memory,
+        held: Callable[[], dict[str, int]] | None = None,
     ) -> None:
         self.van, self.layout, self.view = van, layout, view
         self.observers = Observers()
@@ -132,7 +132,7 @@ class Node:
         """By namespace: the specification of each vector that this rank has a handle on."""
         self.spec_of: Callable[[int], VectorSpec | None] = self.specs.get
         self.savings = Savings()
-        self._window, self.resend, self._held = window, resend, held
+        self._window, self.resend, self._held = window, resend, held or HeldMemory()
         self._chance = Random(van.rank).random
         shards_move = len(layout.servers) + len(layout.spares) > 1
         self.keeps = resend is not None or van.survives or shards_move

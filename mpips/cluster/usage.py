@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
-from time import process_time
+from time import perf_counter, process_time
 from typing import Any, Literal
 
 from mpips.cluster.faults import Faults
@@ -12,6 +13,9 @@ from mpips.cluster.observer import Observers
 from mpips.filters.chain import Chain, FilterCost
 from mpips.tasks.task import Task
 from mpips.transport.van import Van
+
+_SELDOM = 100
+"""Pause after a reading of the held memory, as a multiple of its duration."""
 
 
 def process_usage() -> dict[str, Any]:
@@ -37,6 +41,29 @@ def held_memory() -> dict[str, int]:
         "pss": sizes.get("Pss", 0),
         "private": sizes.get("Private_Clean", 0) + sizes.get("Private_Dirty", 0),
     }
+
+
+class HeldMemory:
+    """Reads the held memory as `held_memory`, in a hundredth of the time at most: in between, it returns the last one.
+
+    `clock` returns seconds.
+    """
+
+    def __init__(
+        self, read: Callable[[], dict[str, int]] = held_memory, clock: Callable[[], float] = perf_counter
+    ) -> None:
+        self._read, self._clock = read, clock
+        self._last: dict[str, int] = {}
+        self._next = 0.0
+
+    def __call__(self) -> dict[str, int]:
+        """Return the memory in bytes, by name."""
+        begin = self._clock()
+        if begin >= self._next:
+            self._last = self._read()
+            end = self._clock()
+            self._next = end + _SELDOM * (end - begin)
+        return self._last
 
 
 Wait = tuple[float, Task | str, float, Any]
