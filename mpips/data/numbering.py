@@ -235,7 +235,7 @@ def distinct(keys: KeyArray) -> tuple[KeyArray, NDArray[np.int32]]:
     index = numbering_of(keys)
     slots = index.insert(keys)
     found = index.keys()
-    ordered = order(found)
+    ordered = order(found, once=True)
     rank = np.empty(len(found), np.int32)
     rank[ordered] = np.arange(len(found), dtype=np.int32)
     return found[ordered], rank[slots]

@@ -2,7 +2,7 @@
 
 A caller names keys by a range, by an array, or by a `KeyList`. The planner of a vector turns them into a `Plan`. Plans
 of ranges are cached by the planner, those of a list in the list; an array is checked and partitioned each time, and it
-is signed from its second use on.
+is signed from the second use by the same command on: a mini-batch pulls and pushes its list once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mpips.keys import KEY128, UNSORTED, KeyArray, ascending_pairs, cut, from_pa
 from mpips.ranges import KeyRange
 from mpips.storage.updates import VectorSpec
 from mpips.transport.key_cache import sign
-from mpips.transport.message import NO_SIGNATURE
+from mpips.transport.message import NO_SIGNATURE, Command
 from mpips.worker.plan import Plan, Route, Slice
 
 MOST_PLANS = 1 << 10
@@ -89,7 +89,7 @@ class Planner:
         # By range: see `_shards_of`.
         self._within: dict[KeyRange, Route] = {}
         self._route(self._all)
-        # Hashes of lists that were passed as arrays.
+        # Hashes of lists that were passed as arrays: see `_is_signed`.
         self._samples: set[int] = set()
 
     def key_list(self, keys: KeyArray, within: KeyRange | None) -> KeyList:
@@ -107,7 +107,7 @@ class Planner:
         slices = [Slice(shard, each, 0, 0) for shard, each in ranges if not each.empty]
         return Plan(0, slices, np.empty(0, self.spec.key_dtype), None)
 
-    def plan(self, keys: Keys, within: KeyRange | None, together: bool) -> Plan:
+    def plan(self, keys: Keys, within: KeyRange | None, together: bool, command: Command) -> Plan:
         """Check keys, u64[n], KEY128[n] or u64[n, 2] if they are an array, and partition them by shard.
 
         Raises:
@@ -133,14 +133,21 @@ class Planner:
         route = self._within.get(within) or self._route(within)
         *places, sample = self._cut(listed, within, route)
         n, slices = places[-1], route.slices(places, together)
-        if n and self.node.signs:
-            # The signature of a list that is used once is wasted work.
-            if sample in self._samples:
-                return Plan(n, slices, listed, _signed(listed, slices))
-            if len(self._samples) >= MOST_PLANS:
-                self._samples.clear()
-            self._samples.add(sample)
+        if n and self.node.signs and self._is_signed(sample, command):
+            return Plan(n, slices, listed, _signed(listed, slices))
         return Plan(n, slices, listed, None, route)
+
+    def _is_signed(self, sample: int, command: Command) -> bool:
+        """Return whether to sign a list with a hash: the signature of one that is not used again is wasted work."""
+        samples = self._samples
+        if sample in samples:
+            return True
+        # Negative: one use by a command.
+        once = ~(sample ^ command)
+        if len(samples) >= MOST_PLANS:
+            samples.clear()
+        samples.add(sample if once in samples else once)
+        return sample in samples
 
     def _listed(self, keys: NDArray[Any]) -> KeyArray:
         """Return keys as they are sent: u64[n] or KEY128[n], contiguous, writable."""

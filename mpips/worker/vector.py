@@ -219,7 +219,7 @@ class Vector:
         together = self.spec.aggregate and command is not Command.PULL
         if together:
             self._check_workers()
-        plan = self._planner.plan(keys, within, together)
+        plan = self._planner.plan(keys, within, together, command)
         if plan.keys is not None:
             key_bytes = plan.keys.nbytes
             self.node.savings.key_bytes += key_bytes

@@ -158,6 +158,33 @@ def slots(segment: Segment) -> list[tuple[int, int]]:
     return list(zip(keys.tolist(), one_by_one(found).tolist(), strict=True))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "ftrl", "adam"])
+def test_consecutive_slots_are_updated_to_the_same_bits(name: str, width: int, dtype: str) -> None:
+    rng, slots = np.random.default_rng(0), np.arange(7, 44, dtype=np.int32)
+    settings = {"l1": 0.1, "l2": 0.1} if name != "adam" else {"decay": 0.1}
+    spec = VectorSpec("w", dtype, width, extent=50, update=name, settings=settings, dense=True)
+    whole, single = Segment(spec), Segment(spec)
+    for step in range(6):
+        rows = rng.normal(size=(37, width)).astype(dtype)
+        chosen = slots[::-1].copy() if step == 3 else slots
+        for segment, part in ((whole, slice(None)), *((single, slice(i, i + 1)) for i in range(37))):
+            segment.update.apply(
+                segment.values, segment.state, chosen[part].copy(), rows[part], segment.settings
+            )
+        if step == 2:
+            # Some rows have more steps than others.
+            for segment in (whole, single):
+                segment.update.apply(
+                    segment.values, segment.state, slots[:5].copy(), rows[:5], segment.settings
+                )
+    for one, other in zip(
+        (whole.values, *whole.state.values()), (single.values, *single.state.values()), strict=True
+    ):
+        assert one.tobytes() == other.tobytes()
+
+
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=20))
 def test_ftrl_with_a_large_l1_stays_zero(gradients: list[float]) -> None:
     segment = Segment(VectorSpec("w", update="ftrl", settings={"l1": 1e4}))
