@@ -33,6 +33,15 @@ KeyArray = NDArray[Any]
 """u64[n], or KEY128[n]."""
 
 
+def check_unmasked(array: object, what: str) -> None:
+    """Raise UsageError for a masked array: what is masked would count as data.
+
+    >>> check_unmasked(np.ones(2), "rows")
+    """
+    if isinstance(array, np.ma.MaskedArray):
+        raise UsageError(f"{what} are a masked array; fill it, or leave out what is masked")
+
+
 def dtype_of(key_bits: int) -> np.dtype[Any]:
     """Return the dtype of a list of keys of 64 or 128 bits; UsageError for another number."""
     if key_bits not in (64, 128):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mpips.cluster.node import Node
 from mpips.errors import UsageError
 from mpips.files.json_values import check_names
-from mpips.keys import KeyArray
+from mpips.keys import KeyArray, check_unmasked
 from mpips.process.program_line import innermost
 from mpips.tasks.task import Task
 from mpips.transport.message import Command, Kind, Message
@@ -71,6 +71,8 @@ class Group:
         Raises:
             UsageError: `each` has not one table for each of them, or a table has a key that is not a string.
         """
+        for what, array in (("keys", keys), ("values", values)):
+            check_unmasked(array, f"call of {function}: {what}")
         self.node.step(self.node.tasks.issued)
         ranks = self.addresses if only is None else tuple(self.addresses[i] for i in only)
         if each is not None and len(each) != len(ranks):

@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 
 from mpips.cluster.node import Node
 from mpips.errors import UsageError
-from mpips.keys import KEY128, UNSORTED, KeyArray, ascending_pairs, cut, from_pairs, pairs, upper
+from mpips.keys import (
+    KEY128,
+    UNSORTED,
+    KeyArray,
+    ascending_pairs,
+    check_unmasked,
+    cut,
+    from_pairs,
+    pairs,
+    upper,
+)
 from mpips.ranges import KeyRange
 from mpips.storage.updates import VectorSpec
 from mpips.transport.key_cache import sign
@@ -151,6 +161,8 @@ class Planner:
 
     def _listed(self, keys: NDArray[Any]) -> KeyArray:
         """Return keys as they are sent: u64[n] or KEY128[n], contiguous, writable."""
+        if type(keys) is not np.ndarray:
+            check_unmasked(keys, f"vector {self.spec.name}: keys")
         if self._wide:
             return self._listed_pairs(keys)
         if isinstance(keys, np.ndarray) and keys.dtype == np.uint64 and keys.ndim == 1 and keys.flags.carray:

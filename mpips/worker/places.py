@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mpips.data.numbering import distinct
 from mpips.errors import UsageError
-from mpips.keys import KEY128, KeyArray, from_pairs, is_wide
+from mpips.keys import KEY128, KeyArray, check_unmasked, from_pairs, is_wide
 
 
 class Places(NamedTuple):
@@ -45,6 +45,7 @@ def places_of(ids: ArrayLike, key_bits: int, name: str) -> Places:
     Raises:
         UsageError: they are no such ids, or negative; `name` is the vector's.
     """
+    check_unmasked(ids, f"vector {name}: ids")
     array = np.asarray(ids)
     if key_bits == 128 and array.dtype == np.uint64 and array.ndim == 2 and array.shape[1] == 2:
         array = from_pairs(array)

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from mpips.cluster.node import Node
 from mpips.cluster.observer import Operation
 from mpips.errors import UsageError, WorkerLost
-from mpips.keys import KeyArray
+from mpips.keys import KeyArray, check_unmasked
 from mpips.process.program_line import caller, innermost
 from mpips.ranges import KeyRange
 from mpips.storage.updates import VectorSpec, update_named
@@ -165,6 +165,7 @@ class Vector:
         Raises:
             UsageError: there is not one row for each id; further errors as of `push`.
         """
+        check_unmasked(rows, f"vector {self.spec.name}: rows")
         given = np.asarray(rows)
         if given.ndim not in (1, 2) or len(given) != len(where.places):
             raise UsageError(
@@ -300,10 +301,7 @@ class Vector:
 
     def _checked(self, rows: Rows, n: int) -> Rows:
         """Return rows as an array; UsageError unless they are `n`, of the type and width that the update takes."""
-        if isinstance(rows, np.ma.MaskedArray):
-            raise UsageError(
-                f"vector {self.spec.name}: rows are a masked array; fill it, or leave out masked rows"
-            )
+        check_unmasked(rows, f"vector {self.spec.name}: rows")
         rows = np.asarray(rows)
         dtype, width = self._takes, self._width
         if rows.ndim and len(rows) != n:

@@ -32,7 +32,7 @@ from mpips.config.job_file import Job
 from mpips.errors import CutShort, ProtocolError, UsageError
 from mpips.files.json_values import check_names
 from mpips.filters.state_arrays import PREFIX, restore_states, to_arrays
-from mpips.keys import KeyArray
+from mpips.keys import KeyArray, check_unmasked
 from mpips.server.snapshot_file import SnapshotFile
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
@@ -357,7 +357,10 @@ class CallExecutor:
         if isinstance(answer, Later):
             return answer
         name, made = request.meta["call"], answer if isinstance(answer, Answer) else Answer(answer)
-        check_names(made.meta, f"the result of Worker.{name}{defined_at(getattr(self.worker, name, None))}")
+        where = f"the result of Worker.{name}{defined_at(getattr(self.worker, name, None))}"
+        check_names(made.meta, where)
+        for what, array in (("values", made.values), ("keys", made.keys)):
+            check_unmasked(array, f"{where}: {what}")
         return made
 
     def _without_waiting(self, since: int) -> list[Task]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import simulate
 
-from mpips import UsageError, VectorSpec, text_keys
+from mpips import Answer, Context, RemoteError, UsageError, VectorSpec, text_keys
 from mpips.scheduler.scheduler import Cluster
 from mpips.worker.places import places_of
+
+MASKED = np.ma.masked_array([1, 3, 5], [False, True, False])
+MASKED_USES: dict[str, Callable[[Any], Any]] = {
+    "keys": lambda w: w.push(MASKED.astype(np.uint64), np.ones(3)), "whole": lambda w: w.pull(MASKED),
+    "list": lambda w: w.key_list(MASKED), "ids": lambda w: w.lookup(MASKED),
+    "rows": lambda w: w.push_grad(w.lookup([1, 3, 5])[1], MASKED.astype(float)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("use", MASKED_USES)
+def test_what_is_masked_does_not_count_as_data(use: str) -> None:
+    def schedule(cluster: Cluster) -> Any:
+        return MASKED_USES[use](cluster.create_vector(VectorSpec("w")))
+
+    with pytest.raises(UsageError, match="are a masked array"):
+        simulate(schedule, lambda context: None)
+
+
+def test_what_is_masked_does_not_count_as_data_of_a_call() -> None:
+    class Worker:
+        def __init__(self, context: Context) -> None:
+            pass
+
+        def echo(self, values: Any) -> Answer:
+            return Answer(values=np.ma.masked_array(values, values > 1))
+
+    for values in (MASKED, np.arange(3.0)):
+        with pytest.raises((UsageError, RemoteError), match="values are a masked array"):
+            simulate(lambda cluster, given=values: cluster.workers.gather("echo", values=given), Worker)
+
 
 IDS = st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 5), max_size=60)
 
