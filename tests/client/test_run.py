@@ -6,7 +6,9 @@ import json
 import os
 import selectors
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ import pytest
 
 from mpips import InputError, Run, RunFailed, RunInterrupted, UsageError, run
 from mpips.client.run_process import RunProcess, is_pass
+from mpips.process.interpreter import python
 
 if TYPE_CHECKING:
     from conftest import TinyData
@@ -203,6 +206,21 @@ def test_ctrl_c_stops_a_run_which_can_be_continued(
     assert len(done.passes) == reached + 1
     said = capfd.readouterr()
     assert "resumed from" in said.out and "mpips: completed; run folder:" in said.err
+
+
+@pytest.mark.ranks
+@pytest.mark.once
+def test_a_run_whose_caller_is_killed_stops_with_a_checkpoint(tiny_data: TinyData, here: Path) -> None:
+    job = {name: {key: str(each) if isinstance(each, Path) else each for key, each in table.items()}
+           for name, table in job_of(tiny_data, **ENDLESS).items()}  # fmt: skip
+    kill = "lambda _: os.kill(os.getpid(), signal.SIGKILL)"
+    caller = f"import mpips, os, signal\nmpips.run({job!r}, run_dir='run', on_pass={kill})"
+    ended = subprocess.run([*python(), "-c", caller], timeout=60, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    until = time.monotonic() + 60.0
+    while Run("run").status == "no result" and time.monotonic() < until:
+        time.sleep(0.05)
+    assert Run("run").status == "stopped" and Run("run").checkpoint is not None
 
 
 @pytest.mark.ranks
