@@ -27,8 +27,17 @@ from mpips.transport.fastpath.table import FastPathTable
 from mpips.transport.key_cache import KeyCache
 from mpips.transport.message import Message, to_bytes
 
-IGNORED = frozenset(["electorate", "location", "what", "again", "_again", "_steps", "_file", "_recoveries"])
-"""Names of attributes that nothing is decided by."""
+IGNORED = frozenset((
+    "electorate", "location", "what", "again", "_again", "_steps", "_file", "_recoveries", "heads", "maker",
+    "raw", "raw_out", "_send", "_repeat", "_settled", "_knows", "_answer", "_hears_leader", "_make", "_adopt",
+    "_say", "_oversubscription", "on_publish", "_encode", "_withdraw", "_wait", "_send_pushes", "_rate_limit",
+    "_fast_path", "_describe", "out", "places", "values",
+))  # fmt: skip
+"""Names of attributes that nothing is decided by, that never change, or that have addresses of memory.
+
+The last three are arrays for the rows of a pull, which contain anything until they are there; then the program logs
+them.
+"""
 ELSEWHERE = (
     Node, Server, FastPath, FastPathTable, KeyCache, Observers, RateLimit, Counter, ModuleType, BuiltinFunctionType,
     type,

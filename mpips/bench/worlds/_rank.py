@@ -180,7 +180,7 @@ class Program:
         """By vector and key: the sum of all pushes."""
         self.acknowledged: dict[tuple[int, int], int] = {}
         self.log: list[Any] = []
-        """What it has read: with it, the script's place is known."""
+        """What was read, and how often the script has gone on: with it, the script's place is known."""
         self.wrong: list[str] = []
         self.done = False
         self._script = script(self)
@@ -203,7 +203,7 @@ class Program:
         """Push 1 as the only worker of a round, and read its sum; it is acknowledged once `settled`."""
         at = ROUNDS, key
         self.issued[at] = self.issued.get(at, 0) + 1
-        return self.rounds.push_pull(_keys(key), np.ones(1, np.int64), round=round_)
+        return self._logged(self.rounds.push_pull(_keys(key), np.ones(1, np.int64), round=round_))
 
     def settled(self, key: int) -> Condition:
         """Return the condition that all pushes of rounds are on all copies."""
@@ -233,8 +233,7 @@ class Program:
         if task.error is not None:
             self.wrong.append(f"{task.what}: {task.error}")
             return least
-        value = int(np.asarray(task.values).reshape(-1)[0])
-        self.log.append(value)
+        value = _value(task)
         if not least <= value <= most:
             what = "stale or lost" if value < least else "applied twice"
             self.wrong.append(f"{task.what} reads {value}, not {least} to {most}: {what}")
@@ -242,7 +241,15 @@ class Program:
 
     def pull(self, vector: int, key: int, after: Sequence[Task] = ()) -> Task:
         """Pull a key."""
-        return (self.singles, self.rounds)[vector].pull(_keys(key), after=after)
+        return self._logged((self.singles, self.rounds)[vector].pull(_keys(key), after=after))
+
+    def _logged(self, task: Task) -> Task:
+        """Log what a task has read as soon as it is there: with it, what the script does later is known."""
+        return task.then(lambda task: self.log.append(None if task.error else _value(task)))
+
+
+def _value(task: Task) -> int:
+    return int(np.asarray(task.values).reshape(-1)[0])
 
 
 def _keys(key: int) -> NDArray[np.uint64]:
@@ -335,12 +342,14 @@ class Live:
     def digest(self) -> bytes:
         """Return the digest of this state."""
         node, server = self.node, self.server
+        program = self.program
         if self.left:
-            return digest(self.rank, "left", self.wrong)
+            # What it has acknowledged still counts.
+            pushed = None if program is None else (program.issued, program.acknowledged)
+            return digest(self.rank, "left", self.wrong, pushed)
         parts: tuple[Any, ...] = ()
         if server is not None:
             parts = server.chains, server.executor, server.admission, server._acknowledgements
-        program = self.program
         if program is not None:
             parts = program.log, program.issued, program.acknowledged, program.wrong, program.done
         return digest(

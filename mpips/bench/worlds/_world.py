@@ -70,6 +70,8 @@ class State(NamedTuple):
     leases: tuple[tuple[int, str], ...]
     published: tuple[int, ...]
     """The views that were published, in this order."""
+    silent: tuple[int, ...]
+    """The ranks that have paused for a step of time: a view without them may have been proposed meanwhile."""
 
 
 class World:
@@ -91,7 +93,7 @@ class World:
         zero = (0,) * self.size
         return State(
             tuple(effect.state for effect in effects), messages, (Status.RUNS,) * self.size, (), (),
-            (Ages(zero, zero, zero),) * self.size, 0, 0, self.faults, (), (),
+            (Ages(zero, zero, zero),) * self.size, 0, 0, self.faults, (), (), (),
         )  # fmt: skip
 
     # --- what may happen -----------------------------------------------------------------------
@@ -203,7 +205,9 @@ class World:
             status = _put(state.status, rank, Status.PAUSED)
             return state._replace(status=status, paused_at=state.time, faults=state.faults - 1), False
         if what == "go on":
-            state = self._heard_again(state, rank)._replace(ahead=tuple(sorted({*state.ahead, rank})))
+            state = self._heard_again(state, rank)._replace(
+                ahead=tuple(sorted({*state.ahead, rank})), silent=tuple(sorted({*state.silent, rank}))
+            )
             if not of:
                 return state, False
             return self._with(
@@ -242,7 +246,7 @@ class World:
             )
         state = State(
             ranks, tuple(messages), state.status, state.ahead, unreported, state.ages, state.time, state.paused_at,
-            state.faults, effect.leases or state.leases, published,
+            state.faults, effect.leases or state.leases, published, state.silent,
         )  # fmt: skip
         if after.follows != before.follows and after.follows >= 0:
             state = state._replace(ages=self._confirmed(state, after.follows, [rank]))
@@ -382,10 +386,13 @@ class World:
         return wrong
 
     def _is_lost(self, state: State) -> bool:
-        """Return whether some shard has lost all its members, in any view that a rank may have."""
+        """Return whether some shard has lost all its members, in any view that a rank may have.
+
+        A member that has paused for too long may be lost: the view without it may have been accepted.
+        """
         views = [self.newest(state), *(facts.view for facts in self._running(state))]
         return any(
-            all(state.status[rank] is not Status.RUNS for rank in chain.members)
+            all(state.status[rank] is not Status.RUNS or rank in state.silent for rank in chain.members)
             for view in views
             for chain in view.chains
         )

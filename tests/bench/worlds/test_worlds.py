@@ -70,6 +70,14 @@ def test_what_breaks_a_promise_is_found(mutation: str, name: str, kind: str) -> 
     print(f"{mutation}: {violation.what}, after {found.ends} orders; {len(steps)} events")
 
 
+def test_a_state_is_the_same_when_it_is_made_again() -> None:
+    made = world("pushes", 1, ("kill",))
+    sample(made, SEED, most=5)
+    ranks = made.ranks
+    for state in range(0, len(ranks), 11):
+        assert ranks._numbers.get(ranks._again(state).digest()) == state, ranks._before[state]
+
+
 def test_events_that_cannot_happen_are_refused() -> None:
     with pytest.raises(ValueError, match=r"kill rank 0 cannot happen, but receive rank 1 \[REQUEST"):
         replayed(world("push", 0, ()), ["kill rank 0"])
