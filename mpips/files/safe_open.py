@@ -273,9 +273,12 @@ def make_folder(path: str | Path, *, exist_ok: bool = False) -> None:
     above = missing[1:] if len(missing) > 1 else [path.parent]
     path.mkdir(parents=True, exist_ok=exist_ok)
     for each in above:
-        # One that this user cannot read cannot be synced either.
-        with suppress(PermissionError):
+        try:
             sync(each)
+        except OSError as error:
+            # Some file systems sync no folders, and this user may not read all of them.
+            if error.errno == errno.EIO:
+                raise
 
 
 def sync(path: str | Path) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,18 @@ def test_a_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b").is_dir()
     with pytest.raises(FileExistsError):
         make_folder(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("error", "fails"), [(errno.EINVAL, False), (errno.EACCES, False), (errno.EIO, True)]
+)
+def test_a_folder_above_that_cannot_be_synced_matters_only_if_the_disk_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, fails: bool
+) -> None:
+    def refuse(handle: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="error") if fails else nullcontext():
+        make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
