@@ -176,6 +176,7 @@ def _block_of(data: Any, vocabulary: int) -> Block:
         rows = data.tocsr()
         indptr, words, counts, width = rows.indptr, rows.indices, rows.data, rows.shape[1]
     else:
+        key_arrays.check_unmasked(data, "counts")
         dense = np.asarray(data)
         if dense.ndim != 2 or dense.dtype.kind not in "biuf":
             raise UsageError(

@@ -171,6 +171,7 @@ class LogisticModel(Model):
         names = [data] if isinstance(data, str | os.PathLike) else data
         if isinstance(names, list | tuple) and all(isinstance(each, str | os.PathLike) for each in names):
             return self._read([os.fspath(each) for each in names])
+        key_arrays.check_unmasked(data, "data")
         if hasattr(data, "tocsr"):
             return [_of_sparse(data)]
         if hasattr(data, "columns") or isinstance(data, Mapping):
@@ -203,14 +204,12 @@ def probabilities(scores: F8) -> F8:
 
 def _of_sparse(data: Any) -> Examples:
     rows = data.tocsr()
-    if not np.isfinite(rows.data).all():
-        raise UsageError("data have a number that is not finite")
+    if rows.data.dtype.kind not in "biuf":
+        raise UsageError(f"data must have numbers, not {rows.data.dtype}")
     return _examples(rows.indptr, rows.indices, rows.data)
 
 
 def _of_dense(rows: NDArray[Any]) -> Iterator[Examples]:
-    if not np.isfinite(rows).all():
-        raise UsageError("data have a number that is not finite")
     step = max(1, MOST_CELLS // max(1, rows.shape[1]))
     for begin in range(0, len(rows), step):
         part = rows[begin : begin + step]
@@ -221,9 +220,11 @@ def _of_dense(rows: NDArray[Any]) -> Iterator[Examples]:
 
 def _examples(indptr: NDArray[Any], columns: NDArray[Any], values: NDArray[Any]) -> Examples:
     labels = np.ones(len(indptr) - 1, np.float32)
-    return Examples(
-        labels, indptr.astype(np.int64), columns.astype(np.uint64), np.ascontiguousarray(values, np.float32)
-    )
+    with np.errstate(over="ignore"):
+        rounded = np.ascontiguousarray(values, np.float32)
+    if not np.isfinite(rounded).all():
+        raise UsageError("data have a number that is not finite in 32-bit floating point")
+    return Examples(labels, indptr.astype(np.int64), columns.astype(np.uint64), rounded)
 
 
 def load(source: Path, job: Any) -> LogisticModel:

@@ -16,6 +16,7 @@ from mpips.data.read import named_format
 from mpips.data.tables.columns import arrow
 from mpips.errors import DataError, InputError, cannot_write
 from mpips.files.safe_open import replacing
+from mpips.keys import check_unmasked
 
 ROWS = 1 << 14
 """Rows of a matrix that are written at a time."""
@@ -92,6 +93,8 @@ def _batches(target: str, rows: Any, labels: ArrayLike | None) -> Iterator[Examp
     """Cut a matrix into batches of examples."""
     if labels is None:
         raise InputError(f"{target}: a matrix needs labels")
+    for what, array in (("rows", rows), ("labels", labels)):
+        check_unmasked(array, f"{target}: {what}")
     given = np.asarray(labels)
     shape = getattr(rows, "shape", np.shape(rows))
     if len(shape) != 2 or given.shape != shape[:1]:
@@ -130,6 +133,8 @@ def _examples(
     columns: NDArray[Any],
     cells: NDArray[Any],
 ) -> Examples:
+    if cells.dtype.kind not in "biuf":
+        raise InputError(f"{target}: rows must have numbers, not {cells.dtype}")
     with np.errstate(over="ignore"):
         values = cells.astype(np.float32)
     if not np.isfinite(values).all():

@@ -64,6 +64,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         ((tmp_path / "b.svm", X, [1, 2, 0]), "label 2 is not one of -1, 0, 1"),
         ((tmp_path / "b.svm", X, [1, 0]), "need"),
         ((tmp_path / "b.svm", X * 1e39, Y), "not finite in 32-bit"),
+        ((tmp_path / "b.svm", np.ma.masked_array(X, X > 0), Y), "rows are a masked array"),
+        ((tmp_path / "b.svm", X, np.ma.masked_array(Y, Y != 0)), "labels are a masked array"),
+        ((tmp_path / "b.svm", X * 1j, Y), "rows must have numbers, not complex128"),
         ((tmp_path / "b.parquet", X, Y), "leave out labels"),
         ((tmp_path / "b.parquet", 3), "are no table"),
     ):

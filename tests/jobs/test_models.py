@@ -141,6 +141,10 @@ def test_wrong_data_are_refused_in_a_line(data: DataSet) -> None:
         (np.array([["a"]]), "not 2, and <U1"),
         (np.array([[np.nan]]), "not finite"),
         (csr_matrix([[np.inf]]), "not finite"),
+        (np.array([[0.0, 1e39, 1.0, 0.0, 0.0, 1e39]]), "not finite in 32-bit"),
+        (csr_matrix([[0.0, 1e39]]), "not finite in 32-bit"),
+        (csr_matrix([[1j]]), "not complex128"),
+        (np.ma.masked_array([[0.0, 1.0]], [[False, True]]), "data are a masked array"),
         (SimpleNamespace(columns=["a"]), "was not trained on tables"),
     ):
         with pytest.raises(UsageError, match=said):
@@ -249,6 +253,7 @@ def test_topics_of_documents(topics: TopicModel, tmp_path: Path) -> None:
         (np.full((1, 4), 0.5), "counts must be whole numbers"),
         (np.full((1, 4), -1), "counts must be whole numbers"),
         (np.ones(4), "not 1, and float64"),
+        (np.ma.masked_array(np.ones((1, 4)), [[False, False, True, False]]), "counts are a masked array"),
         (None, r"takes documents, or texts=\[...\]"),
     ):
         with pytest.raises(UsageError, match=said):
