@@ -4,6 +4,7 @@
 # make test-hosts   of these, what befalls hosts and networks, on virtual hosts (as root on Linux), and the longer ones
 # make campaign TRIALS=30 SEED=0 OF=strikes   strikes hosts, or splits networks (OF=partitions), at random instants
 # make campaign LAUNCHER=srun   the same on a real Slurm whose nodes are virtual hosts (as root on Debian)
+# make mutations   puts faults into the protocol, and counts the simulated trials until each is found
 # make lint    ruff and mypy
 # make package   sdist, wheel and man page in dist/, checked
 # make clean   removes the environments
@@ -19,7 +20,7 @@ SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$
 RANK_TESTS = $(shell grep -rl --include='test_*.py' 'mark\.ranks' tests)
 
 .PHONY: demo test ready kernels test-openmpi test-jobs test-first test-others ranks-jobs ranks-parts test-mpich test-slurm
-.PHONY: package test-hosts campaign slurm-openmpi slurm-mpich slurm-one-by-one lint clean help
+.PHONY: package test-hosts campaign mutations slurm-openmpi slurm-mpich slurm-one-by-one lint clean help
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -73,6 +74,9 @@ OF ?= strikes
 LAUNCHER ?= mpirun
 campaign: kernels
 	PYTHONPATH=tests .venv/bin/python -P -m hosts.campaign --trials $(TRIALS) --seed $(SEED) --of $(OF) --launcher $(LAUNCHER)
+
+mutations: kernels
+	PYTHONPATH=tests .venv/bin/python -P -m history.mutations
 
 # Each on a cluster of its own. Jobs in a queue wait much, so both run at the same time.
 test-slurm:

@@ -1,6 +1,7 @@
 """Faults that are put into the protocol on purpose: the campaign (`mpips bench faults`) has to find them.
 
-    .venv/bin/python tests/history/mutations.py [--trials N] [--seed S] [NAME ...]
+    make mutations
+    PYTHONPATH=tests .venv/bin/python -m history.mutations [--trials N] [--seed S] [NAME ...]
 
 runs trials with each of them, until one fails, and prints after how many, and what has failed.
 """
