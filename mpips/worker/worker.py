@@ -267,6 +267,7 @@ class CallExecutor:
         self.context = Context(node, job, communicator, shared)
         self.worker = make_worker(self.context)
         check_worker(self.worker)
+        self._has_left = False
         self.calls: deque[Message] = deque()
         # The time of the present call, unless it runs at once.
         self._present = -1
@@ -296,6 +297,16 @@ class CallExecutor:
     def leave(self) -> None:
         """Leave the role; calls that ran at once are still answered."""
         self.node.unregister(self._role)
+        self._has_left = True
+        self._release()
+
+    def _release(self) -> None:
+        """Release the program's worker, and with it its data, once it is not needed any more.
+
+        This object refers to itself, so it lives until Python looks for such cycles, which may take hours.
+        """
+        if self._has_left and not self._unanswered:
+            self.worker = None
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Execute calls until `until()` is true between two calls; `Stopped` ends it earlier."""
@@ -426,6 +437,7 @@ class CallExecutor:
             self._answer_late(*each)
         if not self._unanswered:
             self.node.unregister(self._late)
+            self._release()
 
     def _answer_late(self, request: Message, answer: Answer | Later, tasks: list[Task]) -> None:
         """Answer a call that ran at once, as soon as its answer is known and its pushes are durable, or have failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -413,6 +414,19 @@ class Rank:
 def execute(executor: CallExecutor) -> None:
     """Execute all calls that have arrived."""
     executor.run(lambda: not executor.calls)
+
+
+def test_a_worker_that_has_left_is_released_with_its_data() -> None:
+    """Also if Python does not look for objects that refer to themselves, which it does after hours."""
+    gc.collect()
+    gc.disable()
+    try:
+        executor = Rank().worker()
+        program = weakref.ref(executor.worker)
+        executor.leave()
+        assert program() is None
+    finally:
+        gc.enable()
 
 
 def test_a_worker_that_leaves_takes_back_all_that_it_registered() -> None:
