@@ -255,6 +255,7 @@ train = {train}
 test = {test}
 [sparse_lr]
 epsilon = 1e-12
+newton = false
 passes = {passes}
 blocks = 10
 [faults]

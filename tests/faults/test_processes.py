@@ -207,7 +207,8 @@ def training(start_mpips: Callable[..., Started], tmp_path: Path, examples: Path
         settings = [
             beats(1.0), f"data.train={examples}", "data.test=[]", "data.crosses=[]", "consistency.tau=0",
             "layout.servers=2", f"layout.workers={workers}", f"layout.spares={spares}",
-            f"sparse_lr.passes={PASSES}", "sparse_lr.epsilon=1e-300", "checkpoint.every=1", "checkpoint.keep=100",
+            f"sparse_lr.passes={PASSES}", "sparse_lr.epsilon=1e-300", "sparse_lr.newton=false",
+            "checkpoint.every=1", "checkpoint.keep=100",
             f"checkpoint.directory={tmp_path / 'checkpoints'}",
         ]  # fmt: skip
         sets = [part for each in settings for part in ("--set", each)]

@@ -272,6 +272,7 @@ def train(folder: Path, seed: int, launcher: str = "auto") -> list[Trained]:
             f"data.train={json.dumps(str(data))}", "data.test=[]", "data.crosses=[]",
             "layout.servers=2", "layout.workers=2", "layout.spares=1", "ring.replicas=1",
             "consistency.tau=0", "sparse_lr.passes=60", "sparse_lr.epsilon=1e-300",
+            "sparse_lr.newton=false",
         ]  # fmt: skip
         try:
             result = _runs.run(_runs.job_file(), where, settings, launcher, watch=killer).result

@@ -87,7 +87,8 @@ def main(arguments: Sequence[str]) -> int:
     train = _runs.absolute(options.train or [str(_runs.job_file().parent / "data" / "flights.train.tsv.xz")])
     settings = [
         f"data.train={json.dumps(train)}", f"layout.servers={options.servers}", f"layout.workers={options.workers}",
-        "layout.spares=2", "ring.replicas=1", "consistency.tau=0", "_passes.epsilon=1e-300", *options.set,
+        "layout.spares=2", "ring.replicas=1", "consistency.tau=0", "_passes.epsilon=1e-300", "_passes.newton=false",
+        *options.set,
     ]  # fmt: skip
     conditions = _runs.conditions()
     deaths: list[Death] = []

@@ -95,7 +95,7 @@ def job_settings(options: argparse.Namespace, folder: Path) -> list[str]:
         part = folder / "examples.tsv"
         _killing.first_examples(_runs.job_file(), part, EXAMPLES)
         data = [f"data.train={json.dumps(str(part))}", "sparse_lr.l1=3.0"]
-    steps = ["consistency.tau=0", "checkpoint.every=1", "sparse_lr.epsilon=1e-4"]
+    steps = ["consistency.tau=0", "checkpoint.every=1", "sparse_lr.epsilon=1e-4", "sparse_lr.newton=false"]
     return [*data, "data.test=[]", *steps, *options.set]
 
 

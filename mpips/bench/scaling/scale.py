@@ -194,7 +194,7 @@ def programs(options: argparse.Namespace, folder: Path) -> Iterator[Work]:
         sets, crosses = {"flights": [str(own)]}, []
     shared = [
         "data.test=[]", *crosses, 'consistency.model="sequential"', "consistency.tau=0",
-        f"sparse_lr.passes={options.passes}", "sparse_lr.epsilon=1e-300",
+        f"sparse_lr.passes={options.passes}", "sparse_lr.epsilon=1e-300", "sparse_lr.newton=false",
     ]  # fmt: skip
     for program, job in (("darlin", "job.toml"), ("ftrl", "ftrl.toml")):
         if program in options.programs:
