@@ -9,7 +9,7 @@ from mpips.cluster.departure import Fenced
 from mpips.cluster.layout import Cause, Role
 from mpips.cluster.node import Node
 from mpips.cluster.view import GENERATION, View, with_workers
-from mpips.membership.agreement import Ballot, Identity, Known, Outcome, base_of, is_outbid
+from mpips.membership.agreement import Ballot, Identity, Known, Outcome, Proposed, base_of, is_outbid
 from mpips.membership.consensus import Consensus
 from mpips.membership.detection import Detection
 from mpips.membership.quorum import Quorum
@@ -134,7 +134,7 @@ class Succession:
         proposal = self._consensus.proposal
         if proposal is not None:
             agreed = self._consensus.pursue()
-            if agreed is not None or not self._is_outdated(proposal.proposed.view):
+            if agreed is not None or not self._is_outdated(proposal.proposed):
                 return agreed
         if self._awaited() <= self._answers.keys():
             self._count(now)
@@ -157,12 +157,18 @@ class Succession:
             if rank != self._node.rank and view.roles[rank] is not Role.WORKER and rank not in lost
         } - self._workers
 
-    def _is_outdated(self, proposed: View) -> bool:
-        """Return whether another view is to be proposed: more ranks are lost, or the ballot is too low."""
+    def _is_outdated(self, proposed: Proposed) -> bool:
+        """Return whether another view is to be proposed.
+
+        More ranks are lost, the ballot is too low, or a rank has received a last view of the lost leader meanwhile: it
+        accepts none that follows an earlier one.
+        """
+        view, known = proposed.view, self._known().values()
         return (
-            any(proposed.roles[rank] is not None for rank in self._detection.lost)
-            or Ballot.of(proposed) != self._ballot
-            or is_outbid(self._ballot, self._known().values())
+            any(view.roles[rank] is not None for rank in self._detection.lost)
+            or Ballot.of(view) != self._ballot
+            or is_outbid(self._ballot, known)
+            or any(_follows_earlier(proposed, each.view) for each in known)
         )
 
     def _known(self) -> dict[int, Known]:
@@ -206,7 +212,9 @@ class Succession:
             return
         again = Ballot.of(base.view) == self._ballot
         epoch = base.view.epoch + 1 if again else self._ballot.generation * GENERATION
-        made = self._make(replace(base.view, epoch=epoch), lost)
+        # A proposed view of this rank that it has not published, and will not, has had no effect.
+        passed = base.view.leader == node.rank and _follows_earlier(base, settled)
+        made = self._make(replace(settled if passed else base.view, epoch=epoch), lost)
         if made.roles[node.rank] is Role.WORKER:
             # A proposed view had made it one, and it has not begun to be one.
             made = with_workers(made, [rank for rank in made.workers if rank != node.rank])
@@ -251,3 +259,11 @@ class Succession:
             proposal, latest = self._consensus.proposal, known.latest
             if self.standing and proposal is not None and latest.identity > proposal.proposed.identity:
                 self._consensus.withdraw()
+
+
+def _follows_earlier(proposed: Proposed, published: View) -> bool:
+    """Return whether a proposed view does not follow a published one, but an earlier one."""
+    return (
+        bool(proposed.ancestors)
+        and proposed.ancestors[0].identity < Identity.of(published) < proposed.identity
+    )

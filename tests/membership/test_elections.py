@@ -328,3 +328,27 @@ def test_a_lease_that_is_taken_late_decides_on_the_view_that_it_was_taken_for(tw
     ranks.unanswered = set()
     ranks.run(20.0)
     ranks.check()
+
+
+def test_a_last_view_that_arrives_after_the_answers_to_a_candidate_does_not_stop_its_election(
+    five: Ranks,
+) -> None:
+    kept: list[tuple[int, int, Message]] = []
+
+    def late(sender: int, rank: int, message: Message) -> bool:
+        is_kept = sender == 0 and message.command is Command.VIEW
+        if is_kept and rank != 6:
+            kept.append((sender, rank, message))
+        return not is_kept
+
+    five.arrives = late
+    five.left.add(4)
+    while len(five.published) < 2:
+        five.run()
+    five.left.add(0)
+    five.stand(6)
+    five.queue = [*kept, *five.queue]
+    five.arrives = lambda sender, rank, message: True
+    five.run(10.0)
+    five.check()
+    assert five.leaders() == [6] and five.nodes[6].view.workers == (5,)
