@@ -196,10 +196,6 @@ class Proposed(NamedTuple):
         follows = any(each.identity[:2] == agreed[:2] for each in since)
         return not follows and all(each.by_lease for each in since)
 
-    def is_denied(self, holder: Identity) -> bool:
-        """Return whether this view can never take effect, since its lease was taken for another: `holder`."""
-        return self.by_lease and holder.leader != self.view.leader and not self.has_used(holder)
-
     def to_meta(self) -> dict[str, Any]:
         """Return the proposal as JSON-able data."""
         return {"view": self.view.to_meta(), "ancestors": self.ancestors, "by_lease": self.by_lease}

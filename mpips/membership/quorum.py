@@ -11,15 +11,7 @@ from typing import Protocol
 from mpips.cluster.layout import Role
 from mpips.cluster.node import Node
 from mpips.cluster.view import View
-from mpips.membership.agreement import (
-    RENEWED,
-    Ballot,
-    Electorate,
-    Identity,
-    Outcome,
-    Proposed,
-    lease_for,
-)
+from mpips.membership.agreement import RENEWED, Ballot, Electorate, Identity, Outcome, lease_for
 from mpips.membership.detection import REPORTED_AFTER, Detection, FailureDetector
 from mpips.rundir.log import note
 
@@ -129,11 +121,6 @@ class Quorum:
             holder = _identity(text)
             if holder is None or (holder.leader != self._node.rank and not self._has_used(holder)):
                 return True
-
-    def is_denied(self, proposed: Proposed) -> bool:
-        """Return whether a proposed view can never take effect: another rank has the lease that it needs."""
-        holder = _identity(self.leases.holder(proposed.view.lease)) if proposed.by_lease else None
-        return holder is not None and proposed.is_denied(holder)
 
     def with_lease(self, view: View) -> View:
         """Return a view that says which lease was taken; a new one has decided it."""

@@ -183,7 +183,7 @@ class Succession:
         known, living = self._known(), self._quorum.living
         # Perhaps of a rank that has told it, and which this one must not adopt.
         settled = max((each.view for each in known.values()), key=Identity.of)
-        base, outcome = base_of(self._ballot, self._possible(known), settled, self._quorum.electorate, living)
+        base, outcome = base_of(self._ballot, known, settled, self._quorum.electorate, living)
         if base.view.roles[node.rank] is None:
             self._excluded_until = now + EXCLUDED
             return
@@ -220,20 +220,6 @@ class Succession:
             made = with_workers(made, [rank for rank in made.workers if rank != node.rank])
         made = replace(made, leader=node.rank)
         self._consensus.propose(base.followed_by(made, settled, outcome is Outcome.HALF))
-
-    def _possible(self, known: dict[int, Known]) -> dict[int, Known]:
-        """Return what ranks know without views of other candidates that can never take effect.
-
-        Those candidates wait for the view of the rank that has the lease, and this one may not wait for them.
-        """
-
-        def possible(each: Known) -> Known:
-            accepted = each.accepted
-            if accepted is None or Ballot.of(accepted.view) == self._ballot:
-                return each
-            return each._replace(accepted=None) if self._quorum.is_denied(accepted) else each
-
-        return {rank: possible(each) for rank, each in known.items()}
 
     def _ask_again(self, now: float, ranks: Iterable[int]) -> None:
         if now - self._asked_at > self._pause:

@@ -22,14 +22,6 @@ def test_every_promise_is_kept_whatever_happens(first: int) -> None:
     assert summary["surviving_ranks"] < summary["ranks"]
 
 
-# Of two hosts, each waited for the other's view: one had taken the lease, and the other one had accepted a view that
-# needed it.
-@pytest.mark.parametrize("seed", [10260])
-def test_what_trials_have_found_does_not_happen_again(seed: int) -> None:
-    outcome = _trial.run(seed)
-    assert outcome.ok, outcome.text()
-
-
 def test_a_trial_is_the_same_whenever_it_is_repeated() -> None:
     logs: list[list[str]] = [[], []]
     first, second = (_trial.run(7, log.append) for log in logs)

@@ -271,21 +271,12 @@ class Model:
             return
         ballot, known = self.ballots[rank], {**self.answers[rank], rank: self.known[rank]}
         settled = max((each.view for each in known.values()), key=Identity.of)
-        possible = {each: self.possible(of, ballot) for each, of in known.items()}
-        base, outcome = base_of(ballot, possible, settled, self.electorate, sorted)
+        base, outcome = base_of(ballot, known, settled, self.electorate, sorted)
         if outcome is Outcome.MINORITY or is_outbid(ballot, known.values()) or base.view.roles[rank] is None:
             return
         again = Ballot.of(base.view) == ballot
         epoch = base.view.epoch + 1 if again else ballot.generation * GENERATION
         self.propose(rank, base, settled, epoch, outcome is Outcome.HALF)
-
-    def possible(self, known: Known, ballot: Ballot) -> Known:
-        """Return what a rank knows without a view that cannot take effect, unless the leases cannot be reached."""
-        accepted = known.accepted
-        holder = None if accepted is None else self.leases.get(accepted.view.lease)
-        is_rival = accepted is not None and Ballot.of(accepted.view) != ballot
-        is_denied = is_rival and holder is not None and accepted.is_denied(holder)  # type: ignore[union-attr]
-        return known._replace(accepted=None) if is_denied and self.random.random() < 0.8 else known
 
     def lead(self, rank: int) -> None:
         """Propose as a leader."""
