@@ -391,7 +391,10 @@ def run(seed: int, report: Callable[[str], object] = lambda line: None) -> Outco
         )  # fmt: skip
         if not internals.results:
             raise WrongResult("no rank finished the program")
-        if not injector.worker_hit and (unanswered := unended(history)):
+        # A rank that was split off as a spare may have been excluded as a worker.
+        remaining = internals.view.alive if internals.view is not None else ()
+        unanswered = [each for each in unended(history) if each.rank in remaining]
+        if unanswered and not injector.worker_hit:
             raise WrongResult(f"{len(unanswered)} operations of living workers were never answered")
     except Exception as error:
         outcome.error = f"{type(error).__name__}: {' '.join(str(error).split())}"
