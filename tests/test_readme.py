@@ -1,4 +1,4 @@
-"""The README: its program runs, and the files and commands that it names exist."""
+"""The README and the pages of docs/: links lead somewhere, programs run, and named files and commands exist."""
 
 from __future__ import annotations
 
@@ -17,14 +17,51 @@ from mpips.scheduler.scheduler import Cluster
 from mpips.storage import updates
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = sorted({
+    *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("jobs/*/*.md"), *ROOT.glob("packaging/*.md"),
+    *ROOT.glob("checkpoints/*.md"), *ROOT.glob("slurm/*.md"),
+})  # fmt: skip
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
+GUIDES = "\n".join(
+    TEXTS[name]
+    for name in (
+        "README.md", "docs/running.md", "docs/recovery.md", "docs/reproducing.md", "docs/programs.md",
+        "docs/measured.md", "docs/limits.md", "docs/reliability.md",
+    )
+)  # fmt: skip
 
 
-def test_its_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "mpips.storage.updates._updates", dict(updates._updates)
-    )  # what it registers goes with it
-    (source,) = re.findall(r"```python\n(.*?)```", README, re.S)
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ +(.*?)\s*$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    plain = (
+        re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", each)).lower() for each in headings
+    )
+    return {each.strip().replace(" ", "-") for each in plain}
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_somewhere(page: str) -> None:
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", TEXTS[page], flags=re.S)
+    wrong = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://|mailto:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        if not file.exists() or (anchor and anchor not in anchors(file.read_text())):
+            wrong.append(target)
+    assert not wrong
+
+
+def test_the_readme_is_short() -> None:
+    assert len(TEXTS["README.md"].split()) <= 900
+
+
+def test_the_program_of_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What it registers goes with it.
+    monkeypatch.setattr("mpips.storage.updates._updates", dict(updates._updates))
+    source = re.findall(r"```python\n(.*?)```", TEXTS["docs/programs.md"], re.S)[0]
     (tmp_path / "mean.py").write_text(source)
     program = load_program("mean.py", tmp_path)
     settings = program.settings()
@@ -34,18 +71,19 @@ def test_its_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     job = SimpleNamespace(settings=settings)
     metrics = simulate(schedule, program.worker, servers=2, workers=3, job=job)
-    assert abs(metrics["mean"]) < 0.05  # of 300,000 standard normal draws, whose mean's error is 0.002
+    # Of 300,000 standard normal draws, whose mean's error is 0.002.
+    assert abs(metrics["mean"]) < 0.05
 
 
 @pytest.mark.parametrize(
-    "path", sorted(set(re.findall(r"`((?:jobs|tests|mpips|checkpoints|slurm)/[^` ]+)`", README)))
+    "path", sorted(set(re.findall(r"`((?:jobs|tests|mpips|checkpoints|slurm)/[^` ]+)`", GUIDES)))
 )
-def test_the_files_that_it_names_are_there(path: str) -> None:
+def test_the_files_that_they_name_are_there(path: str) -> None:
     assert (ROOT / path).exists()
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"mpips ([a-z]+)[ `]", README)) - {"import"}))
-def test_the_commands_that_it_names_have_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"mpips ([a-z]+)[ `]", GUIDES)) - {"import"}))
+def test_the_commands_that_they_name_have_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.suppress(SystemExit):
         assert main([command, "--help"]) == 0
     assert f"mpips {command}" in capsys.readouterr().out

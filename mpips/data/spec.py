@@ -38,7 +38,7 @@ class DataSpec:
     """tsv: the character between fields; there is no quoting. csv: a tab means that the first row shows it."""
     label: str = ""
     """csv, parquet: the name of the column of labels."""
-    positive: str | bool | int | float = ""
+    positive: str | bool | int = field(default="", metadata={"at_least": -(1 << 53), "at_most": 1 << 53})
     """csv, parquet: the label of positive examples, all others are negative; "": labels are -1, 0, 1, true or false."""
     numeric: list[str] | dict[str, Literal["standard", "log", "quantiles", "plain"]] = field(
         default_factory=list
@@ -97,7 +97,7 @@ class DataSpec:
                     raise JobError(f"[data] {name}: {column!r}: {text}")
 
     @property
-    def positive_label(self) -> str | bool | int | float | None:
+    def positive_label(self) -> str | bool | int | None:
         """Return the label of positive examples; None if labels are numbers or booleans."""
         return None if self.positive == "" else self.positive
 

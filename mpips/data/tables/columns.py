@@ -144,7 +144,7 @@ def _parsed(texts: Any, name: str, flaws: Flaws) -> NDArray[np.float64]:
     return numbers
 
 
-def labels_of(column: Any, positive: str | float | None, name: str, flaws: Flaws) -> NDArray[np.float32]:
+def labels_of(column: Any, positive: str | int | None, name: str, flaws: Flaws) -> NDArray[np.float32]:
     """Return a column of labels as f4[n], each -1 or +1; `flaws` has those that are neither.
 
     `positive` is the label of positive examples: all others are negative. None: labels are -1, 0 or 1, or booleans.
@@ -172,7 +172,7 @@ def labels_of(column: Any, positive: str | float | None, name: str, flaws: Flaws
     return np.where(np.array(yes)[places], np.float32(1), np.float32(-1))
 
 
-def _label_text(positive: str | float | None) -> bytes | None:
+def _label_text(positive: str | int | None) -> bytes | None:
     if positive is None:
         return None
     if isinstance(positive, bool):

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,22 +55,26 @@ class _Text(io.RawIOBase):
         self._path, self._chunks = path, chunks(path)
         self._left = memoryview(b"")
         self._begun = False
+        # Arrow reads ahead in a thread, which an error does not stop at once.
+        self._reading = Lock()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, target: Any) -> int:
-        if not self._left:
-            chunk = next(self._chunks, b"")
-            if not self._begun:
-                chunk, self._begun = chunk[check_text(self._path, chunk) :], True
-            self._left = memoryview(chunk)
-        size = min(len(target), len(self._left))
-        target[:size], self._left = self._left[:size], self._left[size:]
-        return size
+        with self._reading:
+            if not self._left:
+                chunk = next(self._chunks, b"")
+                if not self._begun:
+                    chunk, self._begun = chunk[check_text(self._path, chunk) :], True
+                self._left = memoryview(chunk)
+            size = min(len(target), len(self._left))
+            target[:size], self._left = self._left[:size], self._left[size:]
+            return size
 
     def close(self) -> None:
-        self._chunks.close()
+        with self._reading:
+            self._chunks.close()
         super().close()
 
 
