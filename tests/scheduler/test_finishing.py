@@ -194,4 +194,4 @@ def test_models_are_written_and_read_without_file_locks(tmp_path: Path) -> None:
         for _ in range(2):  # once more, while somebody holds a lock on the file that is replaced
             model.export_model(path, pieces, np.array([0.1, 0.1]), 0.01, 3, None)
             fcntl.flock(held.enter_context(path.open("rb")), fcntl.LOCK_EX)
-            assert model.load_model(path).n_k.tolist() == [4, 2]
+            assert model.read_model(path).n_k.tolist() == [4, 2]
