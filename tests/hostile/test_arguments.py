@@ -36,7 +36,7 @@ LINES = (
     "doctor --launcher @", "layout @", "layout job.toml --nodes @", "plan @", "plan job.toml --nodes @", "job @",
     "inspect @", "verify @",
     "export @ --out x.npz", "export folder --out @", "infer @", "infer folder @", "query @ key", "crate @",
-    "convert @ out.h5", "convert a.svm @", "bench @", "@", "run job.toml @",
+    "completion @", "convert @ out.h5", "convert a.svm @", "bench @", "@", "run job.toml @",
 )  # fmt: skip
 FINE = {
     ("job @", ""),  # the default

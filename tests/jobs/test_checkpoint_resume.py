@@ -152,7 +152,7 @@ def test_a_resumed_run_removes_what_it_went_on_from(data_set: DataSet, tmp_path:
 def test_a_checkpoint_counts_though_an_old_one_cannot_be_removed(
     data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, lineage: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("mpips.checkpoint.checkpoint._remove", refuse)

@@ -485,9 +485,12 @@ def test_a_leading_spare_replaces_no_rank() -> None:
     assert observed["view"].leader == 4
 
 
-@pytest.mark.parametrize("sent", range(14))
+@pytest.mark.parametrize("sent", range(21))
 def test_one_rank_succeeds_a_leader_that_has_sent_its_last_view_to_some(sent: int) -> None:
-    """The spare is the heir, until the view in which it is a worker; some have that view, and some have not."""
+    """The spare is the heir, until the view in which it is a worker; some have that view, and some have not.
+
+    Before that view the leader gives the journal to the next heir.
+    """
     observed: dict[str, Any] = {}
     begun: list[int] = []
 
@@ -508,8 +511,9 @@ def test_one_rank_succeeds_a_leader_that_has_sent_its_last_view_to_some(sent: in
                 continue
 
     workers = simulate(schedule, Worker, servers=2, workers=1, spares=1, replicas=1, observed=observed)
-    assert begun == [0, 1] and observed["view"].leader == 1
-    assert workers in [(3,), (3, 4)]
+    assert begun in ([0, 1], [0, 4]) and observed["view"].leader == begun[1]
+    assert workers in [(3,), (3, 4)] if begun[1] == 1 else workers == (3,)
+    assert begun[1] == 1 or sent < 14
 
 
 def test_a_joining_server_receives_shards_and_a_leaving_one_gives_them_up() -> None:
