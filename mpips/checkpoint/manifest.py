@@ -142,13 +142,14 @@ def manifest_if_complete(path: Path) -> dict[str, Any] | None:
 def damaged(directory: Path, after: Path | None = None) -> list[str]:
     """Return a line for each folder that has a manifest and is not a complete checkpoint, the oldest first.
 
-    `after`: only newer ones than this checkpoint. What a killed run has left has no manifest, and is not damage.
+    `after`: only those whose manifest was written no earlier than this checkpoint's. What a killed run has left has no
+    manifest, and is not damage.
     """
     found = []
+    # By time: steps of different runs say nothing about which is newer.
+    since = 0 if after is None else _written(after)
     for path in folders(directory):
-        if after is not None and order_of(path) <= order_of(after):
-            continue
-        if os.path.lexists(path / MANIFEST) and manifest_if_complete(path) is None:
+        if _written(path) >= since and manifest_if_complete(path) is None:
             try:
                 read_manifest(path)
             except CheckpointError as error:
@@ -158,6 +159,14 @@ def damaged(directory: Path, after: Path | None = None) -> list[str]:
                     f"{path} is damaged: a file is missing, or has another size than its manifest says"
                 )
     return found
+
+
+def _written(path: Path) -> int:
+    """Return when the manifest of a checkpoint was written, in ns; -1 if there is none."""
+    try:
+        return (path / MANIFEST).lstat().st_mtime_ns
+    except OSError:
+        return -1
 
 
 def complete(directory: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,3 +99,24 @@ def test_a_run_that_has_trained_is_not_started_from_its_beginning(job: Job) -> N
         latest(job, run("a-1", "2026-01-01"))
     with pytest.raises(CheckpointError, match="there is no complete checkpoint in"):
         latest(job)
+
+
+def test_a_damaged_checkpoint_of_a_later_run_is_named_though_it_has_fewer_steps(
+    job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = written(9, "a-0", "2026-01-01")
+    (old / "manifest.json").write_text("{")
+    os.utime(old / "manifest.json", ns=(1, 1))
+    sound = written(8, "a-1", "2026-01-02")
+    later = written(3, "a-2", "2026-01-03")
+    (later / "manifest.json").write_text("{")
+    assert latest(job) == sound
+    said = capsys.readouterr().err
+    assert said == f"mpips: warning: {later}/manifest.json is damaged: it is not JSON; {sound} is used\n"
+
+
+def test_a_run_is_continued_from_a_checkpoint_that_was_renamed_in_its_folder(job: Job) -> None:
+    written(3, "a-1", "2026-01-01")
+    best = written(4, "a-1", "2026-01-01").rename("checkpoints/a/best")
+    stopped = run("a-2", "2026-01-02", untrained=True, resumed=best)
+    assert latest(job, stopped) == best.absolute()
