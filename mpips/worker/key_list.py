@@ -34,6 +34,8 @@ from mpips.worker.plan import Plan, Route, Slice
 
 MOST_PLANS = 1 << 10
 """Largest number of ranges, and of samples of lists, that a vector caches; a full cache is cleared."""
+_ALL = -1
+"""The bits of all commands."""
 
 
 class Handle(Protocol):
@@ -96,11 +98,11 @@ class Planner:
         self._wide = spec.key_bits == 128
         self._cuts = node.view.ring.cuts(spec.extent)
         self._plans: dict[tuple[KeyRange, bool], Plan] = {}
-        # By range: see `_shards_of`.
+        # By range: see `_route`.
         self._within: dict[KeyRange, Route] = {}
         self._route(self._all)
-        # Hashes of lists that were passed as arrays: see `_is_signed`.
-        self._samples: set[int] = set()
+        # By hash of a list that was passed as an array: a bit for each command that has used it.
+        self._uses: dict[int, int] = {}
 
     def key_list(self, keys: KeyArray, within: KeyRange | None) -> KeyList:
         """Check, partition and sign a copy of `keys`; see `Vector.key_list`."""
@@ -149,15 +151,13 @@ class Planner:
 
     def _is_signed(self, sample: int, command: Command) -> bool:
         """Return whether to sign a list with a hash: the signature of one that is not used again is wasted work."""
-        samples = self._samples
-        if sample in samples:
-            return True
-        # Negative: one use by a command.
-        once = ~(sample ^ command)
-        if len(samples) >= MOST_PLANS:
-            samples.clear()
-        samples.add(sample if once in samples else once)
-        return sample in samples
+        uses, use = self._uses, 1 << command
+        before = uses.get(sample, 0)
+        is_again = before & use != 0
+        if not before and len(uses) >= MOST_PLANS:
+            uses.clear()
+        uses[sample] = _ALL if is_again else before | use
+        return is_again
 
     def _listed(self, keys: NDArray[Any]) -> KeyArray:
         """Return keys as they are sent: u64[n] or KEY128[n], contiguous, writable."""

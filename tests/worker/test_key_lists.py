@@ -246,6 +246,20 @@ def test_the_keys_of_an_array_that_is_pulled_and_pushed_once_are_not_signed() ->
     assert counted(schedule) == {"keys": 2, "both": 1, "signature": 1}
 
 
+def test_as_many_lists_are_signed_as_are_remembered_though_two_commands_use_each() -> None:
+    lists = [np.arange(at, EXTENT, 100, dtype=np.uint64) for at in range(8)]
+
+    def schedule(cluster: Cluster) -> None:
+        vector, wait = cluster.create_vector(VectorSpec("v", "float64", 1, EXTENT)), cluster.node.wait
+        for _ in range(3):
+            for each in lists:
+                wait(vector.pull(each))
+                wait(vector.push(each, np.ones(100)))
+
+    with patch("mpips.worker.key_list.MOST_PLANS", len(lists)):
+        assert counted(schedule) == {"keys": 16, "both": 8, "signature": 24}
+
+
 def test_the_keys_of_a_list_are_sent_once_per_vector() -> None:
     def schedule(cluster: Cluster) -> None:
         wait = cluster.node.wait
