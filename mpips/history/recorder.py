@@ -31,7 +31,7 @@ class HistoryRecorder:
     def __init__(self, node: Node, sink: Sink) -> None:
         self._node, self._sink = node, sink
         self._number = 0
-        # By time of the unfinished operations of the present caller: their numbers, and their answers so far.
+        # By time of the operations of the present caller: their numbers; of unfinished ones, their answers so far.
         self._numbers: dict[int, int] = {}
         self._parts: dict[int, list[Part]] = {}
         # Whether the rows that answer the operation that is being issued are recorded.
