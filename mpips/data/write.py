@@ -29,8 +29,8 @@ def write(
 
     Args:
         path: the file, which appears complete or not at all.
-        rows: for .parquet and .csv a frame of pandas, polars or Arrow, or a table of columns {name: values}; for the
-            others a matrix [n, m] of numpy or scipy, whose columns become the keys 0 to m - 1.
+        rows: for .parquet and .csv a frame of pandas (without its index), polars or Arrow, or a table of columns
+            {name: values}; for the others a matrix [n, m] of numpy or scipy, whose columns become the keys 0 to m - 1.
         labels: of a matrix, [n]: -1, 0 or 1, or booleans. A frame has them in a column.
         force: replace an existing file.
 
@@ -78,15 +78,23 @@ def _write_frame(target: str, form: str, rows: Any) -> None:
     except (TypeError, ValueError, pa.ArrowException) as error:
         text = " ".join(str(error).split())[:200]
         raise InputError(f"{target}: rows of type {type(rows).__name__} are no table: {text}") from None
+    if table is not rows:
+        # The index of a frame of pandas, such as the numbers of the rows of a sample.
+        index = (table.schema.pandas_metadata or {}).get("index_columns", [])
+        table = table.drop_columns([name for name in index if isinstance(name, str)])
     for at, field in enumerate(table.schema):
         # The texts of polars, which Arrow does not write as CSV.
         if str(field.type) == "string_view":
             table = table.set_column(at, field.name, table.column(at).cast(pa.large_string()))
-    with replacing(target) as file:
-        if form == "parquet":
-            arrow("pyarrow.parquet").write_table(table, file, row_group_size=1 << 16)
-        else:
-            arrow("pyarrow.csv").write_csv(table, file)
+    try:
+        with replacing(target) as file:
+            if form == "parquet":
+                arrow("pyarrow.parquet").write_table(table, file, row_group_size=1 << 16)
+            else:
+                arrow("pyarrow.csv").write_csv(table, file)
+    except pa.ArrowException as error:
+        text = " ".join(str(error).split())[:200]
+        raise InputError(f"{target}: rows do not fit in a {form} file: {text}") from None
 
 
 def _batches(target: str, rows: Any, labels: ArrayLike | None) -> Iterator[Examples]:

@@ -78,3 +78,20 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "b.svm").exists() and not list(tmp_path.glob("*.tmp*"))
     write(tmp_path / "a.svm", X[:1], Y[:1], force=True)
     assert len(load(tmp_path / "a.svm")) == 1
+
+
+def test_the_index_of_a_frame_is_no_column(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"city": ["Rome", "Oslo", "Bonn"], "y": [1, 0, 1]})
+    write(tmp_path / "a.csv", frame)
+    for rows in (frame.iloc[[0, 1, 2]], frame.set_index(pandas.Index([7, 3, 5], name="id"))):
+        write(tmp_path / "b.csv", rows, force=True)
+        assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
+
+
+def test_columns_that_a_file_cannot_hold_are_named(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    with pytest.raises(InputError, match=r"a\.csv: rows do not fit in a csv file: Unsupported Type"):
+        write(tmp_path / "a.csv", {"x": [[1], [2]]})
+    assert not list(tmp_path.iterdir())
