@@ -127,11 +127,13 @@ class Assignment:
             return
         self.encoding = self.cluster.decide(lambda: _kept_state(self.cluster).get("encoding"))
         if self.encoding is None:
-            each = evaluate.parts_of(self.cluster)
-            found = retry_on_loss(
-                self.cluster, lambda: self.cluster.workers.start("summarise", each=each).result()
-            )
-            self.encoding = learned([(one.meta["encoding"], one.values) for one in found])
+            self.encoding = retry_on_loss(self.cluster, self._learned)
+
+    def _learned(self) -> EncodingTable | None:
+        """Return the encoding that the present workers learn."""
+        each = evaluate.parts_of(self.cluster)
+        found = self.cluster.workers.start("summarise", each=each).result()
+        return learned([(one.meta["encoding"], one.values) for one in found])
 
     def told(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call, or a state, with the encoding of tables."""
@@ -264,7 +266,8 @@ class WorkerData:
             self._last = max(self._last, self._find_last_key(batches, self._tally))
             return
         # Another worker may have parsed them.
-        name = self._kept.name(list(cut.slices(self.data.spec.train, parts)), self.data.table)
+        train = self.data.spec.train
+        name = self._kept.name(list(cut.slices(train, parts)), self.data.table, cut.shares(train))
         if (found := self._kept.find(name)) is None:
             tally = Tally()
             found = load_columns(self._examples(parts, cut, tally)), tally
@@ -274,5 +277,6 @@ class WorkerData:
         self._columns = columns if self._columns is None else joined(self._columns, columns)
 
     def _examples(self, parts: list[int], cut: Cut, tally: Tally) -> Iterator[Examples]:
-        for files, part, of in cut.slices(self.data.spec.train, parts):
-            yield from self.context.polling(self.data.read(files, part, of, tally))
+        train = self.data.spec.train
+        for files, part, of in cut.slices(train, parts):
+            yield from self.context.polling(self.data.read(files, part, of, tally, cut.shares(train)))

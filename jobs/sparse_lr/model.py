@@ -192,7 +192,9 @@ class LogisticModel(Model):
         with tempfile.TemporaryDirectory(prefix="mpips-frame-") as folder:
             path = os.path.join(folder, "frame.parquet")
             write(path, frame)
-            yield from self._read([path])
+            # Whatever the form of the training data; and each row has a result.
+            spec = replace(self.data, format="auto", on_error="stop")
+            yield from read([path], spec, encoding=self.encoding)
 
 
 def probabilities(scores: F8) -> F8:

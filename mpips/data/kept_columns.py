@@ -30,7 +30,7 @@ from mpips.files.safe_open import replacing
 from mpips.keys import KEY128
 from mpips.keys import order as key_order
 
-VERSION = 2
+VERSION = 3
 GB = 1e9
 _TALLY = {"examples": COUNT, "skipped": COUNT, "first_error": str, "header": str, "empty": Each(str)}
 Slice = tuple[list[str], int, int]
@@ -47,10 +47,10 @@ class KeptColumns:
         self._folder, self._spec = folder, spec
         self._writer: Thread | None = None
 
-    def name(self, slices: Sequence[Slice], encoding: EncodingTable | None = None) -> str:
+    def name(self, slices: Sequence[Slice], encoding: EncodingTable | None = None, coarse: int = 0) -> str:
         """Return the name of the columns of slices that are read in this order, as the files are now; "": none.
 
-        `encoding` is that of tables.
+        `encoding` is that of tables; `coarse` as in `mpips.data.read`.
         """
         if self._folder is None:
             return ""
@@ -64,7 +64,7 @@ class KeptColumns:
             # The reader reports the error.
             return ""
         facts = [(path, each.st_size, each.st_mtime_ns) for path, each in found]
-        about = json.dumps([VERSION, asdict(self._spec), slices, facts, encoding])
+        about = json.dumps([VERSION, asdict(self._spec), slices, facts, encoding, coarse])
         return f"{hashlib.sha256(about.encode()).hexdigest()}.npz"
 
     def find(self, name: str) -> tuple[Columns, Tally] | None:

@@ -93,6 +93,7 @@ def read(
     tally: Tally | None = None,
     opening: Callable[[str], None] = lambda path: None,
     encoding: Encoding | None = None,
+    coarse: int = 0,
 ) -> Iterator[Examples]:
     """Read part `part` of `parts` of the files' examples, as a stream of batches in order.
 
@@ -100,7 +101,8 @@ def read(
     index counts every line that is not blank or a comment, bad ones too. Columns with names are numbered as in the
     first file of [data] train, or else of `files`. `tally` is updated while reading. `opening` is called with each
     file before it is opened. `encoding` is that of tables, CSV and Parquet; None: it is learned from [data] train, or
-    else from `files`. Raises `DataError` with file and line.
+    else from `files`. `coarse`, a divisor of `parts` or 0: part p has examples of part p modulo `coarse` of `coarse`
+    only. Raises `DataError` with file and line.
     """
     tally = Tally() if tally is None else tally
     own_files, part, parts = files_of_part(files, part, parts)
@@ -125,7 +127,7 @@ def read(
                 # Raises an error if [data] label is not set.
                 begun_encoding([(path, form)], spec)
                 raise DataError(f"{path}: is a table ({form}), and the training data are not")
-            index = yield from read_table(path, form, spec, encoding, index, part, parts, tally)
+            index = yield from read_table(path, form, spec, encoding, index, part, parts, tally, coarse)
         elif encoding is not None:
             raise DataError(f"{path}: is in the format {form}, and the training data are tables")
         elif form == "tsv":

@@ -56,10 +56,12 @@ class Source:
         self.table = table
         self.encoding = None if table is None else Encoding.of_table(table, "[data] encoding")
 
-    def read(self, files: str | Sequence[str], part: int, of: int, tally: Tally) -> Iterator[Examples]:
+    def read(
+        self, files: str | Sequence[str], part: int, of: int, tally: Tally, coarse: int = 0
+    ) -> Iterator[Examples]:
         """Read part `part` of `of` of "train", "test", or some of the files, as `mpips.data.read`."""
         names = as_list(getattr(self.spec, files)) if isinstance(files, str) else files
-        return read(names, self.spec, part, of, tally, self.files.check, self.encoding)
+        return read(names, self.spec, part, of, tally, self.files.check, self.encoding, coarse)
 
 
 def learned(found: Sequence[tuple[EncodingTable | None, NDArray[np.float64]]]) -> EncodingTable | None:

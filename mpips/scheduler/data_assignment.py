@@ -52,6 +52,14 @@ class Cut(NamedTuple):
         """Return the sort key of a part; the parts of one coarse part are adjacent in this order."""
         return part % self.coarse, part // self.coarse
 
+    def shares(self, files: Sequence[str]) -> int:
+        """Return how many coarse parts share the examples of a file: 1 if each has files of its own.
+
+        >>> Cut(coarse=2, fine=3).shares(["a", "b"]), Cut(coarse=2, fine=3).shares(["a"])
+        (1, 2)
+        """
+        return 1 if len(files) >= self.coarse else self.coarse
+
     def slices(self, files: Sequence[str], parts: Iterable[int]) -> Iterator[tuple[list[str], int, int]]:
         """Yield the slices to read for some parts, in their order: (files, part, of) for `mpips.data.read` each.
 

@@ -14,7 +14,11 @@ from synthetic import Hooks, Outcome, run_twin
 from mpips import load_model
 from mpips.checkpoint.manifest import complete, read_manifest
 from mpips.data import DataSpec, Source, Tally, concatenate, learned
-from mpips.errors import MpipsError
+from mpips.data.tables import Encoding
+from mpips.errors import DataError, MpipsError
+from mpips.jobs.sparse_lr.assignment import Assignment
+from mpips.jobs.sparse_lr.model import LogisticModel
+from mpips.transport.network_faults import Fault
 
 pytest.importorskip("pyarrow")
 
@@ -152,3 +156,57 @@ def test_a_model_scores_frames_and_files_without_labels(files: tuple[Path, Path]
     assert np.mean(chances[:, 1] > 0.5) == pytest.approx(np.mean(model.predict(frame) == 1))
     bought = np.array([row["bought"] == "yes" for row in rows])
     assert np.mean((chances[:, 1] > 0.5) == bought) == pytest.approx(outcome.metrics["accuracy"], abs=0.01)
+
+
+def test_a_frame_is_scored_whatever_the_form_of_the_training_data(files: tuple[Path, Path]) -> None:
+    spec = DataSpec(train=str(files[0]), format="csv", on_error="skip", **COLUMNS)  # type: ignore[arg-type]
+    source = Source(spec)
+    table = learned([source.summarise(0, 1)])
+    assert table is not None
+    model = LogisticModel(np.empty(0, np.uint64), np.empty(0), spec, Encoding.of_table(table, "here"))
+    frame: dict[str, list[Any]] = {
+        "age": [40, None],
+        "city": ["a", "b"],
+        "job": ["c", None],
+        "income": [1.0, 2.0],
+    }
+    assert model.decision_function(frame).tolist() == [0.0, 0.0]
+    with pytest.raises(DataError, match="row 2: column 'income' has a number that is not finite"):
+        model.decision_function(frame | {"income": [1.0, float("inf")]})
+
+
+def test_a_worker_is_lost_while_the_encoding_is_learned(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+    learnt = Assignment._learned
+
+    def watched(self: Assignment) -> Any:
+        tries.append(len(self.cluster.workers))
+        return learnt(self)
+
+    monkeypatch.setattr(Assignment, "_learned", watched)
+    expected = run(files, settings={"passes": 1}).encoding
+    for after in range(2, 12, 2):
+        tries.clear()
+        network = {"faults": [Fault("kill", 3, after_messages=after)], "spares": 0}
+        assert run(files, settings={"passes": 1}, network=network).encoding == expected
+        if tries == [2, 1]:
+            return
+    raise AssertionError("no worker was lost meanwhile")
+
+
+@pytest.mark.parametrize("size", [400, 2_000])
+def test_the_parts_of_a_lost_worker_are_read_again_from_row_groups(
+    files: tuple[Path, Path], tmp_path: Path, size: int
+) -> None:
+    from pyarrow import csv as arrow_csv
+    from pyarrow import parquet
+
+    table = arrow_csv.read_csv(files[0], parse_options=arrow_csv.ParseOptions(newlines_in_values=True))
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=size)
+    where = tmp_path / "a.parquet", files[1]
+    network = {"faults": [Fault("kill", 3, after_messages=100)], "spares": 0}
+    found, whole = run(where, workers=3, network=network), run(where, workers=3)
+    assert [event["gone"] for event in found.log if event["event"] == "workers"] == [[3]]
+    assert found.metrics["objective"] == pytest.approx(whole.metrics["objective"], rel=2e-3)

@@ -40,7 +40,7 @@ def names_of(path: str, spec: DataSpec, form: str) -> list[str]:
     Raises:
         DataError: two columns have the same name, or the file is not one of the format.
     """
-    names = _parquet_names(path) if form == "parquet" else _head(path, spec)[0]
+    names = _parquet_names(path) if form == "parquet" else _head(path, spec).names
     names = [name.strip() for name in names]
     twice = next((name for name, times in Counter(names).items() if times > 1), None)
     if twice is not None:
@@ -78,8 +78,18 @@ class _Text(io.RawIOBase):
         super().close()
 
 
-def _head(path: str, spec: DataSpec) -> tuple[list[str], str]:
-    """Return the names in the first row of a CSV file, or the places of its columns; and its separator."""
+class _Head(NamedTuple):
+    """The beginning of a CSV file."""
+
+    names: list[str]
+    """Of the columns; their places if the file has no names."""
+    separator: str
+    rows: int
+    """Rows before the first one of data: that of the names, and blank ones before it."""
+
+
+def _head(path: str, spec: DataSpec) -> _Head:
+    """Read the beginning of a CSV file."""
     with closing(_Text(path)) as stream:
         text = io.BufferedReader(stream, BLOCK).read(BLOCK).decode("utf-8", "replace")
     line = ""
@@ -90,31 +100,45 @@ def _head(path: str, spec: DataSpec) -> tuple[list[str], str]:
     sniffed = max(SEPARATORS, key=outside.count)
     separator = sniffed if spec.separator == "\t" else spec.separator
     try:
-        first = next(
-            (row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row), []
-        )
+        rows = enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+        blank, first = next(((at, row) for at, row in rows if len(row) > 1 or "".join(row).strip()), (0, []))
     except csv.Error as error:
         raise DataError(f"{path}: row 1: {error}") from None
     if not first:
         raise DataError(f"{path}: holds no examples")
-    return first if spec.header else [str(place) for place in range(len(first))], separator
+    if not spec.header:
+        return _Head([str(place) for place in range(len(first))], separator, 0)
+    return _Head(first, separator, blank + 1)
 
 
 def csv_batches(
-    path: str, spec: DataSpec, wanted: Sequence[str], index: int, part: int, parts: int, tally: Tally
+    path: str,
+    spec: DataSpec,
+    wanted: Sequence[str],
+    index: int,
+    part: int,
+    parts: int,
+    tally: Tally,
+    coarse: int = 0,
 ) -> Generator[Batch, None, int]:
-    """Read part `part` of `parts` of the rows of a CSV file; return the index after the last row."""
+    """Read part `part` of `parts` of the rows of a CSV file; return the index after the last row.
+
+    A part is every `parts`-th row, whatever `coarse` is. Rows with too few or too many columns have no index; part 0
+    counts them.
+    """
     pa, pa_csv = arrow(), arrow("pyarrow.csv")
-    raw, separator = _head(path, spec)
+    raw, separator, head = _head(path, spec)
     of_name = {name.strip(): name for name in raw}
 
     def broken_row(row: Any) -> str:
-        tally.skip(
-            f"{path}: row {row.number}: {_wrong_columns(row.actual_columns, row.expected_columns, row.text)}"
-        )
+        broken.append(row.number)
+        if part == 0:
+            text = _wrong_columns(row.actual_columns, row.expected_columns, row.text)
+            tally.skip(f"{path}: row {row.number}: {text}")
         return "skip"
 
-    first = index
+    broken: list[int] = []
+    first, begin = index, head + 1
     with closing(_Text(path)) as stream:
         try:
             reader = pa_csv.open_csv(
@@ -123,7 +147,7 @@ def csv_batches(
                     use_threads=False,
                     block_size=BLOCK,
                     column_names=raw,
-                    skip_rows_after_names=int(bool(spec.header)),
+                    skip_rows_after_names=head,
                 ),
                 parse_options=pa_csv.ParseOptions(
                     delimiter=separator, newlines_in_values=True,
@@ -141,8 +165,8 @@ def csv_batches(
                 picked = np.arange((part - index) % parts, size, parts)
                 if parts > 1:
                     batch = batch.take(pa.array(picked))
-                rows = index - first + picked + (2 if spec.header else 1)
-                yield Batch(dict(zip(wanted, batch.columns, strict=True)), rows)
+                rows = _numbers(index - first + np.arange(size), begin, broken)
+                yield Batch(dict(zip(wanted, batch.columns, strict=True)), rows[picked])
                 index += size
         except pa.ArrowInvalid as error:
             raise DataError(f"{path}: {_csv_error(str(error))}") from None
@@ -151,11 +175,28 @@ def csv_batches(
 
 def _wrong_columns(found: int, expected: int, text: str) -> str:
     return f"has {found} columns where the first row has {expected}: {shown(text.encode())}"
+                # Those before the next row.
+                passed = bisect(broken, rows[-1]) if size else 0
+                begin += passed
+                del broken[:passed]
 
 
 def _csv_error(text: str) -> str:
     if "straddling" in text:
         return f"a row is longer than {BLOCK >> 20} MiB; is a quote missing?"
+def _numbers(sound: NDArray[np.int64], begin: int, broken: Sequence[int]) -> NDArray[np.int64]:
+    """Return the numbers of rows in a file, i8[n].
+
+    Args:
+        sound: i8[n], the number of sound rows before each.
+        begin: the number of the first row of data; more by one for each broken row that `broken` does not have.
+        broken: the numbers of broken rows, ascending.
+    """
+    # The number of sound rows before each broken one.
+    before = np.array(broken, np.int64) - begin - np.arange(len(broken))
+    return sound + begin + np.searchsorted(before, sound, side="right")
+
+
     row = re.match(r"CSV parse error: Row #(\d+): Expected (\d+) columns, got (\d+): (.*)", text, re.DOTALL)
     if row is not None:
         return f"row {row[1]}: {_wrong_columns(int(row[3]), int(row[2]), row[4])}"
@@ -178,11 +219,19 @@ def _parquet_names(path: str) -> list[str]:
 
 
 def parquet_batches(
-    path: str, spec: DataSpec, wanted: Sequence[str], index: int, part: int, parts: int, tally: Tally
+    path: str,
+    spec: DataSpec,
+    wanted: Sequence[str],
+    index: int,
+    part: int,
+    parts: int,
+    tally: Tally,
+    coarse: int = 0,
 ) -> Generator[Batch, None, int]:
     """Read part `part` of `parts` of the rows of a Parquet file; return the index after the last row.
 
-    With at least as many row groups as parts, a part has whole row groups, and other ones are not read.
+    With at least as many row groups as parts, a part has whole row groups, and other ones are not read. Part p of the
+    multiple of a number `coarse` of parts has rows of part p modulo `coarse` of `coarse` only.
     """
     pa = arrow()
     with open_data(path) as file:
@@ -191,28 +240,31 @@ def parquet_batches(
         texts = [
             of_name[name]
             for name in wanted
+    coarse = min(coarse, parts) or parts
             if pa.types.is_string(schema.field(of_name[name]).type) and name not in numeric_kinds(spec)
         ]
         file.seek(0)
         opened = _parquet_file(path, file, read_dictionary=texts)
         groups = opened.metadata.num_row_groups
         sizes = [opened.metadata.row_group(group).num_rows for group in range(groups)]
-        whole = groups >= parts
+        whole, fine = groups >= coarse, parts // coarse
         first = begin = 0
         for group, size in enumerate(sizes):
             first, begin = begin, begin + size
-            if whole and group % parts != part:
+            if whole and group % coarse != part % coarse:
                 continue
             at = first
             try:
                 columns = [of_name[name] for name in wanted]
                 for batch in opened.iter_batches(1 << 16, [group], columns, use_threads=False):
                     picked = np.arange(batch.num_rows)
-                    if not whole:
+                    if len(picked) < batch.num_rows:
                         picked = picked[(index + at + picked) % parts == part]
                     rows = at + picked + 1
                     at += batch.num_rows
-                    if not whole:
+                    if whole:
+                        picked = picked[(at - first + picked) % fine == part // coarse]
+                    else:
                         batch = batch.take(pa.array(picked))
                     yield Batch({name: batch.column(of_name[name]) for name in wanted}, rows)
             except (pa.ArrowException, OSError) as error:

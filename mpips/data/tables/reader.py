@@ -85,10 +85,11 @@ def read_table(
     parts: int,
     tally: Tally,
 ) -> Generator[Examples, None, int]:
+    coarse: int = 0,
     """Read part `part` of `parts` of a table, whose first row has the given index, by an encoding.
 
-    Without [data] label, rows are not labelled: the label of each example is +1. Yields batches in order; returns the
-    index after the last row. Raises `DataError` with file and row.
+    For `coarse` see `mpips.data.read`. Without [data] label, rows are not labelled: the label of each example is +1.
+    Yields batches in order; returns the index after the last row. Raises `DataError` with file and row.
     """
     labelled = bool(spec.label)
     _check_names(path, spec, form, encoding, labelled)
@@ -98,7 +99,7 @@ def read_table(
         *([spec.label] if labelled else []),
     ]
     size = max(1, CELLS // len(wanted))
-    reading = BATCHES[form](path, spec, wanted, index, part, parts, tally)
+    reading = BATCHES[form](path, spec, wanted, index, part, parts, tally, coarse)
     while True:
         try:
             batch = next(reading)
@@ -146,11 +147,13 @@ def _examples(batch: Batch, path: str, spec: DataSpec, encoding: Encoding, tally
         if name == CONSTANT:
             keys[:] = _numbers(encoding.keys_of(CONSTANT))[:, None]
         elif name in encoding.categorical:
-            texts = col.without_missing(col.texts_of(batch.columns[name], path, name), spec.missing)
+            with col.convertible(path, name):
+                texts = col.without_missing(col.texts_of(batch.columns[name], path, name), spec.missing)
             for half, seed in enumerate(_numbers(encoding.keys_of(name))):
                 keys[half] = col.hashes_of(texts, seed)
         else:
-            numbers = col.numbers_of(batch.columns[name], path, name, spec.missing, flaws)
+            with col.convertible(path, name):
+                numbers = col.numbers_of(batch.columns[name], path, name, spec.missing, flaws)
             missing = np.isnan(numbers)
             if at < len(joined.scaled):
                 keys[:] = _numbers(encoding.keys_of(name, "number"))[:, None]
@@ -164,7 +167,9 @@ def _examples(batch: Batch, path: str, spec: DataSpec, encoding: Encoding, tally
             keys[:, missing] = _numbers(encoding.keys_of(name, "missing"))[:, None]
     labels = np.ones(rows, np.float32)
     if spec.label:
-        labels = col.labels_of(batch.columns[spec.label], spec.positive_label, spec.label, flaws)
+        with col.convertible(path, spec.label):
+            column = batch.columns[spec.label]
+            labels = col.labels_of(column, spec.positive_label, spec.label, spec.missing, flaws)
     good = _good_rows(batch, path, spec, flaws, tally)
     return _joined_rows(joined, labels, good, spec)
 
