@@ -21,6 +21,7 @@ from mpips.data.tables import Encoding, Summary
 from mpips.data.tables import summary as summaries
 from mpips.errors import DataError, InputError, JobError
 from mpips.keys import is_wide
+from mpips.scheduler.data_assignment import Cut
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -198,7 +199,8 @@ def test_keys_of_128_bits_have_those_of_64_as_upper_halves(tmp_path: Path) -> No
         ("", ["1", "0", "-1", "+1", "True", "false"], [1, -1, -1, 1, 1, -1]),
         (1, ["1", "2", "1.0", "2"], [1, -1, 1, -1]),
         ("ja", ["ja", "nein", "ja"], [1, -1, 1]),
-        (True, ["true", "false"], [1, -1]),
+        (True, ["true", "False", "True", "1"], [1, -1, 1, 1]),
+        (False, ["true", "False", "0"], [-1, 1, 1]),
     ],
 )
 def test_labels(tmp_path: Path, positive: Any, labels: list[str], expected: list[int]) -> None:
@@ -233,6 +235,14 @@ CSV_ERRORS: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("a,a,y\n3,1,1\n", {}, "column 'a' is there twice; rename one"),
     ("a,y\n", {}, "holds no examples"),
+    ("a,y", {}, "holds no examples"),
+    ("\na,y", {}, "holds no examples"),
+    ("a,y\nu,1\nv,NA\n", {"positive": "1"}, "row 3: the label, column 'y', is missing"),
+    (
+        "a,y\n3,1\n1e200,1\n",
+        {"numeric": ["a"]},
+        "column 'a' of [data] numeric has numbers beyond 1e154, whose squares are not finite",
+    ),
     ("a,y\nNA,1\n", {"numeric": ["a"]}, "column 'a' of [data] numeric has no number in the training data"),
     ('a,y\n"u,1\nv,0\n' + "x" * (3 << 20), {}, "a row is longer than 1 MiB; is a quote missing?"),
 ]
@@ -246,6 +256,11 @@ def test_errors_name_file_row_and_column(tmp_path: Path, text: str, keys: Any, m
         load(path, DataSpec(label="y", **keys))
     assert message in str(caught.value) and "\n" not in str(caught.value)
     if "row 3" in message:
+        # A blank line is a row only before the names.
+        path.write_text("\n \n" + text.replace("\n", "\n\n", 1))
+        with pytest.raises(DataError, match=r"row 5: "):
+            load(path, DataSpec(label="y", **keys))
+        path.write_text(text)
         tally = Tally()
         assert len(load(path, DataSpec(label="y", on_error="skip", **keys), tally)) == 1
         assert tally.skipped == 1 and message in tally.first_error and str(path) in tally.first_error
@@ -257,6 +272,13 @@ JOB_ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"ignore": ["ids"]}, "[data] ignore: {path} has no column 'ids'; did you mean 'id'?"),
     ({"categorical": ["town"]}, "[data] categorical: {path} has no column 'town'"),
     ({"crosses": [["age", "job"]]}, "[data] crosses: column 'age' must be one of categories"),
+    ({"categorical": ["city", "job", "y"]}, "[data] column 'y' can be only one of label, numeric and"),
+    ({"categorical": ["city", "job", "age"]}, "[data] column 'age' can be only one of label, numeric and"),
+    ({"numeric": ["age", "y"]}, "[data] column 'y' can be only one of label, numeric and categorical"),
+    (
+        {"numeric": [], "crosses": [], "ignore": ["id", "age", "city", "job"]},
+        "[data] {path} has no columns but the label, and those to ignore: id, age, city, job, y",
+    ),
     ({"label": ""}, "[data] label: name the column of the labels; {path} has id, age, city, job, y"),
 ]
 
@@ -340,3 +362,135 @@ def test_quantiles_of_few_values(tmp_path: Path, bins: int) -> None:
     found = load(write_csv(tmp_path / "a.csv", table), DataSpec(label="y", numeric={"x": "quantiles"}))
     # the constant, and one key for each value
     assert len(np.unique(found.keys)) == bins + 1 and (fractions(found) == 1).all()
+
+
+def test_blank_lines_before_the_names_are_left_out(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", TABLE)
+    rows = rows_of(load(path))
+    for blank in ("\n", "\r\n \r\n", "\n\n\n"):
+        (tmp_path / "b.csv").write_bytes(blank.encode() + path.read_bytes())
+        assert rows_of(load(tmp_path / "b.csv")) == rows
+
+
+def test_broken_rows_are_counted_once_and_other_rows_keep_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a,y\nb\nu,1\nb\nb\nv,2\nw,0\nx,3\nb,b,b\n")
+    for of in (1, 2, 5):
+        found, tally = 0, Tally()
+        for part in range(of):
+            own = Tally()
+            found += len(load(path, DataSpec(label="y", on_error="skip"), own, part, of))
+            tally.add(own)
+        assert (found, tally.examples, tally.skipped) == (2, 2, 6)
+        errors = []
+        for text in ("v,2", "x,3"):
+            (tmp_path / "b.csv").write_text(path.read_text().replace(text, "v,1"))
+            own = Tally()
+            load(tmp_path / "b.csv", DataSpec(label="y", on_error="skip"), own, 1 % of, of)
+            errors.append(own.first_error)
+        assert of != 2 or "row 8: label '3'" in errors[0] + errors[1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "how"),
+    [
+        ([1.0, float("nan"), 0.0], {"positive": 1}),
+        ([1.0, float("nan"), 0.0], {"positive": 1, "missing": []}),
+        (["1", " NA ", "0"], {"positive": 1}),
+    ],
+)
+def test_a_missing_label_is_no_negative_one(tmp_path: Path, labels: list[Any], how: dict[str, Any]) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"x": ["a"] * 3, "y": pa.array(labels)}), path)
+    with pytest.raises(DataError, match="row 2: the label, column 'y', is missing"):
+        load(path, DataSpec(label="y", **how))
+    assert load(path, DataSpec(label="y", on_error="skip", **how)).labels.tolist() == [1, -1]
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 1.7, -2.675, 1e6 + 0.1])
+def test_a_constant_number_has_no_value(tmp_path: Path, value: float) -> None:
+    for rows in (3, 6, 13, 109):
+        table = {"x": [value] * rows, "y": [1] * rows}
+        found = load(write_parquet(tmp_path / "a.parquet", table), DataSpec(label="y", numeric=["x"]))
+        # Only the constant.
+        assert len(np.unique(found.keys)) == 1 and len(found.keys) == rows
+
+
+def test_numbers_that_hardly_differ_are_scaled(tmp_path: Path) -> None:
+    table = {"x": [1_700_000_000_000_000_000 + 1_000_000_000 * at for at in range(10)], "y": [0, 1] * 5}
+    found = load(write_parquet(tmp_path / "a.parquet", table), DataSpec(label="y", numeric=["x"]))
+    assert found.values is not None and 0.5 < np.abs(found.values).max() < 3
+
+
+def test_times_have_one_unit(tmp_path: Path) -> None:
+    found = []
+    for kind in (pa.timestamp("s"), pa.timestamp("ns"), pa.timestamp("us", "UTC"), pa.date32(), pa.date64()):
+        column = pa.array([0, 864_000, None], pa.int64()).cast(pa.timestamp("s")).cast(kind)
+        parquet.write_table(pa.table({"x": column, "y": [0, 1, 1]}), tmp_path / "a.parquet")
+        found.append(rows_of(load(tmp_path / "a.parquet", DataSpec(label="y", numeric={"x": "plain"}))))
+    assert all(each == found[0] for each in found)
+    assert max(value for _, value in found[0][1][1]) == pytest.approx(8.64e11, rel=1e-6)
+    for kind in (pa.time32("s"), pa.time64("ns"), pa.duration("s"), pa.duration("ns")):
+        column = pa.array([3 * 10**9 if "ns" in str(kind) else 3, None], kind)
+        parquet.write_table(pa.table({"x": column, "y": [0, 1]}), tmp_path / "a.parquet")
+        rows = rows_of(load(tmp_path / "a.parquet", DataSpec(label="y", numeric={"x": "plain"})))
+        assert 3e6 in [value for _, value in rows[0][1]] and len(rows[1][1]) == 2
+
+
+def test_texts_of_all_types_are_the_same(tmp_path: Path) -> None:
+    texts, found = ["1", "NA", None, "2.5"], []
+    for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()):
+        column = pa.array(texts).cast(kind)
+        table = pa.table({"x": column, "z": column, "y": [0, 1, 1, 0]})
+        parquet.write_table(table, tmp_path / "a.parquet")
+        found.append(rows_of(load(tmp_path / "a.parquet", DataSpec(label="y", numeric=["z"]))))
+    assert all(each == found[0] for each in found) and [len(row) for _, row in found[0]] == [3, 2, 2, 3]
+
+
+@pytest.mark.parametrize("use", ["numeric", "categorical", "label"])
+def test_columns_that_arrow_cannot_convert_are_refused_in_one_line(tmp_path: Path, use: str) -> None:
+    columns = {
+        "list": pa.array([[1], [2]]),
+        "struct": pa.array([{"a": 1}, {"a": 2}]),
+        "fixed": pa.array([b"\xff\xfe", b"\x80a"], pa.binary(2)),
+        "date": pa.array([2**31 - 1, 5], pa.int32()).cast(pa.date32()),
+        "nothing": pa.nulls(2),
+    }
+    for name, column in columns.items():
+        table = {"x": column, "a": ["u", "v"], "y": [0, 1]}
+        parquet.write_table(pa.table(table), tmp_path / "a.parquet")
+        keys: dict[str, Any] = {"label": "x"} if use == "label" else {"label": "y", use: ["x"]}
+        try:
+            load(tmp_path / "a.parquet", DataSpec(**keys))
+        except DataError as error:
+            assert "'x'" in str(error) and "\n" not in str(error)
+        else:
+            assert use == "categorical" and name in ("fixed", "date", "nothing")
+
+
+@pytest.mark.parametrize("size", [5, 9, 13, 50])
+def test_fine_parts_have_the_rows_of_their_coarse_part(tmp_path: Path, size: int) -> None:
+    table = {"id": list(range(50)), "y": [0, 1] * 25}
+    other = {"id": list(range(50, 80)), "y": [0, 1] * 15}
+    paths = [
+        write_parquet(tmp_path / "a.parquet", table, row_group_size=size),
+        write_parquet(tmp_path / "b.parquet", other, row_group_size=7),
+    ]
+    for files in ([str(paths[0])], [str(path) for path in paths]):
+        source = Source(DataSpec(train=files, label="y"))
+        source.take(learned([source.summarise(0, 1)]))
+
+        def rows(cut: Cut, parts: list[int], files: list[str] = files, source: Source = source) -> list[Any]:
+            slices = cut.slices(files, parts)
+            found = (source.read(some, part, of, Tally(), cut.shares(files)) for some, part, of in slices)
+            return sorted(row for batches in found for row in rows_of(concatenate(batches)))
+
+        everything = rows(Cut(1), [0])
+        assert len(everything) == (50 if len(files) == 1 else 80)
+        for cut in (Cut(1, 4), Cut(2, 4), Cut(3, 4), Cut(7, 2)):
+            coarse = [list(range(number, cut.parts, cut.coarse)) for number in range(cut.coarse)]
+            assert sorted(row for parts in coarse for row in rows(cut, parts)) == everything
+            for parts in coarse:
+                for step in (2, cut.fine):
+                    pieces = [row for first in range(step) for row in rows(cut, parts[first::step])]
+                    assert sorted(pieces) == rows(cut, parts)

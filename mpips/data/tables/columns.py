@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ from mpips.data.tables.kernels import hash_texts
 from mpips.errors import DataError, InputError
 
 TRUE = b"1", b"+1", b"1.0", b"true", b"True", b"TRUE"
-FALSE = b"0", b"-1", b"0.0", b"-1.0", b"-0", b"false", b"False", b"FALSE"
+FALSE = b"0", b"-1", b"0.0", b"-1.0", b"-0", b"-0.0", b"false", b"False", b"FALSE"
 """Labels that need no [data] positive."""
+BYTES = "binary", "large_binary", "binary_view"
+TEXTS = "string", "large_string", "string_view", *BYTES
+"""Types of Arrow."""
 Flaws = dict[int, str]
 """What is wrong with rows of a batch, by their places."""
 
@@ -26,6 +30,15 @@ def arrow(module: str = "pyarrow") -> Any:
         return importlib.import_module(module)
     except ImportError:
         raise InputError("tables in CSV and Parquet need pyarrow: pip install pyarrow") from None
+
+
+@contextmanager
+def convertible(path: str, name: str) -> Iterator[None]:
+    """Raise `DataError` instead of an error of Arrow: it cannot convert a column."""
+    try:
+        yield
+    except arrow().ArrowException as error:
+        raise DataError(f"{path}: column {name!r}: {' '.join(str(error).split())[:200]}") from None
 
 
 def texts_of(column: Any, path: str, name: str) -> Any:
@@ -50,7 +63,7 @@ def texts_of(column: Any, path: str, name: str) -> Any:
     if pa.types.is_integer(kind):
         # There are fewer different numbers than rows, often.
         return texts_of(column.dictionary_encode(), path, name)
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+    if str(kind) not in BYTES and not pa.types.is_fixed_size_binary(kind):
         column = column.cast(pa.large_string())
     return column.cast(pa.large_binary())
 
@@ -96,31 +109,47 @@ def _buffers(texts: Any) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
 def numbers_of(
     column: Any, path: str, name: str, missing: Sequence[str], flaws: Flaws
 ) -> NDArray[np.float64]:
-    """Return a column of numbers, f8[n]; NaN where one is missing or, as `flaws` says, is none."""
+    """Return a column of numbers, f8[n]; NaN where one is missing or, as `flaws` says, is none.
+
+    Dates and times are numbers of microseconds.
+    """
     pa = arrow()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     kind = column.type
     if pa.types.is_boolean(kind):
         column = column.cast(pa.int8())
-    elif pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind):
-        column = column.cast(pa.timestamp("us") if pa.types.is_date(kind) else kind).view(pa.int64())
+    elif pa.types.is_temporal(kind):
+        column = _microseconds(column)
     elif pa.types.is_nested(kind):
         raise DataError(f"{path}: column {name!r} has {kind} values; name it in [data] ignore")
-    textual = pa.types.is_dictionary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    if textual or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        if pa.types.is_dictionary(kind):
-            column = column.dictionary_decode()
+    if str(kind) in TEXTS:
         texts = without_missing(column.cast(pa.large_binary()), missing)
         numbers = _parsed(texts, name, flaws)
     else:
         try:
             found = column.cast(pa.float64(), safe=False)
-        except pa.ArrowInvalid as error:
+        except pa.ArrowException as error:
             raise DataError(f"{path}: column {name!r} has no numbers but {kind}: {error}") from None
         numbers = np.array(found.fill_null(np.nan).to_numpy(zero_copy_only=False), np.float64)
     for row in np.flatnonzero(np.isinf(numbers)):
         flaws.setdefault(int(row), f"column {name!r} has a number that is not finite")
         numbers[row] = np.nan
     return numbers
+
+
+def _microseconds(column: Any) -> Any:
+    """Return dates and times as integers: files of different programs have different units."""
+    pa = arrow()
+    kind = column.type
+    if pa.types.is_duration(kind):
+        target = pa.duration("us")
+    elif pa.types.is_time(kind):
+        target = pa.time64("us")
+    else:
+        target = pa.timestamp("us", getattr(kind, "tz", None))
+    how = arrow("pyarrow.compute").CastOptions(target_type=target, allow_time_truncate=True)
+    return column.cast(options=how).view(pa.int64())
 
 
 def _parsed(texts: Any, name: str, flaws: Flaws) -> NDArray[np.float64]:
@@ -144,23 +173,30 @@ def _parsed(texts: Any, name: str, flaws: Flaws) -> NDArray[np.float64]:
     return numbers
 
 
-def labels_of(column: Any, positive: str | int | None, name: str, flaws: Flaws) -> NDArray[np.float32]:
-    """Return a column of labels as f4[n], each -1 or +1; `flaws` has those that are neither.
+def labels_of(
+    column: Any, positive: str | int | None, name: str, missing: Sequence[str], flaws: Flaws
+) -> NDArray[np.float32]:
+    """Return a column of labels as f4[n], each -1 or +1; `flaws` has those that are neither, or `missing`.
 
     `positive` is the label of positive examples: all others are negative. None: labels are -1, 0 or 1, or booleans.
     """
     pa = arrow()
     coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     known = coded.dictionary
-    if not (pa.types.is_binary(known.type) or pa.types.is_large_binary(known.type)):
+    floating = pa.types.is_floating(known.type)
+    if str(known.type) not in BYTES:
         known = known.cast(pa.large_string())
-    texts = [b"" if text is None else text.strip() for text in known.cast(pa.large_binary()).to_pylist()] + [
-        b""
-    ]
-    wanted = _label_text(positive)
-    if wanted is None:
+    absent = {each.encode() for each in missing}
+    if floating:
+        absent.add(b"nan")
+    found = [b"" if text is None else text.strip() for text in known.cast(pa.large_binary()).to_pylist()]
+    texts = [*(b"" if text in absent else text for text in found), b""]
+    if positive is None:
         good, yes = [text in TRUE or text in FALSE for text in texts], [text in TRUE for text in texts]
+    elif isinstance(positive, bool):
+        good, yes = [bool(text) for text in texts], [text in (TRUE if positive else FALSE) for text in texts]
     else:
+        wanted = str(positive).encode()
         good, yes = [bool(text) for text in texts], [_is_label(text, wanted) for text in texts]
     places: NDArray[np.int64] = coded.indices.cast(pa.int64()).fill_null(len(texts) - 1).to_numpy()
     for row in np.flatnonzero(~np.array(good)[places]):
@@ -170,14 +206,6 @@ def labels_of(column: Any, positive: str | int | None, name: str, flaws: Flaws) 
             flaw = f"label {shown(text)} in column {name!r} is not one of -1, 0, 1: set [data] positive"
         flaws.setdefault(int(row), flaw)
     return np.where(np.array(yes)[places], np.float32(1), np.float32(-1))
-
-
-def _label_text(positive: str | int | None) -> bytes | None:
-    if positive is None:
-        return None
-    if isinstance(positive, bool):
-        return b"true" if positive else b"false"
-    return str(positive).encode()
 
 
 def _is_label(text: bytes, wanted: bytes) -> bool:

@@ -7,6 +7,7 @@ and the texts, so that a model is independent of the order of columns and of fil
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +83,8 @@ class Encoding:
         """Return the encoding of a file's columns, before numbers have been summarised.
 
         Raises:
-            JobError: a column that [data] names is not there, or [data] label is not set.
+            JobError: a column that [data] names is not there, or has two uses; [data] label is not set; or there is
+                no column besides it.
         """
         kinds = numeric_kinds(spec)
         if not spec.label:
@@ -97,12 +99,19 @@ class Encoding:
                     raise JobError(
                         f"[data] {key}: {path} has no column {column!r}; {suggestion(str(column), names)}"
                     )
+        uses = Counter([spec.label, *kinds, *set(spec.categorical)])
+        if twice := [name for name, times in uses.items() if times > 1]:
+            raise JobError(f"[data] column {twice[0]!r} can be only one of label, numeric and categorical")
         others = [name for name in names if name not in (*kinds, *spec.ignore, spec.label)]
         encoding = cls(
             tuple(spec.categorical or others),
             tuple(Scaling(name, kind) for name, kind in kinds.items()),
             spec.key_bits,
         )
+        if not encoding.categorical and not encoding.numeric:
+            raise JobError(
+                f"[data] {path} has no columns but the label, and those to ignore: {_listed(names)}"
+            )
         binned = [each.name for each in encoding.numeric if each.binned]
         for column in crossed:
             if column not in encoding.categorical and column not in binned:
@@ -132,7 +141,7 @@ class Encoding:
         """Return the encoding by a summary of all training data.
 
         Raises:
-            DataError: a column has no number at all.
+            DataError: a column has no number at all, or some whose squares are not finite.
         """
         found = []
         for at, each in enumerate(self.numeric):
@@ -143,7 +152,13 @@ class Encoding:
             elif each.binned:
                 found.append(Scaling(each.name, each.kind, edges=_edges(summary.sample(at))))
             else:
-                found.append(Scaling(each.name, each.kind, summary.mean(at), summary.deviation(at)))
+                mean, deviation = summary.mean(at), summary.deviation(at)
+                if not np.isfinite([mean, deviation]).all():
+                    raise DataError(
+                        f"column {each.name!r} of [data] numeric has numbers beyond 1e154, whose squares are not "
+                        'finite; use "log" or "quantiles"'
+                    )
+                found.append(Scaling(each.name, each.kind, mean, deviation))
         return Encoding(self.categorical, tuple(found), self.key_bits)
 
     def table(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from bisect import bisect
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -55,6 +56,8 @@ class _Text(io.RawIOBase):
         self._path, self._chunks = path, chunks(path)
         self._left = memoryview(b"")
         self._begun = False
+        # The last line has no newline so far.
+        self._open = False
         # Arrow reads ahead in a thread, which an error does not stop at once.
         self._reading = Lock()
 
@@ -67,6 +70,10 @@ class _Text(io.RawIOBase):
                 chunk = next(self._chunks, b"")
                 if not self._begun:
                     chunk, self._begun = chunk[check_text(self._path, chunk) :], True
+                if not chunk and self._open:
+                    # Arrow takes a last row of names for a part of one.
+                    chunk = b"\n"
+                self._open = bool(chunk) and not chunk.endswith(b"\n")
                 self._left = memoryview(chunk)
             size = min(len(target), len(self._left))
             target[:size], self._left = self._left[:size], self._left[size:]
@@ -129,6 +136,7 @@ def csv_batches(
     pa, pa_csv = arrow(), arrow("pyarrow.csv")
     raw, separator, head = _head(path, spec)
     of_name = {name.strip(): name for name in raw}
+    broken: list[int] = []
 
     def broken_row(row: Any) -> str:
         broken.append(row.number)
@@ -137,7 +145,6 @@ def csv_batches(
             tally.skip(f"{path}: row {row.number}: {text}")
         return "skip"
 
-    broken: list[int] = []
     first, begin = index, head + 1
     with closing(_Text(path)) as stream:
         try:
@@ -168,22 +175,15 @@ def csv_batches(
                 rows = _numbers(index - first + np.arange(size), begin, broken)
                 yield Batch(dict(zip(wanted, batch.columns, strict=True)), rows[picked])
                 index += size
+                # Those before the next row.
+                passed = bisect(broken, rows[-1]) if size else 0
+                begin += passed
+                del broken[:passed]
         except pa.ArrowInvalid as error:
             raise DataError(f"{path}: {_csv_error(str(error))}") from None
     return index
 
 
-def _wrong_columns(found: int, expected: int, text: str) -> str:
-    return f"has {found} columns where the first row has {expected}: {shown(text.encode())}"
-                # Those before the next row.
-                passed = bisect(broken, rows[-1]) if size else 0
-                begin += passed
-                del broken[:passed]
-
-
-def _csv_error(text: str) -> str:
-    if "straddling" in text:
-        return f"a row is longer than {BLOCK >> 20} MiB; is a quote missing?"
 def _numbers(sound: NDArray[np.int64], begin: int, broken: Sequence[int]) -> NDArray[np.int64]:
     """Return the numbers of rows in a file, i8[n].
 
@@ -197,6 +197,13 @@ def _numbers(sound: NDArray[np.int64], begin: int, broken: Sequence[int]) -> NDA
     return sound + begin + np.searchsorted(before, sound, side="right")
 
 
+def _wrong_columns(found: int, expected: int, text: str) -> str:
+    return f"has {found} columns where the first row has {expected}: {shown(text.encode())}"
+
+
+def _csv_error(text: str) -> str:
+    if "straddling" in text:
+        return f"a row is longer than {BLOCK >> 20} MiB; is a quote missing?"
     row = re.match(r"CSV parse error: Row #(\d+): Expected (\d+) columns, got (\d+): (.*)", text, re.DOTALL)
     if row is not None:
         return f"row {row[1]}: {_wrong_columns(int(row[3]), int(row[2]), row[4])}"
@@ -233,6 +240,7 @@ def parquet_batches(
     With at least as many row groups as parts, a part has whole row groups, and other ones are not read. Part p of the
     multiple of a number `coarse` of parts has rows of part p modulo `coarse` of `coarse` only.
     """
+    coarse = min(coarse, parts) or parts
     pa = arrow()
     with open_data(path) as file:
         schema = _parquet_file(path, file).schema_arrow
@@ -240,7 +248,6 @@ def parquet_batches(
         texts = [
             of_name[name]
             for name in wanted
-    coarse = min(coarse, parts) or parts
             if pa.types.is_string(schema.field(of_name[name]).type) and name not in numeric_kinds(spec)
         ]
         file.seek(0)
@@ -258,13 +265,13 @@ def parquet_batches(
                 columns = [of_name[name] for name in wanted]
                 for batch in opened.iter_batches(1 << 16, [group], columns, use_threads=False):
                     picked = np.arange(batch.num_rows)
-                    if len(picked) < batch.num_rows:
-                        picked = picked[(index + at + picked) % parts == part]
-                    rows = at + picked + 1
-                    at += batch.num_rows
                     if whole:
                         picked = picked[(at - first + picked) % fine == part // coarse]
                     else:
+                        picked = picked[(index + at + picked) % parts == part]
+                    rows = at + picked + 1
+                    at += batch.num_rows
+                    if len(picked) < batch.num_rows:
                         batch = batch.take(pa.array(picked))
                     yield Batch({name: batch.column(of_name[name]) for name in wanted}, rows)
             except (pa.ArrowException, OSError) as error:

@@ -67,7 +67,8 @@ def summarise(
         for batch in BATCHES[form](path, quiet, wanted, 0, part, parts, Tally()):
             numbers = np.empty((len(wanted), len(batch.rows)))
             for column, each in enumerate(encoding.numeric):
-                values = col.numbers_of(batch.columns[each.name], path, each.name, spec.missing, {})
+                with col.convertible(path, each.name):
+                    values = col.numbers_of(batch.columns[each.name], path, each.name, spec.missing, {})
                 numbers[column] = transformed(each.kind, values)
             hashes = np.empty(len(batch.rows))
             fractions(batch.rows.astype(np.uint64) + np.uint64(place << 40), hashes)
@@ -84,8 +85,8 @@ def read_table(
     part: int,
     parts: int,
     tally: Tally,
-) -> Generator[Examples, None, int]:
     coarse: int = 0,
+) -> Generator[Examples, None, int]:
     """Read part `part` of `parts` of a table, whose first row has the given index, by an encoding.
 
     For `coarse` see `mpips.data.read`. Without [data] label, rows are not labelled: the label of each example is +1.
