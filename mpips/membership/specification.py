@@ -158,11 +158,13 @@ def _of_chains(old: Chain, new: Chain, shard: int, before: View, after: View, re
     kept = [rank for rank in old.everyone if rank in new.members]
     if old.learner in new.members and new.members[-1] != old.learner:
         yield f"the learner {old.learner} has not become the last member"
-    handed_over = old.closing and new.members == wanted
+    # The ring may have changed again in the view that completes a hand-over.
+    orders = wanted, before.ring.holders(shard, replicas)
+    handed_over = old.closing and new.members in orders
     if list(new.members) != kept and not handed_over:
         yield f"its members {old.members} have become {new.members} without being closed"
     left = [rank for rank in old.members if after.roles[rank] is not None and rank not in new.members]
-    if left and new.members != wanted:
+    if left and new.members not in orders:
         yield f"members {left} have left, and the holders {wanted} are not all there"
     if new.learner not in (NOBODY, *wanted):
         yield f"the learner {new.learner} is none of the holders {wanted}"

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from mpips.bench.failures import _trial
 from mpips.cluster.layout import Cause, Layout, LayoutSpec, Role
 from mpips.cluster.view import (
     GENERATION,
@@ -173,3 +174,8 @@ def record(rank: int, epoch: int, leader: int) -> dict[str, object]:
 def test_logs_are_checked(records: Iterable[dict[str, object]], wrong: str) -> None:
     found = "; ".join(wrong_in(records))
     assert wrong in found and bool(wrong) == bool(found)
+
+
+def test_a_handover_is_completed_while_the_ring_changes_again() -> None:
+    """Another server leaves between the view that closes a chain and the one with its new order."""
+    assert not _trial.run(50055).violations
