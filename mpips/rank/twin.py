@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mpips.config.job_file import Job
-from mpips.config.program import Program
+from mpips.config.program import Program, comes_with_mpips
 from mpips.exit_codes import ExitCode
 from mpips.files.json_values import Nulls, json_data
 from mpips.filters.named import chain_of
-from mpips.rank.leader import about
+from mpips.rank.leader import about, metrics_line
 from mpips.rank.prepare import checkpoints
 from mpips.rank.simulation import simulate
 from mpips.rundir.folder import RunFolder, write_json, write_text
@@ -47,11 +47,15 @@ def run_twin(
     def schedule(cluster: Cluster) -> dict[str, Any]:
         cluster.checkpoints, cluster.resume = checkpoints(job), resume
         returned = json_data(program.schedule(cluster, job.settings), Nulls(), "metrics")
+        metrics = returned if returned is None or isinstance(returned, dict) else {"returned": returned}
         cluster.settle()
+        # As without the twin: see `mpips.rank.leader`.
+        if not comes_with_mpips(job.program) and (line := metrics_line(metrics)):
+            cluster.say(line)
         vectors = list(cluster.vectors.values())
         return {
             **about(job, ExitCode.COMPLETED, cluster.seconds),
-            "metrics": returned if returned is None or isinstance(returned, dict) else {"returned": returned},
+            "metrics": metrics,
             "parameters_sha256": cluster.digest(vectors[0]) if vectors else "",
         }
 

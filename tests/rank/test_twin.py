@@ -69,7 +69,7 @@ def test_a_debugger_stops_in_every_role(
     monkeypatch.setattr(sys, "breakpointhook", stop)
     assert main(["run", "--twin", str(job), "--run-dir", "run"]) == 0
     said = capsys.readouterr()
-    assert said.out == "worked\n" and said.err.startswith("mpips: completed; run folder:")
+    assert said.out == "worked\nsum 2\n" and said.err.startswith("mpips: completed; run folder:")
     assert sorted(set(stopped)) == [("twinned.py", "add"), ("twinned.py", "work")] and len(stopped) == 4
     run = Run("run")
     assert run.status == "completed" and run.metrics == {"sum": 2.0}
