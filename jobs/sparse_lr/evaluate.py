@@ -213,7 +213,7 @@ def summary(metrics: dict[str, Any], optimum: float) -> str:
     if metrics.get("unproven"):
         text += (
             "\nwarning: F settled, but nothing proves that it is near the optimum: "
-            f"gap {metrics['gap'] or math.inf:.2g}. "
+            f"gap {metrics['gap'] or math.inf:.2g}. A smaller sparse_lr.epsilon continues. "
             "Features with a few values far beyond their others slow it down: clip those, or scale; so do "
             "features that are nearly equal: leave out all but one, or raise l1"
         )

@@ -15,6 +15,8 @@ Run a benchmark. Each has its own --help.
 
   mpips bench                                   list the benchmarks
   mpips bench sparse_lr                         training time compared with LIBLINEAR
+  mpips bench ftrl                              speed of online learning, reading included
+  mpips bench memory                            a worker's memory compared with its data
   mpips bench delay                             waiting and training time for several delays, with a straggler
   mpips bench faults                            updates lost or applied twice while ranks die, hang, join and leave
   mpips bench worlds                            all orders of events of a few ranks, with up to two faults

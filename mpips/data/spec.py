@@ -139,7 +139,7 @@ def find(names: str | list[str], base: str = "") -> FoundFiles:
             raise JobError(f"[data] {name!r} is not a file name")
         found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
         if not found:
-            raise JobError(f"[data] {_reason_missing(name, path)}")
+            raise JobError(f"[data] {_reason_missing(name, path, base)}")
         for file in found:
             if os.path.isdir(file):
                 raise JobError(f"[data] {file} is a folder; name its files, as in {file.rstrip('/')}/*")
@@ -153,7 +153,7 @@ def find(names: str | list[str], base: str = "") -> FoundFiles:
     return FoundFiles([file for file in files if file not in empty], list(empty))
 
 
-def _reason_missing(name: str, path: str) -> str:
+def _reason_missing(name: str, path: str, base: str) -> str:
     """Describe why there is no file of a name."""
     if path.startswith(("/dev/fd/", "/proc/")):
         return (
@@ -165,7 +165,8 @@ def _reason_missing(name: str, path: str) -> str:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             return f"{path} cannot be reached: {error.strerror}"
     where = f" (looked for {path})" if path != name else ""
-    return f"no such file: {name}{where}; names are relative to the job file's folder"
+    start = "the job file's folder" if base else "the working folder"
+    return f"no such file: {name}{where}; names are relative to {start}"
 
 
 def unusual_files(spec: DataSpec, base: str) -> str:

@@ -245,7 +245,7 @@ def read_head(path: str, spec: DataSpec, block: bytearray) -> Head:
     if len(fields) < 2:
         raise DataError(
             f"{path}:1: found one column where a label and more were expected; is [data] separator = "
-            f"{spec.separator!r} right?"
+            f"{spec.separator!r} right? A table with named columns needs [data] label"
         )
     if header:
         fields = [name.strip() for name in fields]

@@ -156,7 +156,7 @@ def test_separator(tmp_path: Path) -> None:
     comma = loads(tmp_path / "a.csv", "1,x,y\n", DataSpec(separator=","))
     tab = loads(tmp_path / "a.tsv", "1\tx\ty\n")
     assert comma.keys.tolist() == tab.keys.tolist()
-    with pytest.raises(DataError, match=r"found one column.*separator"):
+    with pytest.raises(DataError, match=r"found one column.*separator.*needs \[data\] label"):
         loads(tmp_path / "a.csv", "1,x,y\n")
 
 

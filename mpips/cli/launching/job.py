@@ -25,7 +25,9 @@ def describe(name: str, spec: type) -> str:
     """Format the keys of one table."""
     from mpips.typed import documented
 
-    summary = (spec.__doc__ or "").strip().splitlines()
+    text = spec.__doc__ or ""
+    # A dataclass without a docstring has its signature as one.
+    summary = [] if text.startswith(f"{spec.__name__}(") else text.strip().splitlines()
     lines = [f"[{name}]  {summary[0] if summary else ''}".rstrip()]
     for key in documented(spec):
         default = (

@@ -9,8 +9,8 @@ from mpips.process.printable import one_line
 from mpips.provenance import output_file
 
 DESCRIPTION = """\
-Convert data between the formats that mpips reads, from svmlight, columns or HDF5 to svmlight or HDF5. The name of OUT
-gives the format (.svm, also .svm.gz, .svm.xz, .svm.bz2, .svm.zst; .h5).
+Convert data between the formats that mpips reads, from svmlight, categories, CSV, Parquet or HDF5 to
+svmlight or HDF5. The name of OUT gives the format (.svm, also .svm.gz, .svm.xz, .svm.bz2, .svm.zst; .h5).
 
   mpips convert train.svm.xz train.h5           parse once, load fast afterwards
   mpips convert part-*.tsv.gz clicks.h5 --set 'crosses=[["site", "device"]]'     hash columns once

@@ -14,7 +14,8 @@ Apply a run's model to new data; without files, show the model. RUN is a run's f
 model file that names its program, such as the model.h5 of lda. Of a run that has not written its model, the last
 checkpoint is read. The output depends on the program:
 
-  mpips infer latest new.svm --out p.tsv                        sparse_lr: the probability of +1 of each example
+  mpips infer latest new.csv --out p.tsv                        sparse_lr: the probability of +1 of each example,
+                                                                which needs no label in CSV and Parquet
   mpips infer runs/sparse_lr-20260101T120000Z                   sparse_lr: the largest weights
   mpips infer runs/lda-20260101T120000Z                         lda: the topics' top words, also as a picture
   mpips infer runs/lda-20260101T120000Z new.txt --out t.tsv     lda: the shares of topics in each document
