@@ -244,7 +244,7 @@ def load(source: Path, job: Any) -> LogisticModel:
         else:
             file = source / MODEL if source.is_dir() else source
             if not file.exists():
-                raise InputError(f"{source}: holds no {MODEL}; a run writes it when it has trained")
+                raise InputError(f"holds no {MODEL}; a run writes it when it has trained")
             held = npz.load(file, follow=file == source)
             keys, weights = key_arrays.from_pairs(held["keys"]), held["values"]
             table = json.loads(str(held["encoding"])) if "encoding" in held else None

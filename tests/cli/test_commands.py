@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,13 @@ def test_a_run_is_launched_to_survive_where_it_can(
     done = run_mpips("run", job_file, "--dry-run", "--survive", "ranks", cwd=job_file.parent)
     assert done.code == (0 if starter.mpi.ulfm else 2)
     assert (asks in done.stdout) is starter.mpi.ulfm
+
+
+def test_a_signature_is_no_description_of_a_table() -> None:
+    from mpips.cli.launching.job import describe
+
+    plain = make_dataclass("Plain", [("count", int, 100)], frozen=True)
+    assert describe("plain", plain) == "[plain]\n  count  (an integer; default 100)"
 
 
 def test_job_shows_every_table_and_the_programs_own(

@@ -70,6 +70,10 @@ def test_resolve_expands_globs_from_the_base(tmp_path: Path) -> None:
     assert resolve(spec, "/elsewhere") == spec
     with pytest.raises(JobError, match=r"no such file: x\*\.svm \(looked for "):
         expand("x*.svm", str(tmp_path))
+    with pytest.raises(JobError, match="relative to the job file's folder"):
+        expand("x.svm", str(tmp_path))
+    with pytest.raises(JobError, match="relative to the working folder"):
+        expand("x.svm")
     with pytest.raises(JobError, match="is a folder"):
         expand("sub", str(tmp_path))
     assert expand("") == []
