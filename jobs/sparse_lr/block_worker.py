@@ -119,9 +119,9 @@ class BlockWorker:
         self._model.take(self._added(self._model_keys, rows[:, None], round)[:, 0])
         return product._asdict()
 
-    def measure(self, alpha: float, beta: float) -> dict[str, list[float]]:
+    def measure(self, alpha: float, beta: float, lengths: list[float]) -> dict[str, list[float]]:
         """Return the parts of the model's values after steps of several lengths."""
-        return {"values": self._model.measure(alpha, beta)}
+        return {"values": self._model.measure(alpha, beta, lengths)}
 
     def move(self, length: float, round: int) -> None:
         """Take a step of the model's variables, not of the weights."""

@@ -17,7 +17,7 @@ Such a minimum is a step of the weights (`newton`), and tells how far F may stil
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -47,6 +47,8 @@ class Effort(NamedTuple):
     """Largest number of products in each."""
     least: float
     """A product that lowers the model by less than this share of what its search has is the last one of the search."""
+    lengths: tuple[float, ...] = STEPS
+    """The lengths that are tried of a step."""
 
 
 class Product(NamedTuple):
@@ -60,12 +62,12 @@ class Calls(NamedTuple):
     """The calls of the workers, which return sums over all of them.
 
     multiply(first, alpha, beta): advance the conjugate gradients by the scalars of the last product, and multiply; at
-    the `first` one of a search they begin anew. measure(alpha, beta): advance the last time; return M(u) - F(w) for
-    each of `STEPS`. move(length): take that step.
+    the `first` one of a search they begin anew. measure(alpha, beta, lengths): advance the last time; return M(u) -
+    F(w) for each of the lengths. move(length): take that step.
     """
 
     multiply: Callable[[bool, float, float], Product]
-    measure: Callable[[float, float], list[float]]
+    measure: Callable[[float, float, tuple[float, ...]], list[float]]
     move: Callable[[float], None]
 
 
@@ -88,8 +90,8 @@ def calls_of(workers: Group, rounds: Callable[[int], int]) -> Calls:
         parts = workers.call("multiply", args)
         return Product(*np.array([[each["residual"], each["curvature"]] for each in parts]).sum(axis=0))
 
-    def measure(alpha: float, beta: float) -> list[float]:
-        parts = workers.call("measure", {"alpha": alpha, "beta": beta})
+    def measure(alpha: float, beta: float, lengths: tuple[float, ...]) -> list[float]:
+        parts = workers.call("measure", {"alpha": alpha, "beta": beta, "lengths": lengths})
         found: list[float] = np.array([each["values"] for each in parts]).sum(axis=0).tolist()
         return found
 
@@ -106,9 +108,9 @@ def minimise(calls: Calls, effort: Effort) -> Minimum:
         if number:
             calls.move(length)
         alpha, beta, rest = _conjugate_gradients(calls.multiply, effort)
-        found = calls.measure(alpha, beta)
+        found = calls.measure(alpha, beta, effort.lengths)
         best = int(np.argmin(found))
-        length = STEPS[best] if -found[best] > reached else 0.0
+        length = effort.lengths[best] if -found[best] > reached else 0.0
         reached = max(-found[best], reached)
         if length == 0.0 or rest <= ENOUGH * reached:
             break
@@ -304,11 +306,11 @@ class Model:
         self._residual = self._residual - alpha * self._image
         self._scaled = self._residual / self._scales
 
-    def measure(self, alpha: float, beta: float) -> list[float]:
-        """Advance, and return this worker's parts of M(u) - F(w) at each of `STEPS`."""
+    def measure(self, alpha: float, beta: float, lengths: Sequence[float]) -> list[float]:
+        """Advance, and return this worker's parts of M(u) - F(w) at each of the lengths of the step."""
         self._advance(alpha, beta)
-        moved = np.stack([self._moved(length) for length in STEPS], axis=1)
-        margins, curvatures = np.zeros((len(self._terms), len(STEPS))), np.empty(len(STEPS))
+        moved = np.stack([self._moved(length) for length in lengths], axis=1)
+        margins, curvatures = np.zeros((len(self._terms), len(lengths))), np.empty(len(lengths))
         for part in pieces(self._matrix[0], self.cols):
             self._do(partial(add_all_margins, *self._matrix, self.cols[part], moved[part], margins))
         sum_curvatures(self._terms, margins, curvatures)

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 from mpips.jobs.sparse_lr import quadratic
 
-EFFORT = quadratic.Effort(searches=4, products=8, least=0.0)
+LENGTHS = quadratic.STEPS + tuple(4.0**-power for power in range(3, 16))
+"""Where features add up to others, as the categories of two columns do, M is flat in some directions but for l1: steps
+are far too long, until a weight of each such direction is held at 0."""
+EFFORT = quadratic.Effort(searches=8, products=8, least=0.0, lengths=LENGTHS)
 
 
 def decrease(calls: quadratic.Calls) -> float:
