@@ -342,10 +342,13 @@ def copy(source: int, sink: Sink) -> None:
         sink.write(data)
 
 
-def end_with_parent() -> None:
-    """Request TERM when the parent ends, even by KILL; without effect where unsupported."""
+def end_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
+    """Request a signal when the parent ends, even by KILL; without effect where unsupported.
+
+    It may come several times: the kernel sends it for each thread of the parent that ends.
+    """
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by, 0, 0, 0)
 
 
 def clear_session(pid: int) -> None:

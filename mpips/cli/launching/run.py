@@ -80,9 +80,12 @@ def command(arguments: argparse.Namespace) -> int:
         return _twin(arguments)
     with StopRequests() as requests:
         if arguments.caller is not None:
+            import signal
+
             from mpips.launch.processes import end_with_parent
 
-            end_with_parent()
+            # One that may be repeated: a second TERM kills the run.
+            end_with_parent(signal.SIGUSR2)
         return _run(arguments, requests)
 
 
