@@ -61,9 +61,9 @@ def summarise(
     """
     summary = encoding.empty_summary()
     wanted = [each.name for each in encoding.numeric]
+    quiet = replace(spec, on_error="skip")
     for place, (path, form) in enumerate(files if encoding.learns else ()):
-        _check_names(path, spec, form, encoding, labelled=True)
-        quiet = replace(spec, on_error="skip")
+        _checked_names(path, spec, form, encoding, labelled=True)
         for batch in BATCHES[form](path, quiet, wanted, 0, part, parts, Tally()):
             numbers = np.empty((len(wanted), len(batch.rows)))
             for column, each in enumerate(encoding.numeric):
@@ -92,13 +92,7 @@ def read_table(
     For `coarse` see `mpips.data.read`. Without [data] label, rows are not labelled: the label of each example is +1.
     Yields batches in order; returns the index after the last row. Raises `DataError` with file and row.
     """
-    labelled = bool(spec.label)
-    _check_names(path, spec, form, encoding, labelled)
-    wanted = [
-        *encoding.categorical,
-        *(each.name for each in encoding.numeric),
-        *([spec.label] if labelled else []),
-    ]
+    wanted = _checked_names(path, spec, form, encoding, labelled=bool(spec.label))
     size = max(1, CELLS // len(wanted))
     reading = BATCHES[form](path, spec, wanted, index, part, parts, tally, coarse)
     while True:
@@ -115,8 +109,12 @@ def read_table(
                 yield found
 
 
-def _check_names(path: str, spec: DataSpec, form: str, encoding: Encoding, labelled: bool) -> None:
-    """Raise DataError if a file lacks a column, or has one that the training data lack."""
+def _checked_names(path: str, spec: DataSpec, form: str, encoding: Encoding, labelled: bool) -> list[str]:
+    """Return the columns that are read of a file, with the label if rows are `labelled`.
+
+    Raises:
+        DataError: the file lacks one, or has a column that the training data lack.
+    """
     names = names_of(path, spec, form)
     wanted = [
         *encoding.categorical,
@@ -136,6 +134,7 @@ def _check_names(path: str, spec: DataSpec, form: str, encoding: Encoding, label
                     f"{path}: has a column {name!r}, which the first file of the training data has not; name it in "
                     "[data] ignore"
                 )
+    return wanted
 
 
 def _examples(batch: Batch, path: str, spec: DataSpec, encoding: Encoding, tally: Tally) -> Examples:
