@@ -39,6 +39,7 @@ from mpips.files.json_lines import read_lines
 from mpips.files.json_schema import is_number
 from mpips.files.json_values import Nulls, json_data
 from mpips.filters.chain import traffic_lines
+from mpips.forked import program_code
 from mpips.membership.membership import Membership
 from mpips.process.stop_signals import STOP_SIGNALS
 from mpips.provenance import run_json
@@ -147,7 +148,8 @@ class Leader:
     def _run_program(self, cluster: Cluster) -> dict[str, Any]:
         self._hash_inputs()
         try:
-            metrics = self.prepared.program.schedule(cluster, self.prepared.job.settings)
+            with program_code("schedule"):
+                metrics = self.prepared.program.schedule(cluster, self.prepared.job.settings)
         except BaseException:
             if cluster.metrics:
                 self._keep(cluster, cluster.metrics)

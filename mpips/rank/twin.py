@@ -15,6 +15,7 @@ from mpips.config.program import Program, comes_with_mpips
 from mpips.exit_codes import ExitCode
 from mpips.files.json_values import Nulls, json_data
 from mpips.filters.named import chain_of
+from mpips.forked import program_code
 from mpips.rank.leader import about, metrics_line
 from mpips.rank.prepare import checkpoints
 from mpips.rank.simulation import simulate
@@ -46,7 +47,9 @@ def run_twin(
 
     def schedule(cluster: Cluster) -> dict[str, Any]:
         cluster.checkpoints, cluster.resume = checkpoints(job), resume
-        returned = json_data(program.schedule(cluster, job.settings), Nulls(), "metrics")
+        with program_code("schedule"):
+            returned = program.schedule(cluster, job.settings)
+        returned = json_data(returned, Nulls(), "metrics")
         metrics = returned if returned is None or isinstance(returned, dict) else {"returned": returned}
         cluster.settle()
         # As without the twin: see `mpips.rank.leader`.

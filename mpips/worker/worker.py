@@ -32,6 +32,7 @@ from mpips.config.job_file import Job
 from mpips.errors import CutShort, ProtocolError, UsageError
 from mpips.files.json_values import check_names
 from mpips.filters.state_arrays import PREFIX, restore_states, to_arrays
+from mpips.forked import program_code
 from mpips.keys import KeyArray, check_unmasked
 from mpips.server.snapshot_file import SnapshotFile
 from mpips.storage.updates import VectorSpec
@@ -265,7 +266,8 @@ class CallExecutor:
     ) -> None:
         self.node, self._file = node, file or SnapshotFile(node)
         self.context = Context(node, job, communicator, shared)
-        self.worker = make_worker(self.context)
+        with program_code("Worker"):
+            self.worker = make_worker(self.context)
         check_worker(self.worker)
         self._has_left = False
         self.calls: deque[Message] = deque()
@@ -343,7 +345,8 @@ class CallExecutor:
             self._present, self.context.cut_short = request.time, False
         with self.node.observers.calling(request):
             try:
-                answer = self._method(request.meta["call"])(**self._arguments(request))
+                with program_code(f"Worker.{request.meta['call']}"):
+                    answer = self._method(request.meta["call"])(**self._arguments(request))
                 # The present call continues, so this one must not wait.
                 own = self._without_waiting(since) if at_once else []
                 if own or (at_once and isinstance(answer, Later)):

@@ -1,0 +1,62 @@
+"""Forked children of a rank: they share its MPI connections, and must not use them.
+
+A program that calls `os.fork` ends the child itself, with `os._exit` or `sys.exit`. A child that returns to mpips
+instead would answer for the rank once more.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from mpips.exit_codes import ExitCode
+
+
+@contextmanager
+def program_code(what: str) -> Iterator[None]:
+    """Run code of a program, named `what` in errors; a forked child that leaves the block ends there.
+
+    A child that raises SystemExit ends with its code, as Python does; any other one with exit code 1 and a line on
+    stderr.
+
+    >>> import os
+    >>> def fork_and_return():
+    ...     with program_code("Worker.train"):
+    ...         return os.fork()
+    >>> os.waitstatus_to_exitcode(os.waitpid(fork_and_return(), 0)[1])
+    1
+    """
+    parent = os.getpid()
+    try:
+        yield
+    except SystemExit as asked:
+        if os.getpid() != parent:
+            _end(asked.code if isinstance(asked.code, int) else int(asked.code is not None))
+        raise
+    except BaseException:
+        if os.getpid() != parent:
+            _tell(traceback.format_exc())
+        raise
+    finally:
+        if os.getpid() != parent:
+            _tell(
+                f"mpips: error: a forked child of process {parent} left {what}: it shares the rank's MPI connections;"
+                " end it with os._exit(code) in the program\n"
+            )
+            _end(ExitCode.FAILED)
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text)
+
+
+def _end(code: int) -> None:
+    """End this child without the exit handlers of its parent."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

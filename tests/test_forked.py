@@ -1,0 +1,77 @@
+"""A forked child never answers for its rank."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpips import VectorSpec, simulate
+from mpips.forked import program_code
+
+
+def _leave(do: Callable[[], None]) -> int:
+    """Run `do` in a forked child of a block; return the child's exit code."""
+    parent = os.getpid()
+    try:
+        with program_code("Worker.train"):
+            child = os.fork()
+            if child == 0:
+                do()
+    finally:
+        assert os.getpid() == parent
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _fail() -> None:
+    raise ValueError("in the child")
+
+
+@pytest.mark.parametrize(
+    ("do", "code", "said"),
+    [
+        (lambda: None, 1, "a forked child of process"),
+        (_fail, 1, "ValueError: in the child"),
+        (lambda: sys.exit(0), 0, ""),
+        (lambda: sys.exit(7), 7, ""),
+        (lambda: os._exit(3), 3, ""),
+    ],
+)
+def test_a_child_ends_where_the_programs_code_does(
+    do: Callable[[], None], code: int, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert _leave(do) == code
+    text = capfd.readouterr().err
+    assert said in text
+    assert bool(text) == bool(said)
+
+
+def test_an_exit_of_the_process_itself_goes_on() -> None:
+    with pytest.raises(SystemExit), program_code("Worker.train"):
+        sys.exit(2)
+
+
+class _Forks:
+    def __init__(self, context: Any) -> None:
+        self.vectors = context.vectors
+
+    def train(self) -> int:
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+            self.vectors["w"].push(np.zeros(1, np.uint64), np.ones(1)).result()
+        return 1
+
+
+def test_a_call_whose_child_returns_is_answered_once(capfd: pytest.CaptureFixture[str]) -> None:
+    def schedule(cluster: Any) -> tuple[list[int], list[float]]:
+        w = cluster.create_vector(VectorSpec("w"))
+        answers = cluster.workers.call("train")
+        return answers, w.pull(np.zeros(1, np.uint64)).result().tolist()
+
+    assert simulate(schedule, _Forks) == ([1], [1.0])
+    assert "left Worker.train" in capfd.readouterr().err
