@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 @pytest.mark.parametrize(
-    "name", ["own.py", "own", "os.path", "mpips.launch.ping", "mpips.cli.main", "../own.py", "\x1b[2J"]
+    "name", ["own.py", "own", "os.path", "mpips.launch.checks.ping", "mpips.cli.main", "../own.py", "\x1b[2J"]
 )
 def test_a_program_that_does_not_come_with_mpips_is_not_loaded(name: str, own: Path) -> None:
     with pytest.raises(JobError, match="--program"):

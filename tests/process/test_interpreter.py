@@ -26,7 +26,7 @@ def trapped(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "module", ["mpips", "mpips.cli", "mpips.launch.ping", "mpips.bench.applications._liblinear"]
+    "module", ["mpips", "mpips.cli", "mpips.launch.checks.ping", "mpips.bench.applications._liblinear"]
 )
 @pytest.mark.parametrize("path", [f"{ROOT}", f":{ROOT}"])
 def test_no_module_of_the_working_folder_is_loaded(module: str, path: str, trapped: Path) -> None:
@@ -38,7 +38,10 @@ def test_no_module_of_the_working_folder_is_loaded(module: str, path: str, trapp
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert not (trapped / "sprung").exists(), done.stderr
-    assert done.returncode == 0 or module in ("mpips.launch.ping", "mpips.bench.applications._liblinear")
+    assert done.returncode == 0 or module in (
+        "mpips.launch.checks.ping",
+        "mpips.bench.applications._liblinear",
+    )
 
 
 def test_a_folder_named_mpips_is_not_run_by_our_own_lines(tmp_path: Path) -> None:

