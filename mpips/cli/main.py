@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from mpips.cli import bench, completion
 from mpips.cli.interruption import Interruption
-from mpips.cli.launching import doctor, job, layout, plan, render, run, submit
+from mpips.cli.launching import doctor, job, layout, plan, render, run, submit, validate
 from mpips.cli.models import convert, export, infer, inspect, query, verify
 from mpips.cli.runs import crate, ctl, diff, report, reproduce, trace
 from mpips.errors import InputError, has_no_room, needs_no_traceback
@@ -21,8 +21,8 @@ from mpips.process.interpreter import check_working_folder, forget_working_folde
 from mpips.process.printable import one_line
 
 COMMANDS = (
-    run, render, submit, ctl, report, trace, reproduce, diff, doctor, layout, plan, job, inspect, verify, export,
-    infer, query, crate, convert, bench, completion,
+    run, render, submit, ctl, report, trace, reproduce, diff, doctor, validate, layout, plan, job, inspect, verify,
+    export, infer, query, crate, convert, bench, completion,
 )  # fmt: skip
 """Each has `add(subparsers)`, which sets `command`: parsed arguments in, exit code out."""
 
@@ -35,6 +35,7 @@ The parameter server as an ordinary MPI job.
   mpips ctl latest stop                         checkpoint the running job, and end it
   mpips trace latest                            time breakdown of a traced run
   mpips doctor                                  check this machine: MPI, launcher, speed
+  mpips validate                                check a cluster: nodes, wire, files, recovery
   mpips job sparse_lr                           all keys of its job file
 
 On a cluster the ranks can also be started without `mpips run`:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -38,6 +38,7 @@ def run(
     environ: Mapping[str, str] | None = None,
     cwd: str | None = None,
     stdin_text: str = "",
+    at_deadline: Callable[[], object] | None = None,
 ) -> Output:
     """Run a program; return its output and exit code.
 
@@ -47,6 +48,7 @@ def run(
         environ: its environment; default: this process's.
         cwd: its working folder; default: this process's.
         stdin_text: its stdin.
+        at_deadline: is called when it has not ended in time, before it is ended.
 
     Raises:
         OSError: it cannot be started.
@@ -64,6 +66,8 @@ def run(
         try:
             ended = _read(process, captured, time.monotonic() + timeout)
             if not ended:
+                if at_deadline is not None:
+                    at_deadline()
                 process.terminate()
                 _read(process, captured, time.monotonic() + _AFTER_TERM)
         finally:

@@ -1,4 +1,4 @@
-"""In an allocation: the findings of `mpips doctor`, a run's record of it, and the placement of ranks and copies."""
+"""In an allocation: `mpips doctor` and `validate`, a run's record of it, and the placement of ranks and copies."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ def job(warm: Cluster, write: Callable[..., Path]) -> Job:
     script = warm.home / "seen.sh"
     script.write_text(
         f"#!/bin/bash\n{MPIPS} doctor --json >doctor.json\necho doctor $?\n"
+        f"{MPIPS} validate --launcher srun --seconds 240 --json >validate.json\necho validate $?\n"
         f"{MPIPS} run {write('seen')} --servers 2 --replicas 1 --run-dir {run}\n"
     )
     number = warm.tell(
-        "sbatch", "--parsable", "--nodes=2", "--ntasks=5", "--time=5", "--output=seen.out", script.name
+        "sbatch", "--parsable", "--nodes=2", "--ntasks=5", "--time=9", "--output=seen.out", script.name
     ).strip()
     return Job(warm, number, run, warm.home / "seen.out")
 
@@ -47,6 +48,19 @@ def test_the_doctor_tells_what_fits_from_what_does_not(job: Job) -> None:
     assert alone["said"] == "2 worlds of one rank each"
     apart = next(line for line in found["advice"] if "without an error, by `srun`" in line)
     assert ": use `mpips run JOB.toml`" in apart
+
+
+def test_two_nodes_are_accepted_under_srun(job: Job) -> None:
+    job.finish()
+    found: dict[str, Any] = json.loads((job.cluster.home / "validate.json").read_text())
+    checks = {each["check"]: each for each in found["checks"]}
+    assert "validate 0" in job.text() and found["accepted"] is True, checks
+    assert len(set(found["hosts"])) == 2 and checks["nodes"]["value"].startswith("ranks on 2 of 2 nodes")
+    works = {
+        name: checks[name]["verdict"] for name in ("launcher", "visibility", "atomic rename", "tiny job")
+    }
+    assert set(works.values()) == {"ok"}
+    assert checks["recovery"]["facts"]["continued"] is True
 
 
 def test_a_run_writes_down_where_it_was(job: Job) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mpips.process.argument_parser import add_command, add_launcher, add_layout, add_survive
 
 if TYPE_CHECKING:
+    from mpips.config.job_file import Job
     from mpips.process.stop_signals import StopRequests
 
 DESCRIPTION = """\
@@ -99,7 +100,6 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     from mpips.config.program import load_program
     from mpips.exit_codes import ExitCode
     from mpips.files.safe_open import read_bytes
-    from mpips.jit.warm_up import Mark
     from mpips.launch import mpi_launcher, oversubscription, verdict
     from mpips.launch.detached_run import DetachedRun
     from mpips.launch.processes import LauncherProcess
@@ -122,11 +122,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
         ranks = mpi_launcher.rank_command(arguments.job, passed + where)
         print(mpi_launcher.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi))
         return 0
-    # In an allocation this is enough for all nodes if the kernels are on a shared file system, else for this node.
-    mark = Mark(job.program, job.base, (job.filters, job.table))
-    if mark.path is not None and not mark.is_set:
-        _warm_up(arguments.job, settings)
-        mark.set()
+    compile_kernels(job, arguments.job, settings)
     named = arguments.run_dir
     if named and arguments.resume:
         check_continues(RunFolder(named), job.program, arguments.resume)
@@ -242,15 +238,23 @@ def _twin(arguments: argparse.Namespace) -> int:
     return ExitCode.COMPLETED
 
 
-def _warm_up(job: str | Path, settings: Sequence[str]) -> None:
-    """Compile the kernels once, in one process; otherwise N ranks would each compile them at the same time."""
+def compile_kernels(job: Job, file: str | Path, settings: Sequence[str]) -> None:
+    """Compile the kernels of a job once, in one process; otherwise N ranks would each compile them at the same time.
+
+    In an allocation this is enough for all nodes if the kernels are on a shared file system, else for this node.
+    """
     from mpips.exit_codes import ExitCode
+    from mpips.jit.warm_up import Mark
     from mpips.launch.processes import end_with_parent
     from mpips.process import interpreter
 
+    mark = Mark(job.program, job.base, (job.filters, job.table))
+    if mark.path is None or mark.is_set:
+        return
     passed = [part for setting in settings for part in ("--set", setting)]
-    line = [*interpreter.python(), "-m", "mpips", "--warm-up", str(job), *passed]
+    line = [*interpreter.python(), "-m", "mpips", "--warm-up", str(file), *passed]
     # In its own process group: an interrupt from the terminal reaches this process, which ends the other.
     done = subprocess.run(line, check=False, process_group=0, preexec_fn=end_with_parent)
     if done.returncode:
         raise SystemExit(done.returncode if done.returncode > 0 else ExitCode.FAILED)
+    mark.set()
