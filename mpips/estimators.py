@@ -143,13 +143,9 @@ class SparseLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[
             mpips.RunInterrupted: Ctrl-C was pressed.
         """
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)
-        check_classification_targets(y)
-        self.classes_, labels = np.unique(y, return_inverse=True)
-        if len(self.classes_) != 2:
-            found = f"{len(self.classes_)} class{'es' * (len(self.classes_) > 1)}"
-            raise ValueError(f"Only binary classification is supported; y has {found}")
+        self.classes_, labels = _two_classes(y)
         with _folder(self.folder) as folder:
-            done = self._run(folder, X, 2 * labels - 1)
+            done = self._run(folder, X, labels)
             keys, weights = load_model(done).vectors()["w"]
             self.n_iter_ = int(done.metrics.get("passes", 1))
             self.objective_ = done.metrics.get("objective")
@@ -159,10 +155,7 @@ class SparseLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[
         return self
 
     def _run(self, folder: Path, X: Any, labels: NDArray[np.int64]) -> Run:
-        if self.fit_intercept:
-            ones = np.ones((X.shape[0], 1))
-            X = sparse.hstack([X, ones], format="csr") if sparse.issparse(X) else np.hstack([X, ones])
-        write(folder / "train.h5", X, labels, force=True)
+        write(folder / "train.h5", _with_ones(X, self.fit_intercept), labels, force=True)
         settings = {"l1": float(self.l1), "algorithm": self.algorithm}
         return _fit(
             self, folder, X.shape[0], {"program": "sparse_lr"}, {"train": "train.h5"}, {"sparse_lr": settings}
@@ -185,6 +178,141 @@ class SparseLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[
         """Return the probabilities of both classes, f8[n, 2]."""
         half = 0.5 * np.tanh(0.5 * self.decision_function(X))
         return np.column_stack([0.5 - half, 0.5 + half])
+
+
+class FactorizationMachine(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A factorization machine for two classes: linear weights, and k factors of each feature, by the job `fm`.
+
+    Each column is divided by its largest absolute value while the machine learns. `coef_` and `factors_` are of the
+    columns as they are.
+
+    Args:
+        factors: the number of factors, k.
+        passes: passes over the examples.
+        batch: examples per mini-batch.
+        admit: a feature has factors once so many entries of examples had it; 0: from the first.
+        fit_intercept: add a constant feature of 1, which has a weight and factors like any.
+        random_state: the seed of the first factors; None: 0.
+        servers: ranks that hold weights and factors.
+        workers: ranks that have examples; no more than there are examples.
+        spares: ranks that replace dead ones.
+        settings: further keys of the job, as `set` of `mpips.run`: {"fm.factor_alpha": 0.1}.
+        folder: as of `SparseLogisticRegression`.
+        launcher: as of `SparseLogisticRegression`.
+
+    Attributes:
+        coef_: f8[1, features], the linear weights.
+        intercept_: f8[1], that of the constant feature; 0 without `fit_intercept`.
+        factors_: f8[features (+ 1 with `fit_intercept`), k]; 0 of features without factors.
+        classes_: the two labels, in ascending order.
+        n_iter_: passes over the data.
+
+    Only the product of two columns tells the classes apart, which is beyond a linear model:
+
+    >>> X = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]] * 10)
+    >>> model = FactorizationMachine(2, passes=20, batch=4, workers=1, launcher="twin").fit(X, X[:, 0] * X[:, 1])
+    >>> model.predict(X[:4]).tolist()
+    [1.0, -1.0, -1.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        factors: int = 16,
+        *,
+        passes: int = 10,
+        batch: int = 100,
+        admit: int = 0,
+        fit_intercept: bool = True,
+        random_state: int | None = None,
+        servers: int = 1,
+        workers: int = 2,
+        spares: int = 0,
+        settings: dict[str, Any] | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        launcher: str = "auto",
+    ) -> None:
+        self.factors, self.passes, self.batch, self.admit = factors, passes, batch, admit
+        self.fit_intercept, self.random_state = fit_intercept, random_state
+        self.servers, self.workers, self.spares = servers, workers, spares
+        self.settings, self.folder, self.launcher = settings, folder, launcher
+
+    def __sklearn_tags__(self) -> Any:
+        """Return what scikit-learn wants to know of it."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.classifier_tags.multi_class = False
+        return tags
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Fit weights and factors to X, [n, features], dense or sparse, and labels y, [n], of two classes.
+
+        Raises:
+            ValueError: the data or a parameter are wrong; an `mpips.InputError` is one.
+            mpips.RunFailed: the run has failed.
+            mpips.RunInterrupted: Ctrl-C was pressed.
+        """
+        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)
+        self.classes_, labels = _two_classes(y)
+        own = {"factors": self.factors, "passes": self.passes, "batch": self.batch, "admit": self.admit}
+        with _folder(self.folder) as folder:
+            largest = abs(X).max(axis=0)
+            scale = np.append(largest.toarray().ravel() if sparse.issparse(largest) else largest, 1.0)
+            scale[scale == 0.0] = 1.0
+            scaled = X @ sparse.diags(1.0 / scale[:-1]) if sparse.issparse(X) else X / scale[:-1]
+            write(folder / "train.h5", _with_ones(scaled, self.fit_intercept), labels, force=True)
+            head = {"program": "fm", "seed": self.random_state or 0}
+            done = _fit(self, folder, X.shape[0], head, {"train": "train.h5"}, {"fm": own})
+            held, self.n_iter_ = load_model(done).vectors(), int(done.metrics["passes"])
+        weights, found = np.zeros((len(scale), 1)), np.zeros((len(scale), self.factors))
+        for (keys, rows), whole in ((held["w"], weights), (held["v"], found)):
+            whole[keys.astype(np.int64)] = rows
+            whole /= scale[:, None]
+        weights = weights[:, 0]
+        self.coef_, self.intercept_ = weights[None, :-1].copy(), weights[-1:].copy()
+        self.factors_ = found if self.fit_intercept else found[:-1].copy()
+        return self
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Return the score of each row of X, f8[n]: above 0 means the second class."""
+        check_is_fitted(self)
+        X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
+        X, v = _with_ones(X, self.fit_intercept), self.factors_
+        # The sum over pairs, by columns of factors (Rendle 2010, equation 5).
+        pairs = safe_sparse_dot(X, v) ** 2 - safe_sparse_dot(
+            X.multiply(X) if sparse.issparse(X) else X * X, v * v
+        )
+        linear = np.append(self.coef_[0], self.intercept_)[: len(v)]
+        scores: NDArray[np.float64] = safe_sparse_dot(X, linear) + 0.5 * pairs.sum(axis=1)
+        return scores
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the more probable class of each row of X, [n]."""
+        scores = self.decision_function(X)
+        found: NDArray[Any] = self.classes_[(scores > 0.0).astype(np.int64)]
+        return found
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Return the probabilities of both classes, f8[n, 2]."""
+        half = 0.5 * np.tanh(0.5 * self.decision_function(X))
+        return np.column_stack([0.5 - half, 0.5 + half])
+
+
+def _two_classes(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the two labels, and -1 or +1 of each example."""
+    check_classification_targets(y)
+    classes, labels = np.unique(y, return_inverse=True)
+    if len(classes) != 2:
+        found = f"{len(classes)} class{'es' * (len(classes) > 1)}"
+        raise ValueError(f"Only binary classification is supported; y has {found}")
+    return classes, 2 * labels - 1
+
+
+def _with_ones(X: Any, wanted: bool) -> Any:
+    """Return X with a last column of ones, if that is wanted."""
+    if not wanted:
+        return X
+    ones = np.ones((X.shape[0], 1))
+    return sparse.hstack([X, ones], format="csr") if sparse.issparse(X) else np.hstack([X, ones])
 
 
 class LatentDirichletAllocation(TransformerMixin, BaseEstimator):  # type: ignore[misc]

@@ -209,14 +209,14 @@ def run_twin(
             _stop_when(cluster, hooks)
             metrics = loaded.schedule(cluster, job.settings)
             cluster.coordinator.settle()
-            sha = cluster.digest(next(iter(cluster.vectors.values())))
+            sha = " ".join(cluster.digest(vector) for vector in cluster.vectors.values())
             cluster.close()
             run = RunFolder(folder / "run")
             log = [json.loads(line) for line in run.metrics.read_text().splitlines()]
             keys, values, encoding = np.empty(0, np.uint64), np.empty(0), None
             if (run.path / "model.npz").exists():
                 with np.load(run.path / "model.npz") as model:
-                    keys, values = model["keys"], model["values"]
+                    keys, values = model["keys"], model.get("values", values)
                     encoding = json.loads(str(model["encoding"])) if "encoding" in model else None
             return Outcome(metrics, sha, keys, values, log, cluster.stopped_early, encoding)
 

@@ -14,8 +14,8 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import check_estimator
 
-from mpips import InputError, Run
-from mpips.estimators import LatentDirichletAllocation, SparseLogisticRegression
+from mpips import InputError, Run, load_model
+from mpips.estimators import FactorizationMachine, LatentDirichletAllocation, SparseLogisticRegression
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,39 @@ def test_scikit_learns_own_checks() -> None:
         how = {"launcher": "twin", "settings": {"sparse_lr.passes": 6}}
         found = check_estimator(SparseLogisticRegression(l1=0.05, workers=1, **how), on_fail=None)
     assert {each["check_name"]: each["exception"] for each in found if each["status"] == "failed"} == {}
+
+
+def test_scikit_learns_own_checks_of_machines() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        machine = FactorizationMachine(2, passes=4, batch=50, workers=1, launcher="twin")
+        found = check_estimator(machine, on_fail=None)
+    assert {each["check_name"]: each["exception"] for each in found if each["status"] == "failed"} == {}
+
+
+def test_a_machine_scores_as_its_model(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(200, 6)) * (rng.random((200, 6)) < 0.5)
+    y = np.where(x[:, 0] * x[:, 1] + x[:, 2] > 0, "yes", "no")
+    for intercept in (True, False):
+        folder = tmp_path / str(intercept)
+        ours = FactorizationMachine(
+            3,
+            passes=30,
+            batch=50,
+            workers=1,
+            fit_intercept=intercept,
+            folder=folder,
+            launcher="twin",
+            settings={"fm.factor_alpha": 0.5},
+        )
+        scores = ours.fit(csr_matrix(x), y).decision_function(x)
+        scaled = x / np.abs(x).max(axis=0)
+        whole = np.hstack([scaled, np.ones((200, 1))]) if intercept else scaled
+        assert np.allclose(scores, load_model(folder / "run-1").decision_function(whole), atol=1e-5)
+        assert ours.factors_.shape == (6 + intercept, 3) and ours.n_iter_ == 30
+        assert np.allclose(ours.decision_function(csr_matrix(x)), scores, atol=1e-12)
+        assert np.mean(ours.predict(x) == y) > 0.8
 
 
 def test_wrong_parameters(data: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:

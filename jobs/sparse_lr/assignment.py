@@ -42,7 +42,6 @@ from mpips.jobs.sparse_lr.blocks import Blocks, joined
 from mpips.jobs.sparse_lr.evaluate import Data, check_shards
 from mpips.jobs.sparse_lr.exact_blocks import ExactBlocks
 from mpips.jobs.sparse_lr.pace import Pace
-from mpips.jobs.sparse_lr.settings import Settings
 
 FINE = 4, 16
 """Least and largest number of fine parts of a coarse one; between them, the number of other workers."""
@@ -221,17 +220,17 @@ def _kept_state(cluster: Cluster) -> dict[str, Any]:
 class WorkerData:
     """Holds a worker's examples: by columns, in `blocks`, or for online learning only their number.
 
-    `find_last_key(batches, tally)` reads examples for online learning, and returns the last possible key.
+    `find_last_key(batches, tally)` reads examples for online learning, and returns the last possible key; None: the
+    examples are kept.
     """
 
     def __init__(
         self,
         context: Context,
         data: Source,
-        find_last_key: Callable[[Iterator[Examples], Tally], int],
+        find_last_key: Callable[[Iterator[Examples], Tally], int] | None,
     ) -> None:
         self.context, self.data, self._find_last_key = context, data, find_last_key
-        self.settings: Settings = context.job.settings
         self.blocks: Blocks | None = None
         self._columns: Columns | None = None
         self._kept = KeptColumns(context.shared, data.spec)
@@ -251,7 +250,7 @@ class WorkerData:
         for parts in reads[len(had) :]:
             self._take(parts, Cut(*cut))
         facts = asdict(self._tally) | {"seconds": self.context.node.van.now() - begin}
-        if self.settings.algorithm != "darlin":
+        if self._find_last_key is not None:
             return facts | {"features": 0, "ones": False, "last": self._last}
         if self.blocks is None or had != reads:
             # There may be more workers than parts, so that one has none.
@@ -261,7 +260,7 @@ class WorkerData:
         return facts | own
 
     def _take(self, parts: list[int], cut: Cut) -> None:
-        if self.settings.algorithm != "darlin":
+        if self._find_last_key is not None:
             batches = self._examples(parts, cut, self._tally)
             self._last = max(self._last, self._find_last_key(batches, self._tally))
             return

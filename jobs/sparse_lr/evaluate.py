@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mpips import Answer, Cluster, ConsistencySpec, Context, InputError, exact_sums, progress, replacing
 from mpips import keys as key_arrays
-from mpips.data import EncodingTable, Source, Tally
+from mpips.data import EncodingTable, Examples, Source, Tally
 from mpips.data.numbering import distinct
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.control import Control
@@ -39,6 +39,8 @@ OUTLYING = 1e4
 """Largest ratio of a feature's max |x| to the mean of its other |x|; beyond it, its weight changes too slowly."""
 MOST_BLOCKS_AHEAD = 63
 """Delay for which blocks are cut if the delay is not bounded."""
+ADVICE = 'Scale features to about 1, lower [sparse_lr] alpha, or use algorithm = "darlin"'
+"""What helps where training diverges."""
 MODEL, TEXT = "model.npz", "model.txt"
 """The files of the weights."""
 
@@ -151,13 +153,16 @@ class Scorer:
         """Return (x.w, label) of one part of the "train" or "test" data, f8[n, 2], and its `Tally`."""
         rows, tally = [np.empty((0, 2))], Tally()
         for batch in self.context.polling(self.data.read(which, part, of, tally)):
-            keys, positions = distinct(batch.keys)
-            weights = pull_weights(self.context, keys)
-            scores = np.empty(len(batch))
             values = np.empty(0, np.float32) if batch.values is None else batch.values
-            kernels.predict(batch.indptr, positions, values, weights, scores)
-            rows.append(np.column_stack([scores, batch.labels]))
+            rows.append(np.column_stack([self.scores(batch, values), batch.labels]))
         return Answer(asdict(tally), np.concatenate(rows))
+
+    def scores(self, batch: Examples, values: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return x.w of examples, f8[n]; `values`: theirs, or empty if all are one."""
+        keys, positions = distinct(batch.keys)
+        scores = np.empty(len(batch))
+        kernels.predict(batch.indptr, positions, values, pull_weights(self.context, keys), scores)
+        return scores
 
     def training_loss(self, part: int, of: int) -> dict[str, float]:
         """Return the sum of the log-losses of one part of the training data."""
@@ -276,14 +281,16 @@ def export_model(cluster: Cluster, encoding: EncodingTable | None) -> dict[str, 
     return model
 
 
-def check_training(cluster: Cluster, examples: int) -> None:
+def check_training(cluster: Cluster, examples: int, advice: str = ADVICE, most: float = 1.0) -> None:
     """Check that training has improved the model; `examples`: those that the objective is of.
 
+    `advice` ends the error; `most` is the largest F, as a multiple of that of w = 0.
+
     Raises:
-        InputError: F is not finite, or above that of w = 0. The model is kept under another name.
+        InputError: F is not finite, or too large. The model is kept under another name.
     """
     objective, nothing = cluster.metrics.get("objective"), examples * math.log(2.0)
-    if objective is None or cluster.stopped_early or objective <= nothing * (1.0 + 1e-9):
+    if objective is None or cluster.stopped_early or objective <= most * nothing * (1.0 + 1e-9):
         return
     for name in (MODEL, TEXT):
         path = cluster.folder.path / name
@@ -293,6 +300,5 @@ def check_training(cluster: Cluster, examples: int) -> None:
     cluster.metrics["model"] = str(cluster.folder.path / f"diverged.{MODEL}")
     raise InputError(
         f"training diverged: the objective is {objective:.6g}, and {nothing:.6g} with all weights 0; the model is kept "
-        f"as {cluster.metrics['model']}. Scale features to about 1, lower [sparse_lr] alpha, or use "
-        'algorithm = "darlin"'
+        f"as {cluster.metrics['model']}. {advice}"
     )

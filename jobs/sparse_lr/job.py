@@ -124,7 +124,10 @@ class Worker(OverlapWorker):
         self.consistency = push_pull(context.job.consistency)
         scorer = Scorer(context, self.source)
         learner = Learner(context, self.source, self.consistency)
-        held = WorkerData(context, self.source, learner.find_last_key)
+        algorithm = context.job.settings.algorithm
+        learner.counted = algorithm == "sgd"
+        online_only = None if algorithm == "darlin" else learner.find_last_key
+        held = WorkerData(context, self.source, online_only)
         super().__init__(context, held, self.consistency.pull)
         self.load = self.held.load
         self.check_test_data, self.score = scorer.check_test_data, scorer.score

@@ -105,14 +105,7 @@ class LogisticModel(Model):
         Raises:
             InputError: one is no whole number, or too large.
         """
-        bits = 8 * self.keys.dtype.itemsize
-        for key in keys:
-            if not (key.isascii() and key.isdigit() and int(key) < 2**bits):
-                raise InputError(f"{key!r} is not a key of this model: a whole number below 2**{bits}")
-        asked = np.array([int(key) for key in keys if bits == 64], np.uint64)
-        if bits == 128:
-            asked = np.array([divmod(int(key), 1 << 64) for key in keys], KEY128)
-        at = self._places(asked)
+        at = self._places(self._asked(keys))
         found: list[float] = np.where(at < 0, 0.0, np.append(self.weights, 0.0)[at]).tolist()
         return found
 
@@ -152,6 +145,17 @@ class LogisticModel(Model):
         values = np.empty(0, np.float32) if batch.values is None else batch.values
         kernels.predict(batch.indptr, self._places(batch.keys), values, self.weights, scores)
         return scores
+
+    def _asked(self, keys: Sequence[str]) -> key_arrays.KeyArray:
+        """Return keys that were given as whole numbers."""
+        bits = 8 * self.keys.dtype.itemsize
+        for key in keys:
+            if not (key.isascii() and key.isdigit() and int(key) < 2**bits):
+                raise InputError(f"{key!r} is not a key of this model: a whole number below 2**{bits}")
+        asked = np.array([int(key) for key in keys if bits == 64], np.uint64)
+        if bits == 128:
+            asked = np.array([divmod(int(key), 1 << 64) for key in keys], KEY128)
+        return asked
 
     def _places(self, keys: key_arrays.KeyArray) -> NDArray[np.int32]:
         """Return the place of each key among those with a weight, -1 if it has none: i4[n]."""
@@ -236,7 +240,7 @@ def load(source: Path, job: Any) -> LogisticModel:
         InputError: there are none, or they are damaged.
     """
     with explained("read", source):
-        spec = _reading(job)
+        spec = reading(job)
         if (source / MANIFEST).is_file():
             rows = load_range(source, "w", [ALL])
             keys, weights = rows.keys, rows.values[:, 0]
@@ -257,7 +261,7 @@ def load(source: Path, job: Any) -> LogisticModel:
     return LogisticModel(keys[some], np.ascontiguousarray(weights[some]), spec, encoding)
 
 
-def _reading(job: Any) -> DataSpec:
+def reading(job: Any) -> DataSpec:
     """Return how files are read: as in training, the columns numbered as in the training data where that is left."""
     try:
         spec = DataSpec(**job.get("data", {}))

@@ -16,8 +16,8 @@ so is a step of all workers that only some servers had applied.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -52,7 +52,6 @@ from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.assignment import Assignment
 from mpips.jobs.sparse_lr.evaluate import Data, other_keys, parts_of, say
 from mpips.jobs.sparse_lr.proximal import exact_total
-from mpips.jobs.sparse_lr.settings import Settings
 
 COLUMNS = (
     progress.Column("pass", "pass", 5),
@@ -88,7 +87,7 @@ SCHEMA = {
     **dict.fromkeys(("number", "rounds", "seen"), COUNT),
     "loss": NUMBER,
     "parts": Each([COUNT, COUNT, bool]),
-    "finished?": {"nonzeros": COUNT, "passes": COUNT, "examples": COUNT, "ended_by": str},
+    "finished?": {"nonzeros": COUNT, "factors?": COUNT, "passes": COUNT, "examples": COUNT, "ended_by": str},
     "encoding?": ANY,
 }
 """The form of the state in a checkpoint; a part is its worker's index, mini-batches done, and whether finished."""
@@ -101,11 +100,17 @@ def unfit(about: dict[str, Any]) -> str:
 
 
 class Online:
-    """A training run: its progress `at`, and the worker and the progress of each part (`parts`)."""
+    """A training run: its progress `at`, and the worker and the progress of each part (`parts`).
 
-    def __init__(self, cluster: Cluster, settings: Settings, assignment: Assignment, data: Data) -> None:
+    `counted`: all examples were read before training, as the settings of the update need their number.
+    """
+
+    columns: Sequence[progress.Column] = COLUMNS
+
+    def __init__(self, cluster: Cluster, settings: Any, assignment: Assignment, data: Data) -> None:
         self.cluster, self.settings, self.data, self.assignment = cluster, settings, data, assignment
         self.at, self.parts = Progress(), self._cut()
+        self.counted = getattr(settings, "algorithm", "") == "sgd"
         self._met = Tally()
         self.size = 0.0
         """|w|_1 after the last pass."""
@@ -118,9 +123,9 @@ class Online:
         cluster, settings = self.cluster, self.settings
         passes, stop = settings.passes or 1, False
         if self.finished is not None and self.at.number > passes:
-            self._measure()
+            self.measure()
             return dict(self.finished)
-        table = cluster.table(COLUMNS)
+        table = cluster.table(self.columns)
         while not stop:
             usage: dict[str, Any] = {}
             while not self.parts.finished and not cluster.stop:
@@ -136,12 +141,14 @@ class Online:
                 say(cluster, [asdict(self._met)])
             if self.parts.finished and cluster.holds_back:
                 self.flush()
-            last, nonzeros = self.at, self._measure()
+            last, sizes = self.at, self.measure()
             if self.parts.finished:
-                facts = self._shown() | {"nonzeros": nonzeros}
+                facts = self._shown() | sizes
                 table.row(facts | usage)
                 del facts["examples/s"]
-                cluster.event("pass", **facts, objective=last.loss + settings.l1 * self.size, active=nonzeros)
+                cluster.event(
+                    "pass", **facts, objective=last.loss + settings.l1 * self.size, active=sizes["nonzeros"]
+                )
                 self.at, self.parts = Progress(last.number + 1, last.rounds), self._cut()
             stop = self.at.number > passes
             if not stop and cluster.due(self.at.number - 1):
@@ -151,18 +158,18 @@ class Online:
                 stop = cluster.stopping()
         table.close()
         why = "request" if cluster.stopped_early else "passes"
-        return {"nonzeros": nonzeros, "passes": last.number, "examples": last.seen, "ended_by": why}
+        return {**sizes, "passes": last.number, "examples": last.seen, "ended_by": why}
 
     def save(self, metrics: dict[str, Any]) -> None:
         """Begin a checkpoint of a run that has ended, with its metrics."""
         self.finished = metrics
         self.cluster.checkpoint(self.at.rounds, self._state())
 
-    def _measure(self) -> int:
+    def measure(self) -> dict[str, int]:
         """Determine |w|_1; return the number of weights that are not 0."""
         now = self.cluster.servers.call("norm", vector=self.cluster.vectors["w"])
         self.size = float(exact_total(now)[0])
-        return sum(each["nonzeros"] for each in now)
+        return {"nonzeros": sum(each["nonzeros"] for each in now)}
 
     def objective(self) -> dict[str, Any]:
         """Return the objective of the final model on the training data."""
@@ -170,28 +177,35 @@ class Online:
         parts = cluster.workers.call("training_loss", each=parts_of(cluster))
         return {"objective": sum(each["loss"] for each in parts) + self.settings.l1 * self.size}
 
-    def begin(self) -> None:
-        """Create the vector of weights, or restore a checkpoint."""
-        cluster, settings = self.cluster, self.settings
-        # Discard the counts of an attempt in which a worker was lost.
-        cluster.vectors.clear()
-        aggregate = synchronization(cluster.job.consistency).aggregate
-        numbers = {"l1": settings.l1, "l2": settings.l2}
+    def specs(self, aggregate: bool) -> list[VectorSpec]:
+        """Return the vectors of the model; `aggregate`: the servers sum the workers' gradients of a step."""
+        settings, numbers = self.settings, {"l1": self.settings.l1, "l2": self.settings.l2}
         if settings.algorithm == "sgd":
             # Steps along the mean gradient, so the penalty is per example too.
             each = {name: number / self.data.examples for name, number in numbers.items()}
             numbers = {"rate": settings.alpha} | each
         else:
             numbers |= {"alpha": settings.alpha, "beta": settings.beta}
-        cluster.facts |= {"step by step": aggregate, "batch": settings.batch, **numbers}
+        self.cluster.facts |= numbers
+        return [
+            VectorSpec(
+                "w", extent=self.data.extent, update=settings.algorithm, settings=numbers, aggregate=aggregate,
+                key_bits=self.cluster.job.data.key_bits,
+            )
+        ]  # fmt: skip
+
+    def begin(self) -> None:
+        """Create the vectors, or restore a checkpoint."""
+        cluster = self.cluster
+        # Discard the counts of an attempt in which a worker was lost.
+        cluster.vectors.clear()
+        aggregate = synchronization(cluster.job.consistency).aggregate
+        cluster.facts |= {"step by step": aggregate, "batch": self.settings.batch}
+        specs = self.specs(aggregate)
         state = cluster.restore(lambda about: unfit(about) or other_keys(about))
         if state is None:
-            extent, kind = self.data.extent, settings.algorithm
-            bits = cluster.job.data.key_bits
-            spec = VectorSpec(
-                "w", extent=extent, update=kind, settings=numbers, aggregate=aggregate, key_bits=bits
-            )
-            cluster.create_vector(spec)
+            for spec in specs:
+                cluster.create_vector(spec)
             self.parts = self._cut()
             return
         self.at = Progress(**{name: state[name] for name in Progress._fields})
@@ -241,7 +255,7 @@ class Online:
         for number, batches, finished in done["parts"]:
             self.parts.note(number, batches, finished)
         # See `find_last_key`.
-        unread = self.data.extent == HASHED and self.settings.algorithm != "sgd"
+        unread = self.data.extent == HASHED and not self.counted
         if self.at.number == 1 and unread:
             self._met.add(Tally(skipped=done["skipped"], first_error=done["first_error"]))
         at = self.at
@@ -285,10 +299,11 @@ class Online:
         }
 
 
-class Step(NamedTuple):
-    """A mini-batch in progress: time, part and examples, unique keys, each entry's position among them, and the pull.
+@dataclass
+class Step:
+    """A mini-batch in progress: time, part and examples, unique keys, and each entry's position among them.
 
-    `after` are the pushes that the pull waits for.
+    `after` are the pushes that the pulls wait for.
     """
 
     time: int
@@ -296,8 +311,18 @@ class Step(NamedTuple):
     batch: Examples
     keys: key_arrays.KeyArray
     positions: NDArray[np.int32]
-    pull: Task
     after: list[Task]
+    pulls: list[Task] = field(default_factory=list)
+    more: Any = None
+    """What the program notes."""
+
+
+class Push(NamedTuple):
+    """Rows for some keys of a vector."""
+
+    vector: str
+    keys: key_arrays.KeyArray
+    rows: NDArray[Any]
 
 
 class Stream:
@@ -332,9 +357,9 @@ class CallProgress:
         self.examples, self.loss = 0, 0.0
         self.skipped, self.first_error = 0, ""
 
-    def count(self, part: int, examples: int, loss: float, push: Task) -> None:
-        """Count a mini-batch once its push is done."""
-        if push.error is None:
+    def count(self, part: int, examples: int, loss: float, pushes: list[Task], push: Task) -> None:
+        """Count a mini-batch once its last push is done."""
+        if all(each.done and each.error is None for each in pushes):
             self.applied[part] = self.applied.get(part, 0) + 1
             self.examples, self.loss = self.examples + examples, self.loss + loss
 
@@ -353,19 +378,22 @@ class CallProgress:
 
 
 class Learner:
-    """Learns online, for a worker."""
+    """Learns online, for a worker; `counted`: as of `Online`."""
+
+    counted = False
 
     def __init__(self, context: Context, data: Source, consistency: PushPull) -> None:
         self.context, self.data, self.consistency = context, data, consistency
-        self.settings: Settings = context.job.settings
+        self.settings = context.job.settings
+        self.vectors = context.vectors
         self._stream: Stream | None = None
         self._progress = CallProgress(-1)
-        self._pushes: dict[int, Task] = {}
+        self._pushes: dict[int, list[Task]] = {}
 
     def find_last_key(self, batches: Iterator[Examples], tally: Tally) -> int:
         """Return the last possible key: hashed keys have no bound; for others, read all examples."""
         hashed = all(format_of(path, self.data.spec) in HASHED_FORMATS for path in self.data.spec.train)
-        if hashed and self.settings.algorithm != "sgd":
+        if hashed and not self.counted:
             next(batches, None)
             # They are counted when they are learned.
             tally.skipped, tally.first_error = 0, ""
@@ -387,20 +415,41 @@ class Learner:
                 keys, positions = distinct(batch.keys)
             if part < 0 and not keep.aggregate:
                 break
-            after = [self._pushes[earlier] for earlier in unmet(self.consistency.pull(time), self._pushes)]
-            pull = self.context.vectors["w"].pull(keys, after=after)
-            ahead.append(Step(time, part, batch, keys, positions, pull, after))
+            ahead.append(Step(time, part, batch, keys, positions, self._earlier(self.consistency.pull(time))))
+            self.pull(ahead[-1])
+            if len(ahead) > 1:
+                self.pull_more(ahead[-2])
             if len(ahead) > keep.ahead:
                 self._push(ahead.popleft(), keep.aggregate)
         while ahead:
             self._push(ahead.popleft(), keep.aggregate)
-        self.context.wait_all(list(self._pushes.values()))
+        self.context.wait_all([task for tasks in self._pushes.values() for task in tasks])
         return self._progress.report() | {"account": self.context.account()}
+
+    def pull(self, step: Step) -> None:
+        """Request the rows of a mini-batch's keys."""
+        step.pulls.append(self.vectors["w"].pull(step.keys, after=step.after))
+
+    def pull_more(self, step: Step) -> None:
+        """Request what depends on the first rows of a mini-batch, if there is such."""
+
+    def gradients(self, step: Step) -> tuple[float, list[Push]]:
+        """Return the losses of a mini-batch at the pulled rows, and the gradients to push."""
+        weights, batch = step.pulls[0].result(), step.batch
+        with self.context.working():
+            gradient = np.empty(len(step.keys))
+            loss = kernels.batch_gradient(
+                batch.indptr, step.positions, values_of(batch), batch.labels, weights, gradient
+            )
+            if self.settings.algorithm == "sgd" and len(batch):
+                gradient /= len(batch)
+        return float(loss), [Push("w", step.keys, gradient)]
 
     def flush(self, round: int) -> None:
         """Push the parts that filters have held back."""
         together = synchronization(self.context.job.consistency).aggregate
-        self.context.vectors["w"].flush(round=round if together else NO_ROUND).result()
+        for vector in self.vectors.values():
+            vector.flush(round=round if together else NO_ROUND).result()
 
     def report_progress(self, first_round: int) -> dict[str, Any]:
         """Return the report of the call of that round, also if it has failed."""
@@ -420,26 +469,28 @@ class Learner:
             self._progress.ended[part] = self._stream.done - done
 
     def _push(self, step: Step, aggregate: bool) -> None:
-        """Push the gradient of a mini-batch at the pulled weights."""
+        """Push the gradients of a mini-batch at the pulled rows."""
         if aggregate:
             # Raises the error of a push that failed because a worker was lost: the pull may then never be answered.
             self.context.wait_all(step.after)
-        weights, batch = step.pull.result(), step.batch
-        with self.context.working():
-            gradient = np.empty(len(step.keys))
-            values = np.empty(0, np.float32) if batch.values is None else batch.values
-            loss = kernels.batch_gradient(
-                batch.indptr, step.positions, values, batch.labels, weights, gradient
-            )
-            if self.settings.algorithm == "sgd" and len(batch):
-                gradient /= len(batch)
+        loss, pushes = self.gradients(step)
         round_ = step.time if aggregate else NO_ROUND
-        self._pushes = {time: task for time, task in self._pushes.items() if not task.done}
-        after = [self._pushes[earlier] for earlier in unmet(self.consistency.push(step.time), self._pushes)]
-        push = self.context.vectors["w"].push(step.keys, gradient, round=round_, after=after)
-        self._pushes[step.time] = push
+        self._pushes = {
+            time: tasks for time, tasks in self._pushes.items() if not all(task.done for task in tasks)
+        }
+        after = self._earlier(self.consistency.push(step.time))
+        tasks = [
+            self.vectors[name].push(keys, rows, round=round_, after=after) for name, keys, rows in pushes
+        ]
+        self._pushes[step.time] = tasks
         if step.part >= 0:
-            push.then(partial(self._progress.count, step.part, len(batch), float(loss)))
+            count = partial(self._progress.count, step.part, len(step.batch), loss, tasks)
+            for task in tasks:
+                task.then(count)
+
+    def _earlier(self, times: Collection[int]) -> list[Task]:
+        """Return the unfinished pushes of the mini-batches of these times."""
+        return [task for time in unmet(times, self._pushes) for task in self._pushes[time]]
 
 
 class Synchronization(NamedTuple):
@@ -458,3 +509,8 @@ def synchronization(spec: ConsistencySpec) -> Synchronization:
 
 
 NOTHING = Examples(np.empty(0, np.float32), np.zeros(1, np.int64), np.empty(0, np.uint64))
+
+
+def values_of(batch: Examples) -> NDArray[np.float32]:
+    """Return the values of a mini-batch as kernels take them: f4[nnz], or empty if all are one."""
+    return np.empty(0, np.float32) if batch.values is None else batch.values

@@ -1,0 +1,35 @@
+"""The settings of fm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The job file's table [fm]."""
+
+    factors: int = field(default=16, metadata={"at_least": 1, "at_most": 4096})
+    """Factors of each feature, k."""
+    passes: int = field(default=1, metadata={"at_least": 1, "at_most": 2**31 - 1})
+    """Passes over the data."""
+    batch: int = field(default=1000, metadata={"at_least": 1, "at_most": 2**31 - 1})
+    """Examples per mini-batch."""
+    alpha: float = field(default=0.1, metadata={"above": 0.0, "at_most": 1e6})
+    """The learning rate of the linear weights (FTRL)."""
+    beta: float = field(default=1.0, metadata={"at_least": 0.0, "at_most": 1e30})
+    """Limits the size of their first steps."""
+    l1: float = field(default=0.0, metadata={"at_least": 0.0, "at_most": 1e30})
+    """The weight of |w|_1 of the linear weights."""
+    l2: float = field(default=0.0, metadata={"at_least": 0.0, "at_most": 1e30})
+    """The weight of |w|^2 / 2 of the linear weights."""
+    factor_alpha: float = field(default=0.05, metadata={"above": 0.0, "at_most": 1e6})
+    """The learning rate of the factors (AdaGrad)."""
+    factor_beta: float = field(default=1.0, metadata={"at_least": 0.0, "at_most": 1e30})
+    """Limits the size of their first steps."""
+    factor_l2: float = field(default=0.0, metadata={"at_least": 0.0, "at_most": 1e30})
+    """The weight of |v|^2 / 2 of the factors."""
+    init: float = field(default=0.01, metadata={"above": 0.0, "at_most": 1e3})
+    """The standard deviation of the factors when they begin, of job.seed."""
+    admit: int = field(default=0, metadata={"at_least": 0, "at_most": 2**24})
+    """A feature has factors once so many entries of examples had it; 0: from the first."""

@@ -1,0 +1,155 @@
+"""Training on mini-batches: what differs from the online learners of sparse_lr, whose loop this is.
+
+The vector `w` has a row (weight, seen) for each feature, `v` its k factors. A feature has factors once it was seen
+`admit` times before the mini-batch. Only then does a worker pull and push its row of `v`, so that rare features, which
+are most of all, do not take the memory of 2 k more numbers (Li et al., DiFacto, WSDM 2016). The counts are rows of `w`
+like any: exact, copied, in checkpoints, and in sequential mode the same on any layout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips import Normal, VectorSpec, call, exact_sums, progress
+from mpips import keys as key_arrays
+from mpips.data import Examples
+from mpips.data.numbering import distinct
+from mpips.jobs.fm import kernels
+from mpips.jobs.fm.kernels import F4, F8, I4, SEEN, WEIGHT
+from mpips.jobs.fm.settings import Settings
+from mpips.jobs.sparse_lr.evaluate import Scorer
+from mpips.jobs.sparse_lr.online import COLUMNS, Learner, Online, Push, Step, values_of
+from mpips.jobs.sparse_lr.proximal import exact_total
+
+FACTORS = progress.Column("factors", "with factors", 13, progress.si)
+
+
+def factors_spec(settings: Settings, seed: int, **fields: Any) -> VectorSpec:
+    """Return the vector of factors."""
+    numbers = {"alpha": settings.factor_alpha, "beta": settings.factor_beta, "l2": settings.factor_l2}
+    return VectorSpec(
+        "v", "float32", width=settings.factors, update="adagrad", settings=numbers,
+        init=Normal(0.0, settings.init, seed=seed), **fields,
+    )  # fmt: skip
+
+
+class Machine(Online):
+    """A training run."""
+
+    columns = (*COLUMNS[:5], FACTORS, *COLUMNS[5:])
+
+    def specs(self, aggregate: bool) -> list[VectorSpec]:
+        """Return the vectors of linear weights and of factors."""
+        settings, job = self.settings, self.cluster.job
+        numbers = {name: getattr(settings, name) for name in ("alpha", "beta", "l1", "l2")}
+        common: dict[str, Any] = {"extent": self.data.extent, "aggregate": aggregate}
+        common |= {"key_bits": job.data.key_bits}
+        linear = VectorSpec("w", "float32", width=2, update="fm_linear", settings=numbers, **common)
+        factors = factors_spec(settings, job.seed, **common)
+        self.cluster.facts |= numbers | {"factors": settings.factors, "admit": settings.admit}
+        self.cluster.facts |= {f"factor_{name}": value for name, value in factors.settings.items()}
+        return [linear, factors]
+
+    def measure(self) -> dict[str, int]:
+        """Determine |w|_1; return the numbers of weights that are not 0, and of features with factors."""
+        call, vectors = self.cluster.servers.call, self.cluster.vectors
+        linear, factors = (call("fm_size", vector=vectors[name]) for name in ("w", "v"))
+        self.size = float(exact_total(linear)[0])
+        return {
+            "nonzeros": sum(each["nonzeros"] for each in linear),
+            "factors": sum(each["rows"] for each in factors),
+        }
+
+
+@call("fm_size", reads=True)
+def size(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
+    """Return the number of rows; of the first column the number of non-zeros, and of |w| the exact sum."""
+    column = segment.values[: len(segment), WEIGHT].astype(np.float64)
+    return {
+        "rows": len(segment),
+        "nonzeros": int(np.count_nonzero(column)),
+        "sums": [exact_sums.ExactSum(np.abs(column)).to_list()],
+    }
+
+
+def places_of(chosen: NDArray[np.bool_]) -> I4:
+    """Return the place of each feature among the chosen ones, -1 of the others: i4[n].
+
+    >>> places_of(np.array([True, False, True])).tolist()
+    [0, -1, 1]
+    """
+    return np.where(chosen, np.cumsum(chosen) - 1, -1).astype(np.int32)
+
+
+class MachineLearner(Learner):
+    """Learns mini-batches, for a worker."""
+
+    settings: Settings
+
+    def pull(self, step: Step) -> None:
+        """Request the weights and counts, and the factors if all features have some."""
+        step.pulls.append(self.vectors["w"].pull(step.keys, after=step.after))
+        if not self.settings.admit:
+            self._pull_factors(step, step.keys, np.arange(len(step.keys), dtype=np.int32))
+
+    def pull_more(self, step: Step) -> None:
+        """Request the factors of the features that were seen often enough."""
+        if len(step.pulls) == 1:
+            admitted = step.pulls[0].result()[:, SEEN] >= self.settings.admit
+            self._pull_factors(step, step.keys[admitted], places_of(admitted))
+
+    def _pull_factors(self, step: Step, keys: key_arrays.KeyArray, places: I4) -> None:
+        step.pulls.append(self.vectors["v"].pull(keys, after=step.after))
+        step.more = keys, places
+
+    def gradients(self, step: Step) -> tuple[float, list[Push]]:
+        """Return the losses of a mini-batch, and the gradients of weights and factors."""
+        self.pull_more(step)
+        (linear, factors), batch = (task.result() for task in step.pulls), step.batch
+        keys, places = step.more
+        with self.context.working():
+            factors = factors.reshape(len(keys), self.settings.factors)
+            out, steps = np.empty_like(linear), np.empty_like(factors)
+            loss = kernels.batch_gradient(
+                batch.indptr,
+                step.positions,
+                values_of(batch),
+                batch.labels,
+                linear,
+                places,
+                factors,
+                out,
+                steps,
+            )
+        return loss, [Push("w", step.keys, out), Push("v", keys, usual(steps))]
+
+
+def usual(rows: F4) -> F4:
+    """Return rows as a push takes them: one number each as f4[n].
+
+    >>> usual(np.ones((2, 1), np.float32)).shape
+    (2,)
+    """
+    return rows.reshape(-1) if rows.shape[1] == 1 else rows
+
+
+class MachineScorer(Scorer):
+    """Scores examples, for a worker."""
+
+    def scores(self, batch: Examples, values: F4) -> F8:
+        """Return the scores of examples, f8[n]. Features beyond the vectors' extent did not occur in training."""
+        settings: Settings = self.context.job.settings
+        keys, positions = distinct(batch.keys)
+        w, v = self.context.vectors["w"], self.context.vectors["v"]
+        known = int(np.searchsorted(key_arrays.upper(keys), np.uint64(w.spec.extent - 1), "right"))
+        linear = np.zeros((len(keys), 2), np.float32)
+        linear[:known] = w.pull(keys[:known]).result()
+        # A feature that was never seen has no factors either way.
+        admitted = linear[:, SEEN] >= max(settings.admit, 1)
+        factors = v.pull(keys[admitted]).result().reshape(-1, settings.factors)
+        scores = np.empty(len(batch))
+        kernels.predict(batch.indptr, positions, values, linear, places_of(admitted), factors, scores)
+        return scores

@@ -1,0 +1,250 @@
+"""Factorization machines, compared with plain NumPy, finite differences and the machine that made the data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, Finished
+from synthetic import F8, DataSet, Hooks, make, run_twin, svmlight
+
+from mpips import Normal, Run, VectorSpec, load_model
+from mpips.checkpoint.manifest import complete
+from mpips.cli.main import main
+from mpips.jobs.fm import kernels
+from mpips.jobs.fm.training import places_of
+from mpips.transport.network_faults import Fault, random_delays
+
+SETTINGS: dict[str, Any] = {
+    "factors": 4, "batch": 13, "passes": 2, "alpha": 0.3, "beta": 0.7, "l1": 0.2, "l2": 0.05,
+    "factor_alpha": 0.2, "factor_beta": 0.5, "factor_l2": 0.1, "init": 0.3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    return make(tmp_path_factory.mktemp("made"), "real")
+
+
+def score(x: F8, w: F8, v: F8) -> F8:
+    """The scores of dense examples by the definition: a sum over all pairs."""
+    pairs = np.triu(v @ v.T, 1)
+    return x @ w + np.einsum("ni,ij,nj->n", x, pairs, x)
+
+
+def loss(x: F8, y: F8, w: F8, v: F8) -> float:
+    return float(np.logaddexp(0.0, -y * score(x, w, v)).sum())
+
+
+def gradients(x: F8, y: F8, w: F8, v: F8) -> tuple[F8, F8]:
+    """The gradients in w and v, from the same sums over pairs."""
+    slope = -y / (1.0 + np.exp(y * score(x, w, v)))
+    return x.T @ slope, np.einsum("n,ni,nik->ik", slope, x, (x @ v)[:, None, :] - x[:, :, None] * v)
+
+
+# --- Kernels ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ones", [True, False])
+@pytest.mark.parametrize("k", [1, 3, 16])
+def test_kernels_against_numpy_and_finite_differences(ones: bool, k: int) -> None:
+    rng = np.random.default_rng([k, ones])
+    mask = rng.random((9, 6)) < 0.5
+    x = mask * (1.0 if ones else rng.normal(size=mask.shape))
+    x = x.astype(np.float32).astype(float)
+    y = np.where(rng.random(9) < 0.5, 1.0, -1.0)
+    has = np.array([True, True, False, True, False, True])
+    w, v = (rng.normal(size=shape).astype(np.float32) for shape in ((6,), (6, k)))
+    v[~has] = 0
+    linear = np.column_stack([w, np.zeros_like(w)])
+    rows, cols = np.nonzero(mask)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=9))])
+    values = np.empty(0, np.float32) if ones else x[rows, cols].astype(np.float32)
+    out, steps = np.empty((6, 2), np.float32), np.empty((has.sum(), k), np.float32)
+    args = indptr, cols.astype(np.int32), values
+    found = kernels.batch_gradient(*args, y.astype(np.float32), linear, places_of(has), v[has], out, steps)
+    wide_w, wide_v = w.astype(float), v.astype(float)
+    assert found == pytest.approx(loss(x, y, wide_w, wide_v), rel=1e-5)
+    scores = np.empty(9)
+    kernels.predict(*args, linear, places_of(has), v[has], scores)
+    assert np.allclose(scores, score(x, wide_w, wide_v), atol=1e-5)
+    by_w, by_v = gradients(x, y, wide_w, wide_v)
+    assert np.allclose(out[:, 0], by_w, atol=1e-4) and np.allclose(steps, by_v[has], atol=1e-4)
+    assert out[:, 1].tolist() == mask.sum(axis=0).tolist()
+    for place, feature in enumerate(np.flatnonzero(has)):
+        for f in range(k):
+            step = np.zeros_like(wide_v)
+            step[feature, f] = 1e-5
+            slope = (loss(x, y, wide_w, wide_v + step) - loss(x, y, wide_w, wide_v - step)) / 2e-5
+            assert steps[place, f] == pytest.approx(slope, abs=1e-3)
+
+
+def test_an_example_of_one_feature_has_no_interaction() -> None:
+    factors, scores = np.full((1, 7), 0.1, np.float32), np.empty(1)
+    kernels.predict(
+        np.array([0, 1]), np.zeros(1, np.int32), np.array([0.3], np.float32), np.zeros((1, 2), np.float32),
+        np.zeros(1, np.int32), factors, scores,
+    )  # fmt: skip
+    assert scores[0] == 0.0
+
+
+# --- Runs ------------------------------------------------------------------------------------------------------
+
+
+def learnt(data: DataSet, workers: int, admit: int = 0) -> tuple[F8, F8, F8]:
+    """Learn the plain way; return weights, factors (0 of those that have none), and counts."""
+    at = SETTINGS
+    n = len(data.keys)
+    w, z, norm, seen = np.zeros((4, n))
+    spec = VectorSpec("v", "float32", width=at["factors"], init=Normal(0.0, at["init"], seed=0))
+    v, squares = spec.initial(data.keys).astype(float), np.zeros((n, at["factors"]))
+    parts = [np.arange(len(data.y))[worker::workers] for worker in range(workers)]
+    for _ in range(at["passes"]):
+        for begin in range(0, len(parts[0]), at["batch"]):
+            rows = np.concatenate([part[begin : begin + at["batch"]] for part in parts])
+            x, y = data.x[rows], data.y[rows]
+            named, admitted = (x != 0).any(0), seen >= admit
+            g, by_v = gradients(x, y, w, np.where(admitted[:, None], v, 0.0))
+            before, norm = norm, np.sqrt(norm**2 + g**2)
+            z += g - (norm - before) / at["alpha"] * w
+            moved = (
+                -np.sign(z)
+                * np.maximum(np.abs(z) - at["l1"], 0.0)
+                / ((at["beta"] + norm) / at["alpha"] + at["l2"])
+            )
+            w = np.where(named, moved, w)
+            moving = named & admitted
+            squares[moving] += by_v[moving] ** 2
+            e = (np.sqrt(squares) + at["factor_beta"]) / at["factor_alpha"]
+            v = np.where(moving[:, None], (e * v - by_v) / (e + at["factor_l2"]), v)
+            seen += (x != 0).sum(0)
+    return w, np.where((seen >= max(admit, 1))[:, None], v, 0.0), seen
+
+
+@pytest.mark.parametrize(("workers", "admit"), [(1, 0), (3, 0), (2, 95)])
+def test_the_same_as_plain_numpy(data_set: DataSet, tmp_path: Path, workers: int, admit: int) -> None:
+    hooks = Hooks(checkpoints=tmp_path)
+    settings = SETTINGS | {"admit": admit}
+    outcome = run_twin(
+        data_set, 2, workers, program="fm", settings=settings, hooks=hooks, checkpoint={"every": 1}
+    )
+    w, v, seen = learnt(data_set, workers, admit)
+    assert np.abs(v).max() > 0.5 and np.abs(w).max() > 0.1
+    metrics = outcome.metrics
+    margins = data_set.test_y * score(data_set.test_x, w, v)
+    assert metrics["logloss"] == pytest.approx(np.logaddexp(0.0, -margins).mean(), abs=1e-4)
+    if admit:
+        assert 5 < metrics["factors"] <= (seen >= admit).sum() < 35
+    else:
+        assert metrics["factors"] == len(data_set.keys)
+    assert outcome.passes("examples") == [len(data_set.y)] * 2
+    objective = loss(data_set.x, data_set.y, w, v) + SETTINGS["l1"] * np.abs(w).sum()
+    assert metrics["objective"] == pytest.approx(objective, rel=1e-4)
+
+
+@pytest.mark.parametrize("admit", [0, 10])
+def test_the_same_bits_on_any_layout_and_when_a_server_is_killed(
+    data_set: DataSet, admit: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = SETTINGS | {"admit": admit}
+    found = [
+        run_twin(
+            data_set,
+            servers,
+            2,
+            program="fm",
+            settings=settings,
+            seed=servers,
+            delays=random_delays(servers, delay=0.01),
+        )
+        for servers in (1, 3)
+    ]
+    for at in (150, 300, 450):
+        lost = {"replicas": 1, "faults": [Fault("kill", 1 + at % 3, after_messages=at)]}
+        found.append(run_twin(data_set, 3, 2, program="fm", settings=settings, network=lost))
+        assert caplog.messages.pop() == "lost"
+    assert len({outcome.sha for outcome in found}) == 1
+    assert len({tuple(outcome.passes("mean loss")) for outcome in found}) == 1
+
+
+def test_resume_gives_the_same_bits(data_set: DataSet, tmp_path: Path) -> None:
+    settings = SETTINGS | {"admit": 10, "passes": 3}
+    hooks = Hooks(checkpoints=tmp_path)
+    how: dict[str, Any] = {"program": "fm", "settings": settings}
+    whole = run_twin(data_set, 2, 2, **how, checkpoint={"every": 1, "keep": 9}, hooks=hooks)
+    for servers, path in zip((1, 3), complete(tmp_path), strict=True):
+        again = run_twin(data_set, servers, 2, **how, hooks=Hooks(resume=path))
+        assert again.sha == whole.sha
+        assert again.metrics == whole.metrics | {"model": again.metrics["model"]}
+
+
+def test_with_delay_it_learns_the_machine_that_made_the_data(tmp_path: Path) -> None:
+    """10,000 examples of one category in each of 3 columns, labelled by a machine with 2 factors."""
+    rng = np.random.default_rng(1)
+    features, n = 30, 10_000
+    w, v = 0.3 * rng.normal(size=features), 1.2 * rng.normal(size=(features, 2))
+    x = np.zeros((n + 5000, features))
+    for column in range(3):
+        x[np.arange(len(x)), rng.integers(0, 10, len(x)) + 10 * column] = 1.0
+    truth = score(x, w, v)
+    y = np.where(rng.random(len(x)) < 1.0 / (1.0 + np.exp(-truth)), 1.0, -1.0)
+    files, keys = [tmp_path / "train.svm", tmp_path / "test.svm"], np.arange(features, dtype=np.uint64)
+    for path, rows in zip(files, (slice(0, n), slice(n, None)), strict=True):
+        path.write_text(svmlight(x[rows], y[rows], keys))
+    settings = {"factors": 4, "passes": 5, "batch": 100, "init": 0.1}
+    outcome = run_twin(
+        files[0], 2, 2, test=files[1], program="fm", settings=settings, consistency={"model": "bounded", "tau": 3},
+        delays=random_delays(1, delay=0.02),
+    )  # fmt: skip
+    best = np.logaddexp(0.0, -y[n:] * truth[n:]).mean()
+    assert best < outcome.metrics["logloss"] < best + 0.01
+    alone = run_twin(files[0], 1, 1, test=files[1], settings={"algorithm": "ftrl", "batch": 100}).metrics[
+        "logloss"
+    ]
+    assert alone > best + 0.1
+
+
+def test_models_score_as_the_run_did(data_set: DataSet, tmp_path: Path) -> None:
+    checkpoints, runs = tmp_path / "checkpoints", tmp_path / "job.toml"
+    settings = {"factors": 4, "batch": 13, "passes": 2, "admit": 95}
+    table = "\n".join(f"{name} = {value}" for name, value in settings.items())
+    runs.write_text(
+        f'[job]\nprogram = "fm"\n[data]\ntrain = "{data_set.train}"\ntest = "{data_set.test}"\n[fm]\n{table}\n'
+        f'[checkpoint]\nevery = 2\ndirectory = "{checkpoints}"\n'
+    )
+    assert main(["run", str(runs), "--twin", "--run-dir", str(tmp_path / "run")]) == 0
+    metrics = Run(tmp_path / "run").metrics
+    dense = np.zeros((len(data_set.test_x), int(data_set.keys[-1]) + 3))
+    dense[:, data_set.keys.astype(np.int64)] = data_set.test_x
+    model = load_model(tmp_path / "run")
+    scores = model.decision_function(dense)
+    margins = data_set.test_y * scores
+    assert metrics["logloss"] == pytest.approx(np.logaddexp(0.0, -margins).mean(), rel=1e-9)
+    assert np.array_equal(scores, model.decision_function(str(data_set.test)))
+    held = model.vectors()
+    v = np.zeros((len(data_set.keys), 4))
+    v[np.isin(data_set.keys, held["v"][0])] = held["v"][1]
+    assert np.allclose(scores, score(data_set.test_x, held["w"][1][:, 0], v), atol=1e-5)
+    key = str(data_set.keys[np.isin(data_set.keys, held["v"][0])][0])
+    _, *factors = model.query([key])[0]  # type: ignore[misc]
+    assert len(factors) == 4 and np.abs(factors).max() > 0 and model.query(["3000000"]) == [[0.0]]
+
+
+@pytest.mark.ranks
+@pytest.mark.once
+def test_the_job_that_comes_with_it(run_mpips: Callable[..., Finished], tmp_path: Path) -> None:
+    """It finds that flights of some columns together are late, as no linear model of the same columns does."""
+    done = run_mpips(
+        "run", ROOT / "jobs" / "fm" / "job.toml", "--run-dir", tmp_path / "run", "--set", "fm.passes=4"
+    )
+    assert done.code == 0, done.stderr
+    metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+    assert metrics["auc"] > 0.70 and metrics["logloss"] < 0.468 and metrics["factors"] == 1682
+    scored = run_mpips(
+        "infer", tmp_path / "run", ROOT / "jobs/sparse_lr/data/flights.test.tsv.xz", "--out", tmp_path / "p"
+    )
+    assert scored.code == 0 and len((tmp_path / "p").read_text().splitlines()) > 10_000
