@@ -31,14 +31,14 @@ def matrix_factorization(module: ModuleType, settings: Any) -> list[float]:
     rate, curve = np.float32(settings.rate), []
     for number in range(1, settings.passes + 1):
         squares = 0.0
-        for batch in worker.batches(number):
-            i, j = batch[:, 0].astype(int), batch[:, 1].astype(int)
-            error = batch[:, 2] - worker.mean - (u[i] * v[j]).sum(1)
+        for i, j, ratings in worker.batches(number):
+            error = ratings - (u[i] * v[j]).sum(1)
             squares += float(error @ error)
-            by_user, by_item = module.gradients(error, u[i], v[j], settings.l2)
+            shortfall, l2 = error[:, None].astype(np.float32), np.float32(settings.l2)
+            by_user, by_item = l2 * u[i] - shortfall * v[j], l2 * v[j] - shortfall * u[i]
             np.add.at(u, i, -rate * by_user)
             np.add.at(v, j, -rate * by_item)
-        curve.append((squares / len(worker.rows)) ** 0.5)
+        curve.append((squares / len(worker.ratings)) ** 0.5)
     return curve
 
 

@@ -36,6 +36,7 @@ Run a benchmark. Each has its own --help.
   mpips bench lda                               topics of documents, compared with tomotopy
   mpips bench sketch                            inserts per second into a sketch, and its errors
   mpips bench tables                            speed of reading CSV and Parquet
+  mpips bench factorization                     matrix factorization, compared with a single process
   mpips bench trace                             cost of tracing a run
   mpips bench paper                             the paper's evaluation: docs/reproduction.md
   mpips bench index                             speed of a server's key index

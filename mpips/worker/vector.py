@@ -24,7 +24,7 @@ from mpips.storage.updates import VectorSpec, update_named
 from mpips.tasks.task import Task
 from mpips.transport.message import NO_ROUND, Command, Message
 from mpips.worker.key_list import KeyList, Keys, Planner
-from mpips.worker.places import Places, places_of
+from mpips.worker.places import Lookup, Places, places_of
 from mpips.worker.plan import Plan
 from mpips.worker.request import Request, RequestMaker, Rows
 
@@ -123,6 +123,42 @@ class Vector:
         """
         return self._submit(Command.PUSH_PULL, keys, rows, within, round, after, out, exact)
 
+    def push_wait(
+        self, keys: Keys, rows: Rows, *, within: KeyRange | None = None, round: int = NO_ROUND
+    ) -> None:
+        """Push as `push`, and wait until the update was applied; raises as `push` and `Task.result`."""
+        self._submit(Command.PUSH, keys, rows, within, round, (), None).result()
+
+    def pull_wait(self, keys: Keys, *, out: Rows | None = None, within: KeyRange | None = None) -> Rows:
+        """Pull as `pull`, and wait for the rows: `out`, or a new array; raises as `pull` and `Task.result`.
+
+        >>> import numpy as np
+        >>> from mpips import VectorSpec, simulate
+        >>> def schedule(cluster):
+        ...     w, keys = cluster.create_vector(VectorSpec("w")), np.array([3, 8], np.uint64)
+        ...     w.push_wait(keys, np.ones(2))
+        ...     return w.pull_wait(keys).tolist()
+        >>> simulate(schedule, worker=lambda context: None)
+        [1.0, 1.0]
+        """
+        found: Rows = self._submit(Command.PULL, keys, None, within, NO_ROUND, (), out).result()
+        return found
+
+    def start_lookup(self, ids: ArrayLike, *, after: Iterable[Task] = ()) -> Lookup:
+        """Begin a `lookup`, such as of the next mini-batch; its `result()` waits for the rows.
+
+        >>> from mpips import VectorSpec, simulate
+        >>> def schedule(cluster):
+        ...     w = cluster.create_vector(VectorSpec("w", init=1.0))
+        ...     following = w.start_lookup([7, 3, 7])
+        ...     rows, where = following.result()
+        ...     return rows.tolist()
+        >>> simulate(schedule, worker=lambda context: None)
+        [1.0, 1.0, 1.0]
+        """
+        where = places_of(ids, self.spec.key_bits, self.spec.name)
+        return Lookup(where, self.pull(where.keys, after=after))
+
     def lookup(self, ids: ArrayLike, *, after: Iterable[Task] = ()) -> tuple[Rows, Places]:
         """Pull the rows of ids in any order and with repeats, such as those of a mini-batch, and wait for them.
 
@@ -131,8 +167,7 @@ class Vector:
             after: as of `pull`.
 
         Returns:
-            The row of each id, [n, width] (or [n] if the width is 1), and the places of the ids, for `push_grad`. To
-            wait later, pull `places.keys` instead.
+            The row of each id, [n, width] (or [n] if the width is 1), and the places of the ids, for `push_grad`.
 
         Raises:
             UsageError: the ids are not of this form.
@@ -147,9 +182,7 @@ class Vector:
         >>> simulate(schedule, worker=lambda context: None)
         ([1.0, 1.0, 1.0], [0.0, -1.0])
         """
-        where = places_of(ids, self.spec.key_bits, self.spec.name)
-        found: Rows = self.pull(where.keys, after=after).result()
-        return found[where.places], where
+        return self.start_lookup(ids, after=after).result()
 
     def push_grad(
         self, where: Places, rows: ArrayLike, *, round: int = NO_ROUND, after: Iterable[Task] = ()

@@ -105,3 +105,20 @@ def test_a_step_of_a_factorisation_is_that_of_a_single_process() -> None:
     expected = np.ones((8, 3), np.float32)
     np.add.at(expected, users, np.float32(-0.5) * errors)
     assert np.allclose(simulate(schedule, lambda _: None, servers=2), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("span", [5, 300, 10**6, 2**63])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.int16])
+@pytest.mark.parametrize("width", [(), (3,)])
+def test_places_are_those_of_numpy(span: int, dtype: type, width: tuple[int, ...]) -> None:
+    random = np.random.default_rng(span % 1000)
+    ids = random.integers(0, span, 50).astype(np.uint64) + np.uint64(3)
+    where = places_of(ids, 64, "w")
+    keys, inverse = np.unique(ids, return_inverse=True)
+    assert np.array_equal(where.keys, keys) and np.array_equal(where.places, inverse)
+    rows = random.integers(-9, 9, (50, *width)).astype(dtype)
+    expected = np.zeros((len(keys), *width), dtype)
+    np.add.at(expected, inverse, rows)
+    assert np.array_equal(where.summed(rows), expected) and where.summed(rows).dtype == dtype
+    assert np.array_equal(where.summed(np.asfortranarray(rows)), expected)
+    assert np.array_equal(where.rows(expected), expected[inverse])
