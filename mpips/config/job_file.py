@@ -168,6 +168,15 @@ class RecordSpec:
     """Record the order in which messages took effect, and all decisions, in the run folder's `record`."""
 
 
+@dataclass(frozen=True)
+class DebugSpec:
+    """Checks of a program that cost time."""
+
+    check_buffers: bool = False
+    """Whether keys and rows that the program overwrites before their push is finished are an error, which names the
+    program's line."""
+
+
 TABLES: dict[str, type] = {
     "job": JobSpec,
     "layout": LayoutSpec,
@@ -181,6 +190,7 @@ TABLES: dict[str, type] = {
     "faults": FaultsSpec,
     "trace": TraceSpec,
     "record": RecordSpec,
+    "debug": DebugSpec,
 }
 """All tables that do not depend on the program, in the order in which they are written."""
 
@@ -204,6 +214,7 @@ class Job:
     faults: FaultsSpec
     trace: TraceSpec
     record: RecordSpec
+    debug: DebugSpec
     settings: Any
     """The program's own table, as its `Settings`."""
     table: str

@@ -72,6 +72,15 @@ def load_program(name: str, base: Path) -> Program:
         raise
     except (Exception, SystemExit) as error:
         raise JobError(f"program {name!r} does not load: {type(error).__name__}: {error}") from error
+    return program_of(module, name)
+
+
+def program_of(module: ModuleType, name: str) -> Program:
+    """Return the program that a module is, `name` in a job file.
+
+    Raises:
+        JobError: it lacks one of the three names, or its Worker has a method with a reserved name.
+    """
     missing = [part for part in ("Settings", "schedule", "Worker") if not hasattr(module, part)]
     if missing:
         raise JobError(f"program {name!r} ({module.__file__}) has no {' and no '.join(missing)}")
@@ -125,15 +134,15 @@ def _module(name: str, base: Path) -> ModuleType:
         path = (base / name).resolve()
         if not path.is_file():
             raise JobError(f"program {name!r}: there is no file {path}")
-        alias = f"mpips_program_{path.stem}"
+        if str(path.parent) not in sys.path:
+            # The program's own modules are in the same folder.
+            sys.path.append(str(path.parent))
+        alias = _module_name(path)
         spec = importlib.util.spec_from_file_location(alias, path)
         if spec is None or spec.loader is None:
             raise JobError(f"program {name!r}: {path} is not a Python file")
         module = importlib.util.module_from_spec(spec)
         sys.modules[alias] = module
-        if str(path.parent) not in sys.path:
-            # The program's own modules are in the same folder.
-            sys.path.append(str(path.parent))
         spec.loader.exec_module(module)
         return module
     target = name if "." in name else f"mpips.jobs.{name}.job"
@@ -143,6 +152,20 @@ def _module(name: str, base: Path) -> ModuleType:
     ):
         raise JobError(f"there is no program {name!r}; built in: {', '.join(built_in())}; or name a .py file")
     return importlib.import_module(target)
+
+
+def _module_name(path: Path) -> str:
+    """Return the name under which a program's file is loaded: as by `import`, unless that finds another module.
+
+    What numba caches on disk names the module, and can be loaded only where there is one of that name.
+    """
+    try:
+        found = importlib.util.find_spec(path.stem)
+    # ImportError: the name has dots; ValueError: a module of that name has no spec.
+    except (ImportError, ValueError):
+        found = None
+    is_own = found is not None and found.origin is not None and Path(found.origin).resolve() == path
+    return path.stem if is_own else f"mpips_program_{path.stem}"
 
 
 def comes_with_mpips(name: str) -> bool:

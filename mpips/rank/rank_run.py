@@ -69,6 +69,7 @@ from mpips.transport.backoff import Backoff
 from mpips.transport.message import Command
 from mpips.transport.mpi import process_memory
 from mpips.transport.wakeup import connect
+from mpips.worker.buffer_check import BufferCheck
 from mpips.worker.worker import CallExecutor
 
 if TYPE_CHECKING:
@@ -164,6 +165,8 @@ class RankRun:
         faulthandler.cancel_dump_traceback_later()
         self._record_or_replay(node, prepared)
         trace_node(node, prepared.job.trace, folder.trace_of(self.rank), self.started, say)
+        if prepared.job.debug.check_buffers:
+            BufferCheck(node)
         if prepared.job.trace.history:
             record_history(node, folder.trace)
         if self.detachment.wanted and self.survives:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import sys
 from pathlib import Path
 
 import h5py
 import pytest
 
 from mpips.cli.main import main
-from mpips.config.program import trusted_loader
+from mpips.config.program import load_program, trusted_loader
 from mpips.errors import JobError
 from mpips.rundir.folder import RunFolder
 
@@ -106,3 +109,17 @@ def test_a_program_of_ones_own_answers_once_it_is_named(
     ):
         assert main([*command, "--program", "programs/own.py"]) == 0
         assert capsys.readouterr().out == said
+
+
+def test_a_file_is_the_module_that_import_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise what numba caches for it on disk cannot be loaded where it is imported."""
+    monkeypatch.setattr("sys.path", [*sys.path])
+    text = "from dataclasses import dataclass\n@dataclass\nclass Settings: pass\nschedule = Worker = lambda *_: None\n"
+    for name in ("a_program_of_ones_own", "json", "two.dots"):
+        (tmp_path / f"{name}.py").write_text(text)
+    own = load_program("a_program_of_ones_own.py", tmp_path).module
+    assert own.__name__ == "a_program_of_ones_own" and importlib.import_module(own.__name__) is own
+    # Of a name that means another module, it is not that one.
+    for name in ("json", "two.dots"):
+        assert load_program(f"{name}.py", tmp_path).module.__name__ == f"mpips_program_{name}"
+    assert hasattr(json, "loads") and sys.modules["json"] is json
