@@ -119,11 +119,15 @@ class LogisticModel(Model):
         with ExitStack() as stack:
             # Opened first, so that an error comes before the work.
             file = sys.stdout if out is None else stack.enter_context(replacing(out, "w"))
-            file.write("example\tprobability\n")
+            head = "example\tprobability\n"
             for batch in self._read([str(each) for each in files], tally):
+                # Not before an error of the first examples.
+                file.write(head)
+                head = ""
                 chances = probabilities(self._score(batch))[:, 1].tolist()
                 file.writelines(f"{number + at}\t{chance:.9g}\n" for at, chance in enumerate(chances))
                 number += len(batch)
+            file.write(head)
         for line, _, _ in tally.remarks():
             print(f"mpips: {line}", file=sys.stderr)
         if out is not None:

@@ -320,24 +320,28 @@ def named_run(named: str) -> Path:
 
 
 def newest(runs: Path) -> Path:
-    """Find the run under a folder with the latest start in its run.json.
+    """Find the run under a folder with the latest start in its run.json, whether it has failed or not.
 
-    Without a start, the file's modification time counts, which also orders the runs of one second.
+    Without a start, as of a run on the twin, the modification time of run.json, or else of job.toml, counts. It also
+    orders the runs of one second.
 
     Raises:
         InputError: there is none.
     """
     started = []
-    for path in runs.glob("*/run.json"):
+    for path in runs.glob("*/"):
+        folder = RunFolder(path)
         with suppress(OSError):
-            written = path.lstat().st_mtime
+            if not folder.run.exists() and not (folder.result.exists() and folder.job.exists()):
+                continue
+            written = (folder.run if folder.run.exists() else folder.job).lstat().st_mtime
             try:
-                start = (RunFolder(path.parent).read_run() or {}).get("started", "")
+                start = (folder.read_run() or {}).get("started", "")
                 began = datetime.fromisoformat(start).timestamp()
             except (ValueError, OverflowError):
                 # Damaged, or of an earlier version.
                 began = written
-            started.append((began, written, path.parent))
+            started.append((began, written, path))
     if not started:
         raise InputError(f"there is no run under {runs}: name a run folder")
     return max(started)[2]

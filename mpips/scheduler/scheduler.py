@@ -111,7 +111,8 @@ class Cluster:
         # Those of them that have all vectors.
         self._informed = set(self._settled)
         self._output = Output(folder, out, self.journal)
-        self._training: float | None = None
+        # The begin of the present phase of training, and the seconds of checkpoints before it; None outside of one.
+        self._training: tuple[float, float] | None = None
         self._accounts = Accounts(node, lambda: self.hosts, self.workers)
         self.checkpoints, self.resume, self._lineage = checkpoints, resume, lineage
         self._resume_earlier = resume_earlier
@@ -231,10 +232,12 @@ class Cluster:
         before = self.accounts() if name == "train" else []
         start, inner = self.decide(wall), self.seconds["checkpoint"]
         if name == "train":
-            self._training = start
+            self._training = start, inner
         whole = self._losing_nothing() if name == "load" else nullcontext()
         with self.node.observers.during(What.PHASE, name), whole:
             yield
+        if name == "train":
+            self._training = None
         self._has_trained |= name == "train"
         elapsed = self.decide(wall) - start
         if name == "train":
@@ -254,10 +257,11 @@ class Cluster:
 
     @property
     def trained(self) -> float:
-        """Seconds of training so far, including those before the checkpoint that was resumed from."""
-        if self._training is None:
-            return self._trained_before
-        here = self.node.van.wall() - self._training - self.seconds["checkpoint"]
+        """Seconds in phases `train` so far, including those before the checkpoint that was resumed from."""
+        here = self.seconds["train"]
+        if self._training is not None:
+            begin, saved = self._training
+            here += self.node.van.wall() - begin - (self.seconds["checkpoint"] - saved)
         return self._trained_before + here
 
     def recent_usage(self, accounts: list[dict[str, Any]] | None = None) -> dict[str, Any]:

@@ -111,6 +111,14 @@ def _sha(checkpoint: Path) -> str:
     return str(read_manifest(checkpoint)["sha256"])
 
 
+def test_an_error_comes_before_any_output(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.svm").write_text("+1 1:x\n")
+    assert main(["infer", str(run), str(tmp_path / "bad.svm")]) == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_the_commands(run: Path, data: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = load_model(run)
     assert isinstance(model, LogisticModel)

@@ -396,6 +396,15 @@ def test_the_newest_run_is_the_one_started_last(tmp_path: Path, started: tuple[s
         newest(tmp_path / "none")
 
 
+def test_a_run_on_the_twin_has_no_provenance_and_counts_too(tmp_path: Path) -> None:
+    for name, file in (("started", "run.json"), ("twin", "job.toml"), ("no run", "job.toml")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}" if file == "run.json" else "")
+    (tmp_path / "twin" / "result.json").write_text("{}")
+    os.utime(tmp_path / "started" / "run.json", (1, 1))
+    assert newest(tmp_path) == tmp_path / "twin"
+
+
 def test_a_run_that_was_copied_is_no_newer_for_it(tmp_path: Path) -> None:
     for day, name in ((2, "new"), (1, "copied")):
         (tmp_path / name).mkdir()

@@ -460,3 +460,22 @@ def test_rounds_of_different_ranges_with_one_number_are_separate() -> None:
         return found
 
     assert simulate(schedule, Blocks, servers=1, workers=2) == [3.0, 3.0]
+
+
+def test_training_in_several_phases_adds_up() -> None:
+    def schedule(cluster: Cluster) -> tuple[list[float], float]:
+        def spend(seconds: float) -> float:
+            until = cluster.node.van.now() + seconds
+            cluster.node.wait_until(lambda: cluster.node.van.now() >= until)
+            return cluster.trained
+
+        found = []
+        for _ in range(2):
+            with cluster.phase("train"):
+                found.append(spend(1.0))
+            # This is no training.
+            found.append(spend(2.0))
+        return found, cluster.seconds["train"]
+
+    found, seconds = simulate(schedule, lambda context: None)
+    assert found == pytest.approx([1.0, 1.0, 2.0, 2.0], abs=0.01) and seconds == pytest.approx(2.0, abs=0.01)
