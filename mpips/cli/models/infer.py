@@ -43,10 +43,12 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Apply the model."""
-    from mpips.client.loading import load_model
-    from mpips.rundir.order_files import named_run
+    from mpips.client.loading import check_has_model, load_model
+    from mpips.rundir.order_files import LATEST, named_run
 
     run = named_run(arguments.run)
+    if arguments.run == LATEST:
+        check_has_model(run)
     if arguments.out:
         read = [run, *arguments.files, *filter(None, [arguments.program])]
         output_file.check(arguments.out, read, force=arguments.force)
