@@ -65,7 +65,11 @@ def _array(file: Any, name: str, size: int) -> NDArray[Any]:
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"{name} is an array of another format version, {version}")
     header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = header(file)
+    try:
+        shape, fortran, dtype = header(file)
+    except Exception as error:
+        # It is an expression of Python, with which numpy may fail in any way: TokenError, MemoryError, IndexError ...
+        raise ValueError(f"{name} has no header of an array: {type(error).__name__}") from None
     if dtype.hasobject or dtype.itemsize == 0 or any(length < 0 for length in shape):
         raise ValueError(f"{name} is an array of {dtype} of the shape {shape}; numbers and strings are read")
     # Python's integers do not overflow.

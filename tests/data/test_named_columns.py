@@ -243,7 +243,11 @@ CSV_ERRORS: list[tuple[str, dict[str, Any], str]] = [
         {"numeric": ["a"]},
         "column 'a' of [data] numeric has numbers beyond 1e154, whose squares are not finite",
     ),
-    ("a,y\nNA,1\n", {"numeric": ["a"]}, "column 'a' of [data] numeric has no number in the training data"),
+    (
+        "a,y\nNA,1\n",
+        {"numeric": ["a"]},
+        "column 'a' of [data] numeric has no number, such as 1.5, in the training",
+    ),
     ('a,y\n"u,1\nv,0\n' + "x" * (3 << 20), {}, "a row is longer than 1 MiB; is a quote missing?"),
 ]
 
@@ -494,3 +498,76 @@ def test_fine_parts_have_the_rows_of_their_coarse_part(tmp_path: Path, size: int
                 for step in (2, cut.fine):
                     pieces = [row for first in range(step) for row in rows(cut, parts[first::step])]
                     assert sorted(pieces) == rows(cut, parts)
+
+
+def test_a_quote_that_is_not_closed_loses_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    for text, row in (
+        ('y,a\n1,x\n0,"long text\n1,z\n0,t\n', 3),
+        ('y,a\r\n1,x\r\n0,"b""\r\n', 3),
+        ('y,a\n1,x\n0,"b', 3),
+        ('y,a\n1,x\n0,b\n1,"\n', 4),
+    ):
+        path.write_bytes(text.encode())
+        for how in ("stop", "skip"):
+            with pytest.raises(DataError, match=f"row {row}: a quote is not closed"):
+                load(path, DataSpec(label="y", categorical=["a"], on_error=how))  # type: ignore[arg-type]
+    for text in ('y,a\n1,x\n0,"b\n"\n\n', 'y,a\n1,x\n0,"b""\n"', 'y,a\n1,x\n0,5" pipe\n', 'y,a\n1,x\n0,"\n"'):
+        path.write_text(text)
+        assert len(load(path, DataSpec(label="y"))) == 2
+
+
+def test_a_small_parquet_file_does_not_fill_the_memory(tmp_path: Path) -> None:
+    path, rows = tmp_path / "a.parquet", 1 << 14
+    same = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(rows, np.int32)), pa.array([b" " * 10_000 + b"1"])
+    )
+    for columns, how in (
+        ({"x": same, "y": [1] * rows}, {}),
+        ({"x": same, "y": [1] * rows}, {"numeric": ["x"]}),
+        ({"x": ["a"] * rows, "y": same}, {}),
+    ):
+        # Without Arrow's own schema, which says that it is a dictionary.
+        parquet.write_table(pa.table(columns), path, store_schema=False)
+        before = pa.total_allocated_bytes()
+        most = 0
+        for batch in read([str(path)], DataSpec(label="y", **how)):  # type: ignore[arg-type]
+            most = max(most, pa.total_allocated_bytes() - before)
+            assert len(batch)
+        assert path.stat().st_size < 20_000 and most < 5_000_000
+
+
+def test_times_as_categories_have_one_unit(tmp_path: Path) -> None:
+    found = []
+    for unit in ("s", "ms", "us", "ns"):
+        column = pa.array([0, 864_000], pa.int64()).cast(pa.timestamp("s")).cast(pa.timestamp(unit))
+        parquet.write_table(pa.table({"x": column, "y": [0, 1]}), tmp_path / "a.parquet")
+        found.append(rows_of(load(tmp_path / "a.parquet", DataSpec(label="y"))))
+    assert all(each == found[0] for each in found)
+
+
+GOOD = {"name": "x", "kind": "standard", "mean": 1, "deviation": 2, "edges": []}
+
+
+@pytest.mark.parametrize(
+    "numeric",
+    [
+        [GOOD | {"deviation": 0}],
+        [GOOD | {"mean": float("nan")}],
+        [GOOD | {"kind": "quantiles", "edges": [2, 1]}],
+        [GOOD, GOOD],
+        [],
+    ],
+)
+def test_encodings_of_others_are_checked(numeric: list[Any]) -> None:
+    table = {"categorical": [], "numeric": numeric, "key_bits": 64}
+    with pytest.raises(DataError, match="model: "):
+        Encoding.of_table(table, "model")
+    later = {"categorical": ["a"], "numeric": [GOOD | {"more": 1}], "key_bits": 64}
+    assert Encoding.of_table(later, "model").numeric[0].mean == 1.0
+
+
+def test_names_have_no_null_characters(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", {"\0constant": ["u", "v"], "y": [0, 1]})
+    with pytest.raises(DataError, match="has a null character"):
+        load(path, DataSpec(label="y"))

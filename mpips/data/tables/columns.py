@@ -60,6 +60,8 @@ def texts_of(column: Any, path: str, name: str) -> Any:
         )
     if pa.types.is_nested(kind):
         raise DataError(f"{path}: column {name!r} has {kind} values; name it in [data] ignore")
+    if pa.types.is_temporal(kind) and not pa.types.is_date(kind):
+        column = _in_microseconds(column)
     if pa.types.is_integer(kind):
         # There are fewer different numbers than rows, often.
         return texts_of(column.dictionary_encode(), path, name)
@@ -82,14 +84,21 @@ def hashes_of(texts: Any, seed: np.uint64) -> NDArray[np.uint64]:
     pa = arrow()
     if pa.types.is_dictionary(texts.type):
         known = np.append(hashes_of(texts.dictionary, seed), np.uint64(0))
-        places: NDArray[np.int64] = texts.indices.cast(pa.int64()).fill_null(len(known) - 1).to_numpy()
-        return known[places]
+        return known[_places(texts)]
     keys = np.empty(len(texts), np.uint64)
     offsets, data = _buffers(texts)
     hash_texts(offsets, data, seed, keys)
     if texts.null_count:
         keys[texts.is_null().to_numpy(zero_copy_only=False)] = 0
     return keys
+
+
+def _places(coded: Any) -> NDArray[np.int64]:
+    """Return the place of each row's value in the dictionary of a column, i8[n]; that behind the last for a null."""
+    found: NDArray[np.int64] = (
+        coded.indices.cast(arrow().int64()).fill_null(len(coded.dictionary)).to_numpy(zero_copy_only=False)
+    )
+    return found
 
 
 def _buffers(texts: Any) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -115,12 +124,17 @@ def numbers_of(
     """
     pa = arrow()
     if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+        wrong: Flaws = {}
+        known = np.append(numbers_of(column.dictionary, path, name, missing, wrong), np.nan)
+        places = _places(column)
+        for row in np.flatnonzero(np.isin(places, list(wrong))) if wrong else ():
+            flaws.setdefault(int(row), wrong[int(places[row])])
+        return known[places]
     kind = column.type
     if pa.types.is_boolean(kind):
         column = column.cast(pa.int8())
     elif pa.types.is_temporal(kind):
-        column = _microseconds(column)
+        column = _in_microseconds(column).view(pa.int64())
     elif pa.types.is_nested(kind):
         raise DataError(f"{path}: column {name!r} has {kind} values; name it in [data] ignore")
     if str(kind) in TEXTS:
@@ -138,8 +152,8 @@ def numbers_of(
     return numbers
 
 
-def _microseconds(column: Any) -> Any:
-    """Return dates and times as integers: files of different programs have different units."""
+def _in_microseconds(column: Any) -> Any:
+    """Return dates and times in microseconds: files of different programs have different units."""
     pa = arrow()
     kind = column.type
     if pa.types.is_duration(kind):
@@ -149,7 +163,7 @@ def _microseconds(column: Any) -> Any:
     else:
         target = pa.timestamp("us", getattr(kind, "tz", None))
     how = arrow("pyarrow.compute").CastOptions(target_type=target, allow_time_truncate=True)
-    return column.cast(options=how).view(pa.int64())
+    return column.cast(options=how)
 
 
 def _parsed(texts: Any, name: str, flaws: Flaws) -> NDArray[np.float64]:
@@ -198,7 +212,7 @@ def labels_of(
     else:
         wanted = str(positive).encode()
         good, yes = [bool(text) for text in texts], [_is_label(text, wanted) for text in texts]
-    places: NDArray[np.int64] = coded.indices.cast(pa.int64()).fill_null(len(texts) - 1).to_numpy()
+    places = _places(coded)
     for row in np.flatnonzero(~np.array(good)[places]):
         text = texts[places[row]]
         flaw = f"the label, column {name!r}, is missing"

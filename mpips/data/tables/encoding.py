@@ -104,7 +104,7 @@ class Encoding:
             raise JobError(f"[data] column {twice[0]!r} can be only one of label, numeric and categorical")
         others = [name for name in names if name not in (*kinds, *spec.ignore, spec.label)]
         encoding = cls(
-            tuple(spec.categorical or others),
+            tuple(dict.fromkeys(spec.categorical or others)),
             tuple(Scaling(name, kind) for name, kind in kinds.items()),
             spec.key_bits,
         )
@@ -146,7 +146,9 @@ class Encoding:
         found = []
         for at, each in enumerate(self.numeric):
             if not summary.counts[at]:
-                raise DataError(f"column {each.name!r} of [data] numeric has no number in the training data")
+                raise DataError(
+                    f"column {each.name!r} of [data] numeric has no number, such as 1.5, in the training data"
+                )
             if each.kind == "plain":
                 found.append(each)
             elif each.binned:
@@ -176,7 +178,23 @@ class Encoding:
             problem = f"{where}: key_bits is neither 64 nor 128"
         if problem:
             raise DataError(problem)
-        numeric = [Scaling(**{**each, "edges": tuple(each["edges"])}) for each in table["numeric"]]
+        numeric = [
+            Scaling(
+                each["name"],
+                each["kind"],
+                float(each["mean"]),
+                float(each["deviation"]),
+                tuple(map(float, each["edges"])),
+            )
+            for each in table["numeric"]
+        ]
+        names = [*table["categorical"], *(each.name for each in numeric)]
+        if not names or len(set(names)) < len(names):
+            raise DataError(f"{where}: it has no columns, or two of one name")
+        for each in numeric:
+            numbers = np.array([each.mean, each.deviation, *each.edges])
+            if not np.isfinite(numbers).all() or each.deviation <= 0 or (np.diff(each.edges) <= 0).any():
+                raise DataError(f"{where}: the numbers of column {each.name!r} are no scaling")
         return cls(tuple(table["categorical"]), tuple(numeric), table["key_bits"])
 
     def keys_of(self, *parts: str) -> KeyArray:

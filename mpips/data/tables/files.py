@@ -19,11 +19,16 @@ from mpips.data.compression import open_data
 from mpips.data.examples import Tally
 from mpips.data.spec import DataSpec
 from mpips.data.stream import BLOCK, check_text, chunks
-from mpips.data.tables.columns import arrow, shown
-from mpips.data.tables.encoding import numeric_kinds
+from mpips.data.tables.columns import TEXTS, arrow, shown
 from mpips.errors import DataError
 
 SEPARATORS = ",;\t|"
+MOST_ROWS = 1 << 16
+"""Rows of a batch of a Parquet file."""
+MOST_BYTES = 1 << 28
+"""Bytes of such a batch, unless a row has more."""
+END = 1 << 12
+"""Bytes of the end of a CSV file that are kept to look for a quote."""
 
 
 class Batch(NamedTuple):
@@ -39,10 +44,13 @@ def names_of(path: str, spec: DataSpec, form: str) -> list[str]:
     """Return the names of a file's columns.
 
     Raises:
-        DataError: two columns have the same name, or the file is not one of the format.
+        DataError: two columns have the same name, one has a null character, or the file is not one of the format.
     """
     names = _parquet_names(path) if form == "parquet" else _head(path, spec).names
     names = [name.strip() for name in names]
+    odd = next((name for name in names if "\0" in name), None)
+    if odd is not None:
+        raise DataError(f"{path}: the name of column {odd!r} has a null character; rename it")
     twice = next((name for name, times in Counter(names).items() if times > 1), None)
     if twice is not None:
         raise DataError(f"{path}: column {twice!r} is there twice; rename one")
@@ -56,8 +64,8 @@ class _Text(io.RawIOBase):
         self._path, self._chunks = path, chunks(path)
         self._left = memoryview(b"")
         self._begun = False
-        # The last line has no newline so far.
-        self._open = False
+        self.end = b""
+        """The last bytes that were read."""
         # Arrow reads ahead in a thread, which an error does not stop at once.
         self._reading = Lock()
 
@@ -70,10 +78,10 @@ class _Text(io.RawIOBase):
                 chunk = next(self._chunks, b"")
                 if not self._begun:
                     chunk, self._begun = chunk[check_text(self._path, chunk) :], True
-                if not chunk and self._open:
+                if not chunk and self.end and not self.end.endswith(b"\n"):
                     # Arrow takes a last row of names for a part of one.
                     chunk = b"\n"
-                self._open = bool(chunk) and not chunk.endswith(b"\n")
+                self.end = chunk[-END:] if len(chunk) >= END else (self.end + chunk)[-END:]
                 self._left = memoryview(chunk)
             size = min(len(target), len(self._left))
             target[:size], self._left = self._left[:size], self._left[size:]
@@ -136,6 +144,9 @@ def csv_batches(
     pa, pa_csv = arrow(), arrow("pyarrow.csv")
     raw, separator, head = _head(path, spec)
     of_name = {name.strip(): name for name in raw}
+    # The last cell of a file shows whether a quote is open at its end.
+    columns = list(dict.fromkeys([*(of_name[name] for name in wanted), raw[-1]]))
+    last = b""
     broken: list[int] = []
 
     def broken_row(row: Any) -> str:
@@ -162,23 +173,30 @@ def csv_batches(
                     invalid_row_handler=broken_row if spec.on_error == "skip" else None,
                 ),
                 convert_options=pa_csv.ConvertOptions(
-                    check_utf8=False, include_columns=[of_name[name] for name in wanted],
+                    check_utf8=False, include_columns=columns,
                     column_types=dict.fromkeys(raw, pa.binary()), null_values=list(spec.missing),
                     strings_can_be_null=True, quoted_strings_can_be_null=True,
                 ),
             )  # fmt: skip
             for batch in reader:
                 size = batch.num_rows
+                if size:
+                    last = batch.column(raw[-1])[size - 1].as_py() or b""
                 picked = np.arange((part - index) % parts, size, parts)
                 if parts > 1:
                     batch = batch.take(pa.array(picked))
                 rows = _numbers(index - first + np.arange(size), begin, broken)
-                yield Batch(dict(zip(wanted, batch.columns, strict=True)), rows[picked])
+                yield Batch(dict(zip(wanted, batch.columns, strict=False)), rows[picked])
                 index += size
                 # Those before the next row.
                 passed = bisect(broken, rows[-1]) if size else 0
                 begin += passed
                 del broken[:passed]
+            if not broken and _is_open(last, stream.end):
+                number = begin + index - first - 1
+                raise DataError(
+                    f"{path}: row {number}: a quote is not closed: all that follows is in its cell {shown(last)}"
+                )
         except pa.ArrowInvalid as error:
             raise DataError(f"{path}: {_csv_error(str(error))}") from None
     return index
@@ -195,6 +213,12 @@ def _numbers(sound: NDArray[np.int64], begin: int, broken: Sequence[int]) -> NDA
     # The number of sound rows before each broken one.
     before = np.array(broken, np.int64) - begin - np.arange(len(broken))
     return sound + begin + np.searchsorted(before, sound, side="right")
+
+
+def _is_open(last: bytes, end: bytes) -> bool:
+    """Return whether a CSV file ends in a quoted cell, by its last cell and its last bytes: there may be a newline."""
+    closed = b'"' + last.replace(b'"', b'""') + b'"'
+    return last.endswith((b"\n", b"\r")) and not end.rstrip(b"\r\n").endswith(closed[-END // 2 :])
 
 
 def _wrong_columns(found: int, expected: int, text: str) -> str:
@@ -245,11 +269,8 @@ def parquet_batches(
     with open_data(path) as file:
         schema = _parquet_file(path, file).schema_arrow
         of_name = {name.strip(): name for name in schema.names}
-        texts = [
-            of_name[name]
-            for name in wanted
-            if pa.types.is_string(schema.field(of_name[name]).type) and name not in numeric_kinds(spec)
-        ]
+        # Each different text once: a small file may hold terabytes of equal ones.
+        texts = [of_name[name] for name in wanted if str(schema.field(of_name[name]).type) in TEXTS]
         file.seek(0)
         opened = _parquet_file(path, file, read_dictionary=texts)
         groups = opened.metadata.num_row_groups
@@ -261,9 +282,10 @@ def parquet_batches(
             if whole and group % coarse != part % coarse:
                 continue
             at = first
+            most = _batch_rows(opened.metadata.row_group(group))
             try:
                 columns = [of_name[name] for name in wanted]
-                for batch in opened.iter_batches(1 << 16, [group], columns, use_threads=False):
+                for batch in opened.iter_batches(most, [group], columns, use_threads=False):
                     picked = np.arange(batch.num_rows)
                     if whole:
                         picked = picked[(at - first + picked) % fine == part // coarse]
@@ -277,7 +299,17 @@ def parquet_batches(
             except (pa.ArrowException, OSError) as error:
                 text = " ".join(str(error).split())[:200]
                 raise DataError(f"{path}: row group {group}: is damaged: {text}") from None
+            if at != begin:
+                raise DataError(
+                    f"{path}: row group {group}: is damaged: has {at - first:,} rows and declares {size:,}"
+                )
     return index + begin
+
+
+def _batch_rows(group: Any) -> int:
+    """Return the rows of a row group, by its metadata, that are read at a time."""
+    size = max(1, group.total_byte_size)
+    return int(max(1, min(MOST_ROWS, MOST_BYTES * group.num_rows // size)))
 
 
 BATCHES = {"csv": csv_batches, "parquet": parquet_batches}
