@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, check_non_negative, validate_data
 
-from mpips.client.given_job import overrides
+from mpips.client.given_job import overrides, plain
 from mpips.client.loading import load_model
 from mpips.client.run import Run, run
 from mpips.config.job_file import load
@@ -35,13 +36,18 @@ TWIN = "twin"
 
 @contextmanager
 def _folder(named: str | os.PathLike[str] | None) -> Iterator[Path]:
-    """Return the folder of an estimator's files; a temporary one is removed."""
+    """Return a new folder for one fit; a temporary one is removed. Searches fit copies of an estimator at once."""
     if named is None:
-        with tempfile.TemporaryDirectory(prefix="mpips-fit-") as folder:
-            yield Path(folder)
-    else:
-        Path(named).mkdir(parents=True, exist_ok=True)
-        yield Path(named).absolute()
+        with tempfile.TemporaryDirectory(prefix="mpips-fit-") as temporary:
+            yield Path(temporary)
+        return
+    Path(named).mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = Path(named).absolute() / f"fit-{number}"
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
+    yield folder
 
 
 def _fit(
@@ -52,7 +58,7 @@ def _fit(
     data: dict[str, Any],
     settings: dict[str, dict[str, Any]],
 ) -> Run:
-    """Run a job in a folder that holds its data; `head`, `data` and `settings` are tables of the job."""
+    """Run a job in a new folder that holds its data; `head`, `data` and `settings` are tables of the job."""
     workers = min(estimator.workers, examples)
     tables = {
         "job": {"base": str(folder), **head},
@@ -62,9 +68,8 @@ def _fit(
         **settings,
     }
     job = folder / "job.toml"
-    job.write_text(write_toml(tables))
-    number = sum(1 for _ in folder.glob("run-*")) + 1
-    runs = folder / f"run-{number}"
+    job.write_text(write_toml(plain(tables, "")))
+    runs = folder / "run"
     if estimator.launcher != TWIN:
         return run(job, set=estimator.settings, run_dir=runs, launcher=estimator.launcher)
     loaded, claimed = load(job, overrides(estimator.settings or {})), RunFolder.claim(runs)
@@ -93,8 +98,8 @@ class SparseLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[
         workers: ranks that have examples; no more than there are examples.
         spares: ranks that replace dead ones.
         settings: further keys of the job, as `set` of `mpips.run`: {"sparse_lr.epsilon": 1e-5}.
-        folder: where the data, the run and its checkpoints are kept, on a file system of all hosts; None: a temporary
-            folder, which is removed.
+        folder: where the data, the run and its checkpoints are kept, in a folder fit-N for each fit, on a file system
+            of all hosts; None: a temporary folder, which is removed.
         launcher: as of `mpips.run`; or `twin`: all ranks in this process, without MPI, for tests and small data.
 
     Attributes:

@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import check_estimator
 
-from mpips import InputError, Run, load_model
+from mpips import InputError, Run, estimators, load_model
 from mpips.estimators import FactorizationMachine, LatentDirichletAllocation, SparseLogisticRegression
 
 
@@ -93,7 +93,28 @@ def test_wrong_parameters(data: tuple[np.ndarray, np.ndarray], tmp_path: Path) -
         folder=tmp_path / "kept", settings={"sparse_lr.passes": 2}, launcher="twin"
     )
     assert model.fit(*data).n_iter_ == model.fit(*data).n_iter_ == 2
-    assert Run(tmp_path / "kept" / "run-2").status == "completed"
+    assert Run(tmp_path / "kept" / "fit-2" / "run").status == "completed"
+
+
+def test_fits_at_once_in_one_folder_do_not_share_files(
+    data: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = data
+    # Of numpy, as a grid of parameters has them.
+    how = {"workers": np.int64(1), "settings": {"sparse_lr.passes": 3}, "launcher": "twin"}
+    alone = SparseLogisticRegression(l1=0.5, **how).fit(x, y)
+    inner = []
+
+    def write(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options)
+        if not inner:
+            inner.append(SparseLogisticRegression(l1=9.0, folder=tmp_path, **how))
+            inner[0].fit(-x, y)
+
+    real = estimators.write
+    monkeypatch.setattr(estimators, "write", write)
+    ours = SparseLogisticRegression(l1=0.5, folder=tmp_path, **how).fit(x, y)
+    assert np.array_equal(ours.coef_, alone.coef_) and not np.array_equal(inner[0].coef_, alone.coef_)
 
 
 class OfRoundedCounts(LatentDirichletAllocation):
@@ -139,7 +160,7 @@ def test_a_fit_survives_a_killed_worker(data: tuple[np.ndarray, np.ndarray], tmp
     x, y = data
     kill = {"faults.kill": [{"role": "worker", "index": 1, "at_step": 30}]}
     ours = SparseLogisticRegression(l1=0.5, workers=2, settings=kill, folder=tmp_path).fit(x, y)
-    (loss,) = Run(tmp_path / "run-1").result["recoveries"]
+    (loss,) = Run(tmp_path / "fit-1" / "run").result["recoveries"]
     assert loss["role"] == "worker"
     alone = SparseLogisticRegression(l1=0.5, workers=1, launcher="twin").fit(x, y)
     assert np.allclose(ours.coef_, alone.coef_, atol=0.02)

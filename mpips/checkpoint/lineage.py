@@ -109,6 +109,8 @@ def of_run(folder: RunFolder, facts: Mapping[str, Any] | None, resume: Path | No
         ancestry, earlier = _ancestry_of(resume), []
     else:
         run, ancestry, earlier = str(facts.get("id", "")), facts.get("ancestry", []), facts.get("earlier", [])
+    # The file may be another's.
+    ancestry = [each for each in ancestry if "\0" not in each["checkpoint"]]
     origin = os.path.dirname(os.path.realpath(ancestry[-1]["checkpoint"])) if ancestry else ""
     return Lineage(run, str(folder.path), tuple(map(_ancestor, ancestry)), origin, tuple(earlier))
 

@@ -67,6 +67,8 @@ def _array(file: Any, name: str, size: int) -> NDArray[Any]:
     header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     try:
         shape, fortran, dtype = header(file)
+    except ValueError:
+        raise
     except Exception as error:
         # It is an expression of Python, with which numpy may fail in any way: TokenError, MemoryError, IndexError ...
         raise ValueError(f"{name} has no header of an array: {type(error).__name__}") from None

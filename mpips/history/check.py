@@ -114,6 +114,7 @@ class _Check:
         self.found: list[Violation] = []
         self._decodable = _decodable(events)
         self._issued: dict[tuple[int, int], Issued] = {}
+        self._answered: set[tuple[int, int]] = set()
         # By operation that is not answered: what its answer must contain at least, by key and by shard.
         self._least: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
         # By key: the digits that were issued so far.
@@ -193,11 +194,15 @@ class _Check:
         op = self._issued.get(of)
         if op is None:
             return
+        what = f"rank {op.rank}, operation {op.number}"
+        if of in self._answered:
+            self._say("exactly once", f"{what} was answered twice")
+            return
+        self._answered.add(of)
         least, versions = self._least.pop(of, ([], []))
         self._served(answer)
         if not answer.good:
             return
-        what = f"rank {op.rank}, operation {op.number}"
         clock = self._clocks.get(op.rank)
         if op.round != NO_ROUND and op.rows is not None:
             pushed, group, _ = self._parts[op.vector, op.round]
@@ -207,7 +212,7 @@ class _Check:
             self._acknowledge(clock, op)
         if op.pulls and answer.rows is not None:
             self._read(what, clock, op, answer.rows, least)
-        if op.rows is None:
+        if op.pulls and op.rows is None:
             self._compare_versions(what, clock, op, answer, versions)
 
     def _acknowledge(self, clock: Hashable, op: Issued) -> None:
@@ -225,6 +230,9 @@ class _Check:
     def _read(
         self, what: str, clock: Hashable, op: Issued, rows: Sequence[int], least: Sequence[int]
     ) -> None:
+        if len(rows) != len(op.keys):
+            self._say("exactly once", f"{what}: {len(rows)} rows answer {len(op.keys)} keys")
+            return
         needed = self._needed(op)
         for key, row, floor in zip(op.keys, rows, least, strict=True):
             cell = op.vector, key
@@ -307,6 +315,9 @@ class _Check:
         for part in answer.parts:
             server = self._primaries.setdefault((part.shard, part.epoch), part.server)
             view = self._views.get(part.epoch)
+            if view is not None and not 0 <= part.shard < len(view.primaries):
+                self._say("primaries", f"epoch {part.epoch} has no shard {part.shard}: {part}")
+                continue
             if server != part.server or (view is not None and view.primaries[part.shard] != part.server):
                 others = {server} if view is None else {server, view.primaries[part.shard]}
                 text = f"shard {part.shard}, epoch {part.epoch}: answers of rank {part.server} and {others}"

@@ -9,7 +9,10 @@ In a file an event is a line of JSON: a list of its name, the time in seconds on
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+
+from mpips.files.json_schema import is_number
 
 
 class Issued(NamedTuple):
@@ -126,7 +129,35 @@ def from_line(line: list[Any]) -> tuple[float, Event]:
     (1.5, Concluded(rank=0))
     """
     name, at, *fields = line
-    made: Event = KINDS[name](*(tuple(each) if isinstance(each, list) else each for each in fields))
-    if isinstance(made, Answered):
-        made = made._replace(parts=tuple(Part(*each) for each in made.parts))
+    if not is_number(at):
+        raise TypeError(f"{at!r} is no time")
+    made: Event = KINDS[name](*(_field(each, hint) for each, hint in zip(fields, _HINTS[name], strict=True)))
+    if isinstance(made, Issued | Final) and made.rows is not None and len(made.rows) != len(made.keys):
+        raise ValueError(f"{len(made.rows)} rows of {len(made.keys)} keys")
     return float(at), made
+
+
+_HINTS = {name: list(get_type_hints(kind).values()) for name, kind in KINDS.items()}
+
+
+def _field(value: Any, hint: Any) -> Any:
+    """Return a field from JSON; TypeError if it is not of the type."""
+    if isinstance(hint, UnionType):
+        return None if value is None else _field(value, get_args(hint)[0])
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise TypeError(f"{value!r} is no list")
+        kind = get_args(hint)[0]
+        if kind is Part:
+            return tuple(Part(*map(_integer, each)) for each in value)
+        if not set(map(type, value)) <= {kind}:
+            raise TypeError(f"{value!r} are no {kind.__name__}")
+        return tuple(value)
+    if type(value) is not hint:
+        raise TypeError(f"{value!r} is no {hint.__name__}")
+    return value
+
+
+def _integer(value: Any) -> int:
+    found: int = _field(value, int)
+    return found

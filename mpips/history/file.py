@@ -63,7 +63,7 @@ def read_history(folder: Path) -> History:
     """Read the files of all ranks.
 
     Raises:
-        InputError: there is none, or one cannot be read.
+        InputError: there is none, or one cannot be read, or none has an event.
     """
     paths = sorted(folder.glob("history-*.jsonl"))
     if not paths:
@@ -87,6 +87,8 @@ def read_history(folder: Path) -> History:
             else:
                 found.append((parsed[0], number, parsed[1]))
         files.append(found)
+    if not any(files):
+        raise InputError(f"{folder}: its files have no events")
     merged = heapq.merge(*files, key=lambda each: each[:2])
     return History([event for _, _, event in merged], clocks, bad)
 
@@ -96,6 +98,7 @@ def _parsed(line: dict[str, Any]) -> tuple[float, Event] | dict[int, Hashable] |
     try:
         if "of" in line:
             return from_line(line["of"])
-        return {int(line["rank"]): str(line["clock"])}
+        rank, clock = line["rank"], line["clock"]
+        return {rank: clock} if type(rank) is int and type(clock) is str else None
     except (ValueError, TypeError, KeyError):
         return None

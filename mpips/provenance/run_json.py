@@ -122,7 +122,8 @@ def latest(folder: RunFolder, directory: Path) -> Path | None:
     if found is None and facts.get("ancestry"):
         before = facts["ancestry"][-1]
         path = Path(before["checkpoint"])
-        with suppress(CheckpointError):
+        # ValueError: it cannot be the name of a file.
+        with suppress(CheckpointError, ValueError):
             found = path if read_manifest(path)["sha256"] == before.get("manifest_sha256") else None
     return found
 

@@ -50,6 +50,9 @@ def header(text: str) -> bytes:
         (member(header("{'descr': '<i8', 'fortran_order': False, 'shape': (-1,)}\n")), "array of"),
         (member(header("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n")), "array of object"),
         (member(header("__import__('os').abort()\n")), "malformed"),
+        (member(header("{'descr': (")), "has no header of an array: TokenError"),
+        (member(header("{'descr': ('<i4',), 'fortran_order': False, 'shape': (1,)}\n")), "has no header of an array"),
+        (member(header("-" * 9000 + "1\n")), "has no header|malformed"),
         (member(bytes(99), zipfile.ZIP_LZMA), "compressed in a way"),
     ],
 )  # fmt: skip

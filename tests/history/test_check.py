@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -176,3 +177,37 @@ def test_a_register_that_keeps_its_promises_is_never_accused(
     assert check([*events, end(value)]) == []
     if acknowledged(events):
         assert {"durable"} <= {each.promise for each in check([*events, end(0)])}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["Issued", 1.0, 1, 0, "w", 5, [1], True, -1, [], [], [0]],
+        ["Issued", 1.0, 1, 0, "w", [7, 8], [1], True, -1, [], [], [0]],
+        ["Issued", 1.0, 1, 0, "w", [7], ["a"], True, -1, [], [], [0]],
+        ["Issued", 1.0, {}, 0, "w", [[7]], [1], True, -1, [], [], [0]],
+        ["Answered", 1.0, 1, 0, True, [1.5], []],
+        ["Answered", 1.0, 1, 0, True, [1], [["a", 2, 3, "b"]]],
+        ["Viewed", 1.0, 0, 3, 0, 5, [1], True],
+        ["Final", 1.0, 0, "w", [7], []],
+        ["Called", 1.0, {}, 0, 1],
+        ["Concluded", "now", 0],
+        ["Concluded", 10**400, 0],
+        ["Concluded", 1.0, 0, 0],
+    ],
+)
+def test_lines_of_other_types_are_no_events(line: list[Any]) -> None:
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        from_line(line)
+
+
+def test_answers_that_do_not_fit_are_violations() -> None:
+    two = Answered(1, 0, True, (A, A), (Part(0, 5, 0, 1),))
+    assert [each.promise for each in check([pull(1, 0), two])] == ["exactly once"]
+    again = [push(1, 0, A), good(1, 0), pull(1, 1), good(1, 1, A), good(1, 1, A)]
+    assert [each.text for each in check(again)] == ["rank 1, operation 1 was answered twice"]
+    far = Answered(1, 0, True, None, (Part(9, 5, 1, -1),))
+    assert [each.promise for each in check([view(1, 1), push(1, 0, A), far])] == ["primaries"]
+    # A pull of which the file says that it pulls nothing.
+    odd = pull(1, 0)._replace(pulls=False)
+    assert check([odd, good(1, 0, A)]) == []

@@ -97,6 +97,12 @@ def test_a_run_without_a_history_is_named(tmp_path: Path, capsys: pytest.Capture
         read_history(tmp_path / "trace")
     assert main(["verify", str(tmp_path), "--history"]) == 2
     assert "has no history" in capsys.readouterr().err
+    (tmp_path / "trace").mkdir()
+    (tmp_path / "trace" / NAME.format(0)).write_text(
+        '{"rank": 1e999, "clock": "a"}\n{"of": ["Concluded", 1.0, {}]}\n'
+    )
+    assert main(["verify", str(tmp_path), "--history"]) == 2
+    assert "its files have no events" in capsys.readouterr().err
 
 
 def test_histories_are_recorded_if_the_job_says_so(tmp_path: Path) -> None:
