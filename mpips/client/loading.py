@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from mpips.checkpoint.manifest import MANIFEST, read_manifest
 from mpips.client.model import Job, Model
-from mpips.client.rows import checkpoints_of, newest_checkpoint, rows_of
+from mpips.client.rows import checkpoints_of, newest_checkpoint, rows_at_end, rows_of
 from mpips.config import job_file
-from mpips.config.program import Program, comes_with_mpips, trusted_loader
+from mpips.config.program import VECTORS, Program, comes_with_mpips, trusted_loader
 from mpips.errors import DataError, InputError, JobError
 from mpips.files import hdf5, npz
 from mpips.keys import KeyArray
@@ -152,10 +152,14 @@ def vector_of(source: Path, name: str | None = None) -> tuple[KeyArray, NDArray[
             (name,) = held
         if name in held:
             return held[name]
+    check_outputs(folder, {VECTORS})
+    if (ended := rows_at_end(folder, name)) is not None:
+        return ended.keys, ended.values
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         raise InputError(
-            f"{source}: the run has no checkpoint in {checkpoints_of(folder)}; [checkpoint] every = N writes some"
+            f"{source}: has no vector {name or ''} in {VECTORS}, which a completed run writes, and no checkpoint in "
+            f"{checkpoints_of(folder)}; [checkpoint] every = N writes some"
         )
     rows = rows_of(checkpoint, name)
     return rows.keys, rows.values

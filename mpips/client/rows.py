@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 from mpips.checkpoint.loading import load_range, vectors
-from mpips.errors import CheckpointError
+from mpips.config.program import VECTORS
+from mpips.errors import CheckpointError, InputError
+from mpips.files import hdf5
+from mpips.keys import from_pairs
 from mpips.provenance import run_json
 from mpips.ranges import ALL
 from mpips.rundir.folder import RunFolder
@@ -25,6 +28,30 @@ def checkpoints_of(folder: RunFolder) -> Path:
 def newest_checkpoint(folder: RunFolder) -> Path | None:
     """Return the newest checkpoint that a run can resume from; None if there is none. InputError: it is no run."""
     return run_json.latest(folder, checkpoints_of(folder))
+
+
+def rows_at_end(folder: RunFolder, name: str | None) -> Rows | None:
+    """Read a vector that a completed run has left in its folder, None: the only one; None if there is none of the name.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = folder.path / VECTORS
+    if (folder.read_result() or {}).get("status") != "completed" or not path.exists():
+        return None
+    try:
+        with hdf5.reading(path, follow=False) as file:
+            if name is None and len(file) == 1:
+                (name,) = file
+            if name not in file:
+                return None
+            keys, values = (hdf5.array(file[name], each) for each in ("keys", "values"))
+    except (OSError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is damaged: {' '.join(str(error).split())}") from None
+    keys = from_pairs(keys)
+    if values.ndim != 2 or len(keys) != len(values):
+        raise InputError(f"{path}: is damaged: its arrays have wrong sizes")
+    return Rows(keys, values, {})
 
 
 def rows_of(checkpoint: Path, name: str | None) -> Rows:

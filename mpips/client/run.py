@@ -92,10 +92,10 @@ class Run:
     def vector(self, name: str | None = None) -> tuple[KeyArray, NDArray[Any]]:
         """Return the keys of a vector in ascending order, u8[n] or KEY128[n], and its rows.
 
-        They are those of the model, if the program comes with mpips and its model holds this vector; else of the newest
-        checkpoint. Rows are [n, width] of the vector's dtype, [n] if the width is 1, as of `Vector.pull`. Keys that
-        were never pushed are left out, and those whose weight is 0 in a model of sparse_lr. Without a `name`: the only
-        vector.
+        They are those of the model, if the program comes with mpips and its model holds this vector; else those at the
+        end, if the run has completed and [checkpoint] at_end is on; else of the newest checkpoint. Rows are [n, width]
+        of the vector's dtype, [n] if the width is 1, as of `Vector.pull`. Keys that were never pushed are left out; of a
+        model or of a completed run also those whose row is the initial value. Without a `name`: the only vector.
 
         Raises:
             InputError: there is no such vector.

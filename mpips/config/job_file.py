@@ -158,6 +158,9 @@ class CheckpointSpec:
     waits for. 0: until its allocation ends, if it does."""
     directory: str = ""
     """The folder of the checkpoints; default: checkpoints/NAME."""
+    at_end: bool = True
+    """Whether a program of your own that has completed leaves its vectors in the run's folder, as vectors.h5, for
+    `Run.vector` and `mpips export`."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ from mpips.calls import check_runs, check_worker
 from mpips.errors import JobError, MpipsError, UsageError
 from mpips.process.program_line import register
 
+VECTORS = "vectors.h5"
+"""The file in a run's folder with the vectors of a program of one's own, as they are at the end."""
+
 
 @dataclass(frozen=True)
 class Program:
@@ -96,6 +99,8 @@ def program_of(module: ModuleType, name: str) -> Program:
     exact_sums, outputs = getattr(module, "exact_sums", None), getattr(module, "OUTPUTS", ("model.*",))
     if not isinstance(outputs, tuple) or not all(isinstance(each, str) for each in outputs):
         raise JobError(f"program {name!r} ({module.__file__}): OUTPUTS must be a tuple of file names")
+    if not comes_with_mpips(name):
+        outputs += (VECTORS,)
     return Program(table_name(name), settings, module.schedule, module.Worker, module, exact_sums, outputs)
 
 

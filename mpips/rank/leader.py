@@ -156,11 +156,11 @@ class Leader:
             raise
         self._keep(cluster, metrics)
         cluster.settle()
-        # The programs that come with mpips print their own summaries.
-        if not comes_with_mpips(self.prepared.job.program) and (
-            line := metrics_line(self._returned["metrics"])
-        ):
-            cluster.say(line)
+        # The programs that come with mpips print their own summaries, and write their models.
+        if not comes_with_mpips(self.prepared.job.program):
+            cluster.save_vectors()
+            if line := metrics_line(self._returned["metrics"]):
+                cluster.say(line)
         if self._ordered is not None:
             self._ordered.answer()
         result = self._success(cluster)

@@ -54,8 +54,10 @@ def run_twin(
         metrics = returned if returned is None or isinstance(returned, dict) else {"returned": returned}
         cluster.settle()
         # As without the twin: see `mpips.rank.leader`.
-        if not comes_with_mpips(job.program) and (line := metrics_line(metrics)):
-            cluster.say(line)
+        if not comes_with_mpips(job.program):
+            cluster.save_vectors()
+            if line := metrics_line(metrics):
+                cluster.say(line)
         vectors = list(cluster.vectors.values())
         return {
             **about(job, ExitCode.COMPLETED, cluster.seconds),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpips.cluster.node import Node
-from mpips.keys import KeyArray
+from mpips.errors import InputError
+from mpips.files import hdf5
+from mpips.keys import KeyArray, pairs
 from mpips.transport.message import Command, Kind, Message
 from mpips.worker.vector import Vector
 
@@ -31,6 +34,31 @@ def export(node: Node, vector: Vector) -> Iterator[tuple[KeyArray, NDArray[Any]]
             begin = reply.meta.get("next")
             if reply.keys is not None and reply.values is not None:
                 yield reply.keys, reply.values
+
+
+def save(node: Node, vectors: Iterable[Vector], path: Path) -> str:
+    """Write whole vectors to an HDF5 file; return why it was not written, "" if it was.
+
+    A group for each vector has `keys`, u8[n] or [n, 2] with the upper half first, ascending, and `values`, [n, width].
+    """
+    chunks = ((vector, *chunk) for vector in vectors for chunk in export(node, vector))
+    try:
+        with hdf5.writing(path) as file:
+            for vector, keys, rows in chunks:
+                group = file.require_group(vector.spec.name)
+                for name, part in (("keys", pairs(keys)), ("values", rows)):
+                    if name not in group:
+                        group.create_dataset(name, data=part, maxshape=(None, *part.shape[1:]))
+                        continue
+                    data, before = group[name], len(group[name])
+                    data.resize(before + len(part), axis=0)
+                    data[before:] = part
+        return ""
+    except (OSError, InputError) as error:
+        # A successor issues the same requests, even if its own disk fails.
+        for _ in chunks:
+            pass
+        return " ".join(str(error).split())
 
 
 def _ask(node: Node, address: int, request: Message) -> Message:

@@ -34,6 +34,7 @@ from mpips.checkpoint.lineage import Lineage, of_run
 from mpips.checkpoint.manifest import manifest_if_complete
 from mpips.cluster.node import Node
 from mpips.config.job_file import Job
+from mpips.config.program import VECTORS
 from mpips.errors import CheckpointError, NoWorkerLeft, UsageError, WorkerLost
 from mpips.files.json_values import check_names, json_data, keep
 from mpips.keys import KeyArray
@@ -43,7 +44,7 @@ from mpips.rundir.progress import Column, Table
 from mpips.scheduler import resuming
 from mpips.scheduler.accounts import Accounts, differences
 from mpips.scheduler.checkpoint_coordinator import CheckpointCoordinator
-from mpips.scheduler.export import digest, export
+from mpips.scheduler.export import digest, export, save
 from mpips.scheduler.group import Group
 from mpips.scheduler.journal import Journal
 from mpips.scheduler.output import Output
@@ -202,6 +203,16 @@ class Cluster:
         """
         self.coordinator.settle()
         self.node.settle(self._since)
+
+    def save_vectors(self) -> None:
+        """Write all vectors into the run's folder, for `Run.vector`; a warning is printed if that is not possible.
+
+        Not where [checkpoint] at_end is off, where there are none, and where the run is to be resumed.
+        """
+        if self.vectors and self.job.checkpoint.at_end and not self.stopped_early:
+            path = self.folder.path / VECTORS
+            if problem := save(self.node, self.vectors.values(), path):
+                self.say(f"warning: the vectors at the end are not in {path}: {problem}")
 
     def close(self) -> None:
         """Close the files; idempotent."""

@@ -178,7 +178,7 @@ def test_a_run_that_was_there_before(here: Path) -> None:
     )  # fmt: skip
     (here / "job.toml").write_text('[job]\nprogram = "x"\nname = "y"\n')
     assert made.checkpoint is None
-    with pytest.raises(InputError, match=r"the run has no checkpoint in checkpoints/y; \[checkpoint\] every"):
+    with pytest.raises(InputError, match=r"no checkpoint in checkpoints/y; \[checkpoint\] every"):
         made.vector("w")
 
 

@@ -6,10 +6,12 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from mpips import Run, load_model
+from mpips import KEY128, InputError, Run, load_model
 from mpips.cli.main import main
+from mpips.config.program import load_program
 from mpips.storage import updates
 
 PROGRAM = """
@@ -100,3 +102,41 @@ def test_a_job_that_comes_with_mpips(job: Path, capsys: pytest.CaptureFixture[st
     assert main(["run", "--twin", str(job), "--run-dir", "b", "--resume", "checkpoints/lda/step-000002"]) == 0
     assert "resumed from checkpoints/lda/step-000002" in capsys.readouterr().out
     assert [each["sweep"] for each in Run("b").passes] == [3]
+
+
+@pytest.mark.parametrize("key_bits", [64, 128])
+def test_the_vectors_at_the_end_can_be_read(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key_bits: int
+) -> None:
+    monkeypatch.setattr("mpips.scheduler.export.EXPORT_ROWS", 3)
+    Path("twinned.py").write_text(
+        PROGRAM[: PROGRAM.index("def schedule")].replace("breakpoint()", "")
+        + f"""
+def schedule(cluster, settings):
+    for name, dtype, width in (("w", "float64", 1), ("rows", "float32", 2), ("none", "int64", 1)):
+        cluster.create_vector(VectorSpec(name, dtype, width, key_bits={key_bits}))
+    keys = np.zeros((10, 2), np.uint64)
+    keys[:, 0] = np.arange(10, dtype=np.uint64) << np.uint64(60)
+    keys = keys if {key_bits} == 128 else keys[:, 0].copy()
+    cluster.vectors["w"].push_wait(keys, np.arange(1.0, 11.0))
+    cluster.vectors["rows"].push_wait(keys, np.ones((10, 2), np.float32))
+
+class Worker:
+    def __init__(self, context):
+        pass
+"""
+    )
+    assert main(["run", "--twin", str(job), "--run-dir", "run"]) == 0
+    run = Run("run")
+    keys, weights = run.vector("w")
+    assert keys.dtype == (KEY128 if key_bits == 128 else np.uint64) and weights.tolist() == list(range(1, 11))
+    assert run.vector("rows")[1].shape == (10, 2) and run.vector("rows")[1].dtype == np.float32
+    assert len(run.vector("none")[0]) == 0
+    with pytest.raises(InputError, match="has no vector other"):
+        run.vector("other")
+    assert main(["export", "run", "--vector", "w", "--out", "w.tsv"]) == 0
+    assert Path("w.tsv").read_text().splitlines()[3].split("\t")[1] == "4.0"
+    # So a file of this name that no run has written is not replaced.
+    assert "vectors.h5" in load_program("twinned.py", Path.cwd()).outputs
+    assert main(["run", "--twin", str(job), "--run-dir", "other", "--set", "checkpoint.at_end=false"]) == 0
+    assert not Path("other", "vectors.h5").exists()
