@@ -80,7 +80,7 @@ def test_a_machine_scores_as_its_model(tmp_path: Path) -> None:
         scores = ours.fit(csr_matrix(x), y).decision_function(x)
         scaled = x / np.abs(x).max(axis=0)
         whole = np.hstack([scaled, np.ones((200, 1))]) if intercept else scaled
-        assert np.allclose(scores, load_model(folder / "run-1").decision_function(whole), atol=1e-5)
+        assert np.allclose(scores, load_model(folder / "fit-1" / "run").decision_function(whole), atol=1e-5)
         assert ours.factors_.shape == (6 + intercept, 3) and ours.n_iter_ == 30
         assert np.allclose(ours.decision_function(csr_matrix(x)), scores, atol=1e-12)
         assert np.mean(ours.predict(x) == y) > 0.8
