@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import shutil
 from pathlib import Path
 
 from mpips.errors import InputError
 from mpips.process.argument_parser import add_command
+from mpips.process.terminal.help_text import fitted
 
 DESCRIPTION = """\
 Run a benchmark. Each has its own --help.
@@ -67,7 +69,8 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.name is None:
         if unknown := [each for each in arguments.rest if each not in ("-h", "--help")]:
             raise InputError(f"bench: unrecognized arguments: {' '.join(unknown)}")
-        print(DESCRIPTION + "\nbenchmarks: " + ", ".join(found))
+        listed = f"{DESCRIPTION}\nbenchmarks: {', '.join(found)}"
+        print(*fitted(listed, shutil.get_terminal_size((120, 24)).columns), sep="\n")
         return 0
     if arguments.name not in found:
         raise InputError(f"there is no benchmark {arguments.name!r}; valid: {', '.join(found)}")

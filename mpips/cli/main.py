@@ -19,6 +19,7 @@ from mpips.process import standard_streams
 from mpips.process.argument_parser import Parser
 from mpips.process.interpreter import check_working_folder, forget_working_folder
 from mpips.process.printable import one_line
+from mpips.process.terminal import help_text
 
 COMMANDS = (
     run, render, submit, ctl, report, trace, reproduce, diff, doctor, validate, layout, plan, job, inspect, verify,
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         prog="mpips",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=help_text.Formatter,
         allow_abbrev=False,
     )
     root.add_argument("--version", action="store_true", help="show the version and exit")

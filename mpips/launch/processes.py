@@ -38,6 +38,8 @@ TASK_ENDED = re.compile(
     rb"^(srun: error: (?:\S+: tasks? [0-9,\[\]-]+: .*|Node failure on .*))$", re.MULTILINE
 )
 """The line in which srun reports tasks that have failed, or a node."""
+SLOW_START = 0.8
+"""Seconds after which the ranks' start is said to be waited for."""
 INTERVAL = 0.2
 """Seconds between two looks at the launcher."""
 CHECK_INTERVAL = 1.0
@@ -89,6 +91,8 @@ class LauncherProcess:
         self._next_check = 0.0
         self._status_since = ("", 0.0)
         self._process: subprocess.Popen[bytes] | None = None
+        # When a message is printed that the ranks have not started; None once it is, or is not needed.
+        self._started_at: float | None = None
         # Whether a message was printed that the run will stop.
         self._announced = False
         self._next_request, self._interval = 0.0, FIRST_INTERVAL
@@ -176,7 +180,9 @@ class LauncherProcess:
                 stderr=subprocess.PIPE,
             )
             self._copy_output()
+            self._started_at = time.monotonic()
             while self._goes_on(self._process):
+                self._say_slow_start()
                 self._forward(self._process, requests.received)
                 if why := self._lost_at_start():
                     self._end(why)
@@ -210,6 +216,14 @@ class LauncherProcess:
             print("mpips: the launcher has ended; the run continues without it", file=sys.stderr, flush=True)
         time.sleep(INTERVAL)
         return True
+
+    def _say_slow_start(self) -> None:
+        """Say once that the ranks have not started together, if that takes long and none of them has said anything."""
+        if self._started_at is None or time.monotonic() < self._started_at + SLOW_START:
+            return
+        self._started_at = None
+        if not self._begun() and not any(sink.kept for sink in self._sinks):
+            print("mpips: waiting for the ranks to start", file=sys.stderr, flush=True)
 
     def _begun(self) -> bool:
         """Return whether the ranks can be asked to stop."""

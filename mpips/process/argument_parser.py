@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from mpips.exit_codes import ExitCode
 from mpips.process.printable import one_line
+from mpips.process.terminal import help_text
 
 MPI_LAUNCHERS = ("auto", "openmpi", "mpich")
 LAUNCHERS = (*MPI_LAUNCHERS, "srun")
@@ -58,7 +59,7 @@ def add_command(
         help=meaning,
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=help_text.Formatter,
         allow_abbrev=False,
         add_help=not flags.get("passes_on"),
     )
@@ -72,7 +73,7 @@ def program_parser(name: str, description: str) -> Parser:
         prog=name,
         usage=f"{name} [options]",
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=help_text.Formatter,
         allow_abbrev=False,
     )
 

@@ -16,19 +16,26 @@ from mpips.transport.message import Command, Message
 
 PATIENCE = 10.0
 """Seconds after which a wait is reported."""
+EARLY = 0.7
+"""Seconds after which the leader prints the first wait of the run: it reads its data, and has shown nothing yet."""
 Rounds = Callable[[], Mapping[Hashable, str]]
 
 
 class LongWaits:
     """The long waits of one rank, and at the leader those of all ranks; `say` prints a line.
 
-    `rounds` returns other waits at this rank, by name: the incomplete aggregation rounds of a server.
+    `rounds` returns other waits at this rank, by name: the incomplete aggregation rounds of a server. With `early`, the
+    first wait of the run is printed early.
     """
 
     def __init__(
-        self, node: Node, say: Callable[[str], None] = lambda text: None, rounds: Rounds = dict
+        self,
+        node: Node,
+        say: Callable[[str], None] = lambda text: None,
+        rounds: Rounds = dict,
+        early: bool = False,
     ) -> None:
-        self.node, self._say, self._rounds = node, say, rounds
+        self.node, self._say, self._rounds, self._early = node, say, rounds, early
         # Start of each wait that `rounds` returned.
         self._since: dict[Hashable, float] = {}
         self._checked_at = self._reported_at = 0.0
@@ -45,6 +52,9 @@ class LongWaits:
     def tick(self) -> None:
         """Report a long wait of this rank; checks once a second."""
         now = self.node.van.now()
+        if self._early and self._waited(now, EARLY) is not None:
+            self._early = False
+            self._say(f"{self.node.who} waits for {self.node.waits_for()}")
         if now < self._checked_at + PATIENCE / 10:
             return
         self._checked_at = now
@@ -72,8 +82,12 @@ class LongWaits:
         oldest = min(self._since, key=lambda name: self._since[name], default=None)
         if oldest is not None and now - self._since[oldest] >= PATIENCE:
             return oldest, self._since[oldest], rounds[oldest]
+        return self._waited(now, PATIENCE)
+
+    def _waited(self, now: float, patience: float) -> tuple[Hashable, float, str] | None:
+        """Return (name, start, description) of what this rank waits for; None if it has not for `patience` seconds."""
         wait = self.node.time_use.since
-        if wait is None or now - wait < PATIENCE:
+        if wait is None or now - wait < patience:
             return None
         text = self.node.waits_for()
         return None if text in ("", IDLE) else (wait, wait, text)

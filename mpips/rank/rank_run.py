@@ -307,7 +307,12 @@ class RankRun:
         membership.on_publish = self._log_published
         if membership.leading:
             self._log_published(node.view)
-        waits = LongWaits(node, lambda text: say(f"mpips: {text}"), lambda: roles.unfinished_rounds())
+        waits = LongWaits(
+            node,
+            lambda text: say(f"mpips: {text}"),
+            lambda: roles.unfinished_rounds(),
+            early=membership.leading and not node.policy.is_replay,
+        )
         repeats, stacks = RetransmissionCounts(node), Stacks(node, lambda: processes_of(self.folder))
         journal, orders = Journal(node, self.replicas + 1), PendingOrders()
         if not node.policy.is_replay:

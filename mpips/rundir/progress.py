@@ -122,6 +122,23 @@ def fitting(columns: Sequence[Column], width: int) -> list[Column]:
     return kept
 
 
+def split(columns: Sequence[Column], width: int, repeated: int = 1) -> list[list[Column]]:
+    """Split a wide table into tables of at most `width` characters, each with the first `repeated` columns.
+
+    A column that is too wide for that has a table of its own.
+
+    >>> wide = [Column("key", "key", 6), Column("a", "a", 8), Column("b", "b", 8), Column("c", "c", 8)]
+    >>> [[column.key for column in part] for part in split(wide, 26)]
+    [['key', 'a', 'b'], ['key', 'c']]
+    """
+    first, parts = list(columns[:repeated]), [list(columns[:repeated])]
+    for column in columns[repeated:]:
+        if len(parts[-1]) > repeated and len(header([*parts[-1], column], 10 * width)) > width:
+            parts.append(first.copy())
+        parts[-1].append(column)
+    return parts
+
+
 class Table:
     """A table that is written row by row.
 

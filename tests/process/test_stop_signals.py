@@ -79,6 +79,7 @@ def test_a_stop_request_waits_for_the_ranks_and_is_passed_on_until_they_handle_i
     script.write_text(LAUNCHER)
     started = start([sys.executable, "-c", PARENT, script, tmp_path, "2"])
     started.wait_for((tmp_path / "started").exists)
+    started.wait_for(lambda: "mpips: waiting for the ranks to start" in started.stderr)
     started.process.send_signal(kind)
     if kind != signal.SIGUSR1:
         started.wait_for(lambda: "mpips: stopping, " in started.stderr)

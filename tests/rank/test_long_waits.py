@@ -88,6 +88,25 @@ def test_a_run_of_long_calls_prints_few_messages() -> None:
     assert said.endswith(": no answer from rank 2 (worker 0)") and line('call("rest"') in said
 
 
+def test_the_first_wait_of_a_run_is_said_within_a_second_and_only_once() -> None:
+    SAID.clear()
+    seen: list[tuple[int, float]] = []
+
+    def schedule(cluster: Cluster) -> None:
+        LongWaits(
+            cluster.node, lambda text: seen.append((SAID.append(text), cluster.node.van.now())), early=True
+        )
+        began = cluster.node.van.now()
+        for _ in range(5):
+            cluster.workers.call("rest", {"seconds": 3.0})
+        seen.append((0, began))
+
+    simulate(schedule, Worker, tick=0.05, horizon=60.0)
+    (said,), ((_, at), (_, began)) = SAID, seen
+    assert said.startswith("rank 0 (scheduler 0) waits for call of rest at ")
+    assert said.endswith(": no answer from rank 2 (worker 0)") and at - began < 1.0
+
+
 def test_finished_and_idle_ranks_report_no_wait() -> None:
     SAID.clear()
 

@@ -11,6 +11,7 @@ from mpips.bench import _runs
 from mpips.bench._runs import FinishedRun, at_least, note, summarize
 from mpips.config.job_file import load
 from mpips.process.argument_parser import Parser
+from mpips.process.terminal import help_text
 from mpips.rundir.progress import Column, bytes_si, seconds, significant
 
 DESCRIPTION = """\
@@ -53,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         prog=shared.prog,
         usage=shared.usage,
         description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=help_text.Formatter,
         allow_abbrev=False,
         parents=[shared],
         # The defaults differ from those of the common options.

@@ -104,6 +104,7 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     from mpips.launch.detached_run import DetachedRun
     from mpips.launch.processes import LauncherProcess
     from mpips.process.printable import one_line
+    from mpips.process.terminal.doing import doing
     from mpips.provenance import first_failure
     from mpips.provenance.run_json import check_continues, check_outputs_are_own, conclude
     from mpips.rundir import claim, stop_request
@@ -114,7 +115,8 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     passed = [part for setting in settings for part in ("--set", setting)]
     if arguments.resume is not None:
         passed += ["--resume", arguments.resume]
-    starter, size = mpi_launcher.find_starter(arguments.launcher), job.layout.size()
+    with doing("loading the MPI of mpi4py, to find its launcher"):
+        starter, size = mpi_launcher.find_starter(arguments.launcher), job.layout.size()
     nodes = mpi_launcher.node_count(os.environ)
     survive = mpi_launcher.survival(arguments.survive, starter, nodes)
     if arguments.dry_run:

@@ -133,10 +133,12 @@ class Validation:
         from mpips.launch.checks import machine
         from mpips.launch.checks.check import Check, Verdict
         from mpips.launch.slurm_env import number
+        from mpips.process.terminal.doing import doing
 
         self._tell(machine.kernel_folder(machine.kernel_folder_facts()))
         try:
-            starter = mpi_launcher.find_starter(self._arguments.launcher)
+            with doing("validate: loading the MPI of mpi4py, to find its launcher"):
+                starter = mpi_launcher.find_starter(self._arguments.launcher)
         except InputError as error:
             against = "a launcher of the MPI that mpi4py loads"
             self._tell(

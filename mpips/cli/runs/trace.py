@@ -52,6 +52,8 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Show the table, and write the events."""
+    import shutil
+    import sys
     from pathlib import Path
 
     from mpips.errors import InputError
@@ -74,7 +76,8 @@ def command(arguments: argparse.Namespace) -> int:
     if unknown:
         raise InputError(f"--ranks: there is no trace of rank {min(unknown)} in {run}")
     found = summed(traces, arguments.phase)
-    print(text(found, everyone=arguments.all))
+    wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
+    print(text(found, everyone=arguments.all, width=wide))
     if arguments.no_events:
         return 0
     within = None
@@ -95,10 +98,10 @@ def command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def text(found: dict[str, Any], everyone: bool = True) -> str:
-    """Format a summary (`mpips.tracing.analysis.summed`) as text."""
+def text(found: dict[str, Any], everyone: bool = True, width: int = 1000) -> str:
+    """Format a summary (`mpips.tracing.analysis.summed`) as text; a table that is wider than `width` is split."""
     from mpips.process.printable import printable
-    from mpips.rundir.progress import Column, header, row, seconds, share
+    from mpips.rundir.progress import Column, header, row, seconds, share, split
 
     ranks = found["ranks"]
     columns = [
@@ -113,8 +116,12 @@ def text(found: dict[str, Any], everyone: bool = True) -> str:
         if len(alike) > 1:
             rows.append(_row(f"{len(alike)} {role}s", alike))
     what = f"in the phase {found['phase']}" if found["phase"] else "in the whole run"
-    lines = [f"time breakdown {what}, {seconds(found['seconds'])}:", header(columns, 1000)]
-    lines += [printable(row(columns, each, 1000), keep="") for each in rows]
+    lines = [f"time breakdown {what}, {seconds(found['seconds'])}:"]
+    # What no rank has spent time on is left out, where there are ranks.
+    used = [column for column in columns if not rows or any(column.key in each for each in rows)]
+    for number, part in enumerate(split(used, width)):
+        lines += [*([""] if number else []), header(part, 1000)]
+        lines += [printable(row(part, each, 1000), keep="") for each in rows]
     waits = [wait for wait in found["waits"] if wait["seconds"] > 0][:LONGEST]
     if waits:
         lines += ["", "longest waits:"]

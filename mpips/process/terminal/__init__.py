@@ -1,0 +1,1 @@
+"""What commands show on a terminal: their help, and what they do while nothing moves."""
