@@ -15,7 +15,7 @@ project = "mpips"
 author = "the mpips developers"
 root_doc = "docs/index"
 include_patterns = [
-    "docs/**/*.md", "docs/*.md", "jobs/*/README.md", "examples/README.md", "packaging/README.md",
+    "docs/**/*.md", "docs/*.md", "jobs/*/*.md", "examples/README.md", "packaging/README.md",
     "checkpoints/README.md",
     "slurm/README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md",
 ]  # fmt: skip

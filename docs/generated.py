@@ -81,7 +81,7 @@ def job_file() -> str:
 
 def program_tables() -> str:
     """Return the tables of the programs that come with mpips."""
-    programs = [load_program(name, ROOT) for name in ("sparse_lr", "lda", "sketch")]
+    programs = [load_program(path.parent.name, ROOT) for path in sorted((ROOT / "jobs").glob("*/job.py"))]
     return "\n".join(_table(each.name, each.settings) for each in programs)
 
 

@@ -23,7 +23,7 @@ NAMES = [name for name in mpips.__all__ if name != "__version__"]
 PROGRAMS = [*(ROOT / "jobs").rglob("*.py"), *(ROOT / "tests" / "jobs" / "programs").glob("*.py")]
 TEXTS = {
     f"{path.name}:{number}": text
-    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "jobs").glob("*/README.md")]
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "jobs").glob("*/*.md")]
     for number, text in enumerate(re.findall(r"```python\n(?!>>>)(.*?)```", path.read_text(), re.S))
 }
 SOURCES = {str(path.relative_to(ROOT)): path.read_text() for path in PROGRAMS} | TEXTS

@@ -15,7 +15,7 @@ from mpips.storage import updates
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted({
-    *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("jobs/*/*.md"), *ROOT.glob("packaging/*.md"),
+    *ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("jobs/*/*.md"), *ROOT.glob("packaging/*.md"),
     *ROOT.glob("checkpoints/*.md"), *ROOT.glob("slurm/*.md"),
 })  # fmt: skip
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
@@ -23,7 +23,8 @@ GUIDES = "\n".join(
     TEXTS[name]
     for name in (
         "README.md", "docs/running.md", "docs/recovery.md", "docs/reproducing.md", "docs/programs.md",
-        "docs/measured.md", "docs/limits.md", "docs/reliability.md",
+        "docs/measured.md", "docs/measured-jobs.md", "docs/limits.md", "docs/reliability.md",
+        "docs/reliability-faults.md", "docs/reliability-worlds.md", "docs/reliability-disks.md",
     )
 )  # fmt: skip
 

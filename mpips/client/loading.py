@@ -1,4 +1,4 @@
-"""`load_model`: find a trained model, and the program that reads it; `load_job`: a job file."""
+"""`load_model`: find a trained model, and the program that reads it"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mpips.checkpoint.manifest import MANIFEST, read_manifest
 from mpips.client.model import Job, Model
 from mpips.client.rows import checkpoints_of, newest_checkpoint, rows_at_end, rows_of
-from mpips.config import job_file
+from mpips.config.job_file import load
 from mpips.config.program import VECTORS, Program, comes_with_mpips, trusted_loader
 from mpips.errors import DataError, InputError, JobError
 from mpips.files import hdf5, npz
@@ -21,24 +21,6 @@ from mpips.keys import KeyArray
 from mpips.provenance.run_json import check_outputs
 from mpips.rundir.folder import RunFolder
 from mpips.rundir.order_files import LATEST, named_run, newest
-
-
-def load_job(path: str | os.PathLike[str]) -> job_file.Job:
-    """Read a job file as a run reads it, with all defaults and the settings of its program, whose code is run.
-
-    With it a test runs a whole program in its own process: `simulate(..., job=load_job("job.toml"))`.
-
-    Raises:
-        JobError: one line with the error, its place, and a correct value.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = Path(folder, "job.toml")
-    ...     _ = path.write_text('job.program = "lda"')
-    ...     load_job(path).settings.topics
-    100
-    """
-    return job_file.load(os.fspath(path))
 
 
 def load_model(source: str | os.PathLike[str] = "latest", *, program: str | None = None) -> Model:
@@ -115,7 +97,7 @@ def _of_run(path: Path, programs: Callable[[str, Path], Program]) -> tuple[Path,
     if not folder.job.is_file():
         raise InputError(f"{path}: is neither a run's folder nor a checkpoint's: it has no {folder.job.name}")
     check_outputs(folder)
-    job = job_file.load(folder.job, programs=programs)
+    job = load(folder.job, programs=programs)
     return model_of(folder), programs(job.program, job.base), job.tables()
 
 
