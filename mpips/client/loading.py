@@ -1,4 +1,4 @@
-"""`load_model`: find a trained model, and the program that reads it"""
+"""`load_model`: find a trained model, and the program that reads it."""
 
 from __future__ import annotations
 
