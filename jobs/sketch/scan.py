@@ -81,6 +81,13 @@ def hashed(text: Text, begin: int, end: int) -> np.uint64:
     return mix((bits ^ word) * _FOLD)
 
 
+@kernel("void(u1[::1], i8[::1], i8[::1], u8[::1])")
+def hash_all(text: Text, begins: Counts, ends: Counts, keys: Keys) -> None:
+    """Hash the texts at some positions."""
+    for i in range(len(keys)):
+        keys[i] = hashed(text, begins[i], ends[i])
+
+
 @kernel("void(u1[::1], i8[::1], i8, i8, i8, u8[::1], i8[::1], i8[::1], i8[::1])")
 def parse(
     text: Text,

@@ -19,8 +19,9 @@ from mpips.data import DataSpec
 from mpips.data.compression import open_data
 from mpips.data.stream import BLOCK, line_blocks
 from mpips.data.text import token
-from mpips.jobs.sketch import scan
+from mpips.jobs.sketch import scan, tables
 from mpips.jobs.sketch.settings import Settings
+from mpips.jobs.sketch.tables import Rows
 
 Keys = NDArray[np.uint64]
 Counts = NDArray[np.int64]
@@ -28,8 +29,6 @@ MOST_BYTES = 64 << 20
 """Bytes of text in a batch: it is kept until its heavy keys are known, to look up their texts."""
 PIECE = 1 << 18
 """Generated keys that are counted at a time; messages are processed in between."""
-LARGEST = 10**18
-"""Weights are below this."""
 
 
 class Block(NamedTuple):
@@ -81,11 +80,14 @@ def check(spec: DataSpec) -> None:
 
 def blocks(
     spec: DataSpec, part: int, parts: int, size: int, opening: Callable[[str], None] = lambda path: None
-) -> Iterator[Block]:
-    """Read the blocks of one part: whole files if there are enough of them, else every n-th block.
+) -> Iterator[Block | Rows]:
+    """Read the blocks of one part: whole files if there are enough of them, else every n-th block, or rows of tables.
 
     `opening` is called with each file before it is opened.
     """
+    if any(tables.form_of(path, spec) for path in spec.train):
+        yield from tables.rows(spec, spec.train, part, parts, opening)
+        return
     number = 0
     for files, mine, of in Cut(parts).slices(spec.train, [part]):
         for path in files:
@@ -103,7 +105,9 @@ def blocks(
 
 
 def header(spec: DataSpec) -> str:
-    """Return the column names of the first file, and the file's name; "" if names are not used."""
+    """Return the column names of the first file, and the file's name; "" if names are not used, or it is a table."""
+    if tables.form_of(spec.train[0], spec):
+        return ""
     for text in line_blocks(spec.train[0], 1 << 12):
         size = _columns(spec.train[0], spec, text)[1]
         names = bytes(text[:size]).decode("utf-8", "replace").split(spec.separator)
@@ -113,7 +117,8 @@ def header(spec: DataSpec) -> str:
 
 def first_row(spec: DataSpec) -> str:
     """Return the first file's first line if it may be a header but is read as a row; else ""."""
-    if spec.header != "auto" or not isinstance(spec.column, int) or spec.weight != "":
+    is_table = tables.form_of(spec.train[0], spec) != ""
+    if spec.header != "auto" or is_table or not isinstance(spec.column, int) or spec.weight != "":
         return ""
     return f"{spec.separator.join(_first_fields(spec))[:100]!r} ({spec.train[0]})"
 
@@ -160,12 +165,15 @@ def _columns(path: str, spec: DataSpec, text: bytearray) -> tuple[tuple[int, int
     return (place(spec.column), place(spec.weight)), end if header else 0
 
 
-def parsed(block: Block, spec: DataSpec, skipped: list[str]) -> Chunk:
+def parsed(block: Block | Rows, spec: DataSpec, skipped: list[str]) -> Chunk:
     """Find the keys of a block; bad lines are an error, or are listed in `skipped` if the job allows them.
 
     Raises:
         DataError: names file and line.
     """
+    if isinstance(block, Rows):
+        skipped += block.skipped
+        return Chunk(block.keys, block.weights, block.text, block.begins, block.ends)
     text = np.frombuffer(block.text, np.uint8)
     most = block.text.count(b"\n")
     keys, begins = np.empty(most, np.uint64), np.empty(most, np.int64)
@@ -199,7 +207,9 @@ def _wrong(block: Block, spec: DataSpec, state: Counts) -> str:
 class Text:
     """The batches of one part of text files, from the `done`-th on."""
 
-    def __init__(self, spec: DataSpec, lines: int, skipped: list[str], stream: Iterable[Block]) -> None:
+    def __init__(
+        self, spec: DataSpec, lines: int, skipped: list[str], stream: Iterable[Block | Rows]
+    ) -> None:
         self._spec, self._lines, self._skipped, self._stream = spec, lines, skipped, iter(stream)
 
     def batches(self, done: int) -> Iterator[Iterator[Chunk]]:
@@ -207,12 +217,13 @@ class Text:
         for batch in islice(self._cut(), done, None):
             yield (parsed(block, self._spec, self._skipped) for block in batch)
 
-    def _cut(self) -> Iterator[list[Block]]:
-        batch: list[Block] = []
+    def _cut(self) -> Iterator[list[Block | Rows]]:
+        batch: list[Block | Rows] = []
         lines = size = 0
         for block in self._stream:
             batch.append(block)
-            lines, size = lines + block.text.count(b"\n"), size + len(block.text)
+            lines += len(block.begins) if isinstance(block, Rows) else block.text.count(b"\n")
+            size += len(block.text)
             if lines >= self._lines or size >= MOST_BYTES:
                 yield batch
                 batch, lines, size = [], 0, 0

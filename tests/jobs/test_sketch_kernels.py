@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpips.data import DataSpec
+from mpips.data import DataSpec, write
 from mpips.errors import DataError, InputError, JobError
 from mpips.jobs.sketch import kernels, results, scan, servers, source
 from mpips.jobs.sketch.deltas import SHARE, Deltas
@@ -311,6 +312,48 @@ def test_parts_hold_every_line_once(tmp_path: Path, files: int, parts: int) -> N
             number = int(chunk.name(0).decode().partition("-")[2])
             assert block.before == number + 1  # the header is a line too
     assert seen == Counter(f"{number}-{line}" for number in range(files) for line in range(400))
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.parquet"])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_keys_in_a_column_of_a_table(tmp_path: Path, name: str, parts: int) -> None:
+    pytest.importorskip("pyarrow")
+    keys = [["two words", "a, b", 'with "quotes"', "NA", None][at % 5] for at in range(100)]
+    path = tmp_path / name
+    plain = path.with_suffix("") if name.endswith(".gz") else path
+    write(plain, {"n": list(range(100)), "key": keys})
+    if plain != path:
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+    form = "csv" if "csv" in name else "auto"
+    spec = DataSpec(train=[str(path)], column="key", weight="n", missing=["NA", ""], format=form)
+    assert source.header(spec) == source.first_row(spec) == ""
+    seen, weights = Counter[str](), Counter[str]()
+    for part in range(parts):
+        text = source.Text(spec, 20, [], source.blocks(spec, part, parts, 4096))
+        for chunk in (chunk for batch in text.batches(0) for chunk in batch):
+            names = [chunk.name(at).decode() for at in range(len(chunk.keys))]
+            assert chunk.keys.tolist() == [hash_of(each) for each in names] and chunk.weights is not None
+            seen.update(names)
+            for each, weight in zip(names, chunk.weights.tolist(), strict=True):
+                weights[each] += weight
+    assert seen == dict.fromkeys(["two words", "a, b", 'with "quotes"'], 20)
+    assert weights["a, b"] == sum(range(1, 100, 5))
+
+
+def test_a_wrong_column_or_weight_of_a_table_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "a.csv"
+    path.write_text('key,n\n"a\nb",1\nc,-2\n')
+    spec = DataSpec(train=[str(path)], format="csv", column="key", weight="n")
+    with pytest.raises(DataError, match=r"a\.csv: row 3: the weight, column 'n', is not a whole number"):
+        list(source.blocks(spec, 0, 1, 4096))
+    (block,) = source.blocks(replace(spec, on_error="skip"), 0, 1, 4096)
+    skipped: list[str] = []
+    assert len(source.parsed(block, spec, skipped).keys) == len(skipped) == 1
+    with pytest.raises(DataError, match="has no column 'k'; its columns are key, n"):
+        list(source.blocks(replace(spec, column="k"), 0, 1, 4096))
+    with pytest.raises(JobError, match="column: name the column of the keys"):
+        list(source.blocks(replace(spec, column="", weight=""), 0, 1, 4096))
 
 
 def test_text_is_cut_into_the_same_batches(tmp_path: Path) -> None:

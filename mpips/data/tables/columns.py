@@ -86,7 +86,7 @@ def hashes_of(texts: Any, seed: np.uint64) -> NDArray[np.uint64]:
         known = np.append(hashes_of(texts.dictionary, seed), np.uint64(0))
         return known[_places(texts)]
     keys = np.empty(len(texts), np.uint64)
-    offsets, data = _buffers(texts)
+    offsets, data = buffers_of(texts)
     hash_texts(offsets, data, seed, keys)
     if texts.null_count:
         keys[texts.is_null().to_numpy(zero_copy_only=False)] = 0
@@ -101,7 +101,7 @@ def _places(coded: Any) -> NDArray[np.int64]:
     return found
 
 
-def _buffers(texts: Any) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+def buffers_of(texts: Any) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Return offsets i8[n + 1] and bytes of texts, copied if kernels do not take them."""
     _, offsets, data = texts.buffers()
     begin = texts.offset

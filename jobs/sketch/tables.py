@@ -1,0 +1,126 @@
+"""Keys in a column of a table, CSV or Parquet: each text of the column is a key, as the same text in a line is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips import Cut, DataError, JobError
+from mpips.data import DataSpec, Tally, format_of
+from mpips.data.tables import columns as col
+from mpips.data.tables.files import BATCHES, Batch, names_of
+from mpips.jobs.sketch import scan
+
+Counts = NDArray[np.int64]
+LARGEST = 10**18
+"""Weights are below this."""
+
+
+class Rows(NamedTuple):
+    """Rows of a table that have a key: the keys' texts, one after the other, their positions there, and weights."""
+
+    text: bytearray
+    begins: Counts
+    ends: Counts
+    weights: Counts | None
+    skipped: list[str]
+    """Errors of rows that are left out."""
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """The hash of each text."""
+        found = np.empty(len(self.begins), np.uint64)
+        if len(found):
+            scan.hash_all(np.frombuffer(self.text, np.uint8), self.begins, self.ends, found)
+        return found
+
+
+def form_of(path: str, spec: DataSpec) -> str:
+    """Return the format of a file with a table: "csv" if [data] format says so, "parquet"; "" for other text."""
+    if spec.format not in ("auto", "csv", "parquet"):
+        return ""
+    form = (
+        format_of(path, spec) if spec.format != "auto" or path.lower().endswith((".parquet", ".pq")) else ""
+    )
+    return form if form in BATCHES else ""
+
+
+def rows(
+    spec: DataSpec, files: Sequence[str], part: int, parts: int, opening: Callable[[str], None]
+) -> Iterator[Rows]:
+    """Read the rows of one part: whole files if there are enough of them, else a part of each.
+
+    `opening` is called with each file before it is opened.
+
+    Raises:
+        DataError: names file and row.
+    """
+    for own, mine, of in Cut(parts).slices(files, [part]):
+        for path in own:
+            opening(path)
+            form, tally = form_of(path, spec), Tally()
+            wanted = _columns(path, spec, form)
+            for batch in BATCHES[form](path, spec, wanted, 0, mine, of, tally):
+                yield _rows(batch, path, spec, wanted, tally)
+                tally = Tally()
+
+
+def _columns(path: str, spec: DataSpec, form: str) -> list[str]:
+    """Return the names of the columns of keys and of weights; in CSV without names these are places."""
+    names = names_of(path, spec, form)
+    wanted = [str(each) for each in (spec.column, spec.weight) if each != ""]
+    if spec.column == "":
+        raise JobError(f"[data] column: name the column of the keys; {path} has {', '.join(names)}"[:300])
+    for name in wanted:
+        if name not in names:
+            raise DataError(f"{path}: has no column {name!r}; its columns are {', '.join(names)}"[:300])
+    return wanted
+
+
+def _rows(batch: Batch, path: str, spec: DataSpec, wanted: Sequence[str], tally: Tally) -> Rows:
+    skipped = [tally.first_error] * tally.skipped
+    pa: Any = col.arrow()
+    with col.convertible(path, wanted[0]):
+        texts = col.texts_of(batch.columns[wanted[0]], path, wanted[0])
+        texts = col.without_missing(texts, spec.missing)
+        if pa.types.is_dictionary(texts.type):
+            texts = texts.dictionary_decode()
+        texts = texts.cast(pa.large_binary())
+    offsets, data = col.buffers_of(texts)
+    good = np.diff(offsets) > 0
+    if texts.null_count:
+        good &= ~texts.is_null().to_numpy(zero_copy_only=False)
+    weights = None
+    if len(wanted) > 1:
+        weights, wrong = _weights(batch.columns[wanted[1]])
+        for row in np.flatnonzero(good & wrong):
+            where = f"{path}: row {batch.rows[row]}"
+            text = f"{where}: the weight, column {wanted[1]!r}, is not a whole number from 0 to 10**18 - 1"
+            if spec.on_error == "stop":
+                raise DataError(text)
+            skipped.append(text)
+        good &= ~wrong
+        weights = weights[good]
+        if weights.sum(dtype=np.float64) >= 2.0**62:
+            raise DataError(
+                f"{path}: row {batch.rows[0]}: from here on the weights add up to more than 2**62"
+            )
+    return Rows(bytearray(data), offsets[:-1][good], offsets[1:][good], weights, skipped)
+
+
+def _weights(column: Any) -> tuple[Counts, NDArray[np.bool_]]:
+    """Return weights, i8[n], and which are none."""
+    if str(column.type) in col.TEXTS:
+        texts = column.cast(col.arrow().large_binary()).to_pylist()
+        found = [int(text) if text and text.isdigit() and len(text) <= 18 else -1 for text in texts]
+    else:
+        values = column.to_pylist()
+        whole = [value is not None and value == value and value == int(value) for value in values]
+        found = [
+            int(value) if ok and 0 <= value < LARGEST else -1 for value, ok in zip(values, whole, strict=True)
+        ]
+    weights = np.array(found, np.int64)
+    return weights, weights < 0
