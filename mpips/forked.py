@@ -1,18 +1,53 @@
 """Forked children of a rank: they share its MPI connections, and must not use them.
 
 A program that calls `os.fork` ends the child itself, with `os._exit` or `sys.exit`. A child that returns to mpips
-instead would answer for the rank once more.
+instead would answer for the rank once more; one that pushes, pulls or waits would take the rank's messages.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from mpips.errors import UsageError
 from mpips.exit_codes import ExitCode
+
+parent = 0
+"""The process of the rank whose program has forked this one; 0 in all other processes."""
+
+
+class _Blocks(threading.local):
+    """The number of blocks of program's code that this thread is in."""
+
+    number = 0
+
+
+_blocks = _Blocks()
+
+
+def _after_fork() -> None:
+    global parent
+    if _blocks.number:
+        parent = os.getppid()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def check_not_forked() -> None:
+    """Raise UsageError in a process that a program has forked.
+
+    >>> check_not_forked()
+    """
+    if parent:
+        raise UsageError(
+            f"a forked child of process {parent} shares the rank's MPI connections, and cannot use mpips: push, pull "
+            "and wait in the rank itself"
+        )
 
 
 @contextmanager
@@ -29,21 +64,23 @@ def program_code(what: str) -> Iterator[None]:
     >>> os.waitstatus_to_exitcode(os.waitpid(fork_and_return(), 0)[1])
     1
     """
-    parent = os.getpid()
+    rank = os.getpid()
+    _blocks.number += 1
     try:
         yield
     except SystemExit as asked:
-        if os.getpid() != parent:
+        if os.getpid() != rank:
             _end(asked.code if isinstance(asked.code, int) else int(asked.code is not None))
         raise
     except BaseException:
-        if os.getpid() != parent:
+        if os.getpid() != rank:
             _tell(traceback.format_exc())
         raise
     finally:
-        if os.getpid() != parent:
+        _blocks.number -= 1
+        if os.getpid() != rank:
             _tell(
-                f"mpips: error: a forked child of process {parent} left {what}: it shares the rank's MPI connections;"
+                f"mpips: error: a forked child of process {rank} left {what}: it shares the rank's MPI connections;"
                 " end it with os._exit(code) in the program\n"
             )
             _end(ExitCode.FAILED)

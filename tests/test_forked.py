@@ -75,3 +75,32 @@ def test_a_call_whose_child_returns_is_answered_once(capfd: pytest.CaptureFixtur
 
     assert simulate(schedule, _Forks) == ([1], [1.0])
     assert "left Worker.train" in capfd.readouterr().err
+
+
+class _Pushes:
+    def __init__(self, context: Any) -> None:
+        self.vectors = context.vectors
+
+    def train(self, how: str) -> int:
+        w, key = self.vectors["w"], np.zeros(1, np.uint64)
+        pushed = w.push(key, np.ones(1))
+        child = os.fork()
+        if child == 0:
+            if how == "push":
+                w.push(key, np.ones(1))
+            elif how == "pull":
+                w.pull(key)
+            else:
+                pushed.result()
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("how", ["push", "pull", "wait"])
+def test_a_child_cannot_use_the_ranks_connections(how: str, capfd: pytest.CaptureFixture[str]) -> None:
+    def schedule(cluster: Any) -> tuple[list[int], list[float]]:
+        w = cluster.create_vector(VectorSpec("w"))
+        return cluster.workers.call("train", {"how": how}), w.pull(np.zeros(1, np.uint64)).result().tolist()
+
+    assert simulate(schedule, _Pushes) == ([1], [1.0])
+    assert "shares the rank's MPI connections, and cannot use mpips" in capfd.readouterr().err

@@ -15,7 +15,7 @@ from mpips.process.interpreter import python
 
 ROOT = Path(__file__).resolve().parent.parent / "mpips"
 NAMES = """
-    exit_codes forked errors ranges typed consistency calls
+    exit_codes errors forked ranges typed consistency calls
     process files jit keys rundir storage data transport filters tasks checkpoint cluster membership history tracing
     config server worker scheduler provenance replay launch rank report client testing estimators planning jobs bench
     cli

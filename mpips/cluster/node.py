@@ -37,6 +37,7 @@ from mpips.errors import (
     RemoteError,
 )
 from mpips.filters.chain import Chain
+from mpips.forked import check_not_forked
 from mpips.process import program_line
 from mpips.process.host import host_name
 from mpips.storage.updates import VectorSpec
@@ -506,6 +507,7 @@ class Node:
             WorkerLost: a worker that took part in it has died, and all other parts have ended.
         """
         if task.received < task.expected:
+            check_not_forked()
             wait = self.time_use.begin(task)
             try:
                 while not task.settled:
@@ -530,6 +532,7 @@ class Node:
 
         `cause` names the wait in traces.
         """
+        check_not_forked()
         wait = self.time_use.begin(cause)
         try:
             while not done():
@@ -622,6 +625,7 @@ class Node:
 
     def take_arrived(self) -> None:
         """Handle all messages that have arrived, inside a program's call."""
+        check_not_forked()
         for begins in self.observers.program_poll_begins:
             begins()
         self.van.glance()

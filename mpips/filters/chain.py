@@ -76,6 +76,9 @@ class Chain:
         """Encode a message for `peer` in place, and return it.
 
         If this raises, all states are unchanged; `message.restore` restores them later.
+
+        Raises:
+            TypeError: a filter has returned something else than a state and a content.
         """
         values = message.values
         if not self.steps or (values is None and message.keys is None):
@@ -100,7 +103,13 @@ class Chain:
             if not coder.drops and known is not None and content.keys is known:
                 content = content._replace(keys=None)
             start, size = self._clock(), _sent_bytes(content, known)
-            state, encoded = coder.encode(states[position], content, about)
+            made: object = coder.encode(states[position], content, about)
+            if not isinstance(made, tuple) or len(made) != 2:
+                raise TypeError(
+                    f"filter {name}: encode has returned {made!r:.80}, and should return (state, Content)"
+                )
+            state, encoded = made
+            _check_content(encoded, f"filter {name}: encode")
             if coder.drops and not about.flush and _sent_bytes(encoded, known) > size:
                 # Listing the remaining keys takes more bytes than dropping no row.
                 notes.append(None)
@@ -141,6 +150,7 @@ class Chain:
                 if note is not None:
                     name, start = step.name, self._clock()
                     content = step.coder.decode(content._replace(note=note))
+                    _check_content(content, "decode")
                     self.costs[name].seconds += (self._clock() - start) * 1e-9
         # A user's filter may raise any exception.
         except Exception as error:
@@ -154,6 +164,12 @@ class Chain:
         message.values = content.values if has_values else None
         message.filtered = False
         return message
+
+
+def _check_content(content: object, what: str) -> None:
+    """Raise TypeError unless a filter has returned a content."""
+    if not isinstance(content, Content):
+        raise TypeError(f"{what} has returned a {type(content).__name__}, and should return a Content")
 
 
 def _sent_bytes(content: Content, known: KeyArray | None) -> int:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from mpips.cluster.node import Node
 from mpips.errors import UsageError
 from mpips.files.json_values import check_names
-from mpips.keys import KeyArray, check_unmasked
+from mpips.keys import KeyArray
 from mpips.process.program_line import innermost
 from mpips.tasks.task import Task
 from mpips.transport.message import Command, Kind, Message
+from mpips.transport.sendable import check_arrays
 from mpips.worker.vector import Vector
 
 Arrays = tuple[KeyArray, NDArray[Any]]
@@ -69,10 +70,10 @@ class Group:
         finished everywhere. The task's result is the list of replies (`Message`), in the group's order.
 
         Raises:
-            UsageError: `each` has not one table for each of them, or a table has a key that is not a string.
+            UsageError: `each` has not one table for each of them, or a table has a key that is not a string; `keys` or
+                `values` are no arrays that can be sent.
         """
-        for what, array in (("keys", keys), ("values", values)):
-            check_unmasked(array, f"call of {function}: {what}")
+        check_arrays(f"call of {function}", keys, values)
         self.node.step(self.node.tasks.issued)
         ranks = self.addresses if only is None else tuple(self.addresses[i] for i in only)
         if each is not None and len(each) != len(ranks):

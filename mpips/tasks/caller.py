@@ -21,6 +21,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from mpips.forked import check_not_forked
 from mpips.tasks.ahead import AHEAD, Ahead
 from mpips.tasks.part import Part, Peer, Request, stamp
 from mpips.tasks.retransmission import Budget, Timer
@@ -141,6 +142,7 @@ class Tasks:
         of `after` is finished everywhere. `deliver(part number, reply)` gets each reply. A task without parts finishes
         when all of `after` has.
         """
+        check_not_forked()
         task = Task(self._time, len(parts), deliver, self._wait)
         self._time += 1
         waits = [earlier for earlier in after if not earlier.done]
@@ -168,6 +170,7 @@ class Tasks:
 
     def ask(self, request: Request) -> Task:
         """Send a task without dependencies, each part by the client fast path if possible; see `direct`."""
+        check_not_forked()
         addresses = request.addresses
         task = Task(self._time, len(addresses), request, self._wait)
         time, acked = self._time, self.acked

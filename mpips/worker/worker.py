@@ -33,11 +33,12 @@ from mpips.errors import CutShort, ProtocolError, UsageError
 from mpips.files.json_values import check_names
 from mpips.filters.state_arrays import PREFIX, restore_states, to_arrays
 from mpips.forked import program_code
-from mpips.keys import KeyArray, check_unmasked
+from mpips.keys import KeyArray
 from mpips.server.snapshot_file import SnapshotFile
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
 from mpips.transport.message import Command, Message
+from mpips.transport.sendable import check_arrays
 from mpips.worker.vector import Vector, Vectors
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -367,14 +368,13 @@ class CallExecutor:
                     tasks.failed.clear()
 
     def _checked(self, request: Message, answer: Any) -> Any:
-        """Return what a method has returned as an answer; UsageError, naming it, if JSON would change the keys."""
+        """Return what a method has returned as an answer; UsageError, naming it, if it cannot be sent."""
         if isinstance(answer, Later):
             return answer
         name, made = request.meta["call"], answer if isinstance(answer, Answer) else Answer(answer)
         where = f"the result of Worker.{name}{defined_at(getattr(self.worker, name, None))}"
         check_names(made.meta, where)
-        for what, array in (("values", made.values), ("keys", made.keys)):
-            check_unmasked(array, f"{where}: {what}")
+        check_arrays(where, made.keys, made.values)
         return made
 
     def _without_waiting(self, since: int) -> list[Task]:

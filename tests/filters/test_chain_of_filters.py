@@ -353,6 +353,20 @@ def test_whatever_a_decoder_raises_names_the_message() -> None:
         Chain([bad]).decode(made)
 
 
+def test_a_filter_that_returns_no_content_is_named() -> None:
+    def keep(state: State, content: Content, about: About) -> tuple[State, Content]:
+        return state, content._replace(note=b"x")
+
+    silent = Step("silent", Coder(keep, lambda content: None))  # type: ignore[arg-type, return-value]
+    made = sent(Chain([silent]).encode(1, message(Content(None, np.ones((3, 1)))), about()))
+    with pytest.raises(FilterError, match=r"filter silent: .* decode has returned a NoneType, and should"):
+        Chain([silent]).decode(made)
+    for wrong in (None, ({}, None)):
+        broken = Step("broken", Coder(lambda *_, wrong=wrong: wrong, lambda content: content))  # type: ignore[misc]
+        with pytest.raises(TypeError, match="filter broken: encode has returned"):
+            Chain([broken]).encode(1, message(Content(None, np.ones((3, 1)))), about())
+
+
 # --- in a cluster ----------------------------------------------------------------------------------------
 
 ROUNDS, KEYS = 12, 60

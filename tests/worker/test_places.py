@@ -122,3 +122,39 @@ def test_places_are_those_of_numpy(span: int, dtype: type, width: tuple[int, ...
     assert np.array_equal(where.summed(rows), expected) and where.summed(rows).dtype == dtype
     assert np.array_equal(where.summed(np.asfortranarray(rows)), expected)
     assert np.array_equal(where.rows(expected), expected[inverse])
+
+
+K = np.array([1, 2], np.uint64)
+
+
+@pytest.mark.parametrize(
+    ("keys", "values", "said"),
+    [
+        (K, np.ones(2, np.float16), "values must be an array .* are of type float16 in 1 dimensions"),
+        (K, [1.0, 2.0], "values must be .* are of type list"),
+        (K, np.ones((2, 2, 2)), "values must be .* in 3 dimensions"),
+        (K, np.float64(1.0), "values must be .* of type float64"),
+        (
+            K.astype(np.int64),
+            np.ones(2),
+            "keys must be an array .n. of uint64 or KEY128, and are of type int64",
+        ),
+    ],
+)
+def test_arrays_that_cannot_be_sent_are_the_programs_error(keys: Any, values: Any, said: str) -> None:
+    class Worker:
+        def __init__(self, context: Any) -> None:
+            pass
+
+        def go(self, **arrays: Any) -> Any:
+            return None if arrays else Answer(values=values, keys=keys)
+
+    for schedule in (
+        lambda cluster: cluster.workers.gather("go"),
+        lambda cluster: cluster.workers.call("go", keys=keys, values=values),
+    ):
+        with pytest.raises((UsageError, RemoteError), match=said) as caught:
+            simulate(schedule, Worker)
+        assert isinstance(caught.value, UsageError) or (
+            caught.value.is_usage and "test_places.py" in str(caught.value)
+        )
