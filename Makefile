@@ -7,7 +7,7 @@
 # make mutations   puts faults into the protocol, and counts the simulated trials until each is found
 # make lint    ruff and mypy
 # make docs    the documentation site, in build/docs; a warning is an error
-# make package   sdist, wheel and man page in dist/, checked
+# make package   sdist, wheel and man pages in dist/, checked
 # make clean   removes the environments
 
 PYTHON ?= python3
@@ -108,7 +108,7 @@ package: .venv/test-ready
 	rm -rf build dist
 	.venv/bin/python -m build --no-isolation --outdir dist .
 	.venv/bin/python -m twine check --strict dist/*.whl dist/*.tar.gz
-	.venv/bin/argparse-manpage --module mpips.cli.main --function parser --project-name mpips --prog mpips --manual-title "mpips" --output dist/mpips.1
+	.venv/bin/python -P packaging/man_pages.py dist/man
 
 # A stamp is written last, so that an interrupted installation starts again.
 .venv/run-ready: pyproject.toml

@@ -82,6 +82,24 @@ def test_completion_has_all_commands(shell: str, capsys: pytest.CaptureFixture[s
     assert commands and all(name in script for name in commands) and "no-kill" not in commands
 
 
+def test_each_command_has_a_man_page_with_its_examples_as_they_are_typed(tmp_path: Path) -> None:
+    pytest.importorskip("argparse_manpage")
+    line = [*python(), str(RECIPES / "man_pages.py"), str(tmp_path)]
+    found = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert found.returncode == 0, found.stderr
+    commands = next(each for each in parser()._actions if each.dest == "==SUPPRESS==" or each.choices).choices
+    assert commands is not None
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "mpips.1",
+        *(f"mpips-{name}.1" for name in commands),
+    }
+    page = (tmp_path / "mpips-run.1").read_text()
+    assert page.startswith('.TH "MPIPS\\-RUN" "1" ')
+    assert "\nmpips\\-run \\- run a job here, or inside an allocation\n" in page
+    (examples,) = re.findall(r"\.nf\n(.*?)\.fi\n", page, re.S)
+    assert "  mpips run JOB.toml \\-\\-servers 2 \\-\\-workers 4\n" in examples
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of sdist, wheel and man page, built from a copy of the committed files."""
