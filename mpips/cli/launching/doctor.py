@@ -43,11 +43,12 @@ def command(arguments: argparse.Namespace) -> int:
     import os
 
     from mpips.process.printable import json_text
+    from mpips.process.terminal.width import width
 
     check_single_copy(os.environ)
     findings = examine(arguments.launcher)
     findings["advice"] = advice(findings)
-    print(json_text(findings) if arguments.json else describe(findings))
+    print(json_text(findings) if arguments.json else describe(findings, width()))
     return 0 if findings["ping"].get("size") == 2 or _fitting(findings) else 1
 
 
@@ -247,8 +248,10 @@ def node_loss(findings: Mapping[str, Any]) -> str:
     }[findings.get("outlives")]
 
 
-def describe(findings: Mapping[str, Any]) -> str:
-    """Format the findings as text."""
+def describe(findings: Mapping[str, Any], width: int = 1000) -> str:
+    """Format the findings as text, for lines of `width` characters."""
+    import textwrap
+
     from mpips.rundir.progress import bytes_si
 
     mpi, ping, cache = findings["mpi"], findings["ping"], findings["kernel_cache"]
@@ -271,10 +274,13 @@ def describe(findings: Mapping[str, Any]) -> str:
     ]
     lines = [f"{name:<13} {value}" for name, value in rows]
     lines += _allocation_lines(findings)
-    problems = findings["advice"]
-    return "\n".join(
-        [*lines, "", *(f"- {line}" for line in problems)] if problems else [*lines, "", "no problems found"]
-    )
+    problems = findings["advice"] or ["no problems found"]
+    start = "- " if findings["advice"] else ""
+    said: list[str] = []
+    for each in problems:
+        said += textwrap.wrap(each, width, initial_indent=start, subsequent_indent=" " * len(start),
+                              break_long_words=False, break_on_hyphens=False)  # fmt: skip
+    return "\n".join([*lines, "", *said])
 
 
 def _allocation_lines(findings: Mapping[str, Any]) -> list[str]:

@@ -75,6 +75,7 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.exit_codes import ExitCode
     from mpips.launch.checks.check import accepted, lines, summary
     from mpips.process.printable import json_text, printable
+    from mpips.process.terminal.width import width
     from mpips.rundir.progress import line_width
 
     check_single_copy(os.environ, "validate")
@@ -84,13 +85,13 @@ def command(arguments: argparse.Namespace) -> int:
         raise InputError(f"--folder {arguments.folder}: no such folder")
     if not os.access(arguments.folder, os.W_OK | os.X_OK):
         raise InputError(f"--folder {arguments.folder}: you cannot write there")
-    width = _width() if sys.stdout.isatty() else line_width()
+    wide = width() if sys.stdout.isatty() else line_width()
     checks: list[Check] = []
 
     def tell(check: Check) -> None:
         checks.append(check)
         if not arguments.json:
-            print("\n".join(printable(line) for line in lines(check, width)), flush=True)
+            print("\n".join(printable(line) for line in lines(check, wide)), flush=True)
 
     validation = Validation(arguments, tell)
     began = time.monotonic()
@@ -102,12 +103,6 @@ def command(arguments: argparse.Namespace) -> int:
     else:
         print("\n" + summary(checks, took))
     return ExitCode.COMPLETED if accepted(checks) else ExitCode.FAILED
-
-
-def _width() -> int:
-    import shutil
-
-    return shutil.get_terminal_size((120, 24)).columns
 
 
 class Validation:

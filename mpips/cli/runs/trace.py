@@ -52,11 +52,10 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Show the table, and write the events."""
-    import shutil
-    import sys
     from pathlib import Path
 
     from mpips.errors import InputError
+    from mpips.process.terminal.width import width
     from mpips.rundir.folder import RunFolder
     from mpips.rundir.order_files import named_run
     from mpips.rundir.progress import si
@@ -76,8 +75,7 @@ def command(arguments: argparse.Namespace) -> int:
     if unknown:
         raise InputError(f"--ranks: there is no trace of rank {min(unknown)} in {run}")
     found = summed(traces, arguments.phase)
-    wide = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
-    print(text(found, everyone=arguments.all, width=wide))
+    print(text(found, everyone=arguments.all, width=width()))
     if arguments.no_events:
         return 0
     within = None

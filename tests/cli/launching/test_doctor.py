@@ -249,3 +249,13 @@ def test_several_copies_of_it_are_refused(
     assert capsys.readouterr().err == ""
     doctor.check_single_copy({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"})
     doctor.check_single_copy({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": 5000 * "9"})
+
+
+def test_advice_fits_the_terminal() -> None:
+    findings: dict[str, Any] = {
+        "mpi": {}, "launcher": {}, "ping": {"error": "none"}, "packages": {}, "hdf5": "1", "python": "3", "cores": 1,
+        "kernel_cache": {"path": "/k", "writable": True, "remark": "", "shared": ""}, "advice": ["a word " * 40],
+    }  # fmt: skip
+    for width in (80, 200):
+        lines = doctor.describe(findings, width).splitlines()
+        assert max(map(len, lines)) <= width and " ".join(lines).split().count("word") == 40
