@@ -7,7 +7,8 @@ in a library, out of memory) is detected by others, depending on their MPI:
     ranks do not                     the launcher ends all: ranks that get its signal check which processes of
                                      their host are gone, and `mpips run` reads the launcher's messages
 
-The earliest failure counts; consequences of another rank's death count only if there is nothing else.
+The earliest failure counts; consequences of another rank's death count only if there is nothing else. Of ranks that
+ended without a message on several hosts, the first is known only if the launcher names one; else its error says so.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from mpips.files.json_schema import is_number
 from mpips.process.host import host_name, is_gone
 from mpips.rundir.folder import RunFolder
 
+DOUBT = "perhaps not the first: on several hosts the launcher does not say which rank ended first"
 CHECK_INTERVAL = 0.25
 """Seconds between two checks whether ranks have started, or the run is over."""
 
@@ -95,7 +97,7 @@ def first(folder: RunFolder, output: str = "", first_ended: Sequence[int] = ()) 
     signals = {
         rank: ending for rank, ending in ranks_ended_by_signal(output, first_ended).items() if rank in ranks
     }
-    causes = [each for each in found if not each.follows]
+    causes, doubt = [each for each in found if not each.follows], ""
     if causes:
         evidence = min(causes, key=_wall)
     elif signals:
@@ -103,6 +105,9 @@ def first(folder: RunFolder, output: str = "", first_ended: Sequence[int] = ()) 
         seen = [each for each in first_ended if each in signals]
         one_host = len({each["host"] for each in ranks.values()}) == 1
         rank = seen[0] if one_host and len(first_ended) == len(seen) == 1 else next(iter(signals))
+        if not one_host and len(ranks_ended_by_signal(output)) != 1:
+            # Several are named in any order, or none: then it is the first one to end on the launcher's host.
+            doubt = f" ({DOUBT})"
         wall = min((each.wall for each in found if each.rank == rank), default=None) or _last_write(folder)
         evidence = _Evidence(False, rank, wall, cause=Cause.DIED)
     elif found:
@@ -114,7 +119,7 @@ def first(folder: RunFolder, output: str = "", first_ended: Sequence[int] = ()) 
         error = signals[rank]
     each = ranks[rank]
     role = f"{each['role']} {each['index']}"
-    return Failure(rank, role, str(each["host"]), evidence.wall, error, evidence.at, evidence.cause)
+    return Failure(rank, role, str(each["host"]), evidence.wall, error + doubt, evidence.at, evidence.cause)
 
 
 class _Evidence(NamedTuple):

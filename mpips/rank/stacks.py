@@ -43,6 +43,8 @@ DUMP_TIME = 0.3
 """Seconds within which a stack is dumped; a rank that is stopped or in the kernel does not."""
 QUIET = 0.05
 """Seconds without a further piece after which it is whole."""
+MOST_BYTES = 1 << 20
+"""Bytes of a stack that are read."""
 MOST_LINES = 12
 """Lines of a rank's stack that are shown."""
 _FRAME = re.compile(r'  File "(.*)", line (\d+) in (.*)')
@@ -75,7 +77,8 @@ def _appended(file: Path, size: int) -> str:
             last, changed = found, now
     with file.open("rb") as opened:
         opened.seek(size)
-        return opened.read().decode(errors="replace")
+        # Any process can have a file of this name.
+        return opened.read(MOST_BYTES).decode(errors="replace")
 
 
 def _frames(text: str) -> list[str]:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from mpips.cluster.layout import Cause
 from mpips.provenance.first_failure import (
+    DOUBT,
     Failure,
     FirstExitWatch,
     LocalRanks,
@@ -121,6 +122,9 @@ def test_of_ranks_of_one_host_the_one_that_ended_first_counts(folder: RunFolder)
     both = "srun: error: n1: task 1: Segmentation fault\nsrun: error: n1: task 3: Killed\n"
     found = first(folder, both, first_ended=[3])
     assert found is not None and found.rank == 1, "on another host one may have ended before"
+    assert found.error == f"ended by Segmentation fault ({DOUBT})"
+    found = first(folder, HYDRA, first_ended=[3])
+    assert found is not None and (found.rank, found.error) == (3, f"ended by SIGSEGV ({DOUBT})")
     run = json.loads(folder.run.read_text())
     run["ranks"] = [each | {"host": "n1"} for each in run["ranks"]]
     folder.run.write_text(json.dumps(run))
