@@ -24,7 +24,8 @@ class Split:
     ranks: tuple[int, ...] = ()
     """These ranks on one side: `[3]` for one rank, `[0, 3]` for the first scheduler and another one."""
     host: int = field(default=-1, metadata={"at_least": -1, "at_most": MOST})
-    """All ranks of a host on one side: hosts are numbered from 0, by their lowest ranks; -1: `ranks` are given."""
+    """All ranks of a host on one side: hosts are numbered from 0, by their lowest ranks, and a number beyond the
+    last host means the last; -1: `ranks` are given."""
     way: Literal["both", "from", "to"] = "both"
     """The messages that are kept back: in both directions, only those from this side, or only those to it."""
     times: int = field(default=1, metadata={"at_least": 1, "at_most": MOST})

@@ -73,7 +73,7 @@ class Places(NamedTuple):
     def summed(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Return the sum of the rows, [n] or [n, width], of each key, [m] or [m, width], in the order of the ids."""
         out = np.zeros((len(self.keys), *rows.shape[1:]), rows.dtype)
-        if rows.dtype.str[1:] in _TYPES and rows.flags.carray:
+        if rows.dtype.isnative and rows.dtype.str[1:] in _TYPES and rows.flags.carray:
             _add(_matrix(rows), self.places, _matrix(out))
         else:
             np.add.at(out, self.places, rows)

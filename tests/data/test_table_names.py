@@ -12,6 +12,7 @@ import pytest
 from mpips.data import DataSpec, read
 from mpips.data.read import encoding_of, format_of
 from mpips.data.tables.names import key_names
+from mpips.errors import DataError
 from mpips.keys import numbers, text_keys
 
 pytest.importorskip("pyarrow")
@@ -63,3 +64,18 @@ def test_each_key_of_a_row_is_named_after_what_it_is(tmp_path: Path, key_bits: i
     foreign = foreign if key_bits == 128 else foreign["high"].copy()
     assert key_names(files, spec, encoding, foreign) == [""] and len(numbers(foreign)) == 1
     assert len(np.unique(batch.keys)) == len({*key_names(files, spec, encoding, np.unique(batch.keys))})
+
+
+def test_names_of_any_columns_and_files_that_have_changed(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('"ci\tty",job,y\nRome,cook,1\nOslo,smith,0\n')
+    spec = DataSpec(train=[str(path)], label="y", crosses=[["ci\tty", "job"]])
+    encoding = encoding_of(spec.train, spec)
+    (batch,) = read(spec.train, spec, encoding=encoding)
+    assert encoding is not None
+    named = key_names([(str(path), "csv")], spec, encoding, batch.keys)
+    assert "ci?ty=Rome" in named
+    assert "ci?ty=Oslo & job=smith" in named
+    path.write_text("job,y\ncook,1\n")
+    with pytest.raises(DataError, match="has no column 'ci.tty'"):
+        key_names([(str(path), "csv")], spec, encoding, batch.keys)

@@ -17,6 +17,7 @@ from mpips.data.tables.encoding import Encoding, Scaling
 from mpips.data.tables.files import BATCHES, Batch, names_of
 from mpips.data.tables.kernels import join_columns
 from mpips.data.tables.reader import CONSTANT
+from mpips.errors import DataError
 from mpips.keys import KeyArray, from_pairs, numbers, pairs
 
 Found = tuple[KeyArray, list[str]]
@@ -47,7 +48,7 @@ def key_names(
         # Others are not kept, which may be many.
         known = np.flatnonzero(np.isin(found[0], keys))
         for at, key in zip(known.tolist(), numbers(found[0][known]), strict=True):
-            names[places[key]] = found[1][at]
+            names[places[key]] = _shown(found[1][at])
 
     for scaling in encoding.numeric:
         note(_of_numbers(encoding, scaling))
@@ -56,7 +57,9 @@ def key_names(
     for path, form in files:
         there = names_of(path, spec, form)
         wanted = [*encoding.categorical, *(each.name for each in encoding.numeric if each.binned)]
-        wanted = [name for name in wanted if name in there]
+        lost = next((name for name in wanted if name not in there), None)
+        if lost is not None:
+            raise DataError(f"{path}: has no column {lost!r}, which the training data had")
         for batch in BATCHES[form](path, quiet, wanted, 0, 0, 1, Tally()) if wanted else ():
             if all(names):
                 return names
@@ -135,6 +138,8 @@ def _of_cross(held: Sequence[tuple[NDArray[np.int64], KeyArray, list[str]]]) -> 
 
 
 def _shown(text: Any) -> str:
-    """Return a category as a text without control characters, which would end a line or a field."""
-    word = b"" if text is None else text
-    return "".join(each if each.isprintable() else "?" for each in word.decode("utf-8", "replace"))
+    """Return a text without control characters, which would end a line or a field: columns have any names, too."""
+    word = text or b""
+    if isinstance(word, bytes):
+        word = word.decode("utf-8", "replace")
+    return "".join(each if each.isprintable() else "?" for each in word)
