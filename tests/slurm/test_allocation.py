@@ -56,9 +56,7 @@ def test_two_nodes_are_accepted_under_srun(job: Job) -> None:
     checks = {each["check"]: each for each in found["checks"]}
     assert "validate 0" in job.text() and found["accepted"] is True, checks
     assert len(set(found["hosts"])) == 2 and checks["nodes"]["value"].startswith("ranks on 2 of 2 nodes")
-    works = {
-        name: checks[name]["verdict"] for name in ("launcher", "visibility", "atomic rename", "tiny job")
-    }
+    works = {name: checks[name]["verdict"] for name in ("launcher", "atomic rename", "locks", "tiny job")}
     assert set(works.values()) == {"ok"}
     assert checks["recovery"]["facts"]["continued"] is True
 
