@@ -27,6 +27,7 @@ from mpips import (
     npz,
     read_manifest,
     replacing,
+    typed,
 )
 from mpips import keys as key_arrays
 from mpips.data import DataSpec, Examples, Tally, expand, format_of, read, write
@@ -288,6 +289,8 @@ def load(source: Path, job: Any) -> LogisticModel:
         raise InputError(f"{source}: is not a model of sparse_lr: its arrays have wrong types or sizes")
     if keys.dtype not in (np.uint64, KEY128) or not key_arrays.ascend(keys):
         raise InputError(f"{source}: is damaged: its keys do not ascend")
+    if not np.isfinite(weights).all():
+        raise InputError(f"{source}: is not a sound model: a weight is not finite")
     some = weights != 0.0
     return LogisticModel(keys[some], np.ascontiguousarray(weights[some]), spec, encoding)
 
@@ -295,7 +298,7 @@ def load(source: Path, job: Any) -> LogisticModel:
 def reading(job: Any) -> DataSpec:
     """Return how files are read: as in training, the columns numbered as in the training data where that is left."""
     try:
-        spec = DataSpec(**job.get("data", {}))
+        spec = typed.build(DataSpec, job.get("data", {}), ("data",))
         base = str(job.get("job", {}).get("base", ""))
     except (TypeError, AttributeError) as error:
         raise ValueError(f"its [data] is of another version: {error}") from None

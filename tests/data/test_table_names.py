@@ -77,5 +77,5 @@ def test_names_of_any_columns_and_files_that_have_changed(tmp_path: Path) -> Non
     assert "ci?ty=Rome" in named
     assert "ci?ty=Oslo & job=smith" in named
     path.write_text("job,y\ncook,1\n")
-    with pytest.raises(DataError, match="has no column 'ci.tty'"):
+    with pytest.raises(DataError, match=r"has no column 'ci.tty'"):
         key_names([(str(path), "csv")], spec, encoding, batch.keys)

@@ -22,7 +22,7 @@ from mpips.jobs.lda.model import export_model
 from mpips.jobs.sketch.model import SketchModel
 from mpips.jobs.sketch.results import Sketch
 from mpips.jobs.sparse_lr import evaluate
-from mpips.jobs.sparse_lr.model import LogisticModel
+from mpips.jobs.sparse_lr.model import LogisticModel, reading
 
 
 @pytest.fixture(scope="module")
@@ -176,15 +176,27 @@ def test_dense_matrices_are_converted_in_parts(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    "changed", [{"values": np.ones(3)}, {"values": np.ones(2, "f4")}, {"keys": np.array([3, 3], "u8")}]
+    "changed",
+    [
+        {"values": np.ones(3)},
+        {"values": np.ones(2, "f4")},
+        {"values": np.array([1.0, np.nan])},
+        {"keys": np.array([3, 3], "u8")},
+    ],
 )
 def test_invalid_files_are_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
     arrays = {"keys": np.array([3, 4], np.uint64), "values": np.ones(2), "program": np.array("sparse_lr")}
     np.savez(tmp_path / "m.npz", **arrays)
     assert load_model(tmp_path / "m.npz").query(["3"]) == [1.0]
     np.savez(tmp_path / "m.npz", **(arrays | changed))
-    with pytest.raises(InputError, match=r"m\.npz: is (not a model|damaged)"):
+    with pytest.raises(InputError, match=r"m\.npz: is (not a model|damaged|not a sound model)"):
         load_model(tmp_path / "m.npz")
+
+
+def test_data_settings_of_others_are_checked() -> None:
+    for wrong in ({"missing": 3}, {"crosses": 3}, {"numeric": 3}, {"new": 1}):
+        with pytest.raises(ValueError, match=r"must be|unknown key"):
+            reading({"data": wrong})
 
 
 OWN = """
