@@ -84,6 +84,12 @@ def check_shards(cluster: Cluster, facts: list[dict[str, Any]], first: bool) -> 
         say(cluster, facts)
     if all("fingerprint" in each for each in facts):
         positive, mark = (sum(each[name] for each in facts) for name in ("positive", "fingerprint"))
+        wanted = cluster.job.data.positive_label
+        if not positive and wanted is not None:
+            raise InputError(
+                f"[data] positive = {wanted!r}: no example in {cluster.job.data.train} has this label, column "
+                f"{cluster.job.data.label!r}; is it written in another way there?"
+            )
         cluster.facts["training data"] = f"{examples} examples, {positive} positive, #{mark % 2**64:016x}"
     extremes = [each["extremes"] for each in facts if "extremes" in each] or [(1.0, 1.0)]
     return Data(

@@ -571,3 +571,12 @@ def test_names_have_no_null_characters(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", {"\0constant": ["u", "v"], "y": [0, 1]})
     with pytest.raises(DataError, match="has a null character"):
         load(path, DataSpec(label="y"))
+
+
+def test_a_row_without_all_columns_is_named_before_what_follows_from_it(tmp_path: Path) -> None:
+    """Without it the column has no number, which is not the user's mistake."""
+    path = tmp_path / "a.csv"
+    path.write_text("city,age,y\nRome,1\n")
+    spec = DataSpec(train=[str(path)], label="y", numeric=["age"])
+    with pytest.raises(DataError, match=r"a\.csv: row 2: has 2 columns where the first row has 3"):
+        list(read(spec.train, spec))

@@ -15,7 +15,7 @@ from mpips import load_model
 from mpips.checkpoint.manifest import complete, read_manifest
 from mpips.data import DataSpec, Source, Tally, concatenate, learned
 from mpips.data.tables import Encoding
-from mpips.errors import DataError, MpipsError
+from mpips.errors import DataError, InputError, MpipsError
 from mpips.jobs.sparse_lr.assignment import Assignment
 from mpips.jobs.sparse_lr.model import LogisticModel
 from mpips.transport.network_faults import Fault
@@ -141,6 +141,13 @@ def test_a_test_file_without_a_column_is_refused_before_training(
     (tmp_path / "test.csv").write_text(lines)
     with pytest.raises(MpipsError, match=r"test\.csv: has no column 'income', which the training data have"):
         run((files[0], tmp_path / "test.csv"))
+
+
+def test_a_positive_label_that_no_example_has_is_refused(files: tuple[Path, Path]) -> None:
+    with pytest.raises(
+        InputError, match=r"positive = 'Yes': no example in .*train\.csv.* has this label, column 'bought'"
+    ):
+        run(files, 1, 2, data=COLUMNS | {"positive": "Yes"})
 
 
 def test_a_model_scores_frames_and_files_without_labels(files: tuple[Path, Path], tmp_path: Path) -> None:

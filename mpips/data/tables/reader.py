@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,14 +56,16 @@ def summarise(
 ) -> Summary:
     """Summarise the numeric columns of part `part` of `parts` of files, each with its format.
 
-    Bad rows are left out; they are reported when the examples are read.
+    Numbers and labels that are wrong are left out; they are reported when the examples are read.
+
+    Raises:
+        DataError: a row has too few or too many columns, unless such rows are skipped.
     """
     summary = encoding.empty_summary()
     wanted = [each.name for each in encoding.numeric]
-    quiet = replace(spec, on_error="skip")
     for place, (path, form) in enumerate(files if encoding.learns else ()):
         _checked_names(path, spec, form, encoding, labelled=True)
-        for batch in BATCHES[form](path, quiet, wanted, 0, part, parts, Tally()):
+        for batch in BATCHES[form](path, spec, wanted, 0, part, parts, Tally()):
             numbers = np.empty((len(wanted), len(batch.rows)))
             for column, each in enumerate(encoding.numeric):
                 with col.convertible(path, each.name):
