@@ -26,6 +26,8 @@ myst_heading_anchors = 4
 nitpicky = True
 # Types of annotations that have no page: only links to public names are checked.
 nitpick_ignore_regex = [(r"py:(class|data|obj|exc|meth|attr|func)", r"(?!mpips\.\w+$).*")]
+# Members of several classes have the same name, as fields that docstrings list; the first one is good.
+suppress_warnings = ["ref.python"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -47,6 +49,16 @@ def insert_generated(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = text
 
 
+def keep_bars(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Leave the bars of |w| as they are: in docstrings they name no substitution."""
+    code = re.compile(r"(`[^`]*`)")
+    for number, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            parts = code.split(line)
+            lines[number] = "".join(part if part[:1] == "`" else part.replace("|", "\\|") for part in parts)
+
+
 def setup(app: Sphinx) -> None:
     """Connect what is generated."""
+    app.connect("autodoc-process-docstring", keep_bars)
     app.connect("source-read", insert_generated)

@@ -138,7 +138,21 @@ def _directive(name: str, said: str) -> str:
     return f".. py:currentmodule:: mpips\n\n.. py:data:: {name}\n\n   {said}\n"
 
 
+def further_names() -> str:
+    """Return sections for the packages beside `mpips` itself that programs, tests and notebooks use."""
+    shown = [
+        ".. automodule:: mpips.data\n   :members:\n",
+        ".. automodule:: mpips.testing\n   :members: simulate\n",
+        ".. autoclass:: mpips.estimators.SparseLogisticRegression\n\n"
+        ".. autoclass:: mpips.estimators.LatentDirichletAllocation\n",
+    ]
+    titles = ["mpips.data", "mpips.testing", "mpips.estimators"]
+    return "\n".join(
+        f"## {title}\n\n```{{eval-rst}}\n{text}\n```\n" for title, text in zip(titles, shown, strict=True)
+    )
+
+
 PARTS: dict[str, Callable[[], str]] = {
     each.__name__: each
-    for each in (commands, job_file, program_tables, site_file, codes, batch_variables, names)
+    for each in (commands, job_file, program_tables, site_file, codes, batch_variables, names, further_names)
 }
