@@ -82,45 +82,67 @@ def _columns(path: str, spec: DataSpec, form: str) -> list[str]:
 
 def _rows(batch: Batch, path: str, spec: DataSpec, wanted: Sequence[str], tally: Tally) -> Rows:
     skipped = [tally.first_error] * tally.skipped
-    pa: Any = col.arrow()
     with col.convertible(path, wanted[0]):
         texts = col.texts_of(batch.columns[wanted[0]], path, wanted[0])
-        texts = col.without_missing(texts, spec.missing)
-        if pa.types.is_dictionary(texts.type):
-            texts = texts.dictionary_decode()
-        texts = texts.cast(pa.large_binary())
-    offsets, data = col.buffers_of(texts)
-    good = np.diff(offsets) > 0
-    if texts.null_count:
-        good &= ~texts.is_null().to_numpy(zero_copy_only=False)
+        text, begins, ends = _texts(col.without_missing(texts, spec.missing))
+    good = ends > begins
     weights = None
     if len(wanted) > 1:
         weights, wrong = _weights(batch.columns[wanted[1]])
         for row in np.flatnonzero(good & wrong):
             where = f"{path}: row {batch.rows[row]}"
-            text = f"{where}: the weight, column {wanted[1]!r}, is not a whole number from 0 to 10**18 - 1"
+            error = f"{where}: the weight, column {wanted[1]!r}, is not a whole number from 0 to 10**18 - 1"
             if spec.on_error == "stop":
-                raise DataError(text)
-            skipped.append(text)
+                raise DataError(error)
+            skipped.append(error)
         good &= ~wrong
         weights = weights[good]
         if weights.sum(dtype=np.float64) >= 2.0**62:
             raise DataError(
                 f"{path}: row {batch.rows[0]}: from here on the weights add up to more than 2**62"
             )
-    return Rows(bytearray(data), offsets[:-1][good], offsets[1:][good], weights, skipped)
+    return Rows(text, begins[good], ends[good], weights, skipped)
+
+
+def _texts(column: Any) -> tuple[bytearray, Counts, Counts]:
+    """Return texts, and where each begins and ends there, i8[n]; a missing one is empty.
+
+    Each different text is there once: a small file may hold terabytes of equal ones.
+    """
+    pa: Any = col.arrow()
+    coded = pa.types.is_dictionary(column.type)
+    texts = (column.dictionary if coded else column).cast(pa.large_binary())
+    offsets, data = col.buffers_of(texts)
+    begins, ends = offsets[:-1], offsets[1:].copy()
+    if texts.null_count:
+        missing = texts.is_null().to_numpy(zero_copy_only=False)
+        ends[missing] = begins[missing]
+    if coded:
+        places = col.places_in(column)
+        begins, ends = np.append(begins, 0)[places], np.append(ends, 0)[places]
+    return bytearray(data), begins, ends
 
 
 def _weights(column: Any) -> tuple[Counts, NDArray[np.bool_]]:
     """Return weights, i8[n], and which are none."""
-    if str(column.type) in col.TEXTS:
+    if col.arrow().types.is_dictionary(column.type):
+        known, _ = _weights(column.dictionary)
+        weights = np.append(known, -1)[col.places_in(column)]
+    elif str(column.type) in col.TEXTS:
         texts = column.cast(col.arrow().large_binary()).to_pylist()
-        found = [int(text) if text and text.isdigit() and len(text) <= 18 else -1 for text in texts]
+        weights = np.array(
+            [int(text) if text and text.isdigit() and len(text) <= 18 else -1 for text in texts], np.int64
+        )
     else:
-        values = column.to_pylist()
-        whole = [value is not None and value == value and value == int(value) for value in values]
-        found = [
-            int(value) if ok and 0 <= value < LARGEST else -1 for value, ok in zip(values, whole, strict=True)
-        ]
-    weights = np.array(found, np.int64)
+        weights = np.array([_whole(value) for value in column.to_pylist()], np.int64)
     return weights, weights < 0
+
+
+def _whole(value: Any) -> int:
+    """Return a weight, -1 for what is none."""
+    try:
+        whole = int(value)
+    # None, a time, a list, or a number that is not finite.
+    except (TypeError, ValueError, OverflowError):
+        return -1
+    return whole if whole == value and 0 <= whole < LARGEST else -1

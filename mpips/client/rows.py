@@ -9,7 +9,7 @@ from mpips.checkpoint.loading import load_range, vectors
 from mpips.config.program import VECTORS
 from mpips.errors import CheckpointError, InputError
 from mpips.files import hdf5
-from mpips.keys import from_pairs
+from mpips.keys import KEY64, KEY128, ascend, from_pairs
 from mpips.provenance import run_json
 from mpips.ranges import ALL
 from mpips.rundir.folder import RunFolder
@@ -46,11 +46,13 @@ def rows_at_end(folder: RunFolder, name: str | None) -> Rows | None:
             if name not in file:
                 return None
             keys, values = (hdf5.array(file[name], each) for each in ("keys", "values"))
-    except (OSError, KeyError, TypeError) as error:
+        keys = from_pairs(keys)
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: is damaged: {' '.join(str(error).split())}") from None
-    keys = from_pairs(keys)
     if values.ndim != 2 or len(keys) != len(values):
         raise InputError(f"{path}: is damaged: its arrays have wrong sizes")
+    if keys.dtype not in (KEY64, KEY128) or not ascend(keys):
+        raise InputError(f"{path}: is damaged: its keys do not ascend")
     return Rows(keys, values, {})
 
 

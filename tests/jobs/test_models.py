@@ -15,6 +15,7 @@ from synthetic import DataSet, Hooks, job_of, make, run_twin
 from mpips import InputError, JobError, Run, UsageError, load_model
 from mpips.checkpoint.manifest import complete
 from mpips.cli.main import main
+from mpips.client.rows import rows_at_end
 from mpips.config.program import load_program
 from mpips.data import DataSpec, read
 from mpips.jobs.lda.inference import TopicModel, load
@@ -23,6 +24,7 @@ from mpips.jobs.sketch.model import SketchModel
 from mpips.jobs.sketch.results import Sketch
 from mpips.jobs.sparse_lr import evaluate
 from mpips.jobs.sparse_lr.model import LogisticModel, reading
+from mpips.rundir.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,7 @@ def test_the_commands(run: Path, data: DataSet, tmp_path: Path, capsys: pytest.C
     assert [int(each[0]) for each in exported] == model.keys.tolist()
     assert [float(each[1]) for each in exported] == model.weights.tolist()
     assert main(["export", str(run), "--vector", "v", "--out", str(tmp_path / "v.tsv")]) == 2
-    assert "the run has no checkpoint in" in capsys.readouterr().err
+    assert "and no checkpoint in" in capsys.readouterr().err
 
 
 def test_wrong_data_are_refused_in_a_line(data: DataSet) -> None:
@@ -197,6 +199,21 @@ def test_data_settings_of_others_are_checked() -> None:
     for wrong in ({"missing": 3}, {"crosses": 3}, {"numeric": 3}, {"new": 1}):
         with pytest.raises(ValueError, match=r"must be|unknown key"):
             reading({"data": wrong})
+
+
+@pytest.mark.parametrize("keys", [None, [2, 1], [1, 1], [1.0, 2.0]])
+def test_vectors_that_others_have_left_are_checked(tmp_path: Path, keys: Any) -> None:
+    import h5py
+
+    (tmp_path / "result.json").write_text('{"status": "completed"}')
+    with h5py.File(tmp_path / "vectors.h5", "w") as file:
+        if keys is None:
+            file["w"] = 5
+        else:
+            file["w/keys"] = np.array(keys, "u8" if type(keys[0]) is int else "f8")
+            file["w/values"] = np.ones((2, 1))
+    with pytest.raises(InputError, match=r"vectors\.h5: is damaged"):
+        rows_at_end(RunFolder(tmp_path), "w")
 
 
 OWN = """

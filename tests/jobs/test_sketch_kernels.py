@@ -356,6 +356,22 @@ def test_a_wrong_column_or_weight_of_a_table_is_named(tmp_path: Path) -> None:
         list(source.blocks(replace(spec, column="", weight=""), 0, 1, 4096))
 
 
+def test_texts_of_a_parquet_file_are_read_once_each_and_weights_have_any_type(tmp_path: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path, rows = tmp_path / "a.parquet", 1 << 14
+    same = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([b"x" * 10_000]))
+    parquet.write_table(pa.table({"key": same, "n": ["2"] * rows}), path, store_schema=False)
+    spec = DataSpec(train=[str(path)], column="key", weight="n")
+    blocks = list(source.blocks(spec, 0, 1, 4096))
+    assert sum(len(block.text) for block in blocks) < 50_000
+    assert sum(len(block.keys) for block in blocks) == rows  # type: ignore[union-attr]
+    assert {weight for block in blocks for weight in block.weights.tolist()} == {2}  # type: ignore[union-attr]
+    for wrong in (["1", "abc"], [1.0, float("inf")], [1, None], [[1], [2]]):
+        parquet.write_table(pa.table({"key": ["a", "b"], "n": wrong}), path)
+        with pytest.raises(DataError, match="the weight, column 'n', is not a whole number"):
+            list(source.blocks(spec, 0, 1, 4096))
+
+
 def test_text_is_cut_into_the_same_batches(tmp_path: Path) -> None:
     path = tmp_path / "keys.txt"
     path.write_text("".join(f"key{number}\n" for number in range(5000)))

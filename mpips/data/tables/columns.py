@@ -84,7 +84,7 @@ def hashes_of(texts: Any, seed: np.uint64) -> NDArray[np.uint64]:
     pa = arrow()
     if pa.types.is_dictionary(texts.type):
         known = np.append(hashes_of(texts.dictionary, seed), np.uint64(0))
-        return known[_places(texts)]
+        return known[places_in(texts)]
     keys = np.empty(len(texts), np.uint64)
     offsets, data = buffers_of(texts)
     hash_texts(offsets, data, seed, keys)
@@ -93,7 +93,7 @@ def hashes_of(texts: Any, seed: np.uint64) -> NDArray[np.uint64]:
     return keys
 
 
-def _places(coded: Any) -> NDArray[np.int64]:
+def places_in(coded: Any) -> NDArray[np.int64]:
     """Return the place of each row's value in the dictionary of a column, i8[n]; that behind the last for a null."""
     found: NDArray[np.int64] = (
         coded.indices.cast(arrow().int64()).fill_null(len(coded.dictionary)).to_numpy(zero_copy_only=False)
@@ -126,7 +126,7 @@ def numbers_of(
     if pa.types.is_dictionary(column.type):
         wrong: Flaws = {}
         known = np.append(numbers_of(column.dictionary, path, name, missing, wrong), np.nan)
-        places = _places(column)
+        places = places_in(column)
         for row in np.flatnonzero(np.isin(places, list(wrong))) if wrong else ():
             flaws.setdefault(int(row), wrong[int(places[row])])
         return known[places]
@@ -212,7 +212,7 @@ def labels_of(
     else:
         wanted = str(positive).encode()
         good, yes = [bool(text) for text in texts], [_is_label(text, wanted) for text in texts]
-    places = _places(coded)
+    places = places_in(coded)
     for row in np.flatnonzero(~np.array(good)[places]):
         text = texts[places[row]]
         flaw = f"the label, column {name!r}, is missing"
