@@ -251,13 +251,14 @@ class Darlin:
             decision = self.reset(decision.full)
         return decision.stop or self.newton_step()
 
-    def newton_due(self, ctl: control.Control) -> bool:
-        """Return whether a Newton step follows the last pass; none does if float32 cannot hold its sums."""
-        return self.newton.due(ctl) and not self.w.spec.settings.get("wide")
+    @property
+    def takes_steps(self) -> bool:
+        """Whether Newton steps are possible: float32 can hold their sums."""
+        return not self.w.spec.settings.get("wide")
 
     def newton_step(self) -> bool:
         """Take a Newton step if one is due; return whether F is low enough to stop."""
-        if not self.newton_due(self.control):
+        if not (self.takes_steps and self.newton.due(self.control)):
             return False
         self._phase("sum")
         self.workers.call("begin_model", {"round": self._rounds(1)})

@@ -7,7 +7,7 @@ vector, each with one sum over the workers. So it needs few messages, and no del
 
 A step counts as a part of the pass before it: F is measured, the search along the last steps (`control`) includes it,
 and it is shortened or undone if F has risen. A step that gains much less than the pass itself is tried again only after
-1, 2, 4 and then 8 passes.
+1, 2, 4 and then 8 passes. With a delay the first step waits until passes have become slow (`DELAYED`).
 
 Newton steps of l1-regularised logistic regression: Yuan, Ho and Lin, "An improved GLMNET" (JMLR 2012); steps on the
 manifold that proximal steps have found: Bareilles, Iutzeler and Malick (Mathematical Programming 2023).
@@ -15,6 +15,7 @@ manifold that proximal steps have found: Bareilles, Iutzeler and Malick (Mathema
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from mpips.jobs.sparse_lr import control, quadratic
@@ -33,6 +34,8 @@ class Newton(NamedTuple):
     """The first pass that a step may follow: before, most features that are active will not be needed."""
     pays: float = 0.5
     """A step pays if it gains this fraction of what the pass itself has gained."""
+    begin: float = math.inf
+    """Steps begin once a pass has decreased F by no more than this share of F."""
     patience: int = 8
     """The largest number of passes after which the next one is tried."""
     settled: int = 6
@@ -42,7 +45,17 @@ class Newton(NamedTuple):
 
     def due(self, ctl: control.Control) -> bool:
         """Return whether a step follows the last pass."""
-        return len(ctl.objectives) > self.first and len(ctl.objectives) - 1 >= ctl.newton_at
+        return self._due_after(len(ctl.objectives) - 1, ctl)
+
+    def due_next(self, ctl: control.Control) -> bool:
+        """Return whether a step follows the pass that runs, if that gains no more than the last one."""
+        return self._due_after(len(ctl.objectives), ctl)
+
+    def _due_after(self, passes: int, ctl: control.Control) -> bool:
+        if passes < max(self.first, ctl.newton_at):
+            return False
+        before, now = ctl.objectives[-2:]
+        return ctl.newton_at > 0 or before - now <= self.begin * abs(now)
 
     def taken(self, ctl: control.Control, choice: control.Choice) -> control.Control:
         """Return the control after a step, with the result of the search along it."""
@@ -58,5 +71,8 @@ class Newton(NamedTuple):
         )
 
 
+DELAYED = Newton(begin=0.02)
+"""With a delay a pass costs less, as workers wait less, but a step does not: all wait for the slowest at each product.
+So passes alone are faster as long as F falls by some per cent in each."""
 NEVER = Newton(first=1 << 62, settled=control.SETTLED_PASSES, share=2)
 """No Newton steps."""

@@ -100,7 +100,7 @@ class OverlappedDarlin(Darlin):
             or (every > 0 and number % every == 0)
             or ctl.settled > 0
             or ctl.unsearched + 1 >= ctl.patient
-            or self.newton_due(ctl._replace(objectives=(*ctl.objectives, 0.0)))
+            or (self.takes_steps and self.newton.due_next(ctl))
         )
 
     def _issue(self) -> Running:

@@ -79,6 +79,22 @@ def test_steps_become_rare_where_they_do_not_pay() -> None:
     assert ctl.newton_at == len(ctl.objectives)
 
 
+def test_with_a_delay_steps_begin_once_passes_have_become_slow() -> None:
+    rule, ctl = newton.DELAYED, control.start(100.0)
+    for now in (80.0, 60.0, 50.0, 45.0):
+        ctl = ctl._replace(objectives=(*ctl.objectives, now))
+        assert not rule.due(ctl)
+        assert not rule.due_next(ctl)
+    ctl = ctl._replace(objectives=(*ctl.objectives, 44.2))
+    assert rule.due(ctl)
+    assert rule.due_next(ctl), "the scheduler must know ahead which pass is the last before a rest"
+    # Once begun, they continue where they pay, however much a pass gains.
+    ctl = rule.taken(ctl, control.Choice(30.0, None, "kept"))
+    assert not rule.due(ctl)
+    assert rule.due_next(ctl)
+    assert rule.due(ctl._replace(objectives=(*ctl.objectives, 10.0)))
+
+
 def test_no_steps_are_taken_without_them_or_with_exact_sums(
     correlated: DataSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
