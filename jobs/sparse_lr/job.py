@@ -95,9 +95,8 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     if exact:
         block_wise = exact_darlin.ExactDarlin
     # Products of whole columns have inexact sums.
-    rule = newton.NEVER
-    if settings.newton and not exact:
-        rule = newton.DELAYED if delayed else newton.Newton()
+    steps = newton.DELAYED if delayed else newton.Newton()
+    rule = steps if settings.newton and not exact else newton.NEVER
     method = partial(block_wise, newton=rule) if settings.algorithm == "darlin" else online.Online
     with cluster.phase("train"):
         training = method(cluster, settings, assignment, data)

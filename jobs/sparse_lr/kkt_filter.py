@@ -39,15 +39,20 @@ def start_keys(
 ) -> None:
     """Set up the keys of `slots` at w = 0 from the workers' `column_sums`, summed: f4 or f8[k, 4].
 
+    f4 or f8[k, 2] are the last two of them, for features whose entries are all 1 and so their own squares.
+
     scale: 1 / rms of the feature's entries, the unit of its radius d. reply[k] is the radius of a feature that
     starts active, as all do without `kkt`; NEAR where w = 0 is optimal at the start; NEVER where w = 0 is optimal
     for every value of the other weights (max(along, against) <= l1), so that it need not be examined again.
     """
+    last = sums.shape[1] - 2
     for k in range(slots.shape[0]):
         s = slots[k]
-        entries, squares = np.float64(sums[k, 0]), np.float64(sums[k, 1])
-        along, against = np.float64(sums[k, 2]), np.float64(sums[k, 3])
-        unit = math.sqrt(entries / squares) if squares > 0.0 else 1.0
+        along, against = np.float64(sums[k, last]), np.float64(sums[k, last + 1])
+        unit = 1.0
+        if last > 0:
+            entries, squares = np.float64(sums[k, 0]), np.float64(sums[k, 1])
+            unit = math.sqrt(entries / squares) if squares > 0.0 else 1.0
         # A feature that can never become active needs no scale.
         if unit > LARGEST_SCALE:
             unit = OVERFLOWS if max(along, against) > l1 else 1.0

@@ -102,10 +102,6 @@ def block_proximal(
         if "bounds" in state:
             rows = exact_kernels.start_sums(rows)
             state["bounds"][slots] = exact_kernels.bounds_of(rows)
-        elif rows.shape[1] == 2:
-            # All values are one, so the entries are their own sums of squares.
-            count = rows.sum(axis=1, keepdims=True)
-            rows = np.hstack([count, count, rows])
         kkt_filter.start_keys(slots, rows, l1, kkt, d, scale, active, radius)
     else:
         far = float(settings["far"])

@@ -237,6 +237,10 @@ def test_start_keys_drops_forever_only_what_is_never_needed() -> None:
     kkt_filter.start_keys(np.arange(m, dtype=np.int32), sums, l1, True, d, scale, active, reply)
     assert np.array_equal(active, np.abs(0.5 * (x.T @ y)) > l1)
     assert np.any(reply == kernels.NEVER)
+    of_all, of_two = (d.copy(), scale.copy(), active.copy(), reply.copy()), np.ascontiguousarray(sums[:, 2:])
+    d[:], scale[:], active[:], reply[:] = 0.0, 0.0, False, 0.0
+    kkt_filter.start_keys(np.arange(m, dtype=np.int32), of_two, l1, True, d, scale, active, reply)
+    assert all(np.array_equal(*each) for each in zip(of_all, (d, scale, active, reply), strict=True))
     for w in np.random.default_rng(0).normal(scale=5.0, size=(20, m)):
         g = x.T @ (-y / (1.0 + np.exp(y * (x @ w))))
         assert np.all(np.abs(g[reply == kernels.NEVER]) <= l1)
