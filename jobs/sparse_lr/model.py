@@ -27,7 +27,6 @@ from mpips import (
     npz,
     read_manifest,
     replacing,
-    typed,
 )
 from mpips import keys as key_arrays
 from mpips.data import DataSpec, Examples, Tally, expand, format_of, read, write
@@ -298,7 +297,7 @@ def load(source: Path, job: Any) -> LogisticModel:
 def reading(job: Any) -> DataSpec:
     """Return how files are read: as in training, the columns numbered as in the training data where that is left."""
     try:
-        spec = typed.build(DataSpec, job.get("data", {}), ("data",))
+        spec = DataSpec.of_table(job.get("data", {}))
         base = str(job.get("job", {}).get("base", ""))
     except (TypeError, AttributeError) as error:
         raise ValueError(f"its [data] is of another version: {error}") from None

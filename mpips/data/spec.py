@@ -6,9 +6,11 @@ import errno
 import glob
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+from mpips import typed
 from mpips.data.compression import open_data
 from mpips.data.examples import empty_files_note
 from mpips.data.stream import is_empty
@@ -95,6 +97,11 @@ class DataSpec:
                 if not (isinstance(column, str) or (type(column) is int and column >= 0)):
                     text = "a column is given by its name in the header, or by its position after the label, from 0"
                     raise JobError(f"[data] {name}: {column!r}: {text}")
+
+    @classmethod
+    def of_table(cls, table: Mapping[str, Any]) -> DataSpec:
+        """Return the spec of a [data] table of a file that may be another's; ValueError: it is not one."""
+        return typed.build(cls, table, ("data",))
 
     @property
     def positive_label(self) -> str | bool | int | None:
