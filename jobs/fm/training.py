@@ -1,9 +1,9 @@
 """Training on mini-batches: what differs from the online learners of sparse_lr, whose loop this is.
 
-The vector `w` has a row (weight, seen) for each feature, `v` its k factors. A feature has factors once it was seen
-`admit` times before the mini-batch. Only then does a worker pull and push its row of `v`, so that rare features, which
-are most of all, do not take the memory of 2 k more numbers (Li et al., DiFacto, WSDM 2016). The counts are rows of `w`
-like any: exact, copied, in checkpoints, and in sequential mode the same on any layout.
+The vector `w` has a row (weight, seen) for each feature, `v` its k factors. A feature has factors once the first pass
+has seen it `admit` times, in earlier mini-batches. Only then does a worker pull and push its row of `v`, so that rare
+features, which are most of all, do not take the memory of 2 k more numbers (Li et al., DiFacto, WSDM 2016). The counts
+are rows of `w` like any: exact, copied, in checkpoints, and in sequential mode the same on any layout.
 """
 
 from __future__ import annotations
@@ -124,6 +124,9 @@ class MachineLearner(Learner):
                 out,
                 steps,
             )
+            if self.number > 1:
+                # The same examples once more.
+                out[:, SEEN] = 0.0
         return loss, [Push("w", step.keys, out), Push("v", keys, usual(steps))]
 
 

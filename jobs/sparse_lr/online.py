@@ -220,7 +220,7 @@ class Online:
         cluster, first = self.cluster, self.at.rounds
         each = [{"parts": self._todo(worker)} for worker in cluster.workers.addresses]
         self.at = self.at._replace(rounds=first + BATCHES)
-        asked = {"count": BATCHES, "first_round": first}
+        asked = {"count": BATCHES, "first_round": first, "number": self.at.number}
         try:
             done = cluster.workers.call("learn", asked, each=each)
         except WorkerLost:
@@ -385,7 +385,7 @@ class Learner:
     def __init__(self, context: Context, data: Source, consistency: PushPull) -> None:
         self.context, self.data, self.consistency = context, data, consistency
         self.settings = context.job.settings
-        self.vectors = context.vectors
+        self.vectors, self.number = context.vectors, 1
         self._stream: Stream | None = None
         self._progress = CallProgress(-1)
         self._pushes: dict[int, list[Task]] = {}
@@ -403,8 +403,12 @@ class Learner:
             return HASHED - 1
         return max((int(batch.keys.max()) for batch in batches if len(batch.keys)), default=0)
 
-    def learn(self, parts: list[list[int]], count: int, first_round: int) -> dict[str, Any]:
-        """Learn from at most `count` mini-batches of `parts`; return the report once all pushes were applied."""
+    def learn(self, parts: list[list[int]], count: int, first_round: int, number: int) -> dict[str, Any]:
+        """Learn from at most `count` mini-batches of `parts`; return the report once all pushes were applied.
+
+        `number` is that of the pass.
+        """
+        self.number = number
         keep = synchronization(self.context.job.consistency)
         self._progress, self._pushes = CallProgress(first_round), {}
         mine, ahead = self._batches(parts), deque[Step]()

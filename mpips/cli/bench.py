@@ -18,6 +18,7 @@ Run a benchmark. Each has its own --help.
   mpips bench                                   list the benchmarks
   mpips bench sparse_lr                         training time compared with LIBLINEAR
   mpips bench ftrl                              speed of online learning, reading included
+  mpips bench fm                                factorization machines, compared with one process
   mpips bench memory                            a worker's memory compared with its data
   mpips bench delay                             waiting and training time for several delays, with a straggler
   mpips bench faults                            updates lost or applied twice while ranks die, hang, join and leave

@@ -103,7 +103,7 @@ def learnt(data: DataSet, workers: int, admit: int = 0) -> tuple[F8, F8, F8]:
     spec = VectorSpec("v", "float32", width=at["factors"], init=Normal(0.0, at["init"], seed=0))
     v, squares = spec.initial(data.keys).astype(float), np.zeros((n, at["factors"]))
     parts = [np.arange(len(data.y))[worker::workers] for worker in range(workers)]
-    for _ in range(at["passes"]):
+    for number in range(at["passes"]):
         for begin in range(0, len(parts[0]), at["batch"]):
             rows = np.concatenate([part[begin : begin + at["batch"]] for part in parts])
             x, y = data.x[rows], data.y[rows]
@@ -121,11 +121,12 @@ def learnt(data: DataSet, workers: int, admit: int = 0) -> tuple[F8, F8, F8]:
             squares[moving] += by_v[moving] ** 2
             e = (np.sqrt(squares) + at["factor_beta"]) / at["factor_alpha"]
             v = np.where(moving[:, None], (e * v - by_v) / (e + at["factor_l2"]), v)
-            seen += (x != 0).sum(0)
+            if number == 0:
+                seen += (x != 0).sum(0)
     return w, np.where((seen >= max(admit, 1))[:, None], v, 0.0), seen
 
 
-@pytest.mark.parametrize(("workers", "admit"), [(1, 0), (3, 0), (2, 95)])
+@pytest.mark.parametrize(("workers", "admit"), [(1, 0), (3, 0), (2, 48)])
 def test_the_same_as_plain_numpy(data_set: DataSet, tmp_path: Path, workers: int, admit: int) -> None:
     hooks = Hooks(checkpoints=tmp_path)
     settings = SETTINGS | {"admit": admit}
@@ -210,7 +211,7 @@ def test_with_delay_it_learns_the_machine_that_made_the_data(tmp_path: Path) -> 
 
 def test_models_score_as_the_run_did(data_set: DataSet, tmp_path: Path) -> None:
     checkpoints, runs = tmp_path / "checkpoints", tmp_path / "job.toml"
-    settings = {"factors": 4, "batch": 13, "passes": 2, "admit": 95}
+    settings = {"factors": 4, "batch": 13, "passes": 2, "admit": 48}
     table = "\n".join(f"{name} = {value}" for name, value in settings.items())
     runs.write_text(
         f'[job]\nprogram = "fm"\n[data]\ntrain = "{data_set.train}"\ntest = "{data_set.test}"\n[fm]\n{table}\n'
