@@ -19,6 +19,7 @@ class BuiltInCall(StrEnum):
     ACCOUNT = "account"
     CREATE_VECTOR = "create_vector"
     CUT_SHORT = "cut_short"
+    EVICT = "evict"
     REBUILD = "rebuild"
     RESTORE = "restore"
     RESTORE_FILTERS = "restore_filters"

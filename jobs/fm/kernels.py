@@ -106,15 +106,16 @@ def predict(indptr: I8, positions: I4, values: F4, linear: F4, places: I4, facto
 
 @update(
     "fm_linear",
-    columns=lambda spec: {"z": Column("float32"), "n": Column("float32")},
+    columns=lambda spec: {name: Column("float32") for name in ("z", "n", "used")},
     defaults={"alpha": 0.1, "beta": 1.0, "l1": 0.0, "l2": 0.0},
     sums=True,
 )
-@kernel("void(f4[:, ::1], f4[:, ::1], f4[:, ::1], i4[::1], f4[:, ::1], f8[::1])")
-def follow_leader(values: F4, z: F4, n: F4, slots: I4, rows: F4, settings: F8) -> None:
+@kernel("void(f4[:, ::1], f4[:, ::1], f4[:, ::1], f4[:, ::1], i4[::1], f4[:, ::1], f8[::1])")
+def follow_leader(values: F4, z: F4, n: F4, used: F4, slots: I4, rows: F4, settings: F8) -> None:
     """Update weights by FTRL-Proximal, as the update `ftrl`, and count.
 
-    values: (weight, seen); rows: (gradient, number of entries). A count ends at 2^24, beyond which f4 has no ones.
+    values: (weight, seen); rows: (gradient, number of entries); used: how many pushes there were, for evictions. A
+    count ends at 2^24, beyond which f4 has no ones.
     """
     alpha, beta, l1, l2 = settings[0], settings[1], settings[2], settings[3]
     for i in range(slots.shape[0]):
@@ -126,3 +127,4 @@ def follow_leader(values: F4, z: F4, n: F4, slots: I4, rows: F4, settings: F8) -
         values[slot, 0] = -math.copysign(beyond, dual) / ((beta + norm) / alpha + l2) if beyond > 0.0 else 0.0
         z[slot, 0], n[slot, 0] = dual, norm
         values[slot, 1] += rows[i, 1]
+        used[slot, 0] += np.float32(1)

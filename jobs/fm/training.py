@@ -13,17 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import Normal, VectorSpec, call, exact_sums, progress
+from mpips import Cluster, Normal, VectorSpec, call, evict, exact_sums, progress
 from mpips import keys as key_arrays
 from mpips.data import Examples
 from mpips.data.numbering import distinct
 from mpips.jobs.fm import kernels
 from mpips.jobs.fm.kernels import F4, F8, I4, SEEN, WEIGHT
 from mpips.jobs.fm.settings import Settings
-from mpips.jobs.sparse_lr.evaluate import Scorer
+from mpips.jobs.sparse_lr.assignment import Assignment
+from mpips.jobs.sparse_lr.evaluate import Data, Scorer
 from mpips.jobs.sparse_lr.online import COLUMNS, Learner, Online, Push, Step, values_of
 from mpips.jobs.sparse_lr.proximal import exact_total
 
+LIMITED_BATCHES = 2
+"""Mini-batches of each worker per call where the rows are limited."""
 FACTORS = progress.Column("factors", "with factors", 13, progress.si)
 
 
@@ -40,6 +43,19 @@ class Machine(Online):
     """A training run."""
 
     columns = (*COLUMNS[:5], FACTORS, *COLUMNS[5:])
+    settings: Settings
+
+    def __init__(self, cluster: Cluster, settings: Settings, assignment: Assignment, data: Data) -> None:
+        if settings.max_rows:
+            # Rows are dropped between calls.
+            self.batches = LIMITED_BATCHES
+        super().__init__(cluster, settings, assignment, data)
+
+    def limit(self) -> None:
+        """Drop features if there are too many."""
+        if self.settings.max_rows:
+            w, v = self.cluster.vectors["w"], self.cluster.vectors["v"]
+            evict(self.cluster, w, self.settings.max_rows, usage="used", also=[v])
 
     def specs(self, aggregate: bool) -> list[VectorSpec]:
         """Return the vectors of linear weights and of factors."""
@@ -50,6 +66,7 @@ class Machine(Online):
         linear = VectorSpec("w", "float32", width=2, update="fm_linear", settings=numbers, **common)
         factors = factors_spec(settings, job.seed, **common)
         self.cluster.facts |= numbers | {"factors": settings.factors, "admit": settings.admit}
+        self.cluster.facts |= {"max_rows": settings.max_rows}
         self.cluster.facts |= {f"factor_{name}": value for name, value in factors.settings.items()}
         return [linear, factors]
 
@@ -60,6 +77,7 @@ class Machine(Online):
         self.size = float(exact_total(linear)[0])
         return {
             "nonzeros": sum(each["nonzeros"] for each in linear),
+            "features": sum(each["rows"] for each in linear),
             "factors": sum(each["rows"] for each in factors),
         }
 

@@ -87,7 +87,14 @@ SCHEMA = {
     **dict.fromkeys(("number", "rounds", "seen"), COUNT),
     "loss": NUMBER,
     "parts": Each([COUNT, COUNT, bool]),
-    "finished?": {"nonzeros": COUNT, "factors?": COUNT, "passes": COUNT, "examples": COUNT, "ended_by": str},
+    "finished?": {
+        "nonzeros": COUNT,
+        "features?": COUNT,
+        "factors?": COUNT,
+        "passes": COUNT,
+        "examples": COUNT,
+        "ended_by": str,
+    },
     "encoding?": ANY,
 }
 """The form of the state in a checkpoint; a part is its worker's index, mini-batches done, and whether finished."""
@@ -106,6 +113,7 @@ class Online:
     """
 
     columns: Sequence[progress.Column] = COLUMNS
+    batches = BATCHES
 
     def __init__(self, cluster: Cluster, settings: Any, assignment: Assignment, data: Data) -> None:
         self.cluster, self.settings, self.data, self.assignment = cluster, settings, data, assignment
@@ -132,6 +140,7 @@ class Online:
                 if (later := cluster.compact(self._restart_state)) is not None:
                     self._continue_from(later)
                 if accounts := self.learn():
+                    self.limit()
                     usage = cluster.recent_usage(accounts)
                     table.update(self._shown() | usage)
                 if cluster.renewed():
@@ -219,8 +228,8 @@ class Online:
         """Let every worker learn from some more mini-batches; return their accounts, none if a worker was lost."""
         cluster, first = self.cluster, self.at.rounds
         each = [{"parts": self._todo(worker)} for worker in cluster.workers.addresses]
-        self.at = self.at._replace(rounds=first + BATCHES)
-        asked = {"count": BATCHES, "first_round": first, "number": self.at.number}
+        self.at = self.at._replace(rounds=first + self.batches)
+        asked = {"count": self.batches, "first_round": first, "number": self.at.number}
         try:
             done = cluster.workers.call("learn", asked, each=each)
         except WorkerLost:
@@ -233,6 +242,9 @@ class Online:
         if cluster.job.layout.hand_over:
             self.parts.hand_over()
         return [one["account"] for one in done]
+
+    def limit(self) -> None:
+        """Limit the number of rows, if the program does, between calls of the workers."""
 
     def flush(self) -> None:
         """Let the workers push the parts of their gradients that filters have held back."""

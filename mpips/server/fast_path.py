@@ -56,6 +56,9 @@ class FastPath:
         shard = link.shard
         if shard is None:
             return
+        if shard.renumbered:
+            self._lists.forget(shard.number)
+            shard.renumbered = False
         self.count(shard)
         if link.learning or link.chain.closing:
             return

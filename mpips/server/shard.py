@@ -199,6 +199,8 @@ class Shard:
         self.vectors: dict[int, Hosted] = {}
         self.changes = 0
         """The number of the last applied change."""
+        self.renumbered = False
+        """Whether keys have other slots than in the lists that the server caches."""
         self._describe = describe
         self.order: ChangeOrder | None = None
         """Records the order of changes, if the run is recorded."""

@@ -9,10 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mpips.calls import BuiltInCall
 from mpips.checkpoint.loading import load_clocks, load_range, vectors
 from mpips.checkpoint.manifest import NOTE
+from mpips.errors import UsageError
 from mpips.server.shard import AGGREGATE, Shard
+from mpips.storage.aggregate import Aggregator
+from mpips.storage.eviction import standings
+from mpips.storage.segment import one_by_one
 from mpips.storage.updates import VectorSpec
 from mpips.storage.vector_clock import NOTHING
 
@@ -43,8 +49,33 @@ def restore(shard: Shard, folder: str) -> dict[str, Any]:
     return {}
 
 
+def evict(shard: Shard, number: int, least: int, usage: str, decay: float, also: list[int]) -> dict[str, Any]:
+    """Drop the rows of a vector with a standing below `least`, and those of others whose keys have none any more."""
+    hosted = shard.hosted(number)
+    segment = hosted.segment
+    kept = standings(segment, usage) >= np.uint64(least)
+    dropped = len(kept) - int(np.count_nonzero(kept))
+    for other in [hosted, *map(shard.hosted, also)]:
+        if other.waiting or other.aggregator.pending():
+            raise UsageError(
+                f"vector {other.segment.spec.name!r}: rows are evicted while pushes are under way"
+            )
+    for other in map(shard.hosted, also):
+        slots = one_by_one(segment.resolve(other.segment.keys_of(slice(0, len(other.segment)))))
+        other.segment.keep((slots >= 0) & np.append(kept, False)[slots])
+    segment.keep(kept)
+    used = segment.state[usage][: len(segment)]
+    used[...] = used * decay
+    for other in [hosted, *map(shard.hosted, also)]:
+        # It has notes by slot.
+        other.aggregator = Aggregator(other.segment, shard.workers)
+    shard.renumbered = True
+    return {"dropped": dropped}
+
+
 BUILT_IN: dict[str, Callable[..., dict[str, Any]]] = {
     BuiltInCall.CREATE_VECTOR: create_vector,
+    BuiltInCall.EVICT: evict,
     BuiltInCall.RESTORE: restore,
 }
 """By name: each gets the shard and the arguments of the call."""

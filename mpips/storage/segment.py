@@ -8,7 +8,7 @@ key range is one run of slots. Wherever slots are one run, also in a sparse segm
 array views.
 
 All operations use slots: `resolve` maps keys to slots once, and a server that caches a worker's key list keeps the
-slots, which are valid as long as the segment exists.
+slots, which are valid until rows are dropped (`Segment.keep`).
 
 When an update raises, the error is sent to the caller and the segment continues to serve: new keys keep their slots
 with initial rows, rows that the function has already changed stay changed (there is no roll-back), and the round is
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.errors import LayoutError, ProtocolError
+from mpips.errors import LayoutError, ProtocolError, UsageError
 from mpips.jit.kernel import kernel
 from mpips.keys import KeyArray, is_wide, upper
 from mpips.ranges import ALL, KeyRange, coalesce, intersection
@@ -142,8 +142,7 @@ class Segment:
                     f"{column.fill!r} a number of {column.dtype}"
                 )
         expect = 0 if spec.dense else min(expect, MAX_KEYS)
-        self._wide = spec.key_bits == 128
-        self._index: KeyIndex | PairIndex = PairIndex(expect) if self._wide else KeyIndex(expect)
+        self._wide, self._layout = spec.key_bits == 128, columns
         spans = [piece.span for piece in self.ranges]
         self._count = sum(spans) if spec.dense else 0
         if self._count > MAX_KEYS:
@@ -155,15 +154,9 @@ class Segment:
         # The owned range, if there is only one: most checks compare with it.
         self._first, self._last = int(self._begins[0]), int(self._lasts[0]) if len(self.ranges) == 1 else -1
         self._offsets = np.cumsum([0, *spans[:-1]]).astype(np.int64) if spec.dense else np.zeros(1, np.int64)
-        self._columns = {
-            name: GrowableArray(
-                column.dtype, (column.width,), max(self._count, expect), column.fill, touch=expect > 0
-            )
-            for name, column in columns.items()
-        }
         self.moves = 0
         """How many times the arrays have moved in memory."""
-        self._publish()
+        self._allocate(expect)
         self._zero = spec.init == 0
         """Whether new rows and keys without a slot are 0."""
         if spec.dense and not self._zero:
@@ -171,6 +164,17 @@ class Segment:
                 for begin in range(mine.begin, mine.end, _PIECE):
                     keys, run = self.select(KeyRange(begin, min(begin + _PIECE, mine.end)))
                     initial.fill(spec.init, keys, self.values[run])
+
+    def _allocate(self, expect: int) -> None:
+        """Make an empty index, and the arrays, with room for so many keys."""
+        self._index: KeyIndex | PairIndex = PairIndex(expect) if self._wide else KeyIndex(expect)
+        self._columns = {
+            name: GrowableArray(
+                column.dtype, (column.width,), max(self._count, expect), column.fill, touch=expect > 0
+            )
+            for name, column in self._layout.items()
+        }
+        self._publish()
 
     def _publish(self) -> None:
         arrays = {name: column.array for name, column in self._columns.items()}
@@ -513,3 +517,23 @@ class Segment:
         self.values[slots] = rows.values
         for name, column in rows.state.items():
             self.state[name][slots] = column
+
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Drop the rows of a sparse segment whose slots are not among `kept`, b1[len]; the others get new slots.
+
+        Slots that were resolved before are no longer valid. UsageError for a dense segment.
+        """
+        if self.spec.dense:
+            raise UsageError(f"vector {self.spec.name!r}: a dense vector has a row for each key")
+        keys, found = self.select()
+        slots = one_by_one(found)
+        keys, slots = keys[kept[slots]], slots[kept[slots]]
+        rows = Rows(keys, self.values[slots], {name: column[slots] for name, column in self.state.items()})
+        places = np.full(len(kept), -1, np.int32)
+        places[slots] = np.arange(len(slots), dtype=np.int32)
+        for name, (of, noted) in self.notes.items():
+            stay = places[of] >= 0
+            self.notes[name] = places[of][stay], noted[stay]
+        self._count = 0
+        self._allocate(len(keys))
+        self.import_state(rows)

@@ -172,6 +172,24 @@ def test_the_same_bits_on_any_layout_and_when_a_server_is_killed(
     assert len({tuple(outcome.passes("mean loss")) for outcome in found}) == 1
 
 
+def test_evictions_give_the_same_bits_and_hold_the_limit(data_set: DataSet, tmp_path: Path) -> None:
+    settings = SETTINGS | {"admit": 5, "max_rows": 25, "passes": 3, "batch": 2}
+    how: dict[str, Any] = {"program": "fm", "settings": settings}
+    hooks = Hooks(checkpoints=tmp_path)
+    lost = {"replicas": 1, "faults": [Fault("kill", 2, after_messages=900)]}
+    found = [
+        run_twin(data_set, 1, 2, **how, checkpoint={"every": 1, "keep": 9}, hooks=hooks),
+        run_twin(data_set, 3, 2, **how, delays=random_delays(3, delay=0.01)),
+        run_twin(data_set, 3, 2, **how, network=lost),
+        run_twin(data_set, 2, 2, **how, hooks=Hooks(resume=complete(tmp_path)[0])),
+    ]
+    assert len({outcome.sha for outcome in found}) == 1
+    for outcome in found:
+        assert max(outcome.passes("features")) <= 25 and min(outcome.passes("features")) >= 18
+        assert 0 < outcome.metrics["factors"] <= outcome.metrics["features"]
+    assert found[0].metrics["logloss"] < np.log(2.0)
+
+
 def test_resume_gives_the_same_bits(data_set: DataSet, tmp_path: Path) -> None:
     settings = SETTINGS | {"admit": 10, "passes": 3}
     hooks = Hooks(checkpoints=tmp_path)
