@@ -81,7 +81,6 @@ if TYPE_CHECKING:
     from mpips.report import charts as charts
     from mpips.rundir import progress as progress
     from mpips.scheduler.data_assignment import Cut as Cut, Workload as Workload
-    from mpips.scheduler.eviction import evict as evict
     from mpips.scheduler.finishing import finish as finish
     from mpips.scheduler.group import Group as Group
     from mpips.scheduler.scheduler import Cluster as Cluster
@@ -131,7 +130,6 @@ _HOMES = {
     "mpips.ranges": "ALL KeyRange",
     "mpips.rank.simulation": "simulate",
     "mpips.scheduler.data_assignment": "Cut Workload",
-    "mpips.scheduler.eviction": "evict",
     "mpips.scheduler.finishing": "finish",
     "mpips.scheduler.group": "Group",
     "mpips.scheduler.scheduler": "Cluster",

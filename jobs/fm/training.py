@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import Cluster, Normal, VectorSpec, call, evict, exact_sums, progress
+from mpips import Cluster, Normal, VectorSpec, call, exact_sums, progress
 from mpips import keys as key_arrays
 from mpips.data import Examples
 from mpips.data.numbering import distinct
@@ -55,7 +55,7 @@ class Machine(Online):
         """Drop features if there are too many."""
         if self.settings.max_rows:
             w, v = self.cluster.vectors["w"], self.cluster.vectors["v"]
-            evict(self.cluster, w, self.settings.max_rows, usage="used", also=[v])
+            self.cluster.evict(w, self.settings.max_rows, usage="used", also=[v])
 
     def specs(self, aggregate: bool) -> list[VectorSpec]:
         """Return the vectors of linear weights and of factors."""

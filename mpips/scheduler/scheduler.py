@@ -51,6 +51,7 @@ from mpips.scheduler.output import Output
 from mpips.scheduler.pending_orders import PendingOrders
 from mpips.scheduler.regrouping import Regrouped, new_workers, still_workers
 from mpips.scheduler.time_limit import Durations
+from mpips.storage.eviction import least_that_stays
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
 from mpips.tracing.trace_file import What
@@ -658,6 +659,56 @@ class Cluster:
     def export(self, vector: Vector) -> Iterator[tuple[KeyArray, NDArray[Any]]]:
         """Yield a whole vector in key order, (keys, rows) in chunks of bounded size, without rows of initial values."""
         return export(self.node, vector)
+
+    def evict(
+        self, vector: Vector, most: int, *, usage: str, also: Sequence[Vector] = (), decay: float = 0.5
+    ) -> int:
+        """Drop the least used rows of a sparse vector if it has more than `most`; return how many.
+
+        Nine tenths of `most` remain, the same ones on any layout. Dropped keys read as their initial values again, and
+        a push makes a new row. All copies drop the same rows at the same place among the pushes, and checkpoints have
+        those that remain. No requests for these vectors may be under way: those of a worker's call are over when it has
+        returned.
+
+        Args:
+            vector: a sparse vector.
+            most: the largest number of rows.
+            usage: the state column, of its update, that says how much a row is used.
+            also: sparse vectors whose rows are dropped for all keys that have no row of `vector` any more.
+            decay: the factor by which the usage of the remaining rows is multiplied, from 0 to 1.
+
+        Raises:
+            UsageError: `most` or `decay` is out of range.
+            RemoteError: the update has no such column, or a vector is dense, or pushes are under way.
+
+        >>> from mpips import Column, VectorSpec, simulate, update
+        >>> @update("example_counted", columns=lambda spec: {"pushes": Column("int64")})
+        ... def counted(values, state, slots, rows, settings):
+        ...     state["pushes"][slots] += 1
+        ...     values[slots] += rows
+        >>> def schedule(cluster):
+        ...     w = cluster.create_vector(VectorSpec("w", update="example_counted"))
+        ...     keys = np.arange(20, dtype=np.uint64)
+        ...     for some in (keys, keys[5:]):
+        ...         w.push(some, np.ones(len(some))).result()
+        ...     dropped = cluster.evict(w, 16, usage="pushes")
+        ...     return dropped, int(w.pull(keys[:5]).result().sum()), int(w.pull(keys[5:]).result().sum())
+        >>> simulate(schedule, worker=lambda context: None)
+        (5, 0, 30)
+        """
+        if most < 1 or not 0.0 <= decay <= 1.0:
+            raise UsageError(f"evict: most is {most!r}, at least 1; decay {decay!r}, from 0 to 1")
+
+        def histogram_of(prefix: int, shift: int) -> list[dict[str, Any]]:
+            asked = {"usage": usage, "prefix": prefix, "shift": shift}
+            return self.servers.call("standing_histogram", asked, vector=vector)
+
+        least = least_that_stays(histogram_of, most)
+        if least is None:
+            return 0
+        numbers = [each.number for each in also]
+        args = {"number": vector.number, "least": least, "usage": usage, "decay": decay, "also": numbers}
+        return sum(each["dropped"] for each in self.servers.call(BuiltInCall.EVICT, args))
 
     def digest(self, vector: Vector) -> str:
         """Return the SHA-256 of (key, row) records in key order: the same for any layout that holds the same values."""

@@ -8,6 +8,7 @@ least standing that stays, 8 bits at a time, by histograms of all shards; then e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from mpips.storage.updates import call
 
 BITS = 8
 """Bits of a standing that one histogram tells apart."""
+ROOM = 10
+"""An eviction leaves room for one row in so many, so that it is not needed again at once."""
 _HALF = np.uint64(32)
 
 
@@ -68,3 +71,32 @@ def histogram(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
         found = found[found >> np.uint64(shift + BITS) == np.uint64(args["prefix"])]
     digits = (found >> np.uint64(shift)).astype(np.int64) & (2**BITS - 1)
     return {"rows": len(segment), "counts": np.bincount(digits, minlength=2**BITS).tolist()}
+
+
+def least_that_stays(histogram_of: Callable[[int, int], list[dict[str, Any]]], most: int) -> int | None:
+    """Return the least standing of the rows that stay: nine tenths of `most`; None if there are no more than `most`.
+
+    `histogram_of(prefix, shift)` returns what `histogram` does, of each shard.
+
+    >>> keys = np.arange(100, dtype=np.uint64) << np.uint64(40)
+    >>> def histogram_of(prefix, shift):
+    ...     found = keys[keys >> np.uint64(shift) >> np.uint64(8) == prefix] >> np.uint64(shift)
+    ...     counts = np.bincount(found.astype(np.int64) & 255, minlength=256)
+    ...     return [{"rows": len(keys), "counts": counts.tolist()}]
+    >>> least_that_stays(histogram_of, 50) == int(keys[55]), least_that_stays(histogram_of, 100)
+    (True, None)
+    """
+    left, prefix, shift = most - most // ROOM, 0, 64 - BITS
+    found = histogram_of(prefix, shift)
+    if sum(each["rows"] for each in found) <= most:
+        return None
+    while True:
+        counts = np.sum([each["counts"] for each in found], axis=0)
+        from_above = np.cumsum(counts[::-1])[::-1]
+        # The rows with this value, or a larger one, all stay; the next bits decide among those with the value before.
+        digit = int(np.count_nonzero(from_above > left))
+        left -= int(from_above[digit]) if digit < len(counts) else 0
+        if left == 0 or shift == 0:
+            return min(((prefix << BITS) + digit) << shift, 2**64 - 1)
+        prefix, shift = (prefix << BITS) + digit - 1, shift - BITS
+        found = histogram_of(prefix, shift)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from simulated import simulate
 
-from mpips import Cluster, Column, RemoteError, VectorSpec, evict, update
+from mpips import Cluster, Column, RemoteError, VectorSpec, update
 from mpips.storage.eviction import standings
 from mpips.storage.segment import Segment
 from mpips.transport.network_faults import Fault
@@ -63,8 +63,8 @@ def schedule(cluster: Cluster) -> Any:
         for keys, listed in zip(OFTEN, lists, strict=True):
             w.push(listed, np.ones((len(keys), 2))).result()
         other.push(KEYS[:300], np.ones(300)).result()
-        dropped.append(evict(cluster, w, 150, usage="pushes", also=[other]))
-    assert evict(cluster, w, 150, usage="pushes") == 0
+        dropped.append(cluster.evict(w, 150, usage="pushes", also=[other]))
+    assert cluster.evict(w, 150, usage="pushes") == 0
     return dropped, w.pull(KEYS).result(), other.pull(KEYS).result(), cluster.digest(w), cluster.digest(other)
 
 
@@ -107,7 +107,7 @@ def test_the_same_rows_go_on_any_layout_and_when_a_server_is_killed() -> None:
 def test_what_cannot_be_evicted() -> None:
     def attempt(cluster: Cluster) -> None:
         w = cluster.create_vector(VectorSpec("w", update="adagrad"))
-        evict(cluster, w, 10, usage="pushes")
+        cluster.evict(w, 10, usage="pushes")
 
     with pytest.raises(
         RemoteError, match=r"vector 'w': .* cannot be evicted by 'pushes'; its state columns are: n"
