@@ -173,10 +173,10 @@ def test_the_same_bits_on_any_layout_and_when_a_server_is_killed(
 
 
 def test_evictions_give_the_same_bits_and_hold_the_limit(data_set: DataSet, tmp_path: Path) -> None:
-    settings = SETTINGS | {"admit": 5, "max_rows": 25, "passes": 3, "batch": 2}
+    settings = SETTINGS | {"admit": 5, "max_rows": 25, "batch": 5}
     how: dict[str, Any] = {"program": "fm", "settings": settings}
     hooks = Hooks(checkpoints=tmp_path)
-    lost = {"replicas": 1, "faults": [Fault("kill", 2, after_messages=900)]}
+    lost = {"replicas": 1, "faults": [Fault("kill", 2, after_messages=300)]}
     found = [
         run_twin(data_set, 1, 2, **how, checkpoint={"every": 1, "keep": 9}, hooks=hooks),
         run_twin(data_set, 3, 2, **how, delays=random_delays(3, delay=0.01)),
