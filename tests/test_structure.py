@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent / "mpips"
 NAMES = """
     exit_codes errors forked ranges typed consistency calls
     process files jit keys rundir storage data transport filters tasks checkpoint cluster membership history tracing
-    config server worker scheduler provenance replay launch rank report client testing estimators planning jobs bench
-    cli
+    config server worker scheduler provenance replay launch rank report client testing estimators embedding torch jax
+    planning jobs bench cli
 """
 ORDER = NAMES.split()
 """Modules of the root and packages; each imports only what stands before it."""

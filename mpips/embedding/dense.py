@@ -1,0 +1,112 @@
+"""Dense parameters on the servers, such as the weights of a network's layers, which all workers step together.
+
+The servers hold what the parameters differ by from the values that they begin with. All workers compute these values
+alike (the same seed), so nobody has to send them, and a worker that joins later, or after a recovery, needs no more
+than a pull. In each round every worker pushes its gradient, the servers sum them in worker order, take one step, and
+answer with the new values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mpips.consistency import Consistency, sequential, unmet
+from mpips.errors import UsageError
+from mpips.ranges import KeyRange
+from mpips.storage.updates import Setting, VectorSpec
+from mpips.tasks.task import Task
+from mpips.worker.vector import Vector
+
+Array = NDArray[Any]
+
+
+class Dense:
+    """Parameters that are stepped by all workers in rounds; see the module.
+
+    Args:
+        vector: made of `Dense.spec`.
+        initial: the values to begin with, the same in all workers, [size].
+        consistency: the rounds whose steps a round's parameters have: `sequential`, all earlier ones.
+        first: the number of the first round, the same in all workers.
+
+    >>> from mpips import simulate
+    >>> from mpips.embedding import Dense
+    >>> class Worker:
+    ...     def __init__(self, context):
+    ...         self.context = context
+    ...
+    ...     def train(self):
+    ...         weights = Dense(self.context.vectors["layers"], np.ones(2))
+    ...         weights.step(np.array([1.0, 10.0], np.float32))
+    ...         return weights.values.tolist()
+    >>> def schedule(cluster):
+    ...     cluster.create_vector(Dense.spec("layers", 2, "sgd", {"rate": 0.5}))
+    ...     return cluster.workers.call("train")
+    >>> simulate(schedule, Worker, workers=2)
+    [[0.0, -9.0], [0.0, -9.0]]
+    """
+
+    def __init__(
+        self, vector: Vector, initial: ArrayLike, consistency: Consistency = sequential, first: int = 0
+    ) -> None:
+        spec = vector.spec
+        self.vector, self.consistency = vector, consistency
+        self.initial = np.array(initial, spec.dtype)
+        if not (spec.aggregate and spec.dense) or self.initial.shape != (spec.extent,):
+            raise UsageError(
+                f"dense parameters {spec.name}: {self.initial.shape} values for a vector of extent {spec.extent};"
+                " make the vector by Dense.spec(name, size)"
+            )
+        self._range, self._next = KeyRange(0, spec.extent), first
+        self._offsets: Array = np.asarray(vector.pull(self._range).result()).reshape(-1)
+        self._rounds: dict[int, Task] = {}
+
+    @staticmethod
+    def spec(
+        name: str,
+        size: int,
+        update: str = "adam",
+        settings: dict[str, Setting] | None = None,
+        dtype: str = "float32",
+    ) -> VectorSpec:
+        """Return the specification of a vector for `size` parameters.
+
+        >>> Dense.spec("layers", 10).aggregate
+        True
+        """
+        return VectorSpec(
+            name, dtype, extent=size, dense=True, aggregate=True, update=update, settings=settings or {}
+        )
+
+    @property
+    def values(self) -> Array:
+        """The parameters for the next round, [size]: waits for the steps that it depends on."""
+        depends = unmet(self.consistency(self._next), self._rounds)
+        self.vector.node.wait_all(self._rounds[number] for number in depends)
+        for number in sorted(self._rounds):
+            if not self._rounds[number].done:
+                break
+            # An answer has the steps of all earlier rounds.
+            self._offsets = np.asarray(self._rounds.pop(number).result()).reshape(-1)
+        found: Array = self.initial + self._offsets
+        return found
+
+    def step(self, gradient: ArrayLike) -> Task:
+        """Take part in the next round with this gradient, [size]: the step is along the sum of all workers'.
+
+        Raises:
+            UsageError: the gradient is not of this shape and of the vector's dtype.
+            WorkerLost: as of `Vector.push`.
+        """
+        # A copy: frameworks write the next gradient to the same place, and rows are sent without one.
+        task = self.vector.push_pull(self._range, np.array(gradient), round=self._next)
+        self._rounds[self._next] = task
+        self._next += 1
+        return task
+
+    def settle(self) -> None:
+        """Wait until all rounds are finished."""
+        self.vector.node.wait_all(self._rounds.values())

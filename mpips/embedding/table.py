@@ -1,0 +1,211 @@
+"""The rows of a vector as mini-batches use them.
+
+A mini-batch is fetched (its ids' rows are pulled), computed, and its gradients are pushed. Mini-batches are numbered,
+and the consistency model says which pushes the pull of mini-batch t waits for: `sequential` all earlier ones,
+`bounded(tau)` all but the last tau. A later mini-batch can be fetched before: its pull is sent as soon as the pushes
+that it waits for are applied, while the program computes. So with tau >= 1 the rows of the next mini-batch travel during
+the present one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mpips.consistency import Consistency, sequential, unmet
+from mpips.errors import UsageError
+from mpips.keys import KeyArray
+from mpips.tasks.task import Task
+from mpips.transport.message import NO_ROUND
+from mpips.worker.places import Places, places_of
+from mpips.worker.vector import Vector
+
+Array = NDArray[Any]
+
+
+class Fetched:
+    """The rows of a mini-batch's ids, each distinct id once; `Embedding.fetch` and `read` make it.
+
+    `keys` u8[m] are the distinct ids, ascending, and `places` i4[n] says which of them each id is.
+    """
+
+    def __init__(self, table: Embedding, where: Places, number: int | None) -> None:
+        self.number = number
+        """The number of the mini-batch; None if nothing is pushed for it."""
+        self._table, self._where = table, where
+        self._task: Task | None = None
+
+    @property
+    def keys(self) -> KeyArray:
+        """The distinct ids, ascending: u8[m], or KEY128[m]."""
+        return self._where.keys
+
+    @property
+    def places(self) -> NDArray[np.int32]:
+        """Where each id is among `keys`: i4[n]."""
+        return self._where.places
+
+    @property
+    def rows(self) -> Array:
+        """The rows of `keys`, [m, width]; waits for them.
+
+        Raises:
+            UsageError: the gradients of a mini-batch that this one waits for are not pushed yet.
+        """
+        if self._task is None:
+            self._table._refuse_missing(self)
+        assert self._task is not None
+        found: Array = self._task.result()
+        return found.reshape(len(self.keys), self._table.vector.spec.width)
+
+    @property
+    def rows_of_ids(self) -> Array:
+        """The row of each id, in the order of the ids: [n, width]; waits for them."""
+        found: Array = self.rows[self.places]
+        return found
+
+    def push(self, gradients: ArrayLike) -> Task:
+        """Push one row for each of `keys`, [m, width]; those of repeated ids are already summed.
+
+        Raises:
+            UsageError: this mini-batch was read, not fetched, or is pushed already; further errors as `Vector.push`.
+        """
+        return self._table._push(self, np.asarray(gradients))
+
+    def push_of_ids(self, gradients: ArrayLike) -> Task:
+        """Push one row for each id, [n, width]; those of an id that comes several times are summed.
+
+        Raises:
+            UsageError: there is not one row for each id; further errors as `push`.
+        """
+        given = np.asarray(gradients)
+        if len(given) != len(self.places):
+            raise UsageError(f"{self._table}: {len(given)} rows for {len(self.places)} ids")
+        return self.push(self._where.summed(given))
+
+    def drop(self) -> None:
+        """Push nothing for this mini-batch, whose gradients are not needed: later ones do not wait for it."""
+        width = (0, self._table.vector.spec.width)
+        self._table._push(self, np.empty(width, self._table.vector.spec.dtype), dropped=True)
+
+
+class Embedding:
+    """The rows of a vector in a worker's mini-batches; see the module.
+
+    Args:
+        vector: of any width, with an update for gradients, such as `adagrad`. If it aggregates, all workers push in
+            rounds, and must fetch the same number of mini-batches.
+        consistency: which earlier mini-batches' pushes a pull waits for.
+        first: the number of the first mini-batch. It is the number of its round, too: in an aggregating vector all
+            workers begin with the same.
+
+    >>> from mpips import VectorSpec, simulate
+    >>> from mpips.embedding import Embedding
+    >>> class Worker:
+    ...     def __init__(self, context):
+    ...         self.context = context
+    ...
+    ...     def train(self):
+    ...         table = Embedding(self.context.vectors["items"])
+    ...         batch = table.fetch([7, 3, 7])
+    ...         ahead = table.fetch([3])
+    ...         batch.push_of_ids(np.ones((3, 2)))
+    ...         return [batch.rows_of_ids.tolist(), ahead.rows.tolist()]
+    >>> def schedule(cluster):
+    ...     cluster.create_vector(VectorSpec("items", width=2, update="sgd", settings={"rate": 0.5}, init=1.0))
+    ...     return cluster.workers.call("train")
+    >>> simulate(schedule, Worker)
+    [[[[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], [[0.5, 0.5]]]]
+    """
+
+    def __init__(self, vector: Vector, consistency: Consistency = sequential, first: int = 0) -> None:
+        self.vector, self.consistency = vector, consistency
+        self._next = first
+        # Mini-batches whose gradients are not pushed yet, and pushes that are not applied yet, by number.
+        self._unpushed: dict[int, Fetched] = {}
+        self._pushes: dict[int, Task] = {}
+        # Fetched mini-batches whose pulls wait for gradients that are not pushed yet.
+        self._deferred: list[Fetched] = []
+
+    def __repr__(self) -> str:
+        return f"embedding {self.vector.spec.name}"
+
+    def fetch(self, ids: ArrayLike) -> Fetched:
+        """Begin to fetch the next mini-batch's rows; its gradients must be pushed, or it must be dropped.
+
+        Args:
+            ids: integers from 0 in any order and with repeats, [n], as of `Vector.lookup`.
+
+        Raises:
+            UsageError: the ids are not of this form.
+        """
+        found = Fetched(self, self._places(ids), self._next)
+        self._next += 1
+        self._pull_or_defer(found)
+        self._unpushed[self._number(found)] = found
+        return found
+
+    def read(self, ids: ArrayLike) -> Fetched:
+        """Begin to fetch rows for which nothing is pushed, for example to score; all own pushes so far are in them."""
+        found = Fetched(self, self._places(ids), None)
+        found._task = self.vector.pull(found.keys, after=list(self._unapplied().values()))
+        return found
+
+    def settle(self) -> None:
+        """Wait until all pushes are applied.
+
+        Raises:
+            UsageError: a fetched mini-batch was neither pushed nor dropped.
+        """
+        if self._unpushed:
+            raise UsageError(f"{self}: {self._missing(self._unpushed)}")
+        self.vector.node.wait_all(self._unapplied().values())
+
+    def _places(self, ids: ArrayLike) -> Places:
+        return places_of(ids, self.vector.spec.key_bits, self.vector.spec.name)
+
+    def _number(self, fetched: Fetched) -> int:
+        if fetched.number is None:
+            raise UsageError(f"{self}: these rows were read, not fetched: nothing is pushed for them")
+        return fetched.number
+
+    def _unapplied(self) -> dict[int, Task]:
+        self._pushes = {number: task for number, task in self._pushes.items() if not task.done}
+        return self._pushes
+
+    def _pull_or_defer(self, fetched: Fetched) -> None:
+        """Send the pull of a mini-batch, unless it waits for gradients that the program has not computed yet."""
+        before = self.consistency(self._number(fetched))
+        if unmet(before, self._unpushed):
+            self._deferred.append(fetched)
+            return
+        pushes = self._unapplied()
+        after = [pushes[number] for number in unmet(before, pushes)]
+        fetched._task = self.vector.pull(fetched.keys, after=after)
+
+    def _push(self, fetched: Fetched, rows: Array, dropped: bool = False) -> Task:
+        number = self._number(fetched)
+        if number not in self._unpushed:
+            raise UsageError(f"{self}: the gradients of mini-batch {number} are pushed already")
+        round_ = number if self.vector.spec.aggregate else NO_ROUND
+        keys = fetched.keys[:0] if dropped else fetched.keys
+        task = self.vector.push(keys, rows, round=round_)
+        del self._unpushed[number]
+        self._pushes[number] = task
+        deferred, self._deferred = self._deferred, []
+        for each in deferred:
+            self._pull_or_defer(each)
+        return task
+
+    def _refuse_missing(self, fetched: Fetched) -> None:
+        missing = unmet(self.consistency(self._number(fetched)), self._unpushed)
+        raise UsageError(f"{self}: the rows of mini-batch {fetched.number} wait: {self._missing(missing)}")
+
+    def _missing(self, numbers: Sequence[int] | dict[int, Fetched]) -> str:
+        return (
+            f"mini-batch {min(numbers)} was fetched, and its gradients are not pushed; push them, or drop() it, or"
+            " read() rows for which nothing is pushed"
+        )

@@ -1,0 +1,155 @@
+"""Embeddings and dense parameters on the servers, for functions of JAX.
+
+    items = Embedding(context.vectors["items"])
+    layers = Dense(context.vectors["layers"], initial)          # a tree of arrays
+    for ids, labels in batches:
+        batch = items.fetch(ids)
+        loss, (of_layers, of_rows) = value_and_grad(layers.values, batch.rows, batch.places, labels)
+        batch.push(of_rows)
+        layers.step(of_layers)
+
+with `value_and_grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))` of a function
+`loss(layers, rows, places, labels)` that computes with `rows[places]`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.flatten_util import ravel_pytree
+from numpy.typing import ArrayLike
+
+from mpips.consistency import Consistency, sequential
+from mpips.embedding import dense, table
+from mpips.tasks.task import Task
+from mpips.worker.vector import Vector
+
+
+class Fetched:
+    """The rows of a mini-batch's ids as arrays of JAX; `Embedding.fetch` and `read` make it."""
+
+    def __init__(self, fetched: table.Fetched, shape: tuple[int, ...]) -> None:
+        self._fetched, self._shape = fetched, shape
+
+    @property
+    def rows(self) -> Array:
+        """The rows of the distinct ids, [capacity, width]; waits for them.
+
+        The capacity is the next power of two, so that a function is compiled for few shapes. Further rows are 0.
+        """
+        rows = self._fetched.rows
+        padded = np.zeros((1 << max(len(rows) - 1, 0).bit_length(), rows.shape[1]), rows.dtype)
+        padded[: len(rows)] = rows
+        return jnp.asarray(padded)
+
+    @property
+    def places(self) -> Array:
+        """Where each id is among the rows, i4 of the shape of the ids."""
+        return jnp.asarray(self._fetched.places.reshape(self._shape))
+
+    def push(self, gradients: ArrayLike) -> Task:
+        """Push the gradients of `rows`, [capacity, width].
+
+        Raises:
+            UsageError: as of `mpips.embedding.Fetched.push`.
+        """
+        return self._fetched.push(np.asarray(gradients)[: len(self._fetched.keys)])
+
+    def drop(self) -> None:
+        """Push nothing for this mini-batch: later ones do not wait for it."""
+        self._fetched.drop()
+
+
+class Embedding:
+    """Rows of ids, which are any integers from 0.
+
+    Args:
+        vector: its rows have the vector's width and dtype; its update takes the steps.
+        consistency: as of `mpips.embedding.Embedding`.
+        first: the number of the first mini-batch.
+
+    >>> import jax
+    >>> from mpips import VectorSpec, simulate
+    >>> class Worker:
+    ...     def __init__(self, context):
+    ...         self.context = context
+    ...
+    ...     def train(self):
+    ...         items = Embedding(self.context.vectors["items"])
+    ...         batch = items.fetch([7, 3, 7])
+    ...         batch.push(jax.grad(lambda rows: rows[batch.places].sum())(batch.rows))
+    ...         found = items.read([3, 7, 8])
+    ...         return found.rows[found.places].tolist()
+    >>> def schedule(cluster):
+    ...     sgd = {"rate": 0.5}
+    ...     cluster.create_vector(VectorSpec("items", "float32", 2, update="sgd", settings=sgd, init=1.0))
+    ...     return cluster.workers.call("train")[0]
+    >>> simulate(schedule, Worker)
+    [[0.5, 0.5], [0.0, 0.0], [1.0, 1.0]]
+    """
+
+    def __init__(self, vector: Vector, consistency: Consistency = sequential, first: int = 0) -> None:
+        self.table = table.Embedding(vector, consistency, first)
+
+    def fetch(self, ids: ArrayLike) -> Fetched:
+        """Begin to fetch the next mini-batch's rows, of ids of any shape; its gradients must be pushed, or dropped."""
+        array = np.asarray(ids)
+        return Fetched(self.table.fetch(array.reshape(-1)), array.shape)
+
+    def read(self, ids: ArrayLike) -> Fetched:
+        """Begin to fetch rows for which nothing is pushed, for example to score."""
+        array = np.asarray(ids)
+        return Fetched(self.table.read(array.reshape(-1)), array.shape)
+
+    def settle(self) -> None:
+        """Wait until all pushes are applied."""
+        self.table.settle()
+
+
+class Dense:
+    """A tree of parameters on the servers, stepped by all workers in rounds.
+
+    Args:
+        vector: made of `mpips.embedding.Dense.spec(name, size)`, size the number of parameters.
+        initial: the values to begin with, the same in all workers: any tree of arrays.
+        consistency: as of `mpips.embedding.Dense`.
+        first: the number of the first round, the same in all workers.
+
+    >>> from mpips import simulate
+    >>> from mpips.embedding import Dense as Parameters
+    >>> class Worker:
+    ...     def __init__(self, context):
+    ...         self.context = context
+    ...
+    ...     def train(self):
+    ...         layers = Dense(self.context.vectors["layers"], {"w": jnp.ones(2), "b": jnp.zeros(1)})
+    ...         layers.step({"w": jnp.array([1.0, 2.0]), "b": jnp.ones(1)})
+    ...         return {name: array.tolist() for name, array in layers.values.items()}
+    >>> def schedule(cluster):
+    ...     cluster.create_vector(Parameters.spec("layers", 3, "sgd", {"rate": 0.5}))
+    ...     return cluster.workers.call("train")[0]
+    >>> simulate(schedule, Worker)
+    {'b': [-0.5], 'w': [0.5, 0.0]}
+    """
+
+    def __init__(
+        self, vector: Vector, initial: Any, consistency: Consistency = sequential, first: int = 0
+    ) -> None:
+        values, self._tree_of = ravel_pytree(initial)
+        self._parameters = dense.Dense(vector, np.asarray(values), consistency, first)
+
+    @property
+    def values(self) -> Any:
+        """The tree of the parameters for the next round; waits for the steps that it depends on."""
+        return self._tree_of(jnp.asarray(self._parameters.values))
+
+    def step(self, gradients: Any) -> Task:
+        """Take part in the next round with a tree of gradients: the step is along the sum of all workers'."""
+        return self._parameters.step(np.asarray(ravel_pytree(gradients)[0]))
+
+    def settle(self) -> None:
+        """Wait until all rounds are finished."""
+        self._parameters.settle()

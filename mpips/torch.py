@@ -1,0 +1,225 @@
+"""Embeddings and dense parameters on the servers, as modules of PyTorch.
+
+    users = Embedding(context.vectors["users"])             # in place of torch.nn.Embedding
+    tower = Dense(context.vectors["tower"], torch.nn.Linear(16, 1))
+    for ids, labels in batches:
+        loss = criterion(tower(users(ids)), labels)
+        loss.backward()                                       # pushes the gradients of the embeddings' rows
+        tower.step()                                          # and of the layers, in a round of all workers
+
+Rows of ids are no parameters of the module: no optimiser sees them, the servers take the steps (the vector's update).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mpips.consistency import Consistency, sequential
+from mpips.embedding import dense, table
+from mpips.errors import UsageError
+from mpips.tasks.task import Task
+from mpips.worker.vector import Vector
+
+
+class _Rows(nn.Module):
+    """What both kinds of embeddings share: rows that are fetched ahead, and pushed when their gradient is there."""
+
+    def __init__(self, vector: Vector, consistency: Consistency = sequential, first: int = 0) -> None:
+        super().__init__()
+        self.table = table.Embedding(vector, consistency, first)
+        self._ahead: deque[tuple[Tensor, table.Fetched]] = deque()
+
+    def prefetch(self, ids: Tensor) -> None:
+        """Begin to fetch the rows of a later mini-batch, which `forward` is then called with, in the same order."""
+        self._ahead.append((ids, self.table.fetch(_flat(ids))))
+
+    def _fetched(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distinct rows, and the places of the ids among them."""
+        if not (self.training and torch.is_grad_enabled()):
+            found = self.table.read(_flat(ids))
+            return torch.from_numpy(found.rows), _places(found, ids)
+        if self._ahead:
+            given, found = self._ahead.popleft()
+            if given is not ids and not torch.equal(given, ids):
+                raise UsageError(
+                    f"{self.table}: forward has other ids than the mini-batch that was prefetched"
+                )
+        else:
+            found = self.table.fetch(_flat(ids))
+        rows = torch.from_numpy(found.rows).requires_grad_()
+
+        def push(leaf: Tensor) -> None:
+            assert leaf.grad is not None
+            found.push(leaf.grad.numpy())
+            leaf.grad = None
+
+        rows.register_post_accumulate_grad_hook(push)
+        return rows, _places(found, ids)
+
+
+class Embedding(_Rows):
+    """Rows of ids, as `torch.nn.Embedding`; ids are any integers from 0, and `forward` takes a tensor of any shape.
+
+    In training each `forward` is followed by one `backward`, which pushes the gradients; `eval()` and
+    `torch.no_grad()` only read.
+
+    Args:
+        vector: its rows have the vector's width and dtype; its update takes the steps.
+        consistency: as of `mpips.embedding.Embedding`.
+        first: the number of the first mini-batch.
+
+    >>> from mpips import VectorSpec, simulate
+    >>> class Worker:
+    ...     def __init__(self, context):
+    ...         self.context = context
+    ...
+    ...     def train(self):
+    ...         items = Embedding(self.context.vectors["items"])
+    ...         items(torch.tensor([7, 3, 7])).sum().backward()
+    ...         return items.eval()(torch.tensor([3, 7, 8])).tolist()
+    >>> def schedule(cluster):
+    ...     sgd = {"rate": 0.5}
+    ...     cluster.create_vector(VectorSpec("items", "float32", 2, update="sgd", settings=sgd, init=1.0))
+    ...     return cluster.workers.call("train")[0]
+    >>> simulate(schedule, Worker)
+    [[0.5, 0.5], [0.0, 0.0], [1.0, 1.0]]
+    """
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the row of each id: [*ids.shape, width]."""
+        rows, places = self._fetched(ids)
+        return functional.embedding(places, rows)
+
+
+class EmbeddingBag(_Rows):
+    """Sums or means of the rows of bags of ids, as `torch.nn.EmbeddingBag`.
+
+    Args:
+        vector: as of `Embedding`.
+        mode: "sum" or "mean".
+        consistency: as of `Embedding`.
+        first: as of `Embedding`.
+    """
+
+    def __init__(
+        self,
+        vector: Vector,
+        mode: Literal["sum", "mean"] = "mean",
+        consistency: Consistency = sequential,
+        first: int = 0,
+    ) -> None:
+        super().__init__(vector, consistency, first)
+        self.mode = mode
+
+    def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Return the pooled row of each bag, [bags, width].
+
+        Args:
+            ids: [bags, ids per bag], or [n] with `offsets`.
+            offsets: where each bag begins in `ids`, [bags].
+        """
+        rows, places = self._fetched(ids)
+        return functional.embedding_bag(places, rows, offsets, mode=self.mode)
+
+
+class Dense(nn.Module):
+    """A module whose parameters are on the servers, and stepped by all workers in rounds.
+
+    All workers make the module with the same seed. Parameters are float32, and their gradients are summed over the
+    workers, so a loss that is a mean over a mini-batch is scaled by 1 / workers (`scale`).
+
+    Args:
+        vector: made of `mpips.embedding.Dense.spec(name, parameters_of(module))`.
+        module: the layers.
+        scale: a factor of the gradients.
+        consistency: as of `mpips.embedding.Dense`.
+        first: the number of the first round, the same in all workers.
+
+    >>> from mpips import simulate
+    >>> from mpips.embedding import Dense as Parameters
+    >>> class Worker:
+    ...     def __init__(self, context):
+    ...         self.context = context
+    ...
+    ...     def train(self):
+    ...         layer = torch.nn.Linear(2, 1)
+    ...         torch.nn.init.ones_(layer.weight)
+    ...         torch.nn.init.zeros_(layer.bias)
+    ...         tower = Dense(self.context.vectors["tower"], layer)
+    ...         tower(torch.tensor([[1.0, 3.0]])).sum().backward()
+    ...         tower.step()
+    ...         return tower.refresh().module.weight.tolist()
+    >>> def schedule(cluster):
+    ...     cluster.create_vector(Parameters.spec("tower", 3, "sgd", {"rate": 0.5}))
+    ...     return cluster.workers.call("train")[0]
+    >>> simulate(schedule, Worker)
+    [[0.5, -0.5]]
+    """
+
+    def __init__(
+        self,
+        vector: Vector,
+        module: nn.Module,
+        scale: float = 1.0,
+        consistency: Consistency = sequential,
+        first: int = 0,
+    ) -> None:
+        super().__init__()
+        self.module, self.scale = module, scale
+        self._parameters_on_servers = dense.Dense(vector, _flat_values(module), consistency, first)
+        self._fresh = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute by the module, with the parameters of the steps that the consistency model names."""
+        self.refresh()
+        return self.module(*args, **kwargs)
+
+    def refresh(self) -> Dense:
+        """Take the parameters from the servers; `forward` does it, too."""
+        if not self._fresh:
+            values, at = torch.from_numpy(self._parameters_on_servers.values), 0
+            with torch.no_grad():
+                for parameter in self.module.parameters():
+                    parameter.copy_(values[at : at + parameter.numel()].view_as(parameter))
+                    at += parameter.numel()
+            self._fresh = True
+        return self
+
+    def step(self) -> Task:
+        """Push the gradients in a round with all workers, and clear them."""
+        gradients = []
+        for parameter in self.module.parameters():
+            found = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            gradients.append(found.reshape(-1).numpy() * np.float32(self.scale))
+            parameter.grad = None
+        self._fresh = False
+        return self._parameters_on_servers.step(np.concatenate(gradients))
+
+
+def parameters_of(module: nn.Module) -> int:
+    """Return the number of a module's parameters.
+
+    >>> parameters_of(torch.nn.Linear(2, 1))
+    3
+    """
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _flat_values(module: nn.Module) -> np.ndarray[Any, Any]:
+    found = [parameter.detach().reshape(-1).numpy() for parameter in module.parameters()]
+    return np.concatenate(found) if found else np.empty(0, np.float32)
+
+
+def _flat(ids: Tensor) -> np.ndarray[Any, Any]:
+    found: np.ndarray[Any, Any] = ids.detach().reshape(-1).numpy()
+    return found
+
+
+def _places(found: table.Fetched, ids: Tensor) -> Tensor:
+    return torch.from_numpy(found.places).view(ids.shape)

@@ -1,0 +1,88 @@
+"""Embeddings and layers with JAX, beside the same in JAX alone."""
+
+from __future__ import annotations
+
+import doctest
+from typing import Any
+
+import numpy as np
+from simulated import simulate
+
+import mpips.jax
+from mpips import Context, VectorSpec
+from mpips.embedding import Dense, Embedding
+from mpips.scheduler.scheduler import Cluster
+
+RATE = 0.1
+SPEC = VectorSpec("w", "float32", 4, update="sgd", settings={"rate": RATE}, init=0.5)
+
+
+def test_examples_of_docstrings() -> None:
+    failed, tried = doctest.testmod(mpips.jax)
+    assert tried
+    assert not failed
+
+
+def batches() -> Any:
+    random = np.random.default_rng(7)
+    for _ in range(12):
+        ids = random.integers(0, 20, (8, 3))
+        yield ids, (ids.sum(1) % 2).astype(np.float32)
+
+
+def test_training_is_that_of_one_process() -> None:
+    import jax
+    import jax.numpy as jnp
+
+    begin = {"w": jnp.linspace(-1, 1, 12).reshape(12, 1), "b": jnp.zeros(1)}
+
+    def loss(layers: Any, rows: Any, places: Any, labels: Any) -> Any:
+        score = (rows[places].reshape(len(labels), -1) @ layers["w"])[:, 0] + layers["b"]
+        return jnp.mean(jnp.logaddexp(0, score) - labels * score)
+
+    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+
+    class Worker:
+        def __init__(self, context: Context) -> None:
+            self.context = context
+
+        def train(self) -> list[float]:
+            table = mpips.jax.Embedding(self.context.vectors["w"])
+            layers = mpips.jax.Dense(self.context.vectors["layers"], begin)
+            losses = []
+            for ids, labels in batches():
+                batch = table.fetch(ids)
+                value, (of_layers, of_rows) = both(layers.values, batch.rows, batch.places, labels)
+                batch.push(of_rows)
+                layers.step(of_layers)
+                losses.append(float(value))
+            table.settle()
+            layers.settle()
+            return losses
+
+    def schedule(cluster: Cluster) -> Any:
+        cluster.create_vector(SPEC)
+        cluster.create_vector(Dense.spec("layers", 13, "sgd", {"rate": RATE}))
+        return cluster.workers.call("train")[0]
+
+    layers, rows, expected = begin, jnp.full((20, 4), 0.5), []
+    for ids, labels in batches():
+        value, (of_layers, of_rows) = both(layers, rows, ids, labels)
+        layers = jax.tree.map(lambda each, step: each - RATE * step, layers, of_layers)
+        rows = rows - RATE * of_rows
+        expected.append(float(value))
+    np.testing.assert_allclose(simulate(schedule, Worker, servers=2), expected, rtol=1e-5)
+
+
+def test_shapes_are_few_since_rows_are_padded() -> None:
+    def schedule(cluster: Cluster) -> Any:
+        table = mpips.jax.Embedding(cluster.create_vector(SPEC))
+        shapes = {table.read(np.arange(count)).rows.shape for count in range(1, 17)}
+        batch = table.fetch([[5, 6, 7]])
+        batch.push(np.ones((4, 4), np.float32))
+        table.settle()
+        return shapes, Embedding(cluster.vectors["w"]).read([5, 7, 8]).rows[:, 0].tolist()
+
+    shapes, after = simulate(schedule, worker=lambda context: None)
+    assert {each[0] for each in shapes} == {1, 2, 4, 8, 16}
+    np.testing.assert_allclose(after, [0.4, 0.4, 0.5], rtol=1e-6)
