@@ -69,7 +69,6 @@ class Embedding:
     Args:
         vector: its rows have the vector's width and dtype; its update takes the steps.
         consistency: as of `mpips.embedding.Embedding`.
-        first: the number of the first mini-batch.
 
     >>> import jax
     >>> from mpips import VectorSpec, simulate
@@ -91,8 +90,12 @@ class Embedding:
     [[0.5, 0.5], [0.0, 0.0], [1.0, 1.0]]
     """
 
-    def __init__(self, vector: Vector, consistency: Consistency = sequential, first: int = 0) -> None:
-        self.table = table.Embedding(vector, consistency, first)
+    def __init__(self, vector: Vector, consistency: Consistency = sequential) -> None:
+        self.table = table.Embedding(vector, consistency)
+
+    def begin(self, first: int = 0) -> None:
+        """Number the mini-batches from `first`; see `mpips.embedding.Embedding.begin`."""
+        self.table.begin(first)
 
     def fetch(self, ids: ArrayLike) -> Fetched:
         """Begin to fetch the next mini-batch's rows, of ids of any shape; its gradients must be pushed, or dropped."""
@@ -116,7 +119,6 @@ class Dense:
         vector: made of `mpips.embedding.Dense.spec(name, size)`, size the number of parameters.
         initial: the values to begin with, the same in all workers: any tree of arrays.
         consistency: as of `mpips.embedding.Dense`.
-        first: the number of the first round, the same in all workers.
 
     >>> from mpips import simulate
     >>> from mpips.embedding import Dense as Parameters
@@ -135,11 +137,13 @@ class Dense:
     {'b': [-0.5], 'w': [0.5, 0.0]}
     """
 
-    def __init__(
-        self, vector: Vector, initial: Any, consistency: Consistency = sequential, first: int = 0
-    ) -> None:
+    def __init__(self, vector: Vector, initial: Any, consistency: Consistency = sequential) -> None:
         values, self._tree_of = ravel_pytree(initial)
-        self._parameters = dense.Dense(vector, np.asarray(values), consistency, first)
+        self._parameters = dense.Dense(vector, np.asarray(values), consistency)
+
+    def begin(self, first: int = 0) -> None:
+        """Take the parameters as the servers hold them, and number the rounds from `first`."""
+        self._parameters.begin(first)
 
     @property
     def values(self) -> Any:

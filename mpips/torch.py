@@ -13,10 +13,12 @@ Rows of ids are no parameters of the module: no optimiser sees them, the servers
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,27 +28,46 @@ from mpips.errors import UsageError
 from mpips.tasks.task import Task
 from mpips.worker.vector import Vector
 
+Ids = Tensor | NDArray[Any]
+"""Integers from 0; those above 2^63 are keys, for which PyTorch has no functions, in an array u8 of NumPy."""
+T = TypeVar("T")
+
 
 class _Rows(nn.Module):
     """What both kinds of embeddings share: rows that are fetched ahead, and pushed when their gradient is there."""
 
-    def __init__(self, vector: Vector, consistency: Consistency = sequential, first: int = 0) -> None:
+    def __init__(self, vector: Vector, consistency: Consistency = sequential) -> None:
         super().__init__()
-        self.table = table.Embedding(vector, consistency, first)
-        self._ahead: deque[tuple[Tensor, table.Fetched]] = deque()
+        self.table = table.Embedding(vector, consistency)
+        self._ahead: deque[tuple[Ids, table.Fetched]] = deque()
 
-    def prefetch(self, ids: Tensor) -> None:
+    def begin(self, first: int = 0) -> None:
+        """Number the mini-batches from `first`; see `mpips.embedding.Embedding.begin`."""
+        self.table.begin(first)
+        self._ahead.clear()
+
+    def prefetch(self, ids: Ids) -> None:
         """Begin to fetch the rows of a later mini-batch, which `forward` is then called with, in the same order."""
         self._ahead.append((ids, self.table.fetch(_flat(ids))))
 
-    def _fetched(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def ahead(self, batches: Iterable[T], ids: Callable[[T], Ids], depth: int = 1) -> Iterator[T]:
+        """Yield mini-batches, and prefetch `depth` later ones: `forward` takes `ids(batch)`, the same tensor."""
+        waiting: deque[T] = deque()
+        for batch in batches:
+            self.prefetch(ids(batch))
+            waiting.append(batch)
+            if len(waiting) > depth:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _fetched(self, ids: Ids) -> tuple[Tensor, Tensor]:
         """Return the distinct rows, and the places of the ids among them."""
         if not (self.training and torch.is_grad_enabled()):
             found = self.table.read(_flat(ids))
             return torch.from_numpy(found.rows), _places(found, ids)
         if self._ahead:
             given, found = self._ahead.popleft()
-            if given is not ids and not torch.equal(given, ids):
+            if given is not ids and not np.array_equal(_flat(given), _flat(ids)):
                 raise UsageError(
                     f"{self.table}: forward has other ids than the mini-batch that was prefetched"
                 )
@@ -72,7 +93,6 @@ class Embedding(_Rows):
     Args:
         vector: its rows have the vector's width and dtype; its update takes the steps.
         consistency: as of `mpips.embedding.Embedding`.
-        first: the number of the first mini-batch.
 
     >>> from mpips import VectorSpec, simulate
     >>> class Worker:
@@ -91,7 +111,7 @@ class Embedding(_Rows):
     [[0.5, 0.5], [0.0, 0.0], [1.0, 1.0]]
     """
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Ids) -> Tensor:
         """Return the row of each id: [*ids.shape, width]."""
         rows, places = self._fetched(ids)
         return functional.embedding(places, rows)
@@ -104,7 +124,6 @@ class EmbeddingBag(_Rows):
         vector: as of `Embedding`.
         mode: "sum" or "mean".
         consistency: as of `Embedding`.
-        first: as of `Embedding`.
     """
 
     def __init__(
@@ -112,12 +131,11 @@ class EmbeddingBag(_Rows):
         vector: Vector,
         mode: Literal["sum", "mean"] = "mean",
         consistency: Consistency = sequential,
-        first: int = 0,
     ) -> None:
-        super().__init__(vector, consistency, first)
+        super().__init__(vector, consistency)
         self.mode = mode
 
-    def forward(self, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Ids, offsets: Tensor | None = None) -> Tensor:
         """Return the pooled row of each bag, [bags, width].
 
         Args:
@@ -139,7 +157,6 @@ class Dense(nn.Module):
         module: the layers.
         scale: a factor of the gradients.
         consistency: as of `mpips.embedding.Dense`.
-        first: the number of the first round, the same in all workers.
 
     >>> from mpips import simulate
     >>> from mpips.embedding import Dense as Parameters
@@ -168,12 +185,27 @@ class Dense(nn.Module):
         module: nn.Module,
         scale: float = 1.0,
         consistency: Consistency = sequential,
-        first: int = 0,
     ) -> None:
         super().__init__()
+        if any(isinstance(getattr(each, "_on_servers", None), Dense) for each in module.modules()):
+            raise UsageError(
+                f"dense parameters {vector.spec.name}: the module's parameters are on the servers already, which hold"
+                " what they differ by from their first values; make one Dense of it, and begin() each call with it"
+            )
         self.module, self.scale = module, scale
-        self._parameters_on_servers = dense.Dense(vector, _flat_values(module), consistency, first)
+        self._parameters_on_servers = dense.Dense(vector, _flat_values(module), consistency)
+        # Not as a submodule, which the wrapped module would then have.
+        object.__setattr__(module, "_on_servers", self)
         self._fresh = False
+
+    def begin(self, first: int = 0) -> Dense:
+        """Take the parameters as the servers hold them, and number the rounds from `first`, the same in all workers.
+
+        A call that trains begins with it: after a resume or a recovery the servers hold other parameters.
+        """
+        self._parameters_on_servers.begin(first)
+        self._fresh = False
+        return self.refresh()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute by the module, with the parameters of the steps that the consistency model names."""
@@ -216,10 +248,9 @@ def _flat_values(module: nn.Module) -> np.ndarray[Any, Any]:
     return np.concatenate(found) if found else np.empty(0, np.float32)
 
 
-def _flat(ids: Tensor) -> np.ndarray[Any, Any]:
-    found: np.ndarray[Any, Any] = ids.detach().reshape(-1).numpy()
-    return found
+def _flat(ids: Ids) -> np.ndarray[Any, Any]:
+    return np.asarray(ids).reshape(-1)
 
 
-def _places(found: table.Fetched, ids: Tensor) -> Tensor:
-    return torch.from_numpy(found.places).view(ids.shape)
+def _places(found: table.Fetched, ids: Ids) -> Tensor:
+    return torch.from_numpy(found.places).view(tuple(ids.shape))

@@ -38,6 +38,7 @@ Run a benchmark. Each has its own --help.
   mpips bench coding                            cost and savings of each filter
   mpips bench lda                               topics of documents, compared with tomotopy
   mpips bench sketch                            inserts per second into a sketch, and its errors
+  mpips bench ctr                               clicks per second with PyTorch, beside PyTorch alone
   mpips bench tables                            speed of reading CSV and Parquet
   mpips bench factorization                     matrix factorization, compared with a single process
   mpips bench trace                             cost of tracing a run

@@ -30,7 +30,6 @@ class Dense:
         vector: made of `Dense.spec`.
         initial: the values to begin with, the same in all workers, [size].
         consistency: the rounds whose steps a round's parameters have: `sequential`, all earlier ones.
-        first: the number of the first round, the same in all workers.
 
     >>> from mpips import simulate
     >>> from mpips.embedding import Dense
@@ -49,9 +48,7 @@ class Dense:
     [[0.0, -9.0], [0.0, -9.0]]
     """
 
-    def __init__(
-        self, vector: Vector, initial: ArrayLike, consistency: Consistency = sequential, first: int = 0
-    ) -> None:
+    def __init__(self, vector: Vector, initial: ArrayLike, consistency: Consistency = sequential) -> None:
         spec = vector.spec
         self.vector, self.consistency = vector, consistency
         self.initial = np.array(initial, spec.dtype)
@@ -60,9 +57,8 @@ class Dense:
                 f"dense parameters {spec.name}: {self.initial.shape} values for a vector of extent {spec.extent};"
                 " make the vector by Dense.spec(name, size)"
             )
-        self._range, self._next = KeyRange(0, spec.extent), first
-        self._offsets: Array = np.asarray(vector.pull(self._range).result()).reshape(-1)
-        self._rounds: dict[int, Task] = {}
+        self._range = KeyRange(0, spec.extent)
+        self.begin()
 
     @staticmethod
     def spec(
@@ -80,6 +76,15 @@ class Dense:
         return VectorSpec(
             name, dtype, extent=size, dense=True, aggregate=True, update=update, settings=settings or {}
         )
+
+    def begin(self, first: int = 0) -> None:
+        """Take the parameters as the servers hold them, and number the rounds from `first`, the same in all workers.
+
+        A call that trains begins with it: after a resume or a recovery the servers hold other parameters.
+        """
+        self._next = first
+        self._rounds: dict[int, Task] = {}
+        self._offsets: Array = np.asarray(self.vector.pull(self._range).result()).reshape(-1)
 
     @property
     def values(self) -> Array:

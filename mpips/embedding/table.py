@@ -3,14 +3,15 @@
 A mini-batch is fetched (its ids' rows are pulled), computed, and its gradients are pushed. Mini-batches are numbered,
 and the consistency model says which pushes the pull of mini-batch t waits for: `sequential` all earlier ones,
 `bounded(tau)` all but the last tau. A later mini-batch can be fetched before: its pull is sent as soon as the pushes
-that it waits for are applied, while the program computes. So with tau >= 1 the rows of the next mini-batch travel during
-the present one.
+that it waits for are applied, while the program computes. So with tau >= 1 the rows of the next mini-batch travel
+during the present one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +25,7 @@ from mpips.worker.places import Places, places_of
 from mpips.worker.vector import Vector
 
 Array = NDArray[Any]
+T = TypeVar("T")
 
 
 class Fetched:
@@ -99,8 +101,6 @@ class Embedding:
         vector: of any width, with an update for gradients, such as `adagrad`. If it aggregates, all workers push in
             rounds, and must fetch the same number of mini-batches.
         consistency: which earlier mini-batches' pushes a pull waits for.
-        first: the number of the first mini-batch. It is the number of its round, too: in an aggregating vector all
-            workers begin with the same.
 
     >>> from mpips import VectorSpec, simulate
     >>> from mpips.embedding import Embedding
@@ -121,8 +121,16 @@ class Embedding:
     [[[[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], [[0.5, 0.5]]]]
     """
 
-    def __init__(self, vector: Vector, consistency: Consistency = sequential, first: int = 0) -> None:
+    def __init__(self, vector: Vector, consistency: Consistency = sequential) -> None:
         self.vector, self.consistency = vector, consistency
+        self.begin()
+
+    def begin(self, first: int = 0) -> None:
+        """Number the mini-batches from `first`; what was fetched before, in a call that was lost, is forgotten.
+
+        The number of a mini-batch is that of its round, too: in an aggregating vector all workers begin with the same,
+        and no number comes twice.
+        """
         self._next = first
         # Mini-batches whose gradients are not pushed yet, and pushes that are not applied yet, by number.
         self._unpushed: dict[int, Fetched] = {}
@@ -147,6 +155,17 @@ class Embedding:
         self._pull_or_defer(found)
         self._unpushed[self._number(found)] = found
         return found
+
+    def ahead(
+        self, batches: Iterable[T], ids: Callable[[T], ArrayLike], depth: int = 1
+    ) -> Iterator[tuple[T, Fetched]]:
+        """Yield mini-batches with the rows of `ids(batch)`, and fetch those of `depth` later ones meanwhile."""
+        waiting: deque[tuple[T, Fetched]] = deque()
+        for batch in batches:
+            waiting.append((batch, self.fetch(ids(batch))))
+            if len(waiting) > depth:
+                yield waiting.popleft()
+        yield from waiting
 
     def read(self, ids: ArrayLike) -> Fetched:
         """Begin to fetch rows for which nothing is pushed, for example to score; all own pushes so far are in them."""

@@ -1,0 +1,1 @@
+"""Click-through rates by a deep learning recommendation model, in PyTorch."""

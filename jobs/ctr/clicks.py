@@ -1,0 +1,91 @@
+"""Clicks: read from a file, or drawn from a known model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mpips import DataError, UsageError
+from mpips.embedding import field_keys
+
+VALUES = (5_000, 2_000, 1_000, 500, 200, 50, 20, 10)
+"""The number of ids of each generated field."""
+
+
+class Clicks(NamedTuple):
+    """Clicks and what was not clicked."""
+
+    ids: NDArray[np.uint64]
+    """[n, fields]: `mpips.embedding.field_keys` of the ids."""
+    numbers: NDArray[np.float32]
+    """[n, k]."""
+    labels: NDArray[np.float32]
+    """0 or 1, [n]."""
+
+    def at(self, rows: slice | NDArray[np.intp]) -> Clicks:
+        """Return some of them."""
+        return Clicks(self.ids[rows], self.numbers[rows], self.labels[rows])
+
+    def part(self, index: int, count: int) -> Clicks:
+        """Return the part of one of `count` workers."""
+        return self.at(slice(index, None, count))
+
+
+def generated(count: int, seed: int, part: int = 0) -> Clicks:
+    """Draw clicks of a factorization model: frequent and rare ids of 8 fields, 4 numbers; `part` varies the draw."""
+    teacher, random = np.random.default_rng(seed), np.random.default_rng([seed, part])
+    numbers = random.normal(size=(count, 4))
+    ids = np.empty((count, len(VALUES)), np.int64)
+    score, total, squares = numbers @ teacher.normal(0, 0.3, 4) - 1.0, 0.0, 0.0
+    for field, values in enumerate(VALUES):
+        # Zipf's law: id r with a probability of about 1 / r.
+        ids[:, field] = np.floor(values ** random.random(count)) - 1
+        weights, factors = teacher.normal(0, 0.5, values), teacher.normal(0, 0.3, (values, 4))
+        score += weights[ids[:, field]]
+        total, squares = total + factors[ids[:, field]], squares + factors[ids[:, field]] ** 2
+    score += 0.5 * (total**2 - squares).sum(1)
+    labels = random.random(count) < 1 / (1 + np.exp(-score))
+    return Clicks(field_keys(ids), numbers.astype(np.float32), labels.astype(np.float32))
+
+
+def load(path: Path) -> Clicks:
+    """Read a file .npz of `ids` [n, fields], `numbers` [n, k] and `labels` [n].
+
+    Raises:
+        DataError: it is no such file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            ids, numbers, labels = (file[name] for name in ("ids", "numbers", "labels"))
+        found = Clicks(
+            field_keys(ids), np.asarray(numbers, np.float32), np.asarray(labels, np.float32).reshape(-1)
+        )
+    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+        raise DataError(f"{path}: not a file of clicks (.npz of ids, numbers, labels): {error}") from error
+    if found.numbers.ndim != 2 or len({len(each) for each in found}) != 1 or not len(found.labels):
+        raise DataError(
+            f"{path}: ids {found.ids.shape}, numbers {found.numbers.shape} and labels {found.labels.shape} are not of"
+            " the same clicks"
+        )
+    if not np.isin(found.labels, (0, 1)).all() or not np.isfinite(found.numbers).all():
+        raise DataError(f"{path}: labels must be 0 or 1, and numbers finite")
+    return found
+
+
+def auc(scores: NDArray[np.floating], labels: NDArray[np.floating]) -> float:
+    """Return the area under the ROC curve: the chance that a click has a higher score than what was not clicked.
+
+    >>> auc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1]))
+    0.875
+    """
+    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    # The mean rank of equal scores.
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    clicked = labels > 0
+    positive, negative = int(clicked.sum()), int((~clicked).sum())
+    if not positive or not negative:
+        return 0.5
+    return float((ranks[clicked].sum() - positive * (positive + 1) / 2) / (positive * negative))

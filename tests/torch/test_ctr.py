@@ -1,0 +1,64 @@
+"""The job ctr, whole: beside PyTorch alone, on several layouts, and with a server that dies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpips import DataError
+
+pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch")
+JOB = Path(__file__).parents[2] / "jobs" / "ctr" / "job.toml"
+SMALL = ("--set", "ctr.clicks=20000", "--set", "ctr.batch=512")
+
+
+def ctr(run_mpips: Any, folder: Path, *more: str) -> dict[str, Any]:
+    done = run_mpips("run", JOB, "--run-dir", folder, *SMALL, *more, timeout=240)
+    assert done.code == 0, done.stderr
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
+
+
+def test_auc_is_that_of_pytorch_alone(tmp_path: Path, run_mpips: Any) -> None:
+    from mpips.bench.applications.ctr import alone
+
+    found = ctr(run_mpips, tmp_path / "run", "--twin", "--set", "ctr.clicks=60000")
+    expected = alone(["ctr.clicks=60000", "ctr.batch=512"])
+    assert found["metrics"]["auc"] == pytest.approx(expected["auc"], abs=0.004)
+    assert found["metrics"]["loss"] == pytest.approx(expected["loss"], abs=0.004)
+
+
+@pytest.mark.ranks
+def test_losses_are_the_same_on_any_layout_and_after_a_death(tmp_path: Path, run_mpips: Any) -> None:
+    sequential = ("--set", "consistency.tau=0", "--workers", "2")
+    one = ctr(run_mpips, tmp_path / "one", *sequential)
+    killed = ctr(
+        run_mpips, tmp_path / "killed", *sequential, "--servers", "3",
+        "--set", 'faults.kill=[{role="server", index=1, at_step=15}]',
+    )  # fmt: skip
+    assert killed["metrics"]["curve"] == one["metrics"]["curve"]
+    assert killed["parameters_sha256"] == one["parameters_sha256"]
+
+
+def test_a_file_that_holds_no_clicks(tmp_path: Path) -> None:
+    from mpips.jobs.ctr.clicks import load
+
+    path = tmp_path / "clicks.npz"
+    with pytest.raises(DataError, match=r"clicks\.npz: not a file of clicks"):
+        load(path)
+    whole = {"ids": np.ones((3, 2), int), "numbers": np.ones((3, 1)), "labels": np.array([0, 1, 1])}
+    np.savez(path, **whole)
+    assert load(path).labels.tolist() == [0, 1, 1]
+    for name, value, text in (
+        ("labels", np.array([0, 2, 1]), "labels must be 0 or 1"),
+        ("labels", np.array([0, 1]), "are not of the same clicks"),
+        ("ids", -np.ones((3, 2), int), "ids are integers from 0"),
+        ("numbers", np.full((3, 1), np.nan), "numbers finite"),
+    ):
+        np.savez(path, **{**whole, name: value})
+        with pytest.raises(DataError, match=text):
+            load(path)
