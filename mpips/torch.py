@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from mpips.errors import UsageError
 from mpips.tasks.task import Task
 from mpips.worker.vector import Vector
 
-Ids = Tensor | NDArray[Any]
+Ids: TypeAlias = Tensor | NDArray[Any]
 """Integers from 0; those above 2^63 are keys, for which PyTorch has no functions, in an array u8 of NumPy."""
 T = TypeVar("T")
 

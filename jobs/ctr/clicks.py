@@ -8,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import DataError, UsageError
+from mpips import DataError, Job, UsageError
+from mpips.data import resolve
+from mpips.data.spec import as_list
 from mpips.embedding import field_keys
 
 VALUES = (5_000, 2_000, 1_000, 500, 200, 50, 20, 10)
@@ -39,7 +41,8 @@ def generated(count: int, seed: int, part: int = 0) -> Clicks:
     teacher, random = np.random.default_rng(seed), np.random.default_rng([seed, part])
     numbers = random.normal(size=(count, 4))
     ids = np.empty((count, len(VALUES)), np.int64)
-    score, total, squares = numbers @ teacher.normal(0, 0.3, 4) - 1.0, 0.0, 0.0
+    score = numbers @ teacher.normal(0, 0.3, 4) - 1.0
+    total, squares = np.zeros((count, 4)), np.zeros((count, 4))
     for field, values in enumerate(VALUES):
         # Zipf's law: id r with a probability of about 1 / r.
         ids[:, field] = np.floor(values ** random.random(count)) - 1
@@ -49,6 +52,39 @@ def generated(count: int, seed: int, part: int = 0) -> Clicks:
     score += 0.5 * (total**2 - squares).sum(1)
     labels = random.random(count) < 1 / (1 + np.exp(-score))
     return Clicks(field_keys(ids), numbers.astype(np.float32), labels.astype(np.float32))
+
+
+def of_job(job: Job) -> tuple[Clicks, Clicks]:
+    """Return the clicks to train with, and those of the test: with files, without a test file, the former.
+
+    Raises:
+        DataError: as of `load`.
+    """
+    settings, data = job.settings, resolve(job.data, str(job.base))
+    paths = [[Path(each) for each in as_list(files)] for files in (data.train, data.test)]
+    train, test = map(_of_files, paths)
+    if train is not None and test is not None:
+        _check_alike([paths[0][0], paths[1][0]], [train, test])
+    count, seed = settings.clicks, settings.seed
+    if train is not None:
+        return train, train if test is None else test
+    return generated(count, seed), test or generated(max(count // 10, 1), seed, 1)
+
+
+def _of_files(paths: list[Path]) -> Clicks | None:
+    loaded = [load(path) for path in paths]
+    _check_alike(paths, loaded)
+    return Clicks(*(np.concatenate(each) for each in zip(*loaded, strict=True))) if loaded else None
+
+
+def _check_alike(paths: list[Path], loaded: list[Clicks]) -> None:
+    for path, each in zip(paths, loaded, strict=True):
+        found, wanted = ([of.shape[1] for of in clicks[:2]] for clicks in (each, loaded[0]))
+        if found != wanted:
+            raise DataError(
+                f"{path}: {found[0]} fields of ids and {found[1]} numbers, but {paths[0]} has {wanted[0]} and"
+                f" {wanted[1]}"
+            )
 
 
 def load(path: Path) -> Clicks:

@@ -17,7 +17,7 @@ import numpy as np
 
 from mpips import Answer, Cluster, Context, JobError, Normal, VectorSpec, bounded, progress
 from mpips.embedding import Dense as Parameters
-from mpips.jobs.ctr.clicks import Clicks, auc, generated, load
+from mpips.jobs.ctr.clicks import Clicks, auc, of_job
 
 # At the start of all ranks: loading PyTorch takes seconds, in which a rank does not answer.
 try:
@@ -75,7 +75,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     """Train; return the mean loss and the AUC of the test clicks of each pass."""
     _check_installed()
     state = cluster.restore() or {"pass": 0, "curve": []}
-    layers = cluster.workers.call("layers")[0]
+    layers: Any = cluster.workers.call("layers")[0]
     for spec in specs(settings, layers, rounds=cluster.job.consistency.is_sequential):
         cluster.vector(spec)
     table, curve, learned = cluster.table(COLUMNS), state["curve"], 0
@@ -103,13 +103,8 @@ class Worker:
     def __init__(self, context: Context) -> None:
         _check_installed()
         self.context, self.settings = context, context.job.settings
-        settings, data = self.settings, context.job.data
-        clicks = load(context.base / data.train) if data.train else generated(settings.clicks, settings.seed)
-        test = (
-            load(context.base / data.test)
-            if data.test
-            else generated(settings.clicks // 10, settings.seed, 1)
-        )
+        settings = self.settings
+        clicks, test = of_job(context.job)
         self.steps = -(-len(clicks.labels) // (settings.batch * context.count))
         self.clicks, self.test = (each.part(context.index, context.count) for each in (clicks, test))
         self.network = begun(clicks, settings.width, settings.hidden, settings.seed)

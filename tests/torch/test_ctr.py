@@ -44,6 +44,20 @@ def test_losses_are_the_same_on_any_layout_and_after_a_death(tmp_path: Path, run
     assert killed["parameters_sha256"] == one["parameters_sha256"]
 
 
+def test_files_must_be_alike(tmp_path: Path, run_mpips: Any) -> None:
+    random = np.random.default_rng(1)
+    for name, fields in (("train", 3), ("test", 2)):
+        clicks = {"ids": random.integers(0, 9, (40, fields)), "numbers": random.normal(size=(40, 2))}
+        np.savez(tmp_path / f"{name}.npz", labels=random.integers(0, 2, 40), **clicks)
+    files = [f"data.{name}={tmp_path / name}.npz" for name in ("train", "test")]
+    done = run_mpips(
+        "run", JOB, "--run-dir", tmp_path / "run", "--twin", "--set", files[0], "--set", files[1]
+    )
+    assert done.code == 2
+    assert "test.npz: 2 fields of ids and 2 numbers, but" in done.last_line
+    assert ctr(run_mpips, tmp_path / "good", "--twin", "--set", files[0])["metrics"]["clicks"] == 80
+
+
 def test_a_file_that_holds_no_clicks(tmp_path: Path) -> None:
     from mpips.jobs.ctr.clicks import load
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -55,13 +56,18 @@ def main(arguments: Sequence[str]) -> int:
             note(f"run {number + 1} of {options.repeat}")
             ours.append(trained(settings, folder / str(number), options.launcher))
             theirs.append(alone(settings))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"by": by, **{name: median(run[name] for run in runs) for name in runs[0]}}
         for by, runs in (("mpips", ours), ("PyTorch alone", theirs))
     ]
     for row in rows:
         row["ratio"] = row["rate"] / rows[1]["rate"]
-    report = {"benchmark": "ctr", "conditions": _runs.conditions(), "settings": settings, "rows": rows}
+    report: dict[str, Any] = {
+        "benchmark": "ctr",
+        "conditions": _runs.conditions(),
+        "settings": settings,
+        "rows": rows,
+    }
     print(f"{_runs.described(report['conditions'])}\n{' '.join(settings)}; medians of {options.repeat}\n")
     print(_runs.table(COLUMNS, rows))
     _runs.write_report(options.json, report)
@@ -87,12 +93,7 @@ def alone(settings: Sequence[str]) -> dict[str, float]:
 
     job = load(_runs.job_file(program="ctr"), settings)
     own = job.settings
-    train = data.load(job.base / job.data.train) if job.data.train else data.generated(own.clicks, own.seed)
-    test = (
-        data.load(job.base / job.data.test)
-        if job.data.test
-        else data.generated(own.clicks // 10, own.seed, 1)
-    )
+    train, test = data.of_job(job)
     count = len(train.labels)
     distinct, places = np.unique(np.concatenate([train.ids, test.ids]), return_inverse=True)
     ids = torch.from_numpy(places.reshape(-1, train.ids.shape[1]))
