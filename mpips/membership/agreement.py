@@ -34,6 +34,11 @@ decided, so that a later leader knows whether its view follows that one. A major
 be reached, so that a rank that was cut off finds out later. A view whose candidate has promises of one half only, and
 each view that follows it before it has taken effect, needs a lease, whoever accepts it.
 
+A leader that keeps half of the votes takes the lease, too, to continue. It does so only while it has promised no other
+ballot, and publishes a view that says so before anything else: else the candidate of the other half, whose view needs
+this lease, and this leader, which may not pass over that view, would wait for each other. Until that is published, it
+promises and accepts nothing.
+
 A rank that dies takes with it what it has accepted, and its vote, without anybody's agreement: else nobody could
 continue after the deaths of more than half. So the argument above holds while no voter dies. If voters die on one side
 of a split that have just agreed on a view, and the others, who do not know it, see their deaths when the network is

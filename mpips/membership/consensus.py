@@ -124,8 +124,8 @@ class Consensus:
 
     @property
     def _is_bound(self) -> bool:
-        """Whether this rank may promise and accept nothing: a lease that it takes for its own view may come late."""
-        return self._quorum.leases.taking
+        """Whether this rank may promise and accept nothing: it has a lease to publish, or may take one late."""
+        return self._quorum.leases.taking or self._quorum.has_new_lease
 
     def receive_ballot(self, ballot: Ballot) -> None:
         """Promise a ballot, unless a higher one is promised or the leader is heard."""

@@ -97,8 +97,8 @@ class Membership:
         """Callback for each view that this rank publishes."""
         self._recoveries = Recoveries(node)
         self._changes: deque[Change] = deque()
-        # At the leader: whether another rank has accepted a later view than this one's.
-        self._outbid = False
+        # At the leader: whether others have refused its views for those of another rank, or it has done so itself.
+        self._refused = False
         controls = {
             Command.VIEW: self._receive_view,
             Command.VIEW_SEEN: self._recoveries.receive_view_seen,
@@ -132,6 +132,14 @@ class Membership:
     def gave_up(self) -> bool:
         """Whether the run ends because an indispensable rank hangs."""
         return self._detection.gave_up
+
+    @property
+    def _outbid(self) -> bool:
+        """Whether this leader must be elected again: others do not follow it, or it has promised another ballot.
+
+        One that has promised one takes no lease to continue: if it is elected, it is by a view that needs the lease.
+        """
+        return self._refused or (self.leading and self._consensus.is_outbid(Ballot.of(self.node.view)))
 
     def confirm(self) -> None:
         """Wait until this rank is certain that it leads the run: before it writes what others read as the run's.
@@ -274,7 +282,7 @@ class Membership:
             if agreed is not None:
                 self._publish(agreed)
             elif self._consensus.denied:
-                self._outbid = True
+                self._refused = True
             elif any(proposal.proposed.view.roles[rank] is not None for rank in gone):
                 self._propose(proposal.proposed, gone)
         elif gone or self._changes or self._quorum.has_new_lease:
@@ -287,16 +295,18 @@ class Membership:
             if Ballot.of(latest.view) == Ballot.of(view):
                 self._propose(latest, gone)
             else:
-                self._outbid = True
+                self._refused = True
+            return
+        if self._quorum.has_new_lease:
+            # Before anything else: the lease denies the views of other candidates, which must know why.
+            self._publish(self._quorum.with_lease(next_epoch(view)))
             return
         if any(rank in self._detection.hung for rank in gone):
             self._propose(Proposed(view), gone)
             return
         made = self._next(next_epoch(view), gone, self._requested())
         if replace(made, epoch=view.epoch) != view:
-            self._publish(self._quorum.with_lease(made))
-        elif self._quorum.has_new_lease:
-            self._publish(self._quorum.with_lease(next_epoch(view)))
+            self._publish(made)
 
     def _requested(self) -> Iterator[Change]:
         """Take the requested changes."""
@@ -313,7 +323,7 @@ class Membership:
     def _propose(self, base: Proposed, gone: Collection[int]) -> None:
         """Propose the view that follows one, without ranks of which some are merely silent."""
         if self._consensus.is_outbid(Ballot.of(base.view)):
-            self._outbid = True
+            self._refused = True
             return
         made = self._next(next_epoch(base.view), gone, self._requested())
         self._consensus.propose(base.followed_by(made, self.node.view, by_lease=False))
@@ -338,7 +348,7 @@ class Membership:
 
     def _adopt(self, view: View) -> None:
         """Adopt a published view."""
-        self._outbid = False
+        self._refused = False
         self._consensus.adopted(view)
         self._succession.rest()
         for loss in view.losses:
@@ -435,7 +445,7 @@ class Membership:
     def _receive_answer(self, message: Message) -> None:
         known = Known.from_meta(message.meta) if "view" in message.meta else None
         if self.leading and known is not None:
-            self._outbid |= self._is_outbid(known)
+            self._refused |= self._is_outbid(known)
         self._succession.receive_answer(message.sender, known)
 
     def _is_outbid(self, known: Known) -> bool:

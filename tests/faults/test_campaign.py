@@ -22,6 +22,15 @@ def test_every_promise_is_kept_whatever_happens(first: int) -> None:
     assert summary["surviving_ranks"] < summary["ranks"]
 
 
+# 10260: of two hosts, each waited for the other's view: the leader had promised the candidate of the other host its
+# ballot, and then taken the lease that this candidate needed, without publishing it.
+# 50522: either side of a split may be excluded, so a kill on the other one may be one loss too many.
+@pytest.mark.parametrize("seed", [10260, 50522])
+def test_what_trials_have_found_does_not_happen_again(seed: int) -> None:
+    outcome = _trial.run(seed)
+    assert outcome.ok, outcome.text()
+
+
 def test_a_trial_is_the_same_whenever_it_is_repeated() -> None:
     logs: list[list[str]] = [[], []]
     first, second = (_trial.run(7, log.append) for log in logs)

@@ -3,14 +3,16 @@
 A run survives the loss of any `replicas` servers at once, and of more one after the other when the copies are complete
 again; of all workers but one; of the scheduler, with as many of its successors as there are copies of the journal; and
 of a host, if its ranks may be lost at once. Half of the votes must be left (`mpips.membership.agreement`).
-So before a fault, the other ranks must hold everything that must survive. A fault that would violate this is postponed.
+So before a fault, the other ranks must hold everything that must survive; while the network is split, also without
+either side that may be excluded. A fault that would violate this is postponed.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 from mpips.cluster.layout import Role
@@ -70,8 +72,8 @@ class FaultInjector:
         self._program_ended = False
         # The server that sends a message of a chain now.
         self._sender: int | None = None
-        # Ranks that are split off, and until when.
-        self._split_off: list[tuple[float, set[int]]] = []
+        # By split: until when, and the sides of which one may be excluded.
+        self._splits: list[tuple[float, list[set[int]]]] = []
         # Servers that were ordered to leave.
         self._leaving: set[int] = set()
 
@@ -124,9 +126,11 @@ class FaultInjector:
             return True
         victims = self._victims(event, network, view, here)
         if event.act == "split":
-            ranks = set(victims)
-            possible = bool(ranks) and self._other_side_may_lose(network, view, ranks, set(here) - ranks)
-            return possible and self._split(event, network, ranks)
+            ranks, sides = set(victims), [set(victims)]
+            if not self._is_minority(network, view, ranks):
+                sides.append(set(here) - ranks)
+            possible = bool(ranks) and all(self._is_allowed(network, view, side) for side in sides)
+            return possible and self._split(event, network, ranks, sides)
         for rank in victims:
             self.worker_hit |= view.roles[rank] is Role.WORKER
             if event.act == "kill":
@@ -143,7 +147,7 @@ class FaultInjector:
             self._record_event(kind, network, f"rank {rank}")
         return bool(victims)
 
-    def _split(self, event: Disturbance, network: Network, ranks: set[int]) -> bool:
+    def _split(self, event: Disturbance, network: Network, ranks: set[int], sides: list[set[int]]) -> bool:
         lasting, now = event.duration or 0.0, network.time
         for number in range(event.times):
             begin, sends, receives = now + 2 * number * lasting, event.way != "to it", event.way != "from it"
@@ -152,7 +156,7 @@ class FaultInjector:
         assert view is not None
         self.worker_hit |= any(view.roles[rank] is Role.WORKER for rank in ranks)
         # What they have sent and received meanwhile takes effect a moment later.
-        self._split_off.append((now + 2 * event.times * lasting, ranks))
+        self._splits.append((now + 2 * event.times * lasting, sides))
         kind = f"{event.what}, {event.way}" + (", flapping" if event.times > 1 else "")
         self._record_event(kind, network, f"ranks {sorted(ranks)}, {event.times} x {lasting:.3f} s")
         return True
@@ -234,12 +238,14 @@ class FaultInjector:
         return max(views, key=lambda view: view.epoch, default=None)
 
     def _is_allowed(self, network: Network, view: View, victims: set[int]) -> bool:
+        """Return whether the run survives the loss of some ranks, and of any side of the splits."""
         left = {rank for rank in view.alive if network.runs(rank)} - victims
-        left -= {rank for until, ranks in self._split_off if network.time < until for rank in ranks}
-        # As if all victims were silent only: those that have died have no votes.
-        electorate = Electorate.of(self._internals.nodes[view.leader].layout, view.ring.hosts)
-        living = [rank for rank in view.alive if network.lives(rank)]
-        if electorate.outcome(left, living) is Outcome.MINORITY:
+        splits = [sides for until, sides in self._splits if network.time < until]
+        return all(self._may_be_left(network, view, left.difference(*lost)) for lost in product(*splits))
+
+    def _may_be_left(self, network: Network, view: View, left: set[int]) -> bool:
+        # As if all others were silent only: those that have died have no votes.
+        if self._is_minority(network, view, left):
             return False
         leaving = self._internals.cluster.orders.leaving if self._internals.cluster is not None else set()
         if not (set(view.workers) - leaving) & left:
@@ -252,12 +258,11 @@ class FaultInjector:
         successors = [rank for rank in view.succession() if rank in left]
         return bool(successors) and self._can_continue(view, successors[0])
 
-    def _other_side_may_lose(self, network: Network, view: View, ranks: set[int], others: set[int]) -> bool:
-        """Return whether split off ranks cannot exclude the others, or the run survives that."""
+    def _is_minority(self, network: Network, view: View, ranks: Collection[int]) -> bool:
+        """Return whether ranks have less than half of the living votes, so that they cannot exclude the others."""
         electorate = Electorate.of(self._internals.nodes[view.leader].layout, view.ring.hosts)
         living = [rank for rank in view.alive if network.lives(rank)]
-        is_minority = electorate.outcome(ranks, living) is Outcome.MINORITY
-        return is_minority or self._is_allowed(network, view, others)
+        return electorate.outcome(ranks, living) is Outcome.MINORITY
 
     def _future_members(self, view: View) -> Iterator[tuple[int, ...]]:
         """Return the members of each shard's chain after all changes in progress."""
