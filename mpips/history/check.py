@@ -12,7 +12,8 @@ are
     no stale pull    a pull contains what was acknowledged, or was read by anybody, before it was issued; its shards'
                      versions are not below those that were read before
     views            of increasing epochs on each rank, the same for all ranks, and made by its leader
-    primaries        one rank at most answers for a shard in an epoch; it is the one of the view
+    primaries        one rank at most answers for a shard in an epoch; it is the one of the view, and of the view in
+                     which its answer is taken
     calls            no rank gets a call twice
     result           one rank at most concludes the run
 
@@ -322,6 +323,10 @@ class _Check:
                 others = {server} if view is None else {server, view.primaries[part.shard]}
                 text = f"shard {part.shard}, epoch {part.epoch}: answers of rank {part.server} and {others}"
                 self._say("primaries", text)
+            taken = self._views.get(part.taken)
+            if taken is not None and taken.primaries[part.shard] != part.server:
+                text = f"rank {answer.rank} takes an answer of rank {part.server} for shard {part.shard}"
+                self._say("primaries", f"{text} in epoch {part.taken}, whose primary is another")
 
     def _view(self, view: Viewed) -> None:
         before = self._epochs.get(view.rank, -1)

@@ -47,6 +47,8 @@ class Part(NamedTuple):
     server: int
     epoch: int
     version: int
+    taken: int = -1
+    """The caller's epoch when it took the answer; -1 if that was not recorded."""
 
 
 class Answered(NamedTuple):

@@ -89,7 +89,7 @@ class HistoryRecorder:
         parts = self._parts.get(time)
         if parts is not None and address < 0 and not given_up:
             version = reply.round if reply.command in _READS else -1
-            parts.append(Part(~address, reply.sender, reply.epoch, version))
+            parts.append(Part(~address, reply.sender, reply.epoch, version, self._node.view.epoch))
 
     def _answered(self, slot: int) -> None:
         """Record the answer to a request of the fast path, which has no message."""
@@ -97,7 +97,8 @@ class HistoryRecorder:
         address, time = node.tasks.asked_at(slot)
         parts = self._parts.get(time)
         if parts is not None and address < 0:
-            parts.append(Part(~address, node.view.rank_of(address), node.view.epoch, node.van.version()))
+            epoch = node.view.epoch
+            parts.append(Part(~address, node.view.rank_of(address), epoch, node.van.version(), epoch))
 
     def _called(self, request: Message) -> None:
         self._sink(Called(self._node.rank, request.origin, request.time))

@@ -28,13 +28,13 @@ A rank that hears its leader promises nothing, so a rank that was cut off does n
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
 from mpips.cluster.departure import Fenced
 from mpips.cluster.hash_ring import VACANT
-from mpips.cluster.layout import Role
+from mpips.cluster.layout import Cause, Role
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.cluster.view import (
@@ -122,6 +122,11 @@ class Membership:
     def recovered(self) -> dict[int, float]:
         """By lost rank: the wall time at which all servers had the view without it."""
         return self._recoveries.done
+
+    @property
+    def dead(self) -> Mapping[int, Cause]:
+        """By rank that has ended, or is excluded, as far as this rank knows: the cause."""
+        return self._detection.dead
 
     @property
     def waiting_for(self) -> list[int]:

@@ -63,9 +63,33 @@ class ObservableJournal(Journal):
         return value
 
     @property
+    def followers(self) -> set[int]:
+        """The ranks that must have an entry before the program goes on from it."""
+        return set(self._followers)
+
+    @property
     def stable(self) -> int:
         """The time below which callees have dropped their replies."""
         return self._stable
+
+
+class ReachableLeases(Leases):
+    """Leases in a folder that may be out of reach."""
+
+    reachable = True
+    """Whether this rank reaches the folder."""
+
+    def take(self, number: int, view: str) -> str | None:
+        """Take a lease; see `Leases`."""
+        return super().take(number, view) if self.reachable else None
+
+    def holder(self, number: int) -> str | None:
+        """Return the view that a lease contains; see `Leases`."""
+        return super().holder(number) if self.reachable else None
+
+    def look(self, number: int) -> str | None:
+        """Return the view that a lease contains, whether or not this rank reaches it."""
+        return super().holder(number)
 
 
 @dataclass
@@ -76,6 +100,7 @@ class Internals:
     nodes: dict[int, Node] = field(default_factory=dict)
     journals: dict[int, ObservableJournal] = field(default_factory=dict)
     memberships: dict[int, Membership] = field(default_factory=dict)
+    leases: dict[int, ReachableLeases] = field(default_factory=dict)
     servers: dict[int, Server] = field(default_factory=dict)
     """Of ranks that are, or were, servers."""
     cluster: Cluster | None = None
@@ -168,13 +193,14 @@ class Simulation:
             Recorder(me, self._record)
         if self._replay is not None:
             me.follow(Player(me, self._replay))
+        leases = self.internals.leases[van.rank] = ReachableLeases(place, self._start)
         membership = Membership(
             me,
             self.replicas,
             network.heartbeat(van.rank),
             self._patience,
             self._give_up,
-            leases=Leases(place, self._start),
+            leases=leases,
         )
         membership.on_publish = lambda view: self.internals.published.append((view, van.rank))
         journal = ObservableJournal(me, self.replicas + 1, self._compacted_every)

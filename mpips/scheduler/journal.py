@@ -199,17 +199,26 @@ class Journal:
         self._decided += 1
         if number < self.log.decided:
             known: T = self.log.decisions[number]
+            if self._decided == self.log.decided and self._is_kept:
+                # The leader that made it may have died before all its successors had it.
+                self._await_followers(self._end_of_decisions())
             return known
         value = self.node.policy.decide(number, make)
         for decided in self.node.observers.decided:
             decided(number, value)
         if self._is_kept:
             self._add(Message(Kind.CONTROL, Command.LOG, meta={"decision": value}))
-            count = self.log.count
-            self.node.wait_until(
-                lambda: all(has >= count for has in self._followers.values()), "its successors"
-            )
+            self._await_followers(self.log.count)
         return value
+
+    def _end_of_decisions(self) -> int:
+        """Return the number of entries up to the last decision."""
+        numbers = (each.meta["number"] for each in reversed(self.log.entries) if "decision" in each.meta)
+        return 1 + next(numbers, -1)
+
+    def _await_followers(self, count: int) -> None:
+        """Wait until all successors that have copies have so many entries."""
+        self.node.wait_until(lambda: all(has >= count for has in self._followers.values()), "its successors")
 
     def compact(self, state: Callable[[], Any], since: int = 0) -> Any:
         """Pass the restart point, where `state()` is the program's whole state, JSON-able.

@@ -13,8 +13,10 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import product
+from math import inf
 from typing import Any, NamedTuple
 
+from mpips.bench.failures._witness import Witness
 from mpips.cluster.layout import Role
 from mpips.cluster.node import Node
 from mpips.cluster.view import View
@@ -23,7 +25,7 @@ from mpips.membership.agreement import Electorate, Outcome
 from mpips.rank.simulation import Internals, ObservableJournal
 from mpips.scheduler.scheduler import Cluster
 from mpips.transport.in_memory import Network
-from mpips.transport.message import Kind, Message
+from mpips.transport.message import Command, Kind, Message, unbundle
 from mpips.transport.network_faults import Delays, Fault, Jump, Split
 
 EVERY = 4
@@ -37,10 +39,10 @@ class Disturbance(NamedTuple):
     what: str
     after: int
     act: str
-    """kill, stop, suspend, split, jump, join or leave."""
+    """kill, stop, suspend, split, jump, join, leave, or unreach: the run's folder is out of reach."""
     role: str
-    """The role of the ranks, "host": all ranks of a host, "minority": the leader and others with it, or "sender": the
-    server that sends the next message of a chain."""
+    """The role of the ranks, "host": all ranks of a host, "minority": the leader and others with it, "everybody", or of
+    the message at the instant its "sender" or "receiver"."""
     ranks: int
     """Number of ranks of a role at once, if so many may be lost."""
     duration: float | None
@@ -51,6 +53,9 @@ class Disturbance(NamedTuple):
     """The direction in which a split keeps messages."""
     times: int = 1
     """How often the network is split, with pauses as long as a split."""
+    instant: str = ""
+    """The command of the message that is about to be sent; "CHAIN": any message of a chain; "END": the leader's program
+    has its last answer. Empty: any."""
 
 
 class FaultInjector:
@@ -62,18 +67,21 @@ class FaultInjector:
         delays: Delays,
         internals: Internals,
         report: Callable[[str], object],
+        witness: Witness,
     ) -> None:
         self._events = sorted(events, key=lambda event: event.after)
-        self._delays, self._internals, self._say = delays, internals, report
+        self._delays, self._internals, self._say, self._witness = delays, internals, report, witness
         self.loses = getattr(delays, "loses", False)
         self.done: Counter[str] = Counter()
         self.network: Counter[str] = Counter()
         self.worker_hit = False
         self._program_ended = False
-        # The server that sends a message of a chain now.
-        self._sender: int | None = None
+        # The rank that sends a message now, and the one that will receive it.
+        self._between = -1, -1
         # By split: until when, and the sides of which one may be excluded.
         self._splits: list[tuple[float, list[set[int]]]] = []
+        # Until when the leases are out of reach.
+        self._unreachable_until = 0.0
         # Servers that were ordered to leave.
         self._leaving: set[int] = set()
 
@@ -82,7 +90,9 @@ class FaultInjector:
 
         def run(cluster: Cluster) -> Any:
             try:
-                return schedule(cluster)
+                result = schedule(cluster)
+                self._pause_at_end(cluster)
+                return result
             finally:
                 # A killed leader unwinds too; its successor continues.
                 self._program_ended = bool(
@@ -95,16 +105,30 @@ class FaultInjector:
         """Draw the faults of a message, and do the events that are due."""
         network = self._internals.network
         assert network is not None
-        self._sender = source if message.kind is Kind.CHAIN else None
+        self._witness.see(source, dest, message)
+        if self._unreachable_until:
+            self._reach(network)
         if self._events and not self._program_ended:
+            self._between = source, dest
             is_checked = network.posted % EVERY == 0
-            self._check_events(network, lambda event: is_checked or event.role == "sender")
+            names = _names(message) if any(event.instant for event in self._events) else ()
+            self._check_events(network, lambda event: event.instant in names if event.instant else is_checked)
         copies = self._delays(source, dest, message)
         if message.kind is not Kind.CONTROL:
             self.network["drop"] += not copies
             self.network["duplicate"] += len(copies) > 1
         self.network["delay"] += any(delay > 0 for delay in copies)
         return copies
+
+    def _pause_at_end(self, cluster: Cluster) -> None:
+        """Do the events of a leader that has all answers, and has not yet written the result."""
+        network = self._internals.network
+        assert network is not None
+        if network.runs(cluster.node.rank):
+            self._between = cluster.node.rank, -1
+            self._check_events(network, lambda event: event.instant == "END")
+            if not network.runs(cluster.node.rank):
+                cluster.node.van.idle()
 
     def _check_events(self, network: Network, which: Callable[[Disturbance], bool]) -> None:
         for event in [each for each in self._events if each.after <= network.posted]:
@@ -114,7 +138,7 @@ class FaultInjector:
     def _try_event(self, event: Disturbance, network: Network) -> bool:
         """Do an event; return whether it happened, or is impossible."""
         view = self._view(network)
-        if view is None:
+        if view is None or len(self._internals.memberships) < network.size:
             return False
         if event.act in ("join", "leave"):
             return self._orders(event, view)
@@ -124,6 +148,8 @@ class FaultInjector:
             network.plan(Jump(rank, event.duration or 0.0, at=network.time))
             self._record_event(event.what, network, f"rank {rank}")
             return True
+        if event.act == "unreach":
+            return self._unreach(event, network)
         victims = self._victims(event, network, view, here)
         if event.act == "split":
             ranks, sides = set(victims), [set(victims)]
@@ -137,8 +163,10 @@ class FaultInjector:
                 network.kill(rank)
             else:
                 (network.suspend if event.act == "suspend" else network.stop)(rank)
+                self._witness.pause(rank, inf)
                 if event.duration is not None:
                     network.plan(Fault("resume", rank, at=network.time + event.duration))
+                    self._witness.pause(rank, network.time + event.duration)
             kind = (
                 event.what
                 if event.duration is None or event.act == "kill"
@@ -161,6 +189,17 @@ class FaultInjector:
         self._record_event(kind, network, f"ranks {sorted(ranks)}, {event.times} x {lasting:.3f} s")
         return True
 
+    def _unreach(self, event: Disturbance, network: Network) -> bool:
+        """Let no rank reach the leases for a while."""
+        self._unreachable_until = max(self._unreachable_until, network.time + (event.duration or 0.0))
+        self._record_event(event.what, network, f"for {event.duration} s")
+        self._reach(network)
+        return True
+
+    def _reach(self, network: Network) -> None:
+        for leases in self._internals.leases.values():
+            leases.reachable = network.time >= self._unreachable_until
+
     def _victims(self, event: Disturbance, network: Network, view: View, here: list[int]) -> list[int]:
         """Choose the ranks of an event among those that run; none if it is not possible now."""
         shuffle = random.Random(event.order_seed).shuffle
@@ -170,8 +209,8 @@ class FaultInjector:
             groups = ([rank for rank in here if view.ring.host(rank) == host] for host in hosts)
             return next((group for group in groups if self._is_allowed(network, view, set(group))), [])
         candidates = [rank for rank in here if view.roles[rank] is ROLES.get(event.role)]
-        if event.role == "sender":
-            candidates = [rank for rank in here if rank == self._sender]
+        if event.role in ("sender", "receiver"):
+            candidates = [rank for rank in here if rank == self._between[event.role == "receiver"]]
         if event.role in ("scheduler", "minority"):
             candidates = [view.leader] if view.leader in here else []
         if event.role == "minority":
@@ -277,6 +316,12 @@ class FaultInjector:
             journal for journal in self._internals.journals.values() if journal.returned or journal is mine
         ]
         return all(_covers(mine, journal) for journal in leaders)
+
+
+def _names(message: Message) -> set[str]:
+    """Return the names of the instants at which a message is sent."""
+    each = unbundle(message) if message.command is Command.BUNDLE else [message]
+    return {one.command.name for one in each} | ({"CHAIN"} if message.kind is Kind.CHAIN else set())
 
 
 def _all_shards_held(node: Node, left: set[int]) -> bool:

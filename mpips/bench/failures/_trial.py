@@ -17,6 +17,7 @@ import numpy as np
 
 from mpips.bench._runs import process_messages
 from mpips.bench.failures._fault_injector import Disturbance, FaultInjector
+from mpips.bench.failures._witness import Witness
 from mpips.bench.failures._workload import (
     EXTENT,
     HOT_KEYS,
@@ -104,6 +105,8 @@ class Plan:
     """By rank: the seconds of its clocks in a second."""
     steps: tuple[Step, ...]
     events: tuple[Disturbance, ...]
+    bandwidth: float
+    """Bytes of copies of shards per second; 0: unlimited."""
 
     def text(self) -> str:
         """Describe the cluster and its events in one line."""
@@ -124,6 +127,11 @@ def plan(seed: int) -> Plan:
         for kind in rng.choices(("work", "bump", "save", "rest"), (5, 2, 1, 1), k=rng.randint(2, 4))
     ]
     events = tuple(_events(rng))
+    more = random.Random(f"faults/steps/{seed}")
+    bandwidth = 0.0
+    if more.random() < 0.5:
+        events += tuple(_aimed(more))
+        bandwidth = more.choice((0.0, 1e5, 1e6))
     return Plan(
         seed, servers, workers, spares, schedulers, rng.randint(0, min(2, servers - 1)), rng.randint(1, 2),
         rng.randint(1, 4), rng.choice((8, 32, 256)),
@@ -131,7 +139,7 @@ def plan(seed: int) -> Plan:
         rng.uniform(0, 0.05) if lossy else 0.0, rng.uniform(0, 0.1) if lossy else 0.0,
         0.0 if any(each.duration for each in events) else rng.choice((0.0, 0.5, 1.0)),
         tuple(rng.uniform(1 - DRIFT, 1 + DRIFT) if drifts else 1.0 for _ in range(ranks)),
-        (Step("work", 2), *steps), events,
+        (Step("work", 2), *steps), events, bandwidth,
     )  # fmt: skip
 
 
@@ -153,7 +161,10 @@ def _events(rng: random.Random) -> Iterable[Disturbance]:
             way, times = rng.choice(("both ways", "both ways", "from it", "to it")), rng.choice((1, 1, 1, 6))
             duration = PATIENCE * rng.choice((1 / 3, 0.9, 2, 2, 5) if times == 1 else (0.2, 0.6, 1.2))
         count = rng.choice((1, 1, 1, 2))
-        yield Disturbance(f"{act} {role}", after, act, role, count, duration, rng.random(), way, times)
+        instant = "CHAIN" if role == "sender" else ""
+        yield Disturbance(
+            f"{act} {role}", after, act, role, count, duration, rng.random(), way, times, instant
+        )
     for _ in range(rng.choice((0, 1, 1, 2))):
         act, role = rng.choice(("join", "leave")), rng.choice(("server", "server", "worker"))
         yield Disturbance(f"{act} {role}", rng.randrange(20, 350), act, role, 1, None, rng.random())
@@ -162,6 +173,42 @@ def _events(rng: random.Random) -> Iterable[Disturbance]:
         yield Disturbance(
             "jump of the time of day", rng.randrange(400), "jump", "any", 1, hours, rng.random()
         )
+
+
+INSTANTS = (
+    "CHAIN", "VIEW", "VIEW_SEEN", "ASK_VIEW", "VIEWS", "PROPOSE", "ACCEPTED", "LOG", "LOGGED", "COPY_CHUNK",
+    "COPY_COMPLETE", "DRAINED", "CALL", "EXPORT", "ACKNOWLEDGED",
+)  # fmt: skip
+"""Messages at whose sending a step of a protocol begins or ends."""
+
+
+def _aimed(rng: random.Random) -> Iterable[Disturbance]:
+    """Draw faults at steps of protocols, whatever their number of messages."""
+    for _ in range(rng.choice((1, 1, 2))):
+        after = rng.choice((0, 0, rng.randrange(300)))
+        kind = rng.choice(("step", "step", "step", "folder", "end"))
+        if kind == "step":
+            act, role = (
+                rng.choice(("kill", "kill", "stop", "suspend", "split")),
+                rng.choice(("sender", "receiver")),
+            )
+            duration = None if act == "kill" else PATIENCE * rng.choice((2, 2, 5))
+            way = rng.choice(("both ways", "both ways", "from it", "to it"))
+            instant = rng.choice(INSTANTS)
+            what = f"{act} {role} at {instant}"
+            yield Disturbance(what, after, act, role, 1, duration, rng.random(), way, instant=instant)
+        elif kind == "folder":
+            # The network fails at the same time, often so that each side has half of the votes.
+            way = rng.choice(("both ways", "both ways", "from it", "to it"))
+            lasting = PATIENCE * rng.choice((2, 5))
+            yield Disturbance("split host", after, "split", "host", 1, lasting, rng.random(), way)
+            out = lasting * rng.choice((0.5, 1, 2))
+            yield Disturbance("unreach folder", after, "unreach", "everybody", 1, out, rng.random())
+        else:
+            lasting = PATIENCE * rng.choice((2, 5))
+            yield Disturbance(
+                "suspend scheduler at END", 0, "suspend", "scheduler", 1, lasting, rng.random(), instant="END"
+            )
 
 
 class Client:
@@ -376,7 +423,8 @@ def run(seed: int, report: Callable[[str], object] = lambda line: None) -> Outco
     trial, workload, internals = plan(seed), Workload(), Internals()
     history: list[Event] = []
     delays = random_delays(seed, delay=trial.delay, drop=trial.drop, duplicate=trial.duplicate)
-    injector = FaultInjector(trial.events, delays, internals, report)
+    witness = Witness(internals, PATIENCE, Client.go.__name__, trial.loss > 0)
+    injector = FaultInjector(trial.events, delays, internals, report, witness)
     outcome = Outcome(seed, ranks=trial.servers + trial.workers + trial.spares + trial.schedulers)
     try:
         simulate(
@@ -387,7 +435,8 @@ def run(seed: int, report: Callable[[str], object] = lambda line: None) -> Outco
             horizon=HORIZON, patience=PATIENCE, detection=DETECTION, tick=TICK,
             arrives=random_arrivals(seed, trial.loss), internals=internals,
             hosts=[f"h{rank % trial.hosts}" for rank in range(outcome.ranks)], compacted_every=trial.compacted_every,
-            rates=dict(enumerate(trial.rates)), attach=lambda node: HistoryRecorder(node, history.append),
+            bandwidth=trial.bandwidth, rates=dict(enumerate(trial.rates)),
+            attach=lambda node: HistoryRecorder(node, history.append),
         )  # fmt: skip
         if not internals.results:
             raise WrongResult("no rank finished the program")
@@ -401,7 +450,8 @@ def run(seed: int, report: Callable[[str], object] = lambda line: None) -> Outco
     for counts in internals.results:
         history.append(Concluded(NOBODY))
         history += [Final(NOBODY, name, tuple(rows), tuple(rows.values())) for name, rows in counts.items()]
-    outcome.violations = check(history)
+    witness.end()
+    outcome.violations = check(history) + witness.found
     records = [specification.published(*each, trial.replicas) for each in internals.published]
     outcome.violations += [Violation("specification", each) for each in specification.wrong_in(records)]
     if not outcome.error:
