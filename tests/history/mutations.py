@@ -98,14 +98,6 @@ def _skips_closing(original: Any) -> Any:
     return set_chain
 
 
-def _ignores_epochs_of_chains(original: Any) -> Any:
-    def take(self: Link, message: Any) -> None:
-        message.epoch = max(message.epoch, self.chain.since)
-        original(self, message)
-
-    return take
-
-
 def _takes_any_reply(original: Any) -> Any:
     def take(self: Node, message: Any) -> None:
         if message.after:
@@ -175,15 +167,6 @@ def _forgets_early(original: Any) -> Any:
     return property(lambda self: self.time)
 
 
-def _drops_one_learner_change(original: Any) -> Any:
-    def change(self: Link, change: Any) -> None:
-        if self.learning and not self.copy_known:
-            return
-        original(self, change)
-
-    return change
-
-
 def _keeps_releases(original: Any) -> Any:
     def acknowledged(self: Link, time: int) -> None:
         original(self, max(time, self.shard.changes if self.shard is not None else 0))
@@ -235,13 +218,6 @@ MUTATIONS = {
     "order of changes": Mutation(
         "members apply changes as they arrive", Link, "_apply", _applies_in_any_order
     ),
-    "old chain": Mutation(
-        "messages of an earlier chain are taken",
-        Link,
-        "take",
-        _ignores_epochs_of_chains,
-        needs=("join server", "leave server", "kill"),
-    ),
     "resend changes": Mutation(
         "a new member's predecessor sends nothing again", Link, "send_again", _nothing(), needs=("kill",)
     ),
@@ -257,13 +233,6 @@ MUTATIONS = {
         vars(migration),
         "pack",
         _copies_no_requests,
-        needs=("join server", "leave server", "kill"),
-    ),
-    "changes during a copy": Mutation(
-        "a learner drops changes until it has a copy",
-        Link,
-        "_change",
-        _drops_one_learner_change,
         needs=("join server", "leave server", "kill"),
     ),
     "forward to a learner": Mutation(
@@ -290,7 +259,7 @@ MUTATIONS = {
         "replies are not kept", RequestDedup, "finish", _keeps_no_replies, needs=("drop", "kill")
     ),
     "lease": Mutation(
-        "a leader takes a lease that another has", Quorum, "_has_lease", _nothing(True), needs=("split",)
+        "a leader takes a lease that another has", Quorum, "_has_lease", _nothing(True), needs=("unreach",)
     ),
     "settle": Mutation(
         "calls end before their rounds are on all copies",
@@ -325,7 +294,7 @@ MUTATIONS = {
         needs=("split", "stop"),
     ),
     "half": Mutation(
-        "half of the votes decide", Electorate, "outcome", _half_is_a_majority, needs=("split",)
+        "half of the votes decide", Electorate, "outcome", _half_is_a_majority, needs=("unreach",)
     ),
     "accept anything": Mutation(
         "a rank accepts every proposed view", Known, "accepts", _nothing(True), needs=("split", "stop")

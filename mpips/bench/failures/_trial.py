@@ -180,6 +180,7 @@ INSTANTS = (
     "COPY_COMPLETE", "DRAINED", "CALL", "EXPORT", "ACKNOWLEDGED",
 )  # fmt: skip
 """Messages at whose sending a step of a protocol begins or ends."""
+ELECTIONS = ("ASK_VIEW", "VIEWS", "PROPOSE", "ACCEPTED")
 
 
 def _aimed(rng: random.Random) -> Iterable[Disturbance]:
@@ -195,6 +196,8 @@ def _aimed(rng: random.Random) -> Iterable[Disturbance]:
             duration = None if act == "kill" else PATIENCE * rng.choice((2, 2, 5))
             way = rng.choice(("both ways", "both ways", "from it", "to it"))
             instant = rng.choice(INSTANTS)
+            if instant in ELECTIONS and rng.random() < 0.7:
+                yield Disturbance("kill scheduler", after, "kill", "scheduler", 1, None, rng.random())
             what = f"{act} {role} at {instant}"
             yield Disturbance(what, after, act, role, 1, duration, rng.random(), way, instant=instant)
         elif kind == "folder":

@@ -8,8 +8,8 @@ exists for, such as a second leader that dies. So the messages themselves are co
     acceptances    it does not go back to an earlier view, unless the later one can never take effect
     agreement      a view that says so was accepted by a majority, or by half of the votes and a lease of its leader;
                    its candidate had their promises
-    cut off        a leader that fewer than half of the votes confirm, or half without the last lease, publishes nothing
-                   and issues nothing; a server that does not hear its leader answers and acknowledges nothing
+    cut off        a leader that fewer than half of the votes confirm, or half without the last lease, is frozen, and so
+                   is a server that does not hear its leader
     decisions      the program does not go on from a decision before the ranks that may succeed the leader have it
     calls          a worker answers a call once its pushes are on all copies
     fencing        a rank that gets a view without it ends
@@ -35,7 +35,10 @@ CERTAIN = 1.5
 """Times the patience after which a rank knows that it is cut off."""
 GRACE = 0.03
 """Seconds for which a rank may go on then: it looks from time to time."""
-_ANSWERS = frozenset((Command.PUSH, Command.PULL, Command.PUSH_PULL, Command.CALL))
+
+
+EVERY = 16
+"""Messages between two looks at all ranks."""
 
 
 class _Decision(NamedTuple):
@@ -96,8 +99,9 @@ class Witness:
             self._see_request(node, dest, message)
         elif message.kind is Kind.REPLY and message.command is Command.CALL:
             self._see_end(node, message)
-        if self._is_act(node, message):
-            self._see_act(network, node, message)
+        if network.posted % EVERY == 0:
+            for other in self._internals.nodes.values():
+                self._see_state(network, other)
 
     def end(self) -> None:
         """See the end of the trial."""
@@ -246,21 +250,14 @@ class Witness:
 
     # --- ranks that are cut off ----------------------------------------------------------------
 
-    def _is_act(self, node: Node, message: Message) -> bool:
-        """Return whether a message shows that a rank is not frozen."""
-        if node.view.leader == node.rank:
-            return (message.command is Command.VIEW and message.meta["leader"] == node.rank) or (
-                message.command in (Command.STOP, Command.LOG)
-            )
-        if node.role is not Role.SERVER:
-            return False
-        answers = message.kind in (Kind.REPLY, Kind.FAILURE) and message.command in _ANSWERS
-        return answers or (message.kind is Kind.CHAIN and message.command is Command.APPLIED)
-
-    def _see_act(self, network: Network, node: Node, message: Message) -> None:
+    def _see_state(self, network: Network, node: Node) -> None:
+        """See whether a rank is frozen, if it must be."""
+        if not network.runs(node.rank) or node.rank in self._internals.left:
+            return
         looks = network.time >= self._paused.get(node.rank, -GRACE) + GRACE
-        if looks and self._is_cut_off(network, node):
-            self._say("cut off", f"rank {node.rank} goes on: {message.kind.name} {message.command.name}")
+        is_bound = node.view.leader == node.rank or node.role is Role.SERVER
+        if looks and is_bound and not node.frozen and self._is_cut_off(network, node):
+            self._say("cut off", f"rank {node.rank} is not frozen")
 
     def _is_cut_off(self, network: Network, node: Node) -> bool:
         rank, view, seconds = node.rank, node.view, CERTAIN * self._patience + GRACE

@@ -51,7 +51,7 @@ def test_a_trial_is_drawn_from_its_seed() -> None:
     assert {plan.servers for plan in plans} == {1, 2, 3, 4}
     assert all(plan.replicas < plan.servers for plan in plans)
     assert {event.act for plan in plans for event in plan.events} == {
-        "kill", "stop", "suspend", "split", "jump", "join", "leave",
+        "kill", "stop", "suspend", "split", "jump", "join", "leave", "unreach",
     }  # fmt: skip
     assert {event.way for plan in plans for event in plan.events} == {"both ways", "from it", "to it"}
 
