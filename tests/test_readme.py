@@ -24,7 +24,8 @@ GUIDES = "\n".join(
     for name in (
         "README.md", "docs/running.md", "docs/recovery.md", "docs/reproducing.md", "docs/programs.md",
         "docs/measured.md", "docs/measured-jobs.md", "docs/limits.md", "docs/reliability.md",
-        "docs/reliability-faults.md", "docs/reliability-worlds.md", "docs/reliability-disks.md",
+        "docs/reliability-faults.md", "docs/reliability-witness.md", "docs/reliability-worlds.md",
+        "docs/reliability-disks.md",
     )
 )  # fmt: skip
 
