@@ -96,7 +96,7 @@ class Ring:
     @property
     def servers(self) -> tuple[int, ...]:
         """Return the servers on the ring, in slot order."""
-        return tuple(server for server in self.slots if server != VACANT)
+        return tuple([server for server in self.slots if server != VACANT])
 
     @property
     def shards(self) -> int:

@@ -85,7 +85,7 @@ class View:
 
     def of(self, role: Role) -> tuple[int, ...]:
         """Return the ranks of a role, in ascending order."""
-        return tuple(rank for rank, each in enumerate(self.roles) if each is role)
+        return tuple([rank for rank, each in enumerate(self.roles) if each is role])
 
     @property
     def servers(self) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ class View:
     @property
     def spares(self) -> tuple[int, ...]:
         """Return the spares that can take another role: all but the leader."""
-        return tuple(rank for rank in self.of(Role.SPARE) if rank != self.leader)
+        return tuple([rank for rank in self.of(Role.SPARE) if rank != self.leader])
 
     def rank_of(self, address: int) -> int:
         """Return the rank that an address means now: a rank itself, or the primary of shard ~address."""
@@ -138,19 +138,22 @@ class View:
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> View:
         """Return the view that `to_meta` encoded."""
+        # Of tuples from generators, CPython keeps 2,000 of each length when they are freed, and uses none again.
         return cls(
             meta["epoch"],
             meta["leader"],
-            tuple(Role(role) if role else None for role in meta["roles"]),
+            tuple([Role(role) if role else None for role in meta["roles"]]),
             tuple(meta["workers"]),
             meta["workers_since"],
             Ring(tuple(meta["slots"]), meta["virtual"], tuple(meta["hosts"])),
             tuple(
-                Chain(tuple(members), learner, closing, since)
-                for members, learner, closing, since in meta["chains"]
+                [
+                    Chain(tuple(members), learner, closing, since)
+                    for members, learner, closing, since in meta["chains"]
+                ]
             ),
             tuple(meta["successors"]),
-            tuple(Loss(rank, role, Cause(cause), noticed) for rank, role, cause, noticed in meta["losses"]),
+            tuple([Loss(rank, role, Cause(cause), noticed) for rank, role, cause, noticed in meta["losses"]]),
             meta["origin"],
             meta.get("lease", 0),
             meta.get("agreed", 0),

@@ -42,7 +42,7 @@ import select
 import socket
 import struct
 import threading
-from collections import deque
+from array import array
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -193,8 +193,8 @@ class Heartbeat:
         self._addresses: Sequence[Address] = ()
         self._counts: dict[int, int] = {}
         self._beats = 0
-        # Count and time of the last heartbeats.
-        self._sent: deque[tuple[int, float]] = deque(maxlen=_DATED)
+        # When the last heartbeats were sent, by their count modulo the length: objects would be made for ten minutes.
+        self._sent = array("d", bytes(8 * _DATED))
         # By rank: when the last heartbeat that it has echoed was sent, or it was first asked for; then as a follower.
         self._echoed: dict[int, float] = {}
         self._confirmed: dict[int, float] = {}
@@ -281,8 +281,7 @@ class Heartbeat:
         while not self._closing.is_set():
             now = self._clock()
             if now >= due:
-                self._beats += 1
-                self._sent.append((self._beats, now))
+                self._count(now)
                 # Some of them each time, so that there are no bursts.
                 due_now = [rank for rank in self.seldom if (rank + self._beats) % self._of == 0]
                 for target in (*self._targets, *due_now):
@@ -294,6 +293,11 @@ class Heartbeat:
             for rank in received:
                 self._silence.record(rank)
             self._closing.wait(self._read_pause)
+
+    def _count(self, now: float) -> None:
+        """Number the next heartbeat, and date it."""
+        self._beats += 1
+        self._sent[self._beats % _DATED] = now
 
     def _send(self, sock: socket.socket, target: int, to: Address) -> None:
         if to.port and not self.keeps(target):
@@ -350,9 +354,8 @@ class Heartbeat:
 
     def _record_echo(self, rank: int, echo: int, follows: bool) -> None:
         """Record that a rank has echoed heartbeat number `echo`."""
-        first = self._sent[0][0] if self._sent else 0
-        if echo and 0 <= echo - first < len(self._sent):
-            sent_at = self._sent[echo - first][1]
+        if echo and 0 <= self._beats - echo < _DATED:
+            sent_at = self._sent[echo % _DATED]
             for times in (self._echoed, self._confirmed) if follows else (self._echoed,):
                 times[rank] = max(sent_at, times.get(rank, sent_at))
 

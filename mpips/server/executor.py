@@ -347,7 +347,7 @@ def _chain_message(
     )
     change.keys, change.values = keys, values
     change.meta = request.meta
-    change.after = tuple(pair for caller in callers for pair in (caller[:2], caller[2:]))
+    change.after = tuple([pair for caller in callers for pair in (caller[:2], caller[2:])])
     return change
 
 

@@ -310,7 +310,7 @@ class Link:
     def _report_received(self, query: int) -> None:
         last = self.everywhere if self.learning or self.shard is None else self.shard.changes
         received = Message(Kind.CHAIN, Command.RECEIVED, shard=self.number, time=last, round=query)
-        received.after = tuple((time, time + 1) for time in self.early)
+        received.after = tuple([(time, time + 1) for time in self.early])
         self._send(self.previous, received)
         if not self.learning:
             self._acknowledge()

@@ -324,7 +324,7 @@ class Tasks:
         message, time = part.message, part.task.time
         if part.after or peer.ahead:
             before = [t.time for t in part.after if t.time in peer.unanswered]
-            message.after = tuple((each, each + 1) for each in (*before, *peer.ahead))
+            message.after = tuple([(each, each + 1) for each in (*before, *peer.ahead)])
             part.after = []
         peer.unanswered[time] = part
         if self.known_replies:

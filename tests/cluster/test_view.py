@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -401,3 +402,18 @@ def test_a_ring_of_more_slots_than_servers_is_kept_in_the_text_of_a_view() -> No
     assert view.ring == Ring.of((1, 2), 2, 5)
     text = json.dumps(view.to_meta())
     assert View.from_meta(json.loads(text)).ring == view.ring
+
+
+def test_received_views_leave_no_freed_tuples_behind() -> None:
+    # CPython keeps up to 2,000 freed tuples of each length, and uses none where tuples are made from generators.
+    meta = json.loads(json.dumps(make(servers=4, workers=4, spares=3).to_meta()))
+    tracemalloc.start()
+    try:
+        for _ in range(50):
+            assert View.from_meta(meta).servers
+        begin = tracemalloc.get_traced_memory()[0]
+        for _ in range(300):
+            assert View.from_meta(meta).spares
+        assert tracemalloc.get_traced_memory()[0] < begin + 5000
+    finally:
+        tracemalloc.stop()

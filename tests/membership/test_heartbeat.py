@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -382,6 +383,25 @@ def test_a_rank_that_is_a_target_again_has_time_to_echo() -> None:
     assert heart.deaf([1, 2], 1.0) == [2]
     now[0] = 10.0
     assert heart.deaf([1, 2], 1.0) == [1, 2]
+    heart.close()
+
+
+def test_echoes_are_dated_and_the_dates_take_no_more_room() -> None:
+    heart = Heartbeat(0)
+    tracemalloc.start()
+    try:
+        heart._count(0.5)
+        begin = tracemalloc.get_traced_memory()[0]
+        for count in range(2, 2 * heartbeat._DATED):
+            heart._count(count - 0.5)
+        assert tracemalloc.get_traced_memory()[0] < begin + 1000
+    finally:
+        tracemalloc.stop()
+    last = 2 * heartbeat._DATED - 1
+    # One that is too old, and one that was not sent.
+    for rank, echo in enumerate((last, heartbeat._DATED, heartbeat._DATED - 1, last + 1, 0), start=1):
+        heart._record_echo(rank, echo, follows=False)
+    assert heart._echoed == {1: last - 0.5, 2: heartbeat._DATED - 0.5}
     heart.close()
 
 
