@@ -24,8 +24,8 @@ values on the servers are compared with the pushes every few seconds. The run is
 ends by an order to stop, the next one by the death of all ranks at once, and each leg continues from the last
 checkpoint. In every second leg 1 % of all messages are lost, and 1 % doubled.
 
-The resident memory of each rank, its open files and its files in /dev/shm are sampled, and must not grow once it has
-warmed up in its role.
+The memory of each rank, its open files and its files in /dev/shm are sampled, and must not grow once it has
+warmed up in its role. Memory is what is resident of the process's own pages: those of files are read once, and shared.
 
   mpips bench soak --minutes 5                  try it
   mpips bench soak --hours 2 --json soak.json   2 hours; all samples are in the file
@@ -47,7 +47,8 @@ ROLE_COLUMNS = (
     Column("role", "role", 8),
     Column("count", "ranks", 5),
     Column("hours", "hours", 6, "{:.2f}".format),
-    Column("mb", "RSS MB", 7, "{:.1f}".format),
+    Column("rss", "RSS MB", 7, "{:.1f}".format),
+    Column("mb", "own MB", 7, "{:.1f}".format),
     Column("slope", "MB/h", 7, SIGNED),
     Column("growth", "MB", 7, SIGNED),
     Column("files", "files", 5, "{:+.0f}".format),
@@ -113,9 +114,10 @@ def judged(held: Held) -> dict[str, Any]:
     hours = [now / HOUR for now in warm.times]
     return row | {
         "hours": hours[-1] - hours[0],
-        "mb": warm.rss[-1] / MB,
-        "slope": slope(hours, [each / MB for each in warm.rss]),
-        "growth": growth([each / MB for each in warm.rss]),
+        "rss": warm.rss[-1] / MB,
+        "mb": warm.anonymous[-1] / MB,
+        "slope": slope(hours, [each / MB for each in warm.anonymous]),
+        "growth": growth([each / MB for each in warm.anonymous]),
         "files": growth(warm.files),
         "shared": growth(warm.shared),
     }
@@ -164,7 +166,7 @@ def text(legs: Sequence[Leg], rows: Sequence[dict[str, Any]], wrong: Sequence[st
                     "hours": sum(row["hours"] for row in mine),
                     **{
                         name: max(row[name] for row in mine)
-                        for name in ("mb", "slope", "growth", "files", "shared")
+                        for name in ("rss", "mb", "slope", "growth", "files", "shared")
                     },
                 }
             )
