@@ -98,6 +98,8 @@ class Network:
         # One per rank while programs run.
         self._running: list[greenlet] = []
         self._idle: set[int] = set()
+        # When all idle ranks ran last.
+        self._woken = 0.0
         # Ranks whose programs have not ended.
         self._alive: set[int] = set(range(size))
         # Killed ranks, and the time of their death.
@@ -360,7 +362,6 @@ class Network:
                 return self._rng.choice(ready)
             else:
                 self._advance()
-                self._idle.clear()
         return self._rng.choice(sorted(self._alive))
 
     def _ready(self) -> list[int]:
@@ -372,15 +373,23 @@ class Network:
         ]
 
     def _advance(self) -> None:
-        """Advance time to the next delivery, or by a tick, but not beyond a fault or a detection."""
+        """Advance time to the next delivery, or by a tick, but not beyond a fault or a detection.
+
+        A delivery wakes its receiver alone: the others, which would find nothing, run once in a tick.
+        """
         awake = self._alive - self._stopped.keys()
         later = min(
             (self._in_flight[rank][0][0] for rank in awake if self._in_flight[rank]), default=self.time
         )
-        steps = [later if later > self.time else self.time + self._tick]
-        steps += [self._timed[0][0]] if self._timed else []
+        delivers = later > self.time
+        steps = [self._timed[0][0]] if self._timed else []
         steps += [self._detections[rank][0][0] for rank in awake if self._detections[rank]]
-        self._advance_to(min(step for step in steps if step > self.time))
+        until = later if delivers else self.time + self._tick
+        others = min((step for step in steps if step > self.time), default=float("inf"))
+        self._advance_to(min(until, others))
+        if not delivers or others <= until or self.time >= self._woken + self._tick:
+            self._woken = self.time
+            self._idle.clear()
 
     def _advance_to(self, time: float) -> None:
         self.time = max(time, self.time)
