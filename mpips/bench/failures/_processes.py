@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from mpips.bench import _runs
 from mpips.bench.failures import _pushing
+from mpips.history.file import read_history
 from mpips.process.host import is_gone
 from mpips.rundir import order_files
 from mpips.rundir.folder import JsonLinesWriter, RunFolder
@@ -76,6 +77,10 @@ class Launched:
     survivors: int = 0
     left_behind: int = 0
     """Ranks that were continued and did not leave."""
+    events: int = 0
+    """Length of the history."""
+    broken: list[str] = field(default_factory=list)
+    """The promises that are broken in it."""
     error: str = ""
 
 
@@ -108,7 +113,7 @@ def inject(count: int, seed: int, number: int, folder: Path, launcher: str = "au
     settings = [
         f"layout.servers={SERVERS}", f"layout.workers={WORKERS}", f"layout.spares={SPARES}",
         f"ring.replicas={REPLICAS}", "ring.virtual_servers=1", f"heartbeat.patience={patience}",
-        f"_pushing.seconds={10.0 + 6.0 * count}", *(LOSSY if launched.lossy else ()),
+        f"_pushing.seconds={10.0 + 6.0 * count}", "trace.history=true", *(LOSSY if launched.lossy else ()),
     ]  # fmt: skip
     schedule = _FaultSchedule(folder, launched, count, rng)
     try:
@@ -126,6 +131,9 @@ def inject(count: int, seed: int, number: int, folder: Path, launcher: str = "au
     )
     launched.survivors = len(schedule.pids) - len(run.result["recoveries"])
     launched.left_behind = sum(not is_gone(schedule.pids[each.rank]) for each in launched.injected)
+    history = read_history(RunFolder(folder).trace)
+    launched.events = len(history.events)
+    launched.broken = [": ".join(each) for each in history.violations()]
     measure(launched.injected, run.result["recoveries"], np.load(folder / _pushing.ANSWERS))
     return launched
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,18 @@ Trials simulate clusters on the in-memory twin, in simulated time: random layout
 aggregated pushes and server calls, while ranks and whole hosts are killed, stopped, suspended and continued, the
 network is split, messages are dropped, duplicated and delayed, clocks drift and jump, servers and workers join and
 leave, and checkpoints are written. Every push, pull, round, call and view is recorded, and the history is checked
-(docs/reliability.md). With --processes, ranks of real runs are killed and stopped too (Open MPI 5), recoveries are
-timed, and training with a death must give the same bits.
+(docs/reliability.md). With --processes, ranks of real runs are killed and stopped too (Open MPI 5), their histories
+are checked, recoveries are timed, and training with a death must give the same bits.
 
   mpips bench faults                            a thousand trials on the twin
+  mpips bench faults --trials 100000 --at-once 2   a hundred thousand, two at once
   mpips bench faults --trials 0 --processes 100 a hundred faults of real processes
   mpips bench faults --only 4711                repeat one trial, and print its events
 """
 SHOWN = 10
 """Maximum number of failed trials that are printed."""
+CHUNK = 8
+"""Trials that a process takes at once."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--processes", type=number, default=0, metavar="M", help="faults of real processes; default 0"
+    )
+    parser.add_argument(
+        "--at-once", type=_runs.at_least(1), default=1, metavar="P", help="trials at once; default 1"
     )
     parser.add_argument("--only", type=number, metavar="SEED", help="repeat this trial alone, verbosely")
     _runs.add_json(parser)
@@ -65,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report: dict[str, Any] = {"benchmark": "faults", "conditions": conditions, "seed": options.seed}
     good = True
     if options.trials:
-        report["twin"] = on_twin(options.trials, options.seed)
+        report["twin"] = on_twin(options.trials, options.seed, options.at_once)
         good &= not report["twin"]["failed"]
     if options.processes:
         with _runs.folders(options.keep) as folder:
@@ -92,12 +100,12 @@ def repeat(seed: int) -> int:
 # --- on the twin -----------------------------------------------------------------------------------------
 
 
-def on_twin(count: int, seed: int) -> dict[str, Any]:
-    """Run trials on the twin, and print the outcomes; return them as JSON-able data."""
+def on_twin(count: int, seed: int, at_once: int = 1) -> dict[str, Any]:
+    """Run trials on the twin, `at_once` in processes of their own; print the outcomes, and return them, JSON-able."""
     began = time.perf_counter()
-    outcomes = []
-    for each in range(seed, seed + count):
-        outcome = _trial.run(each)
+    outcomes: list[_trial.Outcome] = []
+    for outcome in _outcomes(range(seed, seed + count), at_once):
+        each = outcome.seed
         outcomes.append(outcome)
         if not outcome.ok and sum(not one.ok for one in outcomes) <= SHOWN:
             print(
@@ -107,6 +115,16 @@ def on_twin(count: int, seed: int) -> dict[str, Any]:
     summary = summed(outcomes) | {"seconds": time.perf_counter() - began}
     print(twin_text(summary))
     return summary
+
+
+def _outcomes(seeds: range, at_once: int) -> Iterator[_trial.Outcome]:
+    """Yield the outcomes of trials in the order of their seeds."""
+    if at_once == 1:
+        yield from map(_trial.run, seeds)
+        return
+    # A fork would copy what this process is doing.
+    with ProcessPoolExecutor(at_once, get_context("spawn")) as pool:
+        yield from pool.map(_trial.run, seeds, chunksize=CHUNK)
 
 
 def summed(outcomes: Sequence[_trial.Outcome]) -> dict[str, Any]:
@@ -163,6 +181,7 @@ def on_processes(count: int, seed: int, folder: Path, launcher: str) -> dict[str
         if (mine := [each for each in injected if (each.role, each.act) == (role, act)])
     ]
     errors = [f"launch {each.number}: {each.error}" for each in launches if each.error]
+    errors += [f"launch {each.number}: {text}" for each in launches for text in each.broken]
     errors += [f"training, {each.killed} killed: {each.error}" for each in trained if each.error]
     facts = {
         "faults": len(injected),
@@ -172,6 +191,7 @@ def on_processes(count: int, seed: int, folder: Path, launcher: str) -> dict[str
         "lost": sum(each.lost for each in launches),
         "doubled": sum(each.doubled for each in launches),
         "left_behind": sum(each.left_behind for each in launches),
+        "events": sum(each.events for each in launches),
         "same_bits": all(each.same for each in trained),
         "errors": errors,
         "table": table,
@@ -220,6 +240,7 @@ def processes_text(facts: dict[str, Any]) -> str:
             f"{facts['lossy_launches']} of which lose and duplicate 1 % of all messages",
             _runs.table(columns, facts["table"]),
             f"updates acknowledged: {facts['updates']:,}; lost: {facts['lost']}; applied twice: {facts['doubled']}; "
+            f"events of the histories: {facts['events']:,}; "
             f"continued ranks that did not leave: {facts['left_behind']}; ranks at the end: {facts['survivors']}",
             f"training: {training}",
             *facts["errors"],

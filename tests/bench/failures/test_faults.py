@@ -190,6 +190,7 @@ def test_one_trial_prints_its_events(capsys: pytest.CaptureFixture[str]) -> None
         (Launched(0, False, False, updates=5, lost=1), True, False),
         (Launched(0, False, False, updates=5, left_behind=1), True, False),
         (Launched(0, False, False, error="it ended"), True, False),
+        (Launched(0, False, False, updates=5, broken=["durable: push 3"]), True, False),
         (Launched(0, False, False, updates=5), False, False),
     ],
 )
