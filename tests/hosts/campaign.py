@@ -8,7 +8,8 @@ partitions   one of two or three hosts is cut off for 0.5 to 30 s, in one or in 
 
 Each trial is a run of its own, drawn by its seed, which is that of the first one plus its number. The run must complete
 with every acknowledged push applied once, or with the bits of an undisturbed run; with one leader in each epoch and one
-result; and no process of it may be left on any host.
+result; and no process of it may be left on any host. Its history is recorded, and must keep all promises
+(docs/reliability.md).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from virtual import write_job
 
 from mpips.bench._runs import conditions, described, table
 from mpips.bench.failures import _processes, _pushing
+from mpips.history.file import read_history
 from mpips.rundir.folder import JsonLinesWriter, RunFolder
 from mpips.rundir.progress import Column
 
@@ -125,6 +127,8 @@ class Outcome:
     """Of heartbeats, on this machine now."""
     lost: int = 0
     doubled: int = 0
+    events: int = 0
+    """Of the history."""
     detection: float | None = None
     """From the fault until the last rank was noticed of those that were excluded."""
     recovery: float | None = None
@@ -159,6 +163,7 @@ class Trial:
         self._folder.mkdir(parents=True)
         job = training_job(self._folder) if planned.trains else None
         settings += EXACT if planned.trains else []
+        settings.append("trace.history=true")
         with self._hosts(planned.hosts) as hosts:
             run = HostRun(hosts, self._folder, *settings, job=job)
             try:
@@ -234,6 +239,9 @@ class Trial:
         outcome.wrong += run.wrong(result)
         metrics = result.get("metrics") or {}
         outcome.lost, outcome.doubled = metrics.get("lost", 0), metrics.get("doubled", 0)
+        history = read_history(RunFolder(run.folder).trace)
+        outcome.events = len(history.events)
+        outcome.wrong += [f"history: {': '.join(each)}" for each in history.violations()]
         if self._first not in (None, run.identity_of_result()):
             outcome.wrong.append("a second result was written")
         if planned.trains and result.get("parameters_sha256") != self._bits:
@@ -338,6 +346,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             "completed": sum(not each.wrong for each in mine),
             "lost": sum(each.lost for each in mine),
             "doubled": sum(each.doubled for each in mine),
+            "events": sum(each.events for each in mine),
         }
         for figure in ("detection", "recovery"):
             values = [value for each in mine if (value := getattr(each, figure)) is not None]
@@ -350,7 +359,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 def text(rows: Sequence[dict[str, Any]]) -> str:
     """Format the summary."""
     seconds = "{:.2f}".format
-    counts = [Column(name, name, 6, str) for name in ("trials", "completed", "lost", "doubled")]
+    counts = [Column(name, name, 6, str) for name in ("trials", "completed", "lost", "doubled", "events")]
     times = [
         Column(f"{figure}_{part}", f"{figure} {part} (s)", 8, seconds)
         for figure in ("detection", "recovery")
