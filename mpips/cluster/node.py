@@ -454,7 +454,7 @@ class Node:
             for callback in self.observers.workers:
                 callback(view)
         for rank in set(before.alive) - set(view.alive):
-            self.van.exclude(rank)
+            self.outbox.exclude(rank)
             self.departure.record_lost(rank)
             lost = self._gone(rank, Message(Kind.REQUEST, Command.CALL))
             self.tasks.give_up(lost, lambda address, _, rank=rank: address == rank)  # type: ignore[misc]

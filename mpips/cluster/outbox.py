@@ -34,6 +34,8 @@ class Outbox:
         self._order = count()
         # By receiver: messages that a failed link keeps back.
         self._kept: dict[int, list[Message]] = {}
+        # Ranks that are excluded, and get what was kept for them before: such as the view without them.
+        self._leaving: set[int] = set()
         self._gathered: dict[tuple[int, Kind], list[Message]] = {}
         self._gathered_bytes: Counter[tuple[int, Kind]] = Counter()
         self.turn = 0
@@ -44,6 +46,8 @@ class Outbox:
         self._stamp(message)
         if self._faults is None:
             self._van.send(dest, message)
+            return
+        if dest in self._leaving:
             return
         # Control messages are not retransmitted.
         for delay in NORMAL if message.kind is Kind.CONTROL else self._faults.message():
@@ -58,6 +62,13 @@ class Outbox:
             self._kept.setdefault(dest, []).append(message)
         else:
             self._van.send(dest, message)
+
+    def exclude(self, rank: int) -> None:
+        """Send nothing more to a rank, and receive nothing from it; what a failed link keeps arrives, as over TCP."""
+        if rank in self._kept:
+            self._leaving.add(rank)
+        else:
+            self._van.exclude(rank)
 
     def send_soon(self, dest: int, message: Message) -> None:
         """Send one message at the end of this turn, together with others of its kind to the same rank."""
@@ -94,6 +105,9 @@ class Outbox:
         for dest in [dest for dest in self._kept if not self._faults.splits.keeps(dest)]:
             for kept in self._kept.pop(dest):
                 self._van.send(dest, kept)
+            if dest in self._leaving:
+                self._leaving.remove(dest)
+                self._van.exclude(dest)
         while self._delayed and self._delayed[0][0] <= now:
             _, _, dest, late = heappop(self._delayed)
             self._send_if_linked(self._faults, dest, late)

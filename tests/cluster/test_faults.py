@@ -278,3 +278,19 @@ def test_messages_of_a_failed_link_arrive_in_order_when_it_is_mended() -> None:
         while (message := network.vans[1].receive()) is not None:
             arrived.append((number, message.meta["number"]))
     assert arrived == [(0, 0), (0, 0), (1, 1), (1, 1), *((4, at) for at in (2, 2, 3, 3, 4, 4))]
+
+
+def test_a_rank_that_is_excluded_while_its_link_has_failed_gets_what_was_sent_before() -> None:
+    # Such as the view without it: else it would wait for `give_up` when the network is whole again.
+    network = Network(2)
+    now = network.vans[0].now
+    faults = Faults(FaultsSpec(split=(Split(1.0, 1.0, ranks=(0,)),)), "server", 0, now, hosts=("a", "a"))
+    outbox = Outbox(network.vans[0], faults, Observers())
+    for number, at in enumerate((0.5, 1.2, 1.4, 2.1)):
+        network.time = at
+        outbox.send_delayed(network.time)
+        outbox.send(1, Message(Kind.CONTROL, Command.VIEW, meta={"number": number}))
+        if number == 1:
+            outbox.exclude(1)
+    received = iter(network.vans[1].receive, None)
+    assert [message.meta["number"] for message in received] == [0, 1]
