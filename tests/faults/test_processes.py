@@ -21,6 +21,8 @@ from mpips.bench import _runs
 from mpips.bench.failures import _processes, _pushing
 from mpips.checkpoint.inspection import verify
 from mpips.checkpoint.manifest import complete
+from mpips.history.events import Viewed
+from mpips.history.file import read_history
 from mpips.process.host import is_gone
 from mpips.rundir import order_files
 
@@ -150,6 +152,24 @@ def test_a_stopped_rank_is_given_up_and_leaves_when_it_wakes(
     os.kill(pid, signal.SIGCONT)
     run.wait_for(lambda: is_gone(pid))
     assert ended(run, [role])["recoveries"][0]["cause"] == "hung"
+
+
+@pytest.mark.once
+def test_a_scheduler_that_is_cut_off_is_excluded_and_all_promises_are_kept(
+    survives: None, pushing: Callable[..., Run]
+) -> None:
+    # Ranks wait longer where they share processors, and twice as long for a host that may have half of the votes.
+    split = f"faults.split=[{{at_seconds={patience(1.0):g}, seconds={patience(3.0):g}, ranks=[0]}}]"
+    layout = ("layout.spares=2", "layout.servers=2", "ring.replicas=1")
+    run = pushing(*layout, beats(0.3), split, "trace.history=true")
+    pid = run.pid("scheduler")
+    run.wait_for(noticed(run))
+    run.wait_for(lambda: is_gone(pid))
+    assert ended(run, ["scheduler"])["recoveries"][0]["cause"] == "hung"
+    history = read_history(run.folder / "trace")
+    assert history.violations() == [] and len(history.clocks) == 7
+    (successor,) = {event.leader for event in history.events if isinstance(event, Viewed)}
+    assert successor != 0
 
 
 @pytest.mark.parametrize("role", ["server", "scheduler"])
