@@ -69,7 +69,7 @@ test-mpich: .venv-mpich/test-ready
 
 test-torch: .venv-torch/test-ready
 	.venv-torch/bin/python -P -m mpips.jit.compile_all
-	.venv-torch/bin/python -m pytest tests/torch $(PYTEST_ARGS)
+	.venv-torch/bin/python -m pytest tests/pytorch $(PYTEST_ARGS)
 
 test-hosts: .venv/test-ready
 	MPIPS_TEST_HOSTS=all .venv/bin/python -m pytest tests/hosts $(PYTEST_ARGS)

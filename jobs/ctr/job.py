@@ -25,7 +25,7 @@ try:
 
     from mpips.jobs.ctr.model import begun, loss_of
     from mpips.torch import Dense, Embedding
-except ModuleNotFoundError:
+except ImportError:
     torch = None
 
 COLUMNS = (
