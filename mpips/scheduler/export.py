@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from mpips.cluster.node import Node
 from mpips.errors import InputError
-from mpips.files import hdf5
 from mpips.keys import KeyArray, pairs
 from mpips.transport.message import Command, Kind, Message
 from mpips.worker.vector import Vector
@@ -41,6 +40,9 @@ def save(node: Node, vectors: Iterable[Vector], path: Path) -> str:
 
     A group for each vector has `keys`, u8[n] or [n, 2] with the upper half first, ascending, and `values`, [n, width].
     """
+    # Only who writes such a file needs h5py.
+    from mpips.files import hdf5
+
     chunks = ((vector, *chunk) for vector in vectors for chunk in export(node, vector))
     try:
         with hdf5.writing(path) as file:
