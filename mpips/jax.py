@@ -24,6 +24,8 @@ from numpy.typing import ArrayLike
 
 from mpips.consistency import Consistency, sequential
 from mpips.embedding import dense, table
+from mpips.errors import UsageError
+from mpips.keys import check_unmasked
 from mpips.tasks.task import Task
 from mpips.worker.vector import Vector
 
@@ -41,9 +43,12 @@ class Fetched:
         The capacity is the next power of two, so that a function is compiled for few shapes. Further rows are 0.
         """
         rows = self._fetched.rows
-        padded = np.zeros((1 << max(len(rows) - 1, 0).bit_length(), rows.shape[1]), rows.dtype)
+        padded = np.zeros(self._capacity(), rows.dtype)
         padded[: len(rows)] = rows
         return jnp.asarray(padded)
+
+    def _capacity(self) -> tuple[int, int]:
+        return 1 << max(len(self._fetched.keys) - 1, 0).bit_length(), self._fetched.width
 
     @property
     def places(self) -> Array:
@@ -56,7 +61,14 @@ class Fetched:
         Raises:
             UsageError: as of `mpips.embedding.Fetched.push`.
         """
-        return self._fetched.push(np.asarray(gradients)[: len(self._fetched.keys)])
+        check_unmasked(gradients, f"{self._fetched}: gradients")
+        given = np.asarray(gradients)
+        if given.shape != self._capacity():
+            raise UsageError(
+                f"{self._fetched}: gradients of shape {given.shape}, but `rows` are {self._capacity()}: give the"
+                " gradient of `rows`, not one for each id"
+            )
+        return self._fetched.push(given[: len(self._fetched.keys)])
 
     def drop(self) -> None:
         """Push nothing for this mini-batch: later ones do not wait for it."""

@@ -39,7 +39,7 @@ class _Rows(nn.Module):
     def __init__(self, vector: Vector, consistency: Consistency = sequential) -> None:
         super().__init__()
         self.table = table.Embedding(vector, consistency)
-        self._ahead: deque[tuple[Ids, table.Fetched]] = deque()
+        self._ahead: deque[table.Fetched] = deque()
 
     def begin(self, first: int = 0) -> None:
         """Number the mini-batches from `first`; see `mpips.embedding.Embedding.begin`."""
@@ -48,7 +48,7 @@ class _Rows(nn.Module):
 
     def prefetch(self, ids: Ids) -> None:
         """Begin to fetch the rows of a later mini-batch, which `forward` is then called with, in the same order."""
-        self._ahead.append((ids, self.table.fetch(_flat(ids))))
+        self._ahead.append(self.table.fetch(_flat(ids)))
 
     def ahead(self, batches: Iterable[T], ids: Callable[[T], Ids], depth: int = 1) -> Iterator[T]:
         """Yield mini-batches, and prefetch `depth` later ones: `forward` takes `ids(batch)`, the same tensor."""
@@ -57,8 +57,18 @@ class _Rows(nn.Module):
             self.prefetch(ids(batch))
             waiting.append(batch)
             if len(waiting) > depth:
-                yield waiting.popleft()
-        yield from waiting
+                yield from self._left_early(waiting.popleft())
+        while waiting:
+            yield from self._left_early(waiting.popleft())
+
+    def _left_early(self, batch: T) -> Iterator[T]:
+        try:
+            yield batch
+        except GeneratorExit:
+            # The caller has left its loop: nothing is pushed for those that are fetched.
+            while self._ahead:
+                self._ahead.popleft().drop()
+            raise
 
     def _fetched(self, ids: Ids) -> tuple[Tensor, Tensor]:
         """Return the distinct rows, and the places of the ids among them."""
@@ -66,8 +76,8 @@ class _Rows(nn.Module):
             found = self.table.read(_flat(ids))
             return torch.from_numpy(found.rows), _places(found, ids)
         if self._ahead:
-            given, found = self._ahead.popleft()
-            if given is not ids and not np.array_equal(_flat(given), _flat(ids)):
+            found = self._ahead.popleft()
+            if not np.array_equal(found.keys[found.places], _flat(ids)):
                 raise UsageError(
                     f"{self.table}: forward has other ids than the mini-batch that was prefetched"
                 )
@@ -192,10 +202,16 @@ class Dense(nn.Module):
                 f"dense parameters {vector.spec.name}: the module's parameters are on the servers already, which hold"
                 " what they differ by from their first values; make one Dense of it, and begin() each call with it"
             )
+        if buffers := [name for name, _ in module.named_buffers()]:
+            raise UsageError(
+                f"dense parameters {vector.spec.name}: the module has buffers ({', '.join(buffers)}), which would"
+                " stay in each worker: leave out layers such as BatchNorm, or use LayerNorm"
+            )
         self.module, self.scale = module, scale
         self._parameters_on_servers = dense.Dense(vector, _flat_values(module), consistency)
-        # Not as a submodule, which the wrapped module would then have.
-        object.__setattr__(module, "_on_servers", self)
+        # Not as a submodule, which the wrapped modules would then have.
+        for each in module.modules():
+            object.__setattr__(each, "_on_servers", self)
         self._fresh = False
 
     def begin(self, first: int = 0) -> Dense:
@@ -222,6 +238,21 @@ class Dense(nn.Module):
                     at += parameter.numel()
             self._fresh = True
         return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the module's parameters as the servers hold them."""
+        self.refresh()
+        return super().state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse it: the servers hold the parameters.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "the servers hold the parameters: load them into the module before Dense is made of it"
+        )
 
     def step(self) -> Task:
         """Push the gradients in a round with all workers, and clear them."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import DataError, Job, UsageError
+from mpips import DataError, Job, JobError, UsageError
 from mpips.data import resolve
 from mpips.data.spec import as_list
 from mpips.embedding import field_keys
@@ -55,10 +55,11 @@ def generated(count: int, seed: int, part: int = 0) -> Clicks:
 
 
 def of_job(job: Job) -> tuple[Clicks, Clicks]:
-    """Return the clicks to train with, and those of the test: with files, without a test file, the former.
+    """Return the clicks to train with, and those of the test: none with a file to train with alone.
 
     Raises:
         DataError: as of `load`.
+        JobError: there are only files for the test.
     """
     settings, data = job.settings, resolve(job.data, str(job.base))
     paths = [[Path(each) for each in as_list(files)] for files in (data.train, data.test)]
@@ -67,8 +68,10 @@ def of_job(job: Job) -> tuple[Clicks, Clicks]:
         _check_alike([paths[0][0], paths[1][0]], [train, test])
     count, seed = settings.clicks, settings.seed
     if train is not None:
-        return train, train if test is None else test
-    return generated(count, seed), test or generated(max(count // 10, 1), seed, 1)
+        return train, train.at(slice(0)) if test is None else test
+    if test is not None:
+        raise JobError("[data] test names clicks for the test, and train names none to train with")
+    return generated(count, seed), generated(max(count // 10, 1), seed, 1)
 
 
 def _of_files(paths: list[Path]) -> Clicks | None:
@@ -109,19 +112,3 @@ def load(path: Path) -> Clicks:
     if not np.isin(found.labels, (0, 1)).all() or not np.isfinite(found.numbers).all():
         raise DataError(f"{path}: labels must be 0 or 1, and numbers finite")
     return found
-
-
-def auc(scores: NDArray[np.floating], labels: NDArray[np.floating]) -> float:
-    """Return the area under the ROC curve: the chance that a click has a higher score than what was not clicked.
-
-    >>> auc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([0, 0, 1, 1]))
-    0.875
-    """
-    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    # The mean rank of equal scores.
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
-    clicked = labels > 0
-    positive, negative = int(clicked.sum()), int((~clicked).sum())
-    if not positive or not negative:
-        return 0.5
-    return float((ranks[clicked].sum() - positive * (positive + 1) / 2) / (positive * negative))

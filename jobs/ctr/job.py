@@ -10,14 +10,16 @@ rows are pushed in rounds, too, so that results do not depend on the number of s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mpips import Answer, Cluster, Context, JobError, Normal, VectorSpec, bounded, progress
+from mpips import Answer, Cluster, Context, JobError, Normal, VectorSpec, progress, push_pull, retry_on_loss
 from mpips.embedding import Dense as Parameters
-from mpips.jobs.ctr.clicks import Clicks, auc, of_job
+from mpips.jobs.ctr.clicks import Clicks, of_job
+from mpips.jobs.sparse_lr.evaluate import measures
 
 # At the start of all ranks: loading PyTorch takes seconds, in which a rank does not answer.
 try:
@@ -41,20 +43,20 @@ SCORED = 8192
 class Settings:
     """The job file's table [ctr]."""
 
-    width: int = 16
+    width: int = field(default=16, metadata={"at_least": 1, "at_most": 1024})
     """Values per id."""
-    hidden: int = 64
+    hidden: int = field(default=64, metadata={"at_least": 1, "at_most": 2**16})
     """Units of each hidden layer."""
-    batch: int = 1024
+    batch: int = field(default=1024, metadata={"at_least": 2, "at_most": 2**24})
     """Clicks per mini-batch of each worker."""
-    passes: int = 2
-    alpha: float = 0.02
+    passes: int = field(default=2, metadata={"at_least": 1, "at_most": 2**31})
+    alpha: float = field(default=0.02, metadata={"above": 0.0, "at_most": 1e6})
     """The step of AdaGrad for the rows of ids."""
-    rate: float = 0.001
+    rate: float = field(default=0.001, metadata={"above": 0.0, "at_most": 1e6})
     """The step of Adam for the layers."""
-    clicks: int = 200_000
+    clicks: int = field(default=200_000, metadata={"at_least": 1, "at_most": 2**31})
     """How many are generated if [data] names no file, and a tenth of as many for the test."""
-    seed: int = 0
+    seed: int = field(default=0, metadata={"at_least": 0, "at_most": 2**31})
 
 
 def specs(settings: Settings, layers: int, rounds: bool = False) -> tuple[VectorSpec, VectorSpec]:
@@ -72,79 +74,93 @@ def _check_installed() -> None:
 
 
 def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
-    """Train; return the mean loss and the AUC of the test clicks of each pass."""
+    """Train; return the mean loss, and the AUC of the test clicks if there are any, of each pass."""
     _check_installed()
-    state = cluster.restore() or {"pass": 0, "curve": []}
-    layers: Any = cluster.workers.call("layers")[0]
-    for spec in specs(settings, layers, rounds=cluster.job.consistency.is_sequential):
+    layers = cluster.workers.call("layers")
+    if any(each != layers[0] for each in layers):
+        raise JobError(
+            "the layers of the workers begin with different values: they need the same version of PyTorch"
+        )
+    state = cluster.restore() or {"pass": 0, "rounds": 0, "clicks": 0, "curve": []}
+    for spec in specs(settings, layers[0]["count"], rounds=cluster.job.consistency.is_sequential):
         cluster.vector(spec)
-    table, curve, learned = cluster.table(COLUMNS), state["curve"], 0
-    for number in range(state["pass"], settings.passes):
+    table = cluster.table(COLUMNS)
+    while state["pass"] < settings.passes:
+        state = cluster.compact(partial(dict, state)) or state
+        arguments = {"number": state["pass"], "first": state["rounds"]}
         with cluster.phase("train"):
-            found = cluster.workers.call("train", {"number": number})
+            found = retry_on_loss(cluster, partial(cluster.workers.call, "train", arguments))
         loss, clicks = (sum(each[name] for each in found) for name in ("loss", "clicks"))
-        learned += clicks
-        scores, labels = np.concatenate(
-            [rows for _, rows in cluster.workers.gather("score", {"number": number})]
-        ).T
-        curve.append({"loss": loss / clicks, "auc": auc(scores, labels)})
-        table.row({"pass": number + 1, **curve[-1]})
-        if cluster.due(number + 1):
-            cluster.checkpoint(number + 1, {"pass": number + 1, "curve": curve})
+        scored = retry_on_loss(cluster, partial(cluster.workers.gather, "score"))
+        scores, labels = np.concatenate([rows for _, rows in scored]).T
+        line = {"loss": loss / clicks, "auc": measures(scores.astype(float), labels > 0)["auc"]}
+        state = {
+            "pass": state["pass"] + 1, "rounds": state["rounds"] + found[0]["steps"],
+            "clicks": state["clicks"] + clicks, "curve": [*state["curve"], line],
+        }  # fmt: skip
+        table.row({"pass": state["pass"], **line})
+        if cluster.due(state["pass"]):
+            cluster.checkpoint(state["pass"], state)
             if cluster.stopping():
                 break
     table.close()
-    return {**(curve[-1] if curve else {}), "clicks": learned, "curve": curve}
+    return {**state["curve"][-1], "clicks": state["clicks"], "curve": state["curve"]}
 
 
 class Worker:
-    """Holds its part of the clicks."""
+    """Holds the clicks, of which it learns its part."""
 
     def __init__(self, context: Context) -> None:
         _check_installed()
         self.context, self.settings = context, context.job.settings
+        self.clicks, self.test = of_job(context.job)
         settings = self.settings
-        clicks, test = of_job(context.job)
-        self.steps = -(-len(clicks.labels) // (settings.batch * context.count))
-        self.clicks, self.test = (each.part(context.index, context.count) for each in (clicks, test))
-        self.network = begun(clicks, settings.width, settings.hidden, settings.seed)
+        self.network = begun(self.clicks, settings.width, settings.hidden, settings.seed)
         self.on_servers: tuple[Embedding, Dense] | None = None
 
-    def layers(self) -> int:
-        """Return the number of parameters of the layers."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
+    def layers(self) -> dict[str, Any]:
+        """Return the number of parameters of the layers, and a digest of their first values."""
+        with torch.no_grad():
+            values = torch.cat([each.reshape(-1) for each in self.network.parameters()]).numpy()
+        return {"count": len(values), "digest": Parameters.digest_of(values)}
 
-    def begin(self, number: int) -> tuple[Embedding, Dense]:
-        """Begin pass `number` with what the servers hold."""
+    def begin(self, first: int = 0) -> tuple[Embedding, Dense]:
+        """Take what the servers hold, and number the mini-batches from `first`."""
         if self.on_servers is None:
-            vectors, consistency = self.context.vectors, bounded(self.context.job.consistency.tau)
-            layers = Dense(vectors["layers"], self.network, 1 / self.context.count, consistency)
-            self.on_servers = Embedding(vectors["rows"], consistency), layers
-        for each in self.on_servers:
-            each.begin(number * self.steps)
-        return self.on_servers
+            vectors, model = self.context.vectors, push_pull(self.context.job.consistency).pull
+            layers = Dense(vectors["layers"], self.network, consistency=model)
+            self.on_servers = Embedding(vectors["rows"], model), layers
+        rows, layers = self.on_servers
+        # A lost worker's part is learned by the others.
+        layers.scale = 1 / self.context.count
+        rows.begin(first)
+        layers.begin(first)
+        return rows, layers
 
-    def batches(self, number: int) -> Iterator[Clicks]:
+    def batches(self, number: int, steps: int) -> Iterator[Clicks]:
         """Yield the mini-batches of a pass in random order; all workers have as many."""
-        order = np.random.default_rng([number, self.context.index]).permutation(len(self.clicks.labels))
-        for step in range(self.steps):
-            yield self.clicks.at(order[step :: self.steps])
+        part = self.clicks.part(self.context.index, self.context.count)
+        order = np.random.default_rng([number, self.context.index]).permutation(len(part.labels))
+        for step in range(steps):
+            yield part.at(order[step::steps])
 
-    def train(self, number: int) -> dict[str, float]:
-        """Learn from each click once."""
-        (rows, layers), total = self.begin(number), 0.0
-        for step, batch in enumerate(rows.ahead(self.batches(number), lambda batch: batch.ids)):
-            self.context.step(number * self.steps + step)
+    def train(self, number: int, first: int) -> dict[str, float]:
+        """Learn from each click of its part once."""
+        (rows, layers), total, clicks = self.begin(first), 0.0, 0
+        steps = -(-len(self.clicks.labels) // (self.settings.batch * self.context.count))
+        for step, batch in enumerate(rows.ahead(self.batches(number, steps), lambda batch: batch.ids), first):
+            self.context.step(step)
             loss = loss_of(layers(batch.numbers, rows(batch.ids)), batch)
             loss.backward()
             layers.step()
-            total += loss.item() * len(batch.labels)
-        return {"loss": total, "clicks": len(self.clicks.labels)}
+            total, clicks = total + loss.item() * len(batch.labels), clicks + len(batch.labels)
+        return {"loss": total, "clicks": clicks, "steps": steps}
 
-    def score(self, number: int) -> Answer:
-        """Return the log-odds of the test clicks, and their labels, [n, 2]."""
-        rows, layers = self.begin(number + 1)
-        parts = [self.test.at(slice(at, at + SCORED)) for at in range(0, len(self.test.labels), SCORED)]
+    def score(self) -> Answer:
+        """Return the log-odds of its part of the test clicks, and their labels, [n, 2]."""
+        rows, layers = self.begin()
+        test = self.test.part(self.context.index, self.context.count)
+        parts = [test.at(slice(at, at + SCORED)) for at in range(0, len(test.labels), SCORED)]
         with torch.no_grad():
             found = [layers(each.numbers, rows(each.ids)).numpy() for each in parts]
-        return Answer(values=np.stack([np.concatenate(found), self.test.labels], axis=1))
+        return Answer(values=np.stack([np.concatenate([test.labels[:0], *found]), test.labels], axis=1))

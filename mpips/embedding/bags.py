@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from mpips.embedding.table import Fetched
 from mpips.errors import UsageError
 from mpips.jit.kernel import kernel
+from mpips.keys import check_unmasked
 
 Array = NDArray[Any]
 _TYPES = ("f4", "f8")
@@ -86,6 +87,7 @@ class Bags:
         Raises:
             UsageError: as of `Fetched.push`, or there is not one row for each bag.
         """
+        check_unmasked(gradients, "bags: gradients")
         rows = self.fetched.rows
         given = np.ascontiguousarray(gradients, rows.dtype)
         if given.shape != (len(self._starts) - 1, rows.shape[1]):

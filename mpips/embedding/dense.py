@@ -1,13 +1,14 @@
 """Dense parameters on the servers, such as the weights of a network's layers, which all workers step together.
 
-The servers hold what the parameters differ by from the values that they begin with. All workers compute these values
-alike (the same seed), so nobody has to send them, and a worker that joins later, or after a recovery, needs no more
-than a pull. In each round every worker pushes its gradient, the servers sum them in worker order, take one step, and
-answer with the new values.
+The servers hold what the parameters differ by from the values that they begin with. All workers must compute these
+values alike (the same seed; `Dense.digest_of` tells), so nobody has to send them, and a worker that joins later, or
+after a recovery, needs no more than a pull. In each round every worker pushes its gradient, the servers sum them in
+worker order, take one step, and answer with the new values.
 """
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,15 @@ class Dense:
         return VectorSpec(
             name, dtype, extent=size, dense=True, aggregate=True, update=update, settings=settings or {}
         )
+
+    @staticmethod
+    def digest_of(initial: ArrayLike) -> str:
+        """Return a digest of the values to begin with, which all workers must have in common.
+
+        >>> Dense.digest_of([1.0, 2.0])
+        '7ba3895f'
+        """
+        return f"{zlib.crc32(np.ascontiguousarray(initial, np.float64).tobytes()):08x}"
 
     def begin(self, first: int = 0) -> None:
         """Take the parameters as the servers hold them, and number the rounds from `first`, the same in all workers.

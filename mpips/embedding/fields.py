@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from mpips.errors import UsageError
 from mpips.jit.kernel import kernel
 from mpips.jit.splitmix import mix
+from mpips.keys import check_unmasked
 
 
 @kernel("void(u8[:,::1], u8[:,::1])")
@@ -37,6 +38,7 @@ def field_keys(ids: ArrayLike) -> NDArray[np.uint64]:
     >>> bool(keys[0, 0] == keys[1, 0]), len(np.unique(keys))
     (True, 3)
     """
+    check_unmasked(ids, "ids")
     array = np.asarray(ids)
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise UsageError(f"ids are {array.dtype} of shape {array.shape}; give integers of shape [n, fields]")

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mpips.consistency import Consistency, sequential, unmet
 from mpips.errors import UsageError
-from mpips.keys import KeyArray
+from mpips.keys import KeyArray, check_unmasked
 from mpips.tasks.task import Task
 from mpips.transport.message import NO_ROUND
 from mpips.worker.places import Places, places_of
@@ -40,6 +40,18 @@ class Fetched:
         self._table, self._where = table, where
         self._task: Task | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"mini-batch {self.number} of {self._table}"
+            if self.number is not None
+            else f"rows of {self._table}"
+        )
+
+    @property
+    def width(self) -> int:
+        """Values per row."""
+        return self._table.vector.spec.width
+
     @property
     def keys(self) -> KeyArray:
         """The distinct ids, ascending: u8[m], or KEY128[m]."""
@@ -57,11 +69,8 @@ class Fetched:
         Raises:
             UsageError: the gradients of a mini-batch that this one waits for are not pushed yet.
         """
-        if self._task is None:
-            self._table._refuse_missing(self)
-        assert self._task is not None
-        found: Array = self._task.result()
-        return found.reshape(len(self.keys), self._table.vector.spec.width)
+        found: Array = self._table._pull_of(self).result()
+        return found.reshape(len(self.keys), self.width)
 
     @property
     def rows_of_ids(self) -> Array:
@@ -71,10 +80,12 @@ class Fetched:
     def push(self, gradients: ArrayLike) -> Task:
         """Push one row for each of `keys`, [m, width]; those of repeated ids are already summed.
 
+        Like those of `Vector.push`, they must not be written before the task is finished.
+
         Raises:
             UsageError: this mini-batch was read, not fetched, or is pushed already; further errors as `Vector.push`.
         """
-        return self._table._push(self, np.asarray(gradients))
+        return self._table._push(self, gradients)
 
     def push_of_ids(self, gradients: ArrayLike) -> Task:
         """Push one row for each id, [n, width]; those of an id that comes several times are summed.
@@ -82,6 +93,7 @@ class Fetched:
         Raises:
             UsageError: there is not one row for each id; further errors as `push`.
         """
+        check_unmasked(gradients, f"{self._table}: gradients")
         given = np.asarray(gradients)
         if len(given) != len(self.places):
             raise UsageError(f"{self._table}: {len(given)} rows for {len(self.places)} ids")
@@ -160,11 +172,27 @@ class Embedding:
     ) -> Iterator[tuple[T, Fetched]]:
         """Yield mini-batches with the rows of `ids(batch)`, and fetch those of `depth` later ones meanwhile."""
         waiting: deque[tuple[T, Fetched]] = deque()
+        try:
+            yield from self._ahead(batches, ids, depth, waiting)
+        except GeneratorExit:
+            # The caller has left its loop.
+            for _, fetched in waiting:
+                fetched.drop()
+            raise
+
+    def _ahead(
+        self,
+        batches: Iterable[T],
+        ids: Callable[[T], ArrayLike],
+        depth: int,
+        waiting: deque[tuple[T, Fetched]],
+    ) -> Iterator[tuple[T, Fetched]]:
         for batch in batches:
             waiting.append((batch, self.fetch(ids(batch))))
             if len(waiting) > depth:
                 yield waiting.popleft()
-        yield from waiting
+        while waiting:
+            yield waiting.popleft()
 
     def read(self, ids: ArrayLike) -> Fetched:
         """Begin to fetch rows for which nothing is pushed, for example to score; all own pushes so far are in them."""
@@ -204,23 +232,32 @@ class Embedding:
         after = [pushes[number] for number in unmet(before, pushes)]
         fetched._task = self.vector.pull(fetched.keys, after=after)
 
-    def _push(self, fetched: Fetched, rows: Array, dropped: bool = False) -> Task:
+    def _pull_of(self, fetched: Fetched) -> Task:
+        """Return the pull of a mini-batch's rows; UsageError if it waits for gradients that nobody has pushed."""
+        if fetched._task is None:
+            # The delay may have grown since.
+            self._deferred.remove(fetched)
+            self._pull_or_defer(fetched)
+        if fetched._task is None:
+            missing = unmet(self.consistency(self._number(fetched)), self._unpushed)
+            raise UsageError(
+                f"{self}: the rows of mini-batch {fetched.number} wait: {self._missing(missing)}"
+            )
+        return fetched._task
+
+    def _push(self, fetched: Fetched, rows: ArrayLike, dropped: bool = False) -> Task:
         number = self._number(fetched)
         if number not in self._unpushed:
             raise UsageError(f"{self}: the gradients of mini-batch {number} are pushed already")
         round_ = number if self.vector.spec.aggregate else NO_ROUND
         keys = fetched.keys[:0] if dropped else fetched.keys
-        task = self.vector.push(keys, rows, round=round_)
+        task = self.vector.push(keys, rows, round=round_)  # type: ignore[arg-type]
         del self._unpushed[number]
         self._pushes[number] = task
         deferred, self._deferred = self._deferred, []
         for each in deferred:
             self._pull_or_defer(each)
         return task
-
-    def _refuse_missing(self, fetched: Fetched) -> None:
-        missing = unmet(self.consistency(self._number(fetched)), self._unpushed)
-        raise UsageError(f"{self}: the rows of mini-batch {fetched.number} wait: {self._missing(missing)}")
 
     def _missing(self, numbers: Sequence[int] | dict[int, Fetched]) -> str:
         return (

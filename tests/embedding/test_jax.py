@@ -6,10 +6,11 @@ import doctest
 from typing import Any
 
 import numpy as np
+import pytest
 from simulated import simulate
 
 import mpips.jax
-from mpips import Context, VectorSpec
+from mpips import Context, UsageError, VectorSpec
 from mpips.embedding import Dense, Embedding
 from mpips.scheduler.scheduler import Cluster
 
@@ -83,6 +84,12 @@ def test_shapes_are_few_since_rows_are_padded() -> None:
         table.settle()
         return shapes, Embedding(cluster.vectors["w"]).read([5, 7, 8]).rows[:, 0].tolist()
 
+    def one_for_each_id(cluster: Cluster) -> None:
+        batch = mpips.jax.Embedding(cluster.create_vector(SPEC)).fetch([7, 3, 7, 7])
+        batch.push(np.ones((4, 4), np.float32))
+
+    with pytest.raises(UsageError, match=r"but `rows` are \(2, 4\)"):
+        simulate(one_for_each_id, worker=lambda context: None)
     shapes, after = simulate(schedule, worker=lambda context: None)
     assert {each[0] for each in shapes} == {1, 2, 4, 8, 16}
     np.testing.assert_allclose(after, [0.4, 0.4, 0.5], rtol=1e-6)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import simulate
 
-from mpips import Context, RemoteError, UsageError, VectorSpec, bounded, eventual
+from mpips import Bounded, Context, RemoteError, UsageError, VectorSpec, bounded, eventual
 from mpips.embedding import Embedding, field_keys
 from mpips.scheduler.scheduler import Cluster
 
@@ -124,9 +124,43 @@ def test_gradients_are_pushed_once_and_never_for_rows_that_were_read() -> None:
         on_one_worker(lambda table: table.fetch([3, 3]).push_of_ids(np.ones((1, 2))))
 
 
+def test_a_delay_that_grows_lets_a_fetch_go_that_waited() -> None:
+    def work(table: Embedding) -> Any:
+        model = table.consistency = bounded(0)
+        first, second = table.fetch([3]), table.fetch([3])
+        model.tau = 1
+        seen = second.rows.tolist()
+        first.drop()
+        second.drop()
+        return seen
+
+    assert on_one_worker(work) == [[1.0, 1.0]]
+
+
+def test_a_loop_that_is_left_early_leaves_nothing_behind() -> None:
+    def work(table: Embedding) -> Any:
+        for ids, fetched in table.ahead([[1], [2], [3], [4]], lambda ids: ids, depth=2):
+            fetched.push(np.ones((1, 2)))
+            if ids == [2]:
+                break
+        table.settle()
+        return table.read(range(1, 5)).rows[:, 0].tolist()
+
+    assert on_one_worker(work) == [0.5, 0.5, 1.0, 1.0]
+
+
+def test_masked_gradients_are_refused() -> None:
+    masked = np.ma.masked_array(np.ones((1, 2)), [[True, False]])
+    for push in (lambda batch: batch.push(masked), lambda batch: batch.push_of_ids(masked)):
+        with pytest.raises((UsageError, RemoteError), match="are a masked array"):
+            on_one_worker(lambda table, push=push: push(table.fetch([3])))
+
+
 @pytest.mark.parametrize("model", [bounded(0), bounded(2), eventual])
 def test_workers_of_an_aggregating_vector_push_in_rounds(model: Any) -> None:
     spec = VectorSpec("w", width=2, update="sgd", settings={"rate": 0.5}, aggregate=True)
+    # With a delay of 0 all rounds before are in the rows, so gradients may depend on them.
+    exact = isinstance(model, Bounded) and model.tau == 0
 
     class Worker:
         def __init__(self, context: Context) -> None:
@@ -134,9 +168,9 @@ def test_workers_of_an_aggregating_vector_push_in_rounds(model: Any) -> None:
 
         def train(self) -> None:
             table = Embedding(self.context.vectors["w"], model)
-            for _ in range(4):
+            for number in range(4):
                 batch = table.fetch([3, 4 + self.context.index])
-                batch.push(np.ones_like(batch.rows))
+                batch.push(gradient(batch.rows, number) if exact else np.ones_like(batch.rows))
             table.settle()
 
     def schedule(cluster: Cluster) -> Any:
@@ -144,8 +178,15 @@ def test_workers_of_an_aggregating_vector_push_in_rounds(model: Any) -> None:
         cluster.workers.call("train")
         return w.pull(np.arange(3, 6, dtype=np.uint64)).result()[:, 0].tolist()
 
+    found = simulate(schedule, Worker, servers=2, workers=2)
     # Worker 0 has ids 3 and 4, worker 1 has 3 and 5: each of four rounds steps by -0.5 for each push.
-    assert simulate(schedule, Worker, servers=2, workers=2) == [-4.0, -2.0, -2.0]
+    expected = [-4.0, -2.0, -2.0]
+    if exact:
+        both, own = np.zeros(2), np.zeros(2)
+        for number in range(4):
+            both, own = both - 0.5 * 2 * gradient(both, number), own - 0.5 * gradient(own, number)
+        expected = [both[0], own[0], own[0]]
+    assert found == expected
 
 
 def test_keys_of_fields_are_of_the_field_and_the_id() -> None:

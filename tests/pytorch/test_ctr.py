@@ -28,8 +28,8 @@ def test_auc_is_that_of_pytorch_alone(tmp_path: Path, run_mpips: Any) -> None:
 
     found = ctr(run_mpips, tmp_path / "run", "--twin", "--set", "ctr.clicks=60000")
     expected = alone(["ctr.clicks=60000", "ctr.batch=512"])
-    assert found["metrics"]["auc"] == pytest.approx(expected["auc"], abs=0.004)
-    assert found["metrics"]["loss"] == pytest.approx(expected["loss"], abs=0.004)
+    assert found["metrics"]["auc"] == pytest.approx(expected["auc"], abs=0.003)
+    assert found["metrics"]["loss"] == pytest.approx(expected["loss"], abs=0.003)
 
 
 @pytest.mark.ranks
@@ -40,8 +40,37 @@ def test_losses_are_the_same_on_any_layout_and_after_a_death(tmp_path: Path, run
         run_mpips, tmp_path / "killed", *sequential, "--servers", "3",
         "--set", 'faults.kill=[{role="server", index=1, at_step=15}]',
     )  # fmt: skip
+    assert len(killed["recoveries"]) == 1
     assert killed["metrics"]["curve"] == one["metrics"]["curve"]
     assert killed["parameters_sha256"] == one["parameters_sha256"]
+
+
+@pytest.mark.ranks
+def test_a_lost_worker_s_part_is_learned_by_the_others(tmp_path: Path, run_mpips: Any) -> None:
+    lost = ctr(
+        run_mpips, tmp_path / "run", "--workers", "2", "--set",
+        'faults.kill=[{role = "worker", index = 1, at_step = 25}]',
+    )  # fmt: skip
+    assert len(lost["recoveries"]) == 1
+    assert lost["metrics"]["clicks"] == 40_000
+    assert lost["metrics"]["auc"] > 0.6
+
+
+def test_a_run_that_is_resumed_ends_with_the_same_losses(tmp_path: Path, run_mpips: Any) -> None:
+    one = ("--twin", "--set", "consistency.tau=0")
+    whole = ctr(run_mpips, tmp_path / "whole", *one)
+    kept = ("--set", f"checkpoint.directory={tmp_path / 'kept'}", "--set", "checkpoint.every=1")
+    ctr(run_mpips, tmp_path / "first", *one, *kept, "--set", "ctr.passes=1")
+    step = next((tmp_path / "kept").rglob("step-*"))
+    second = ctr(run_mpips, tmp_path / "second", *one, *kept, "--resume", step)
+    assert second["metrics"]["curve"] == whole["metrics"]["curve"]
+
+
+def test_settings_are_checked(tmp_path: Path, run_mpips: Any) -> None:
+    for setting, text in (("ctr.batch=0", "batch"), ("ctr.hidden=-3", "hidden"), ("ctr.clicks=0", "clicks")):
+        done = run_mpips("run", JOB, "--run-dir", tmp_path / "run", "--twin", "--set", setting)
+        assert done.code == 2
+        assert text in done.last_line
 
 
 def test_files_must_be_alike(tmp_path: Path, run_mpips: Any) -> None:
@@ -55,7 +84,9 @@ def test_files_must_be_alike(tmp_path: Path, run_mpips: Any) -> None:
     )
     assert done.code == 2
     assert "test.npz: 2 fields of ids and 2 numbers, but" in done.last_line
-    assert ctr(run_mpips, tmp_path / "good", "--twin", "--set", files[0])["metrics"]["clicks"] == 80
+    good = ctr(run_mpips, tmp_path / "good", "--twin", "--set", files[0])["metrics"]
+    assert good["clicks"] == 80
+    assert good["auc"] is None, "there are no clicks for a test"
 
 
 def test_a_file_that_holds_no_clicks(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_two_workers_step_the_layers_by_the_sum() -> None:
         for _ in range(3):
             made(torch.tensor([[float(1 + context.index)]])).sum().backward()
             made.step()
-        return [made.refresh().module.weight.item()]
+        return [made.state_dict()["module.weight"].item()]
 
     # The mean gradient is 1.5.
     np.testing.assert_allclose(in_a_worker(work, workers=2), [[1 - 3 * RATE * 1.5]] * 2, rtol=1e-6)
@@ -140,14 +140,23 @@ def test_mistakes_are_named() -> None:
         rows(torch.tensor([1]))
 
     def twice(context: Context) -> None:
-        layer = torch.nn.Linear(1, 1, bias=False)
-        Dense(context.vectors["layers"], layer)
-        Dense(context.vectors["layers"], layer)
+        layers = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False))
+        Dense(context.vectors["layers"], layers)
+        Dense(context.vectors["layers"], layers[0])
+
+    def buffers(context: Context) -> None:
+        Dense(context.vectors["layers"], torch.nn.BatchNorm1d(1))
+
+    def loads(context: Context) -> None:
+        made = Dense(context.vectors["layers"], torch.nn.Linear(1, 1, bias=False))
+        made.load_state_dict(made.state_dict())
 
     for work, text in (
         (other_ids, "other ids than the mini-batch that was prefetched"),
         (no_backward, "mini-batch 0 was fetched, and its gradients are not pushed"),
         (twice, "make one Dense of it"),
+        (buffers, "buffers .*num_batches_tracked"),
+        (loads, "load them into the module before"),
     ):
         with pytest.raises((UsageError, RemoteError), match=text):
             in_a_worker(work)

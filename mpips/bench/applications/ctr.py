@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,22 +41,19 @@ def main(arguments: Sequence[str]) -> int:
     parser = _runs.common_parser("ctr", DESCRIPTION)
     parser.set_defaults(workers=1)
     options = parser.parse_args(arguments)
-    layout = [f"layout.servers={options.servers}", f"layout.workers={options.workers}"]
-    files = [
-        f"data.{name}={json.dumps(_runs.absolute(given)[0])}"
-        for name, given in (("train", options.train), ("test", options.test))
-        if given
-    ]
-    settings = [*layout, *files, *options.set]
-    ours: list[dict[str, float]] = []
-    theirs: list[dict[str, float]] = []
+    settings = _runs.overrides(options)
+    ours: list[dict[str, Any]] = []
+    theirs: list[dict[str, Any]] = []
     with _runs.folders(options.keep) as folder:
         for number in range(options.repeat):
             note(f"run {number + 1} of {options.repeat}")
             ours.append(trained(settings, folder / str(number), options.launcher))
             theirs.append(alone(settings))
     rows: list[dict[str, Any]] = [
-        {"by": by, **{name: median(run[name] for run in runs) for name in runs[0]}}
+        {
+            "by": by,
+            **{name: median(run[name] for run in runs) for name in runs[0] if runs[0][name] is not None},
+        }
         for by, runs in (("mpips", ours), ("PyTorch alone", theirs))
     ]
     for row in rows:
@@ -74,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def trained(settings: Sequence[str], folder: Path, launcher: str) -> dict[str, float]:
+def trained(settings: Sequence[str], folder: Path, launcher: str) -> dict[str, Any]:
     """Run the job; return its rate, and what it came to."""
     run = _runs.run(_runs.job_file(program="ctr"), folder, settings, launcher)
     metrics = run.result["metrics"]
@@ -82,7 +78,7 @@ def trained(settings: Sequence[str], folder: Path, launcher: str) -> dict[str, f
     return {"rate": rate, "auc": metrics["auc"], "loss": metrics["loss"]}
 
 
-def alone(settings: Sequence[str]) -> dict[str, float]:
+def alone(settings: Sequence[str]) -> dict[str, Any]:
     """Train in this process; return the rate, and what it came to."""
     try:
         import torch
@@ -90,6 +86,7 @@ def alone(settings: Sequence[str]) -> dict[str, float]:
         raise InputError(f"the benchmark needs PyTorch: pip install torch ({error})") from None
     from mpips.jobs.ctr import clicks as data
     from mpips.jobs.ctr.model import begun, loss_of
+    from mpips.jobs.sparse_lr.evaluate import measures
 
     job = load(_runs.job_file(program="ctr"), settings)
     own = job.settings
@@ -124,4 +121,5 @@ def alone(settings: Sequence[str]) -> dict[str, float]:
     seconds = perf_counter() - begin
     with torch.no_grad():
         scores = network(test.numbers, rows(ids[count:])).numpy()
-    return {"rate": own.passes * count / seconds, "auc": data.auc(scores, test.labels), "loss": total / count}
+    auc = measures(scores.astype(float), test.labels > 0)["auc"]
+    return {"rate": own.passes * count / seconds, "auc": auc, "loss": total / count}
