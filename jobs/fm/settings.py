@@ -32,6 +32,6 @@ class Settings:
     init: float = field(default=0.01, metadata={"above": 0.0, "at_most": 1e3})
     """The standard deviation of the factors when they begin, of job.seed."""
     admit: int = field(default=0, metadata={"at_least": 0, "at_most": 2**24})
-    """A feature has factors once so many entries of examples had it; 0: from the first."""
+    """A feature has factors once so many entries had it, of the first pass or, with max_rows, of all; 0: at once."""
     max_rows: int = field(default=0, metadata={"at_least": 0, "at_most": 2**40})
     """Largest number of features: those that were used rarely and long ago are dropped; 0: no limit."""

@@ -3,7 +3,10 @@
 The vector `w` has a row (weight, seen) for each feature, `v` its k factors. A feature has factors once the first pass
 has seen it `admit` times, in earlier mini-batches. Only then does a worker pull and push its row of `v`, so that rare
 features, which are most of all, do not take the memory of 2 k more numbers (Li et al., DiFacto, WSDM 2016). The counts
-are rows of `w` like any: exact, copied, in checkpoints, and in sequential mode the same on any layout.
+are columns of `w` like any: exact, copied, in checkpoints, and in sequential mode the same on any layout.
+
+With `max_rows` every pass counts: the count of a feature that was dropped begins anew when it comes again, in whichever
+pass that is.
 """
 
 from __future__ import annotations
@@ -142,8 +145,8 @@ class MachineLearner(Learner):
                 out,
                 steps,
             )
-            if self.number > 1:
-                # The same examples once more.
+            if self.number > 1 and not self.settings.max_rows:
+                # The same examples once more, and no row has lost its count.
                 out[:, SEEN] = 0.0
         return loss, [Push("w", step.keys, out), Push("v", keys, usual(steps))]
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, Finished
+from numpy.typing import NDArray
 from synthetic import F8, DataSet, Hooks, make, run_twin, svmlight
 
 from mpips import Normal, Run, VectorSpec, load_model
@@ -95,16 +96,21 @@ def test_an_example_of_one_feature_has_no_interaction() -> None:
 # --- Runs ------------------------------------------------------------------------------------------------------
 
 
-def learnt(data: DataSet, workers: int, admit: int = 0) -> tuple[F8, F8, F8]:
-    """Learn the plain way; return weights, factors (0 of those that have none), and counts."""
-    at = SETTINGS
-    n = len(data.keys)
-    w, z, norm, seen = np.zeros((4, n))
+def learnt(data: DataSet, workers: int, **changes: Any) -> tuple[F8, F8, F8]:
+    """Learn the plain way; return weights, factors (0 of those that have none), and counts.
+
+    With `max_rows`, features are dropped after every second mini-batch.
+    """
+    at = {"admit": 0, "max_rows": 0} | SETTINGS | changes
+    n, admit, most = len(data.keys), at["admit"], at["max_rows"]
+    w, z, norm, seen, used = np.zeros((5, n))
     spec = VectorSpec("v", "float32", width=at["factors"], init=Normal(0.0, at["init"], seed=0))
-    v, squares = spec.initial(data.keys).astype(float), np.zeros((n, at["factors"]))
+    initial = spec.initial(data.keys).astype(float)
+    v, squares = initial.copy(), np.zeros((n, at["factors"]))
     parts = [np.arange(len(data.y))[worker::workers] for worker in range(workers)]
+    begins = range(0, len(parts[0]), at["batch"])
     for number in range(at["passes"]):
-        for begin in range(0, len(parts[0]), at["batch"]):
+        for batch, begin in enumerate(begins, 1):
             rows = np.concatenate([part[begin : begin + at["batch"]] for part in parts])
             x, y = data.x[rows], data.y[rows]
             named, admitted = (x != 0).any(0), seen >= admit
@@ -121,9 +127,25 @@ def learnt(data: DataSet, workers: int, admit: int = 0) -> tuple[F8, F8, F8]:
             squares[moving] += by_v[moving] ** 2
             e = (np.sqrt(squares) + at["factor_beta"]) / at["factor_alpha"]
             v = np.where(moving[:, None], (e * v - by_v) / (e + at["factor_l2"]), v)
-            if number == 0:
+            if number == 0 or most:
                 seen += (x != 0).sum(0)
+            used += named
+            if most and (batch % 2 == 0 or batch == len(begins)) and np.count_nonzero(used) > most:
+                order = np.lexsort((hashes(data.keys), used))
+                dropped = order[: n - (most - most // 10)]
+                for each in (w, z, norm, seen, used, squares):
+                    each[dropped] = 0.0
+                v[dropped] = initial[dropped]
+                used /= 2.0
     return w, np.where((seen >= max(admit, 1))[:, None], v, 0.0), seen
+
+
+def hashes(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The upper halves of SplitMix64's hashes, which decide between features that were used as often."""
+    z = keys + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (z ^ (z >> np.uint64(31))) >> np.uint64(32)
 
 
 @pytest.mark.parametrize(("workers", "admit"), [(1, 0), (3, 0), (2, 48)])
@@ -133,7 +155,7 @@ def test_the_same_as_plain_numpy(data_set: DataSet, tmp_path: Path, workers: int
     outcome = run_twin(
         data_set, 2, workers, program="fm", settings=settings, hooks=hooks, checkpoint={"every": 1}
     )
-    w, v, seen = learnt(data_set, workers, admit)
+    w, v, seen = learnt(data_set, workers, admit=admit)
     assert np.abs(v).max() > 0.5 and np.abs(w).max() > 0.1
     metrics = outcome.metrics
     margins = data_set.test_y * score(data_set.test_x, w, v)
@@ -188,6 +210,32 @@ def test_evictions_give_the_same_bits_and_hold_the_limit(data_set: DataSet, tmp_
         assert max(outcome.passes("features")) <= 25 and min(outcome.passes("features")) >= 18
         assert 0 < outcome.metrics["factors"] <= outcome.metrics["features"]
     assert found[0].metrics["logloss"] < np.log(2.0)
+
+
+@pytest.mark.parametrize(("workers", "admit"), [(1, 0), (2, 20)])
+def test_features_that_come_again_in_a_later_pass_begin_anew(
+    data_set: DataSet, tmp_path: Path, workers: int, admit: int
+) -> None:
+    settings = SETTINGS | {"passes": 4, "batch": 4 // workers, "admit": admit, "max_rows": 25}
+    w, v, seen = learnt(data_set, workers, **settings)
+    # What came again in the first pass was counted in three whole ones since.
+    again = (seen > 0) & (seen <= 3 * (data_set.x != 0).sum(0))
+    assert np.count_nonzero(again & (seen >= admit)) > 2
+    job, run = tmp_path / "job.toml", tmp_path / "run"
+    table = "\n".join(f"{name} = {value}" for name, value in settings.items())
+    job.write_text(
+        f'[job]\nprogram = "fm"\n[layout]\nworkers = {workers}\n[data]\ntrain = "{data_set.train}"\n'
+        f'test = "{data_set.test}"\n[fm]\n{table}\n'
+    )
+    assert main(["run", str(job), "--twin", "--run-dir", str(run)]) == 0
+    metrics, held = Run(run).metrics, load_model(run).vectors()
+    assert metrics["features"] == np.count_nonzero(seen) <= 25
+    margins = data_set.test_y * score(data_set.test_x, w, v)
+    assert metrics["logloss"] == pytest.approx(np.logaddexp(0.0, -margins).mean(), abs=1e-4)
+    named, with_factors = data_set.keys[seen > 0], seen >= max(admit, 1)
+    assert np.array_equal(held["w"][0], named) and np.array_equal(held["v"][0], data_set.keys[with_factors])
+    assert np.allclose(held["w"][1][:, 0], w[seen > 0], atol=1e-4)
+    assert np.allclose(held["v"][1], v[with_factors], atol=1e-3)
 
 
 def test_resume_gives_the_same_bits(data_set: DataSet, tmp_path: Path) -> None:
