@@ -47,8 +47,8 @@ def test_as_liblinear_finds_it(data: tuple[np.ndarray, np.ndarray]) -> None:
 def test_scikit_learns_own_checks() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # A few passes are enough for the checks.
-        how = {"launcher": "twin", "settings": {"sparse_lr.passes": 6}}
+        # Few passes and messages are enough for the checks, which fit 82 times.
+        how = {"launcher": "twin", "settings": {"sparse_lr.passes": 2, "sparse_lr.blocks": 1}}
         found = check_estimator(SparseLogisticRegression(l1=0.05, workers=1, **how), on_fail=None)
     assert {each["check_name"]: each["exception"] for each in found if each["status"] == "failed"} == {}
 
@@ -56,7 +56,9 @@ def test_scikit_learns_own_checks() -> None:
 def test_scikit_learns_own_checks_of_machines() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        machine = FactorizationMachine(2, passes=4, batch=50, workers=1, launcher="twin")
+        # Large steps, and no steps after the last mini-batch, as sequential ones would have for the other workers.
+        how = {"fm.alpha": 1.0, "consistency.model": "eventual"}
+        machine = FactorizationMachine(2, passes=4, batch=50, workers=1, launcher="twin", settings=how)
         found = check_estimator(machine, on_fail=None)
     assert {each["check_name"]: each["exception"] for each in found if each["status"] == "failed"} == {}
 
@@ -129,7 +131,7 @@ class OfRoundedCounts(LatentDirichletAllocation):
 def test_scikit_learns_own_checks_of_topics() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = check_estimator(OfRoundedCounts(2, sweeps=3, workers=1, launcher="twin"), on_fail=None)
+        found = check_estimator(OfRoundedCounts(2, sweeps=1, workers=1, launcher="twin"), on_fail=None)
     assert {each["check_name"]: each["exception"] for each in found if each["status"] == "failed"} == {}
 
 
