@@ -94,8 +94,10 @@ class Run:
 
         They are those of the model, if the program comes with mpips and its model holds this vector; else those at the
         end, if the run has completed and [checkpoint] at_end is on; else of the newest checkpoint. Rows are [n, width]
-        of the vector's dtype, [n] if the width is 1, as of `Vector.pull`. Keys that were never pushed are left out;
-        of a model or of a completed run also those whose row is the initial value. Without a `name`: the only vector.
+        of the vector's dtype, [n] if the width is 1, as of `Vector.pull`. Without a `name`: the only vector.
+
+        Of a vector with `dense=True` row i is that of key i. Of others, keys that were never pushed are left out, and
+        of a model or of a completed run also those whose row is the initial value.
 
         Raises:
             InputError: there is no such vector.
