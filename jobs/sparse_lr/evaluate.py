@@ -84,12 +84,7 @@ def check_shards(cluster: Cluster, facts: list[dict[str, Any]], first: bool) -> 
         say(cluster, facts)
     if all("fingerprint" in each for each in facts):
         positive, mark = (sum(each[name] for each in facts) for name in ("positive", "fingerprint"))
-        wanted = cluster.job.data.positive_label
-        if not positive and wanted is not None:
-            raise InputError(
-                f"[data] positive = {wanted!r}: no example in {cluster.job.data.train} has this label, column "
-                f"{cluster.job.data.label!r}; is it written in another way there?"
-            )
+        check_positive(cluster, positive)
         cluster.facts["training data"] = f"{examples} examples, {positive} positive, #{mark % 2**64:016x}"
     extremes = [each["extremes"] for each in facts if "extremes" in each] or [(1.0, 1.0)]
     return Data(
@@ -102,6 +97,16 @@ def check_shards(cluster: Cluster, facts: list[dict[str, Any]], first: bool) -> 
         max(each[1] for each in extremes),
         max(each.get("outlying", 1.0) for each in facts),
     )
+
+
+def check_positive(cluster: Cluster, positive: int) -> None:
+    """Raise InputError if no training example has the label that [data] positive names: `positive` have it."""
+    data = cluster.job.data
+    if not positive and data.positive_label is not None:
+        raise InputError(
+            f"[data] positive = {data.positive_label!r}: no example in {data.train} has this label, column "
+            f"{data.label!r}; is it written in another way there?"
+        )
 
 
 def say(cluster: Cluster, facts: list[dict[str, Any]], data: str = "train") -> None:

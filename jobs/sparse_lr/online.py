@@ -50,7 +50,7 @@ from mpips.data import HASHED_FORMATS, Examples, Source, Tally, format_of, minib
 from mpips.data.numbering import distinct
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.assignment import Assignment
-from mpips.jobs.sparse_lr.evaluate import Data, other_keys, parts_of, say
+from mpips.jobs.sparse_lr.evaluate import Data, check_positive, other_keys, parts_of, say
 from mpips.jobs.sparse_lr.proximal import exact_total
 
 COLUMNS = (
@@ -81,11 +81,14 @@ class Progress(NamedTuple):
     seen: int = 0
     """Number of examples of this pass, and the sum of their losses at the weights when they were processed."""
     loss: float = 0.0
+    positive: int = 0
+    """Number of positive ones of them."""
 
 
 SCHEMA = {
     **dict.fromkeys(("number", "rounds", "seen"), COUNT),
     "loss": NUMBER,
+    "positive?": COUNT,
     "parts": Each([COUNT, COUNT, bool]),
     "finished?": {
         "nonzeros": COUNT,
@@ -148,6 +151,8 @@ class Online:
                     self._follow()
             if self.parts.finished and self.at.number == 1:
                 say(cluster, [asdict(self._met)])
+            if self.parts.finished:
+                check_positive(cluster, self.at.positive)
             if self.parts.finished and cluster.holds_back:
                 self.flush()
             last, sizes = self.at, self.measure()
@@ -217,6 +222,8 @@ class Online:
                 cluster.create_vector(spec)
             self.parts = self._cut()
             return
+        # One without this number does not say that there is no positive example.
+        state = {"positive": state["seen"]} | state
         self.at = Progress(**{name: state[name] for name in Progress._fields})
         self.finished = state.get("finished")
         self.parts = self._cut(len(state["parts"]))
@@ -271,7 +278,11 @@ class Online:
         if self.at.number == 1 and unread:
             self._met.add(Tally(skipped=done["skipped"], first_error=done["first_error"]))
         at = self.at
-        self.at = at._replace(seen=at.seen + done["examples"], loss=at.loss + done["loss"])
+        self.at = at._replace(
+            seen=at.seen + done["examples"],
+            loss=at.loss + done["loss"],
+            positive=at.positive + done["positive"],
+        )
 
     def _follow(self) -> None:
         """Reassign the parts of lost workers; new workers have found the files of the others."""
@@ -366,14 +377,15 @@ class CallProgress:
         self.applied: dict[int, int] = {}
         # The parts that have ended, and the number of their mini-batches in this call.
         self.ended: dict[int, int] = {}
-        self.examples, self.loss = 0, 0.0
+        self.examples, self.positive, self.loss = 0, 0, 0.0
         self.skipped, self.first_error = 0, ""
 
-    def count(self, part: int, examples: int, loss: float, pushes: list[Task], push: Task) -> None:
+    def count(self, part: int, labels: NDArray[Any], loss: float, pushes: list[Task], push: Task) -> None:
         """Count a mini-batch once its last push is done."""
         if all(each.done and each.error is None for each in pushes):
             self.applied[part] = self.applied.get(part, 0) + 1
-            self.examples, self.loss = self.examples + examples, self.loss + loss
+            self.examples, self.loss = self.examples + len(labels), self.loss + loss
+            self.positive += int(np.count_nonzero(labels > 0.0))
 
     def report(self) -> dict[str, Any]:
         """Return the report for the scheduler: for each part the number, and whether it is finished."""
@@ -383,6 +395,7 @@ class CallProgress:
         return {
             "parts": finished,
             "examples": self.examples,
+            "positive": self.positive,
             "loss": self.loss,
             "skipped": self.skipped,
             "first_error": self.first_error,
@@ -500,7 +513,7 @@ class Learner:
         ]
         self._pushes[step.time] = tasks
         if step.part >= 0:
-            count = partial(self._progress.count, step.part, len(step.batch), loss, tasks)
+            count = partial(self._progress.count, step.part, step.batch.labels, loss, tasks)
             for task in tasks:
                 task.then(count)
 

@@ -143,11 +143,13 @@ def test_a_test_file_without_a_column_is_refused_before_training(
         run((files[0], tmp_path / "test.csv"))
 
 
-def test_a_positive_label_that_no_example_has_is_refused(files: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("algorithm", ["darlin", "ftrl", "adagrad", "sgd", "fm"])
+def test_a_positive_label_that_no_example_has_is_refused(files: tuple[Path, Path], algorithm: str) -> None:
+    own: dict[str, Any] = {"program": "fm"} if algorithm == "fm" else {"settings": {"algorithm": algorithm}}
     with pytest.raises(
         InputError, match=r"positive = 'Yes': no example in .*train\.csv.* has this label, column 'bought'"
     ):
-        run(files, 1, 2, data=COLUMNS | {"positive": "Yes"})
+        run(files, 1, 2, data=COLUMNS | {"positive": "Yes"}, **own)
 
 
 def test_a_model_scores_frames_and_files_without_labels(files: tuple[Path, Path], tmp_path: Path) -> None:
