@@ -10,6 +10,7 @@ def test_it_learns():
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from mpips.client.given_job import overrides
 from mpips.config.job_file import load
 from mpips.config.program import Program, load_program, program_of
 from mpips.config.toml_text import write_toml
+from mpips.errors import JobError
 from mpips.filters.named import chain_of
 from mpips.rank import simulation
 from mpips.worker.buffer_check import BufferCheck
@@ -71,7 +73,11 @@ def simulate(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "job.toml")
         path.write_text(write_toml(tables))
-        job = load(path, overrides(set or {}), programs)
+        try:
+            job = load(path, overrides(set or {}), programs)
+        except JobError as error:
+            # The user has no such file.
+            raise JobError(re.sub(re.escape(str(path)) + r"(:\d+)?", "job", str(error))) from error
     found = programs(job.program, job.base)
     return simulation.simulate(
         lambda cluster: found.schedule(cluster, job.settings), found.worker,

@@ -57,5 +57,20 @@ def test_a_wrong_key_is_an_error(tmp_path: Path) -> None:
         simulate(write(tmp_path, "pass"), set={"adder.tmes": 1})
 
 
+def test_a_program_that_does_not_load_is_named_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("\n1 / 0\n")
+    with pytest.raises(JobError, match=rf"^job: program .* by zero, at {tmp_path}/bad\.py:2$"):
+        simulate(str(tmp_path / "bad.py"))
+
+
+def test_settings_are_of_the_class_of_the_program(tmp_path: Path) -> None:
+    program = write(tmp_path, "w.flush().result()")
+    text = (
+        Path(program).read_text().replace('return {"w"', 'return {"own": isinstance(settings, Settings), "w"')
+    )
+    Path(program).write_text(text)
+    assert simulate(program, set={"debug.check_buffers": False})["own"] is True
+
+
 def test_its_example_is_correct() -> None:
     assert doctest.testmod(testing, optionflags=doctest.ELLIPSIS).failed == 0

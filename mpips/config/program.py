@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from typing import Any
 
 from mpips.calls import check_runs, check_worker
 from mpips.errors import JobError, MpipsError, UsageError
-from mpips.process.program_line import register
+from mpips.process import program_line
 
 VECTORS = "vectors.h5"
 """The file in a run's folder with the vectors of a program of one's own, as they are at the end."""
@@ -74,7 +75,9 @@ def load_program(name: str, base: Path) -> Program:
     except MpipsError:
         raise
     except (Exception, SystemExit) as error:
-        raise JobError(f"program {name!r} does not load: {type(error).__name__}: {error}") from error
+        at = program_line.of(error)
+        text = f"program {name!r} does not load: {type(error).__name__}: {error}"
+        raise JobError(f"{text}, at {at}" if at else text) from error
     return program_of(module, name)
 
 
@@ -94,7 +97,7 @@ def program_of(module: ModuleType, name: str) -> Program:
         check_worker(module.Worker)
     except UsageError as error:
         raise JobError(f"program {name!r}: {error}") from None
-    register(module.__file__)
+    program_line.register(module.__file__)
     settings: type = module.__dict__["Settings"]
     exact_sums, outputs = getattr(module, "exact_sums", None), getattr(module, "OUTPUTS", ("model.*",))
     if not isinstance(outputs, tuple) or not all(isinstance(each, str) for each in outputs):
@@ -142,13 +145,27 @@ def _module(name: str, base: Path) -> ModuleType:
         if str(path.parent) not in sys.path:
             # The program's own modules are in the same folder.
             sys.path.append(str(path.parent))
-        alias = _module_name(path)
+        alias, about = _module_name(path), os.stat(path)
+        version, earlier = (about.st_mtime_ns, about.st_size), sys.modules.get(alias)
+        # Once in a process: what it has defined is of the same types wherever it is loaded.
+        if earlier is not None and _loaded(earlier) == (str(path), version):
+            return earlier
         spec = importlib.util.spec_from_file_location(alias, path)
         if spec is None or spec.loader is None:
             raise JobError(f"program {name!r}: {path} is not a Python file")
         module = importlib.util.module_from_spec(spec)
+        spec.loader_state = version
+        program_line.register(str(path))
         sys.modules[alias] = module
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            # As by `import`, nothing half executed is left.
+            if earlier is None:
+                sys.modules.pop(alias, None)
+            else:
+                sys.modules[alias] = earlier
+            raise
         return module
     target = name if "." in name else f"mpips.jobs.{name}.job"
     if (
@@ -157,6 +174,12 @@ def _module(name: str, base: Path) -> ModuleType:
     ):
         raise JobError(f"there is no program {name!r}; built in: {', '.join(built_in())}; or name a .py file")
     return importlib.import_module(target)
+
+
+def _loaded(module: ModuleType) -> tuple[str, Any]:
+    """Return the file that a module is from, and its time of change and size when it was loaded as a program."""
+    spec = module.__spec__
+    return ("", None) if spec is None else (str(spec.origin), spec.loader_state)
 
 
 def _module_name(path: Path) -> str:

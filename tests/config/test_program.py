@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -123,3 +124,31 @@ def test_a_file_is_the_module_that_import_finds(tmp_path: Path, monkeypatch: pyt
     for name in ("json", "two.dots"):
         assert load_program(f"{name}.py", tmp_path).module.__name__ == f"mpips_program_{name}"
     assert hasattr(json, "loads") and sys.modules["json"] is json
+
+
+def test_a_program_is_loaded_once_until_its_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    path = tmp_path / "loaded_once.py"
+    text = OWN.replace("import beside\n", "").replace("return {}", "return isinstance(settings, Settings)")
+    path.write_text(text)
+    first, again = (load_program(path.name, tmp_path) for _ in range(2))
+    assert again.module is first.module
+    settings = first.settings()
+    assert again.schedule(None, settings) is True
+    assert pickle.loads(pickle.dumps(settings)) == settings
+    path.write_text(text.replace('"red"', '"crimson"'))
+    assert load_program(path.name, tmp_path).settings().colour == "crimson"
+    # One that does not load leaves what was there, and is not taken for it.
+    before = sys.modules["loaded_once"]
+    path.write_text("Settings = 1\n1 / 0\n")
+    for _ in range(2):
+        with pytest.raises(JobError, match=rf"ZeroDivisionError: division by zero, at {path}:2$"):
+            load_program(path.name, tmp_path)
+        assert sys.modules["loaded_once"] is before
+    path.rename(tmp_path / "never_loaded.py")
+    with pytest.raises(JobError, match="does not load"):
+        load_program("never_loaded.py", tmp_path)
+    assert "never_loaded" not in sys.modules

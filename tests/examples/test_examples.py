@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def own_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a program registers goes with the test."""
     monkeypatch.setattr("mpips.storage.updates._updates", dict(updates._updates))
+    for path in EXAMPLES.glob("*.py"):
+        monkeypatch.delitem(sys.modules, path.stem, raising=False)
 
 
 def run(
