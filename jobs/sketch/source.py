@@ -68,7 +68,7 @@ def block_size(files: Sequence[str], parts: int) -> int:
 
 
 def check(spec: DataSpec) -> None:
-    """Raise JobError for invalid columns."""
+    """Raise JobError for invalid columns, or files that are tables beside others that are not."""
     for name, column in (("column", spec.column), ("weight", spec.weight)):
         if isinstance(column, int) and column < 0:
             raise JobError(
@@ -76,6 +76,11 @@ def check(spec: DataSpec) -> None:
             )
     if spec.weight != "" and spec.column == "":
         raise JobError("[data] weight needs column, which says where the keys are")
+    kinds = {tables.is_named_parquet(path): path for path in reversed(spec.train)}
+    if spec.format == "auto" and len(kinds) > 1:
+        raise JobError(
+            f"[data] train: {kinds[True]} is a Parquet file and {kinds[False]} is text: count them in two runs"
+        )
 
 
 def blocks(

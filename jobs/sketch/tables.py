@@ -38,13 +38,16 @@ class Rows(NamedTuple):
         return found
 
 
+def is_named_parquet(path: str) -> bool:
+    """Return whether a file's name says that it is a Parquet file."""
+    return path.lower().endswith((".parquet", ".pq"))
+
+
 def form_of(path: str, spec: DataSpec) -> str:
     """Return the format of a file with a table: "csv" if [data] format says so, "parquet"; "" for other text."""
     if spec.format not in ("auto", "csv", "parquet"):
         return ""
-    form = (
-        format_of(path, spec) if spec.format != "auto" or path.lower().endswith((".parquet", ".pq")) else ""
-    )
+    form = format_of(path, spec) if spec.format != "auto" or is_named_parquet(path) else ""
     return form if form in BATCHES else ""
 
 
@@ -64,14 +67,14 @@ def rows(
             form, tally = form_of(path, spec), Tally()
             wanted = _columns(path, spec, form)
             for batch in BATCHES[form](path, spec, wanted, 0, mine, of, tally):
-                yield _rows(batch, path, spec, wanted, tally)
+                yield _rows(batch, path, spec, tally)
                 tally = Tally()
 
 
 def _columns(path: str, spec: DataSpec, form: str) -> list[str]:
     """Return the names of the columns of keys and of weights; in CSV without names these are places."""
     names = names_of(path, spec, form)
-    wanted = [str(each) for each in (spec.column, spec.weight) if each != ""]
+    wanted = list(dict.fromkeys(str(each) for each in (spec.column, spec.weight) if each != ""))
     if spec.column == "":
         raise JobError(f"[data] column: name the column of the keys; {path} has {', '.join(names)}"[:300])
     for name in wanted:
@@ -80,18 +83,18 @@ def _columns(path: str, spec: DataSpec, form: str) -> list[str]:
     return wanted
 
 
-def _rows(batch: Batch, path: str, spec: DataSpec, wanted: Sequence[str], tally: Tally) -> Rows:
-    skipped = [tally.first_error] * tally.skipped
-    with col.convertible(path, wanted[0]):
-        texts = col.texts_of(batch.columns[wanted[0]], path, wanted[0])
+def _rows(batch: Batch, path: str, spec: DataSpec, tally: Tally) -> Rows:
+    skipped, column, weight = [tally.first_error] * tally.skipped, str(spec.column), str(spec.weight)
+    with col.convertible(path, column):
+        texts = col.texts_of(batch.columns[column], path, column)
         text, begins, ends = _texts(col.without_missing(texts, spec.missing))
     good = ends > begins
     weights = None
-    if len(wanted) > 1:
-        weights, wrong = _weights(batch.columns[wanted[1]])
+    if weight:
+        weights, wrong = _weights(batch.columns[weight])
         for row in np.flatnonzero(good & wrong):
             where = f"{path}: row {batch.rows[row]}"
-            error = f"{where}: the weight, column {wanted[1]!r}, is not a whole number from 0 to 10**18 - 1"
+            error = f"{where}: the weight, column {weight!r}, is not a whole number from 0 to 10**18 - 1"
             if spec.on_error == "stop":
                 raise DataError(error)
             skipped.append(error)

@@ -403,6 +403,21 @@ def test_a_checkpoint_that_lacks_a_fact_is_refused(tmp_path: Path) -> None:
         results.load(folder)
 
 
+def test_a_column_may_be_the_weight_of_its_own_keys(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,count\n3,7\n5,1\n3,2\n")
+    data = {"column": "id", "weight": "id", "format": "csv"}
+    assert run([tmp_path / "a.csv"], data=data).top == [("3", 6), ("5", 5)]
+
+
+def test_tables_and_text_together_are_refused(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.parquet"):
+        (tmp_path / name).write_text("x\n")
+    with pytest.raises(
+        JobError, match=r"b\.parquet is a Parquet file and .*a\.txt is text: count them in two"
+    ):
+        run([tmp_path / "a.txt", tmp_path / "b.parquet"])
+
+
 @pytest.mark.parametrize("conservative", [False, True])
 def test_weights_are_exact_up_to_what_a_cell_can_hold_and_refused_beyond(
     tmp_path: Path, conservative: bool

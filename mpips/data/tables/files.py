@@ -186,7 +186,7 @@ def csv_batches(
                 if parts > 1:
                     batch = batch.take(pa.array(picked))
                 rows = _numbers(index - first + np.arange(size), begin, broken)
-                yield Batch(dict(zip(wanted, batch.columns, strict=False)), rows[picked])
+                yield Batch({name: batch.column(of_name[name]) for name in wanted}, rows[picked])
                 index += size
                 # Those before the next row.
                 passed = bisect(broken, rows[-1]) if size else 0
