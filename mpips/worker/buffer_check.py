@@ -1,6 +1,7 @@
 """Finds keys and rows that a program overwrites while they are sent: `[debug] check_buffers`.
 
-A push is sent without a copy, so its arrays must not be written before it is finished. Of each push a checksum is taken
+A push is sent without a copy, so its arrays must not be written before it is finished; rows that are not contiguous are
+copied, and their copy is checked. Of each push a checksum is taken
 when it is issued, and again when it is finished. Costs a pass over all that is pushed, twice.
 """
 

@@ -264,6 +264,9 @@ class Vector:
             any_width = not self._width and usual and rows.ndim == 2 and len(rows) == plan.n
             if not (usual and rows.shape == (plan.n,) * self._dims) and not any_width:
                 rows = self._checked(rows, plan.n)
+            if not rows.flags.c_contiguous:
+                # Now, and once: a part that is sent again has the same rows.
+                rows = rows.copy()
             if together and round == NO_ROUND:
                 raise UsageError(
                     f"vector {self.spec.name} aggregates: a push must name its round, as in round=0"

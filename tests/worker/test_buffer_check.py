@@ -42,6 +42,11 @@ def test_arrays_may_be_written_after_the_push() -> None:
         w.push(KEYS, rows).result()
         rows[:] = 0
         w.push(KEYS, rows[::2].repeat(2))
+        # These are sent from a copy.
+        strided = np.ones(8)[::2]
+        w.push(KEYS, strided)
+        strided[:] = 7
+        assert w.pull(KEYS).result().tolist() == [2.0] * 4
         w.pull(KEYS)
 
     pushed(push)
