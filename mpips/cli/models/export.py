@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Write the keys and rows of one vector, in key order, to a file. Of a run, `latest` or a run's folder, they are those of
-its model, or else of its newest checkpoint. The file's name gives the format:
+its model; else those at the end, if the run has completed and [checkpoint] at_end is on; else of its newest checkpoint.
+The file's name gives the format:
 .npz: the arrays `keys` and `values`, for numpy.load; 128-bit keys are rows of two numbers, the upper half first
 .tsv: one line per key, the key and its values separated by tabs, with enough digits to restore the same bits
 Of a model of tables also the name of each key, as city=Rome, the last column or the array `names`: for these the
