@@ -45,7 +45,10 @@ def write(path: Path, text: str) -> Path:
         ('[job]\nprogram = "failing.py"\n[failing]\nrounds = 1.5\n', ":4: "),
         ('[job]\nprogram = "failing.py"\n[failing]\nwhere = "x"\n', ":4: "),
         ('[job]\nprogram = "nothing.py"\n', "there is no file "),
-        ('[job]\nprogram = "nothing"\n', "there is no program 'nothing'; built in: ctr, fm, lda, sketch, sparse_lr"),
+        (
+            '[job]\nprogram = "nothing"\n',
+            "there is no program 'nothing'; built in: ctr, fm, lda, sketch, sparse_lr",
+        ),
         ('[job]\nprogram = "broken.py"\n', "does not load: ZeroDivisionError"),
         ('[job]\nprogram = "leaves.py"\n', "does not load: SystemExit: 3"),
         ('[job]\nprogram = "empty.py"\n', "has no Settings and no schedule and no Worker"),
