@@ -212,8 +212,7 @@ class Succession:
             return
         again = Ballot.of(base.view) == self._ballot
         epoch = base.view.epoch + 1 if again else self._ballot.generation * GENERATION
-        # A proposed view of this rank that it has not published, and will not, has had no effect.
-        passed = base.view.leader == node.rank and _follows_earlier(base, settled)
+        passed = is_passed(base, settled, node.rank)
         made = self._make(replace(settled if passed else base.view, epoch=epoch), lost)
         if made.roles[node.rank] is Role.WORKER:
             # A proposed view had made it one, and it has not begun to be one.
@@ -252,4 +251,21 @@ def _follows_earlier(proposed: Proposed, published: View) -> bool:
     return (
         bool(proposed.ancestors)
         and proposed.ancestors[0].identity < Identity.of(published) < proposed.identity
+    )
+
+
+def is_passed(proposed: Proposed, published: View, rank: int) -> bool:
+    """Return whether a proposed view has had no effect, and what it changes may be dropped for a published one.
+
+    It is one of `rank`, which has not published it, and will not. What another rank has proposed after the published
+    view, and it follows, may have taken effect meanwhile.
+    """
+    return (
+        proposed.view.leader == rank
+        and _follows_earlier(proposed, published)
+        and all(
+            each.identity.leader == rank
+            for each in proposed.ancestors
+            if each.identity > Identity.of(published)
+        )
     )

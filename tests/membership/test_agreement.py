@@ -29,6 +29,7 @@ from mpips.membership.agreement import (
     lease_for,
     least,
 )
+from mpips.membership.succession import is_passed
 
 SPEC = LayoutSpec(servers=3, workers=2, spares=1)
 LAYOUT = Layout.of(SPEC.size(), SPEC)
@@ -282,7 +283,9 @@ class Model:
             return
         again = Ballot.of(base.view) == ballot
         epoch = base.view.epoch + 1 if again else ballot.generation * GENERATION
-        self.propose(rank, base, settled, epoch, outcome is Outcome.HALF)
+        passed = is_passed(base, settled, rank)
+        content = Proposed(settled) if passed else base
+        self.propose(rank, base, settled, epoch, outcome is Outcome.HALF, content)
 
     def lead(self, rank: int) -> None:
         """Propose as a leader."""
@@ -291,13 +294,23 @@ class Model:
         if known.view.leader == rank == base.view.leader and known.promised <= Ballot.of(base.view):
             self.propose(rank, base, known.view, base.view.epoch + 1, False)
 
-    def propose(self, rank: int, base: Proposed, settled: View, epoch: int, by_lease: bool) -> None:
-        lost = {each for each in base.view.alive if each != rank and self.random.random() < 0.1}
-        roles = tuple(None if each in lost else role for each, role in enumerate(base.view.roles))
-        made = replace(base.view, epoch=epoch, leader=rank, roles=roles)
+    def propose(
+        self,
+        rank: int,
+        base: Proposed,
+        settled: View,
+        epoch: int,
+        by_lease: bool,
+        content: Proposed | None = None,
+    ) -> None:
+        """Propose what follows `base`, made from `content`."""
+        content = content or base
+        lost = {each for each in content.view.alive if each != rank and self.random.random() < 0.1}
+        roles = tuple(None if each in lost else role for each, role in enumerate(content.view.roles))
+        made = replace(content.view, epoch=epoch, leader=rank, roles=roles)
         proposed = base.followed_by(made, settled, by_lease)
         assert proposed.identity not in self.base, "another view has this identity"
-        self.base[proposed.identity] = base.identity
+        self.base[proposed.identity] = content.identity
         self.known[rank] = self.known[rank]._replace(accepted=proposed, promised=Ballot.of(made))
         self.proposals[rank] = proposed
         self.acceptors[proposed.identity] = {rank}
@@ -430,6 +443,36 @@ def explore(seed: int, steps: int = 60) -> int:
             act(rank)
     model.check()
     return len(model.agreed)
+
+
+class Fair(Random):
+    """Nothing is lost, nobody hears a leader, and each rank asks once."""
+
+    def random(self) -> float:
+        return 0.5
+
+
+def test_a_candidate_that_is_told_of_an_earlier_view_keeps_what_it_follows_of_another_candidate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leader, elected, candidate, both, last = VOTERS
+    model = Model(Fair(), hosts=7)
+    sides: dict[int, list[int]] = {leader: [], elected: [candidate, both], candidate: [both, last]}
+    monkeypatch.setattr(model, "reached", sides.__getitem__)
+    # A view that nobody gets, while another rank is elected; of its view nobody hears.
+    model.renew(leader)
+    model.ask(elected)
+    model.stand(elected)
+    model.pursue(elected)
+    model.ask(candidate)
+    model.stand(candidate)
+    assert [each.identity.leader for each in model.proposals[candidate].ancestors] == [leader, elected]
+    # The former leader is heard again.
+    model.answers[candidate][leader] = model.known[leader]._replace(promised=model.ballots[candidate])
+    model.stand(candidate)
+    model.pursue(candidate)
+    assert [view.leader for view in model.agreed] == [elected, candidate]
+    model.check()
 
 
 def test_views_that_take_effect_follow_from_each_other() -> None:

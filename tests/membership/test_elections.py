@@ -352,3 +352,48 @@ def test_a_last_view_that_arrives_after_the_answers_to_a_candidate_does_not_stop
     five.run(10.0)
     five.check()
     assert five.leaders() == [6] and five.nodes[6].view.workers == (5,)
+
+
+def test_a_candidate_that_is_told_of_an_earlier_view_keeps_a_view_of_another_that_has_taken_effect(
+    five: Ranks,
+) -> None:
+    # Only rank 3 gets a view of the leader; it is cut off, and the leader hangs.
+    five.arrives = lambda sender, rank, message: message.command is not Command.VIEW or rank == 3
+    five.members[0].set_workers([4])
+    five.run(0.05)
+    assert [node.view.epoch for node in five.nodes] == [1, 0, 0, 1, 0, 0, 0]
+    views: list[tuple[int, Message]] = []
+    kept: list[tuple[int, int, Message]] = []
+    may_propose = True
+
+    def arrives(sender: int, rank: int, message: Message) -> bool:
+        if 3 in (sender, rank):
+            kept.append((sender, rank, message))
+            return False
+        if sender == 6 and message.command is Command.VIEW:
+            views.append((rank, message))
+            return False
+        return may_propose or message.command is not Command.PROPOSE
+
+    five.arrives, five.hears = arrives, lambda sender, rank: 3 not in (sender, rank)
+    five.stalled = {0}
+    while len(five.published) < 3:
+        five.run()
+    assert five.published[-1].leader == 6 and five.published[-1].roles[3] is None
+    # The one that is elected dies as its view arrives; the next one has asked before it.
+    five.left, may_propose = {0, 6}, False
+    five.stand(1)
+    proposal = five.members[1]._consensus.proposal
+    for rank, message in views:
+        if rank in (2, 4, 5):
+            five._receive(rank, message)
+    # Rank 3 is heard again, before the others accept.
+    five.arrives = lambda sender, rank, message: may_propose or message.command is not Command.PROPOSE
+    five.hears = lambda sender, rank: True
+    five.queue += [each for each in kept if each[0] not in five.left]
+    while five.members[1]._consensus.proposal is proposal:
+        five.run()
+    may_propose = True
+    five.run(3.0)
+    five.check()
+    assert five.leaders() == [1] and 3 in five.left
