@@ -62,6 +62,13 @@ class ObservableJournal(Journal):
         self.returned = self._decided
         return value
 
+    def compact(self, state: Callable[[], Any], since: int = 0) -> Any:
+        """Pass the restart point; see `Journal`."""
+        later = super().compact(state, since)
+        if later is not None:
+            self.returned = self._decided
+        return later
+
     @property
     def followers(self) -> set[int]:
         """The ranks that must have an entry before the program goes on from it."""

@@ -8,7 +8,9 @@ once, without messages; after its last entry the run continues normally. Request
 reply are sent again, under the same ids (origin, time), and callees that have executed them repeat their kept reply.
 
 Replies are sent to the successors without waiting, since each callee keeps them until they have arrived (`stable`). A
-decision must have arrived before the program continues.
+decision must have arrived before the program continues. A successor waits, too, before it goes on from the last one, or
+from a snapshot: its predecessor may have died before all had it, and if this rank died as well, the next one could
+decide otherwise.
 
 A long run would make the journal long, and its replay slow. So a program may have a *restart point*, which it passes in
 each turn of its main loop, and where it can give its whole state (`compact`). From time to time the leader replaces the
@@ -59,6 +61,11 @@ class Snapshot(NamedTuple):
     state: Any
     since: Place
     at: Place
+
+
+def has_decisions(entry: Message) -> bool:
+    """Return whether an entry is a decision, or a snapshot, which may replace some."""
+    return not entry.meta.keys().isdisjoint(("decision", "snapshot"))
 
 
 class Log:
@@ -212,8 +219,8 @@ class Journal:
         return value
 
     def _end_of_decisions(self) -> int:
-        """Return the number of entries up to the last decision."""
-        numbers = (each.meta["number"] for each in reversed(self.log.entries) if "decision" in each.meta)
+        """Return the number of entries up to the last decision, or to the snapshot that replaces it."""
+        numbers = (each.meta["number"] for each in reversed(self.log.entries) if has_decisions(each))
         return 1 + next(numbers, -1)
 
     def _await_followers(self, count: int) -> None:
@@ -257,6 +264,9 @@ class Journal:
         for of in [each for each in tasks.known_replies if each[0] < at.time]:
             del tasks.known_replies[of]
         self._decided, self._since = at.decision, since
+        if self._decided == self.log.decided:
+            # As after the last decision: the snapshot replaces it.
+            self._await_followers(self._end_of_decisions())
         return snapshot.state
 
     def _is_long(self) -> bool:
@@ -362,8 +372,5 @@ class Journal:
             self._early = {number: each for number, each in self._early.items() if number >= count}
             if count >= following.meta["base"]:
                 self.log = self._received
-            if (
-                not following.meta.keys().isdisjoint(("decision", "snapshot"))
-                or count % ACKNOWLEDGED_EVERY == 0
-            ):
+            if has_decisions(following) or count % ACKNOWLEDGED_EVERY == 0:
                 self.node.control(entry.sender, Command.LOGGED, {"count": count})

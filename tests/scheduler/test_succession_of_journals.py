@@ -1,8 +1,9 @@
-"""A change of the workers changes who may succeed the leader: the new successor has the journal before it is one."""
+"""Whoever becomes the next successor of a leader has the journal: before it is one, or before the program goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from mpips.errors import WorkerLost
 from mpips.rank.simulation import Internals, simulate
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.updates import VectorSpec
-from mpips.transport.message import Command, Message
+from mpips.transport.message import Command, Kind, Message
 from mpips.transport.network_faults import Fault
 from mpips.worker.worker import Context
 
@@ -63,3 +64,46 @@ def test_the_leader_dies_when_it_has_made_its_only_successor_a_worker(last: int)
     )  # fmt: skip
     assert struck and found[0] >= 12.0
     assert internals.view is not None and internals.view.leader != LEADER
+
+
+def test_a_successor_that_continues_from_a_snapshot_dies_soon_after() -> None:
+    internals = Internals()
+    first, second = SPARE - 1, SPARE
+    issued: list[int] = []
+
+    def many(cluster: Cluster) -> tuple[list[float], str]:
+        w = cluster.create_vector(VectorSpec("w"))
+        label = cluster.decide(lambda: f"of rank {cluster.node.rank}")
+        done = 0
+        while done < 20:
+            later = cluster.compact(partial(dict, done=done))
+            if later is not None:
+                done = later["done"]
+            if done == 2:
+                cluster.decide(lambda: "two")
+            cluster.workers.call("go")
+            done += 1
+            if done == 12 and cluster.node.rank == LEADER:
+                assert internals.network is not None
+                internals.network.kill(LEADER)
+                cluster.node.van.idle()
+        return w.pull(KEYS).result().tolist(), label
+
+    def delays(source: int, dest: int, message: Message) -> Sequence[float]:
+        if source != first or internals.nodes[first].view.leader != first:
+            return (0.0,)
+        if message.kind is Kind.REQUEST and message.command is Command.CALL:
+            issued.append(internals.journals[second].log.decided)
+            if len(issued) == 3:
+                assert internals.network is not None
+                internals.network.kill(first)
+        # What goes to the next one in succession arrives late.
+        return (0.5 if dest == second and message.command in (Command.LOG, Command.BUNDLE) else 0.0,)
+
+    rows, label = simulate(
+        many, Worker, servers=1, workers=1, spares=2, replicas=0, delays=delays, internals=internals,
+        compacted_every=4, horizon=20,
+    )  # fmt: skip
+    assert internals.view is not None and internals.view.leader == second
+    assert label == f"of rank {LEADER}" and rows == [20.0] * len(KEYS)
+    assert issued and min(issued) == 3, "the next one has the snapshot, and the decisions that it replaces"

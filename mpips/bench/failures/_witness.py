@@ -28,6 +28,7 @@ from mpips.cluster.view import View
 from mpips.history.check import Violation
 from mpips.membership.agreement import RENEWED, Ballot, Electorate, Identity, Known, Proposed
 from mpips.rank.simulation import Internals
+from mpips.scheduler.journal import has_decisions
 from mpips.transport.in_memory import Network
 from mpips.transport.message import Command, Kind, Message, unbundle
 
@@ -277,7 +278,9 @@ class Witness:
     # --- the program -----------------------------------------------------------------------------
 
     def _see_entry(self, node: Node, dest: int, message: Message) -> None:
-        if "decision" not in message.meta:
+        # A leader does not wait for its own snapshots: its successors have the decisions that they replace.
+        is_own = int(message.meta["number"]) >= int(message.meta["base"])
+        if not has_decisions(message) or ("snapshot" in message.meta and is_own):
             return
         entry, last = int(message.meta["number"]), self._decisions.get(node.rank)
         if last is None or last.entry < entry:
