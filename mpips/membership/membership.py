@@ -14,7 +14,8 @@ A view that excludes a silent rank, and each view of a successor, takes effect o
 (`mpips.membership.agreement`). A leader that cannot be sure of a majority, and a rank that does not hear its leader,
 are *frozen*: they take part in the membership protocol only. They execute and acknowledge no requests, and a frozen
 leader publishes no view, completes no checkpoint and writes no result (`Membership.confirm`). A leader that is being
-cut off itself, or was a moment ago, excludes no silent rank (`Quorum.can_exclude`).
+cut off itself, or was a moment ago, excludes no silent rank (`Quorum.can_exclude`); nor does such a candidate
+(`Quorum.hears_enough`).
 
 A hung rank that holds the only copy of some keys is waited for, up to `give_up` seconds: then the run ends with an
 error.

@@ -80,6 +80,8 @@ class Quorum:
         # Since when this rank has been frozen, and whether it has said so.
         self._frozen_since, self._said = 0.0, False
         self._mended_at = -math.inf
+        # Until when a candidate excludes no silent ranks, since it did not hear enough.
+        self._deaf_until = -math.inf
 
     def living(self, ranks: Collection[int]) -> list[int]:
         """Return those of some ranks that are not dead."""
@@ -176,6 +178,22 @@ class Quorum:
         living = self.living(node.view.alive)
         fresh = self._confirming(detection.detector, living, detection.patience / 2)
         return self.electorate.outcome(fresh, living) is not Outcome.MINORITY
+
+    def hears_enough(self) -> bool:
+        """Return whether a candidate may exclude silent ranks: as a leader, not if it is itself being cut off.
+
+        It must hear half of the votes, and have done so for `patience`: else those that are heard again would be
+        excluded. The caller asks all the time, since it begins to count when it does not.
+        """
+        node, detection = self._node, self._detection
+        if detection.detector is None:
+            return True
+        now, living = node.van.now(), self.living(node.view.alive)
+        others = [rank for rank in self.electorate.voters(living) if rank != node.rank]
+        heard = {node.rank, *others} - set(detection.detector.silent(others, detection.patience / 2))
+        if self.electorate.outcome(heard, living) is Outcome.MINORITY:
+            self._deaf_until = now + detection.patience
+        return now >= self._deaf_until
 
     def heard(self) -> bool:
         """Return whether this rank hears a majority."""

@@ -122,6 +122,8 @@ class Succession:
         All ranks are asked every `every` seconds, so that none of them leaves as excluded.
         """
         now = self._node.van.now()
+        # Also while a proposal is pending.
+        hears_enough = self._quorum.hears_enough()
         if self._consensus.denied or now < self._excluded_until:
             return None
         everyone = self._quorum.living(self._node.view.alive)
@@ -136,7 +138,9 @@ class Succession:
             agreed = self._consensus.pursue()
             if agreed is not None or not self._is_outdated(proposal.proposed):
                 return agreed
-        if self._awaited() <= self._answers.keys():
+        if self._detection.hung - {self._node.view.leader} and not hears_enough:
+            self._ask_again(now, everyone)
+        elif self._awaited() <= self._answers.keys():
             self._count(now)
         return None
 

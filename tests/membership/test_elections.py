@@ -305,6 +305,25 @@ def test_a_leader_that_hears_nobody_for_a_moment_excludes_nobody(five: Ranks) ->
     assert five.leaders() == [0] and not five.left and not any(view.losses for view in five.published)
 
 
+def test_a_candidate_that_hears_nobody_for_a_moment_excludes_nobody_but_the_leader(five: Ranks) -> None:
+    kept: list[tuple[int, int, Message]] = []
+
+    def late(sender: int, rank: int, message: Message) -> bool:
+        if rank == 6:
+            kept.append((sender, rank, message))
+        return rank != 6
+
+    five.left = {0}
+    five.hears, five.arrives = lambda sender, rank: rank != 6, late
+    five.run(1.2)
+    assert not five.leaders() and kept
+    five.hears, five.arrives = lambda sender, rank: True, lambda sender, rank, message: True
+    five.queue += kept
+    five.run(5.0)
+    five.check()
+    assert five.left == {0} and [loss.rank for view in five.published for loss in view.losses] == [0]
+
+
 def test_a_majority_continues_though_its_leases_do_not_answer(five: Ranks) -> None:
     five.unanswered, five.stalled = set(range(7)), {2}
     five.run(5.0)
