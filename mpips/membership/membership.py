@@ -304,7 +304,7 @@ class Membership:
                 self._refused = True
             return
         if self._quorum.has_new_lease:
-            # Before anything else: the lease denies the views of other candidates, which must know why.
+            # Before any new proposal or change: the lease denies the views of other candidates, which must know why.
             self._publish(self._quorum.with_lease(next_epoch(view)))
             return
         if any(rank in self._detection.hung for rank in gone):
