@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ from mpips.process.ucx import without_ucx_conf
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+TCP_WAITS = 20 * wire.BUDGET
+"""Seconds that a rank waits for data by TCP."""
 SOFTWARE = ("mpips", "numpy", "numba", "mpi4py", "h5py")
 
 
@@ -91,27 +94,34 @@ class Rank:
             pair.Bcast(box, 0)
             return int(box[0])
 
+        def both(well: bool) -> bool:
+            total = np.zeros(1, np.int64)
+            pair.Allreduce(np.array([well], np.int64), total)
+            return bool(total[0] == 2)
+
         names = host_names(pair)
         facts: dict[str, Any] = {"hosts": names}
         facts["mpi"] = wire.measure(lambda size, rounds: times(pair, size, rounds), agree).facts()
         address = LOOPBACK if names[0] == names[1] else host_address()
         box = np.zeros(64, np.uint8)
-        listener = wire.listen(address) if first else None
+        listener = None
+        if first:
+            with suppress(OSError):
+                listener = wire.listen(address)
         if listener is not None:
             said = np.frombuffer(f"{address} {listener.getsockname()[1]}".encode(), np.uint8)
             box[: said.size] = said
         pair.Bcast(box, 0)
+        link = None
         if listener is not None:
-            link = wire.accept(listener, 20 * wire.BUDGET)
-        else:
-            where, port = box.tobytes().rstrip(b"\0").decode().split()
-            link = wire.connect(where, int(port), 20 * wire.BUDGET)
-        both = np.array([link is not None], np.int64)
-        total = np.zeros(1, np.int64)
-        pair.Allreduce(both, total)
-        if link is not None and total[0] == 2:
+            link = wire.accept(listener, TCP_WAITS)
+        elif text := box.tobytes().rstrip(b"\0").decode():
+            where, port = text.split()
+            link = wire.connect(where, int(port), TCP_WAITS)
+        if both(link is not None) and link is not None:
             facts["stated"] = None if names[0] == names[1] else wire.stated(link.address)
-            facts["tcp"] = wire.measure(link.exchange, agree).facts()
+            speed = wire.measure_reference(link.exchange, agree, both)
+            facts["tcp"] = None if speed is None else speed.facts()
         if link is not None:
             link.close()
         return [facts] if first else []

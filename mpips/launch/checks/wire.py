@@ -40,6 +40,8 @@ Exchange = Callable[[int, int], Sequence[float]]
 """Sends so many bytes to the partner and back, so many times; returns the one-way seconds of each."""
 Agree = Callable[[int], int]
 """Returns the number that the first of the two ranks has passed."""
+Both = Callable[[bool], bool]
+"""Returns whether both ranks have passed True."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,30 @@ def measure(exchange: Exchange, agree: Agree, budget: float = BUDGET) -> Speed:
     taken = min(exchange(size, 1)) if size == LARGE else taken
     taken = min(taken, *exchange(size, agree(_rounds(budget, taken, 30))))
     return Speed(latency, size / taken)
+
+
+def measure_reference(exchange: Exchange, agree: Agree, both: Both, budget: float = BUDGET) -> Speed | None:
+    """Measure a link as `measure` does; None on both ranks if it fails on one of them: a firewall may drop data.
+
+    After each exchange the ranks tell each other whether it has succeeded, so that neither waits for the other.
+    """
+
+    def step(size: int, rounds: int) -> Sequence[float]:
+        taken: Sequence[float] = ()
+        with suppress(OSError):
+            taken = exchange(size, rounds)
+        if not both(bool(taken)):
+            raise _LinkFailed
+        return taken
+
+    try:
+        return measure(step, agree, budget)
+    except _LinkFailed:
+        return None
+
+
+class _LinkFailed(Exception):
+    """A connection has failed, on this rank or on the other one; both know."""
 
 
 def _rounds(budget: float, one_way: float, most: int) -> int:

@@ -68,6 +68,42 @@ def test_two_processes_measure_a_tcp_connection() -> None:
     assert 0 < found.latency < 30 and 0 < found.bandwidth < 1e12
 
 
+@pytest.mark.parametrize("fails", [0, 1, None])
+@pytest.mark.parametrize("at", range(1, 5))
+def test_a_reference_that_fails_on_one_rank_is_left_out_on_both(fails: int | None, at: int) -> None:
+    meet = threading.Barrier(2)
+    said: list[Any] = [None, None]
+    found: list[Any] = ["not ended", "not ended"]
+
+    def rank(number: int) -> None:
+        link, calls = Link(30e-6, 125e6), iter(range(1, 100))
+
+        def exchange(size: int, rounds: int) -> Sequence[float]:
+            if next(calls) >= at and number == fails:
+                raise TimeoutError
+            return link.exchange(size, rounds)
+
+        def everyone(value: Any) -> list[Any]:
+            said[number] = value
+            meet.wait(30)
+            both = list(said)
+            meet.wait(30)
+            return both
+
+        found[number] = wire.measure_reference(
+            exchange, lambda value: int(everyone(value)[0]), lambda well: all(everyone(well))
+        )
+
+    other = threading.Thread(target=rank, args=(1,))
+    other.start()
+    rank(0)
+    other.join()
+    if fails is None:
+        assert found[0] == found[1] == wire.measure(Link(30e-6, 125e6).exchange, lambda number: number)
+    else:
+        assert found == [None, None]
+
+
 def test_one_that_cannot_be_reached_is_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "CONNECTS", -0.9)
     listener = wire.listen("127.0.0.1")
