@@ -51,6 +51,9 @@ class Report:
 def read(output: str) -> dict[int, Report]:
     """Read the lines of all ranks, in the order in which they arrived; other output is skipped.
 
+    A launcher may not tell processes their ranks before MPI does: their first lines have rank -1, which is kept as long
+    as no rank of that host has reported.
+
     >>> found = read("noise" + line(0, "a", "locks", at="begins") + chr(10) + line(1, "b", "locks", facts={"x": 1}))
     >>> found[0].at, found[1].facts
     ('begins', {'locks': {'x': 1}})
@@ -67,6 +70,9 @@ def read(output: str) -> dict[int, Report]:
             report.host, report.check, report.at = said["host"], said["check"], said.get("at", "")
             if "facts" in said:
                 report.facts[said["check"]] = said["facts"]
+    numbered = {each.host for rank, each in found.items() if rank >= 0}
+    if -1 in found and found[-1].host in numbered:
+        del found[-1]
     return dict(sorted(found.items()))
 
 
@@ -77,11 +83,15 @@ def where(reports: Mapping[int, Report], ranks: int) -> str:
     'rank 1 on b in the check "locks"'
     >>> where({}, 3)
     'ranks 0, 1, 2 have not started'
+    >>> where(read(line(-1, "a", "MPI", at="begins")), 1)
+    'rank 0 has not started; processes on a have, in the check "MPI"'
     """
     absent = [rank for rank in range(ranks) if rank not in reports]
     if absent:
-        return f"{_ranks(absent)} {'has' if len(absent) == 1 else 'have'} not started"
-    open_ = {rank: each for rank, each in reports.items() if each.at}
+        unknown = reports.get(-1)
+        more = f'; processes on {unknown.host} have, in the check "{unknown.check}"' if unknown else ""
+        return f"{_ranks(absent)} {'has' if len(absent) == 1 else 'have'} not started{more}"
+    open_ = {rank: each for rank, each in reports.items() if each.at and rank >= 0}
     held = {rank: each for rank, each in open_.items() if each.at != WAITS} or open_
     shown = [f'rank {rank} on {each.host} in the check "{each.check}"' for rank, each in held.items()]
     more = f" and {len(shown) - 3} more ranks" if len(shown) > 3 else ""

@@ -44,6 +44,8 @@ def judge(found: Mapping[int, Report], output: str, started: Started) -> list[Ch
         started: how they were started.
     """
     starter, ranks = started.starter, started.ranks
+    ended = _ended(found, started)
+    found = {rank: each for rank, each in found.items() if 0 <= rank < ranks}
     name = f"{starter.path.rpartition('/')[2]} ({starter.mpi.vendor} {starter.mpi.version})"
     worlds = [each.facts["MPI"] for each in found.values() if "MPI" in each.facts]
     against = f"one world of {ranks} ranks"
@@ -56,7 +58,7 @@ def judge(found: Mapping[int, Report], output: str, started: Started) -> list[Ch
         return [Check("launcher", Verdict.FAIL, f"{name} started {number} worlds of one rank", against, mend)]
     if len(worlds) < ranks:
         mend = f"try it alone: {started.line}"
-        return [Check("launcher", Verdict.FAIL, f"{name}: {_ended(found, started)}", against, mend)]
+        return [Check("launcher", Verdict.FAIL, f"{name}: {ended}", against, mend)]
     checks = [Check("launcher", Verdict.OK, f"{name} started {ranks} ranks", against)]
     checks += [_judge_nodes(found, started.nodes), _judge_software(found)]
     complete = [key for key in FOUND if all(key in each.facts for each in found.values())]
@@ -71,7 +73,7 @@ def judge(found: Mapping[int, Report], output: str, started: Started) -> list[Ch
     missing = [key for key in FOUND if key not in complete]
     if missing:
         mend = f"look at that node: its processes (ps, dmesg), its network, and whether {started.folder} answers there"
-        value, limit = _ended(found, started), f"an end within {started.seconds:.0f} s"
+        value, limit = ended, f"an end within {started.seconds:.0f} s"
         checks.append(Check("ranks", Verdict.FAIL, value, limit, mend))
         checks += [Check(key, Verdict.SKIP, "not known") for key in missing]
     return checks

@@ -121,6 +121,21 @@ def test_other_output_is_not_taken_for_a_report(noise: str) -> None:
     assert reports.read(reports.PREFIX + noise) == {}
 
 
+def test_processes_that_do_not_know_their_rank_before_mpi_are_no_rank_of_their_own() -> None:
+    unnumbered = "\n".join(reports.line(-1, f"n{rank % 2}", "MPI", at="begins") for rank in range(4))
+    assert judged(unnumbered + "\n" + all_four())["nodes"].verdict is Verdict.OK
+    found = judged("\n".join([unnumbered, said(0, 0), said(2, 0)]), code=None)
+    assert list(found) == ["launcher"]
+    assert found["launcher"].value.endswith(
+        'ranks 1, 3 have not started; processes on n1 have, in the check "MPI"'
+    )
+
+
+def test_ranks_beyond_those_that_were_started_are_not_judged() -> None:
+    alone = reports.line(7, "n9", "MPI", at="begins")
+    assert {each.verdict for each in judged(all_four() + "\n" + alone).values()} == {Verdict.OK}
+
+
 def test_the_rank_is_known_before_mpi_is() -> None:
     assert reports.rank_before_mpi({"PMIX_RANK": "3"}) == 3
     assert reports.rank_before_mpi({"SLURM_PROCID": "2"}) == 2
