@@ -19,7 +19,7 @@ LARGEST_OUTPUT = 1 << 22
 """Bytes of stdout, and of stderr, that are kept; a program that writes more is ended."""
 _AFTER_END = 0.5
 """Seconds to wait for more output of a program that has ended: its children may hold the pipes."""
-_AFTER_TERM = 5.0
+AFTER_TERM = (5.0,)
 """Seconds that a program has to end after SIGTERM: srun then ends its step, and mpirun its ranks."""
 
 
@@ -39,6 +39,7 @@ def run(
     cwd: str | None = None,
     stdin_text: str = "",
     at_deadline: Callable[[], object] | None = None,
+    after_term: Sequence[float] = AFTER_TERM,
 ) -> Output:
     """Run a program; return its output and exit code.
 
@@ -49,6 +50,7 @@ def run(
         cwd: its working folder; default: this process's.
         stdin_text: its stdin.
         at_deadline: is called when it has not ended in time, before it is ended.
+        after_term: seconds that it has to end after each of so many SIGTERMs, before it is killed.
 
     Raises:
         OSError: it cannot be started.
@@ -68,8 +70,10 @@ def run(
             if not ended:
                 if at_deadline is not None:
                     at_deadline()
-                process.terminate()
-                _read(process, captured, time.monotonic() + _AFTER_TERM)
+                for seconds in after_term:
+                    process.terminate()
+                    if _read(process, captured, time.monotonic() + seconds):
+                        break
         finally:
             if not ended:
                 with suppress(OSError):

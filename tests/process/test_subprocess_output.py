@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,18 @@ def test_one_without_an_end_is_ended(text: str) -> None:
     begin = time.monotonic()
     assert shell(text, 0.3) == (None, "here\n", "")
     assert time.monotonic() - begin < 7
+
+
+def test_one_that_ends_when_it_is_asked_twice_has_the_time_for_it(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+
+    def wait() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+
+    text = f"trap 'n=$((n+1)); echo $n; [ $n = 2 ] && exit 7' TERM; n=0; touch {ready}; while :; do sleep 0.02; done"
+    done = run(["sh", "-c", text], 0.0, at_deadline=wait, after_term=(1.0, 30.0))
+    assert done == (None, "1\n2\n", "")
 
 
 def test_a_child_that_holds_the_pipe_is_not_waited_for() -> None:

@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mpips.cluster.layout import Cause
+from mpips.exit_codes import ExitCode
 from mpips.launch.checks.check import Check, Verdict
+from mpips.launch.processes import GRACE, ORPHAN_GRACE
 from mpips.process import interpreter, subprocess_output
 from mpips.rundir.folder import RunFolder, write_text
 
@@ -20,6 +23,14 @@ KNOWN_BITS = "b07ca1f3d42dcdf06ff5e08d4b140e231057325430dc9ebdbe821ad76bd40348"
 """SHA-256 of the parameters that the training ends with, on x86-64."""
 KILLED_AT = 24
 """The change of server 1 before which it is killed."""
+LEAST = 5.0
+"""Seconds below which no run can be expected to end."""
+STACKS = 2.0
+"""Seconds in which ranks that hang are asked where they are."""
+AFTER_TERM = (0.5, GRACE + ORPHAN_GRACE + 1.0)
+"""Seconds after each SIGTERM: the first asks `mpips run` to stop, the second one to end all ranks, also hung ones."""
+ENDING = STACKS + sum(AFTER_TERM) + 0.5
+"""Seconds that a run takes to be ended at its time limit, at most."""
 _JOB = """\
 [job]
 name = "validate"
@@ -62,7 +73,9 @@ class Ended:
 
     def __init__(self, folder: Path, code: int | None, said: str, hung: str = "") -> None:
         self.code, self.hung = code, hung
-        self.result: dict[str, Any] = RunFolder(folder).read_result() or {}
+        run = RunFolder(folder)
+        self.result: dict[str, Any] = run.read_result() or {}
+        self._struck = run.fault_times.exists()
         self.last = next(
             (line for line in reversed(said.splitlines()) if line.startswith("mpips: ")), said[-200:]
         )
@@ -78,6 +91,18 @@ class Ended:
         return list(self.result.get("recoveries") or [])
 
     @property
+    def ended_by_death(self) -> bool:
+        """Whether an injected death has ended it.
+
+        If nobody has seen which rank was the first to end, as with launchers that kill all others at once, that the
+        fault has happened is enough.
+        """
+        first = self.result.get("first_failure")
+        return self.code not in (0, None, ExitCode.BAD_INPUT) and (
+            self._struck if first is None else first.get("cause") == Cause.DIED
+        )
+
+    @property
     def problem(self) -> str:
         """Why it has not completed, in one line; "" if it has."""
         if self.code == 0:
@@ -88,20 +113,29 @@ class Ended:
         return last[:300] or f"exit code {self.code}"
 
 
-def start(job: Path, run: str, options: Sequence[str], seconds: float) -> Ended:
-    """Run the job by `mpips run` in the folder `run` beside it, for at most so many seconds."""
+def start(job: Path, run: str, options: Sequence[str], seconds: float) -> Ended | None:
+    """Run the job by `mpips run` in the folder `run` beside it, for at most so many seconds, and `ENDING` to end it.
+
+    Returns None if the time is too short for a run.
+    """
     folder = job.parent / run
+    if seconds < LEAST:
+        return None
     command = [*interpreter.python(), "-m", "mpips.cli", "run", str(job), "--run-dir", str(folder), *options]
     command += ["--set", f"checkpoint.directory={json.dumps(str(folder / 'checkpoints'))}"]
     hung: list[str] = []
     environ = {**os.environ, "MPIPS_PROGRESS": "plain"}
     answer = subprocess_output.run(
-        command, seconds, environ=environ, at_deadline=lambda: hung.append(stacks(folder))
+        command,
+        seconds,
+        environ=environ,
+        at_deadline=lambda: hung.append(stacks(folder, STACKS)),
+        after_term=AFTER_TERM,
     )
     return Ended(folder, answer.code, answer.stdout + "\n" + answer.stderr, "".join(hung))
 
 
-def stacks(folder: Path) -> str:
+def stacks(folder: Path, seconds: float) -> str:
     """Return in one line where the ranks of a run are, as `mpips ctl RUN stacks` does; "" if it is not known."""
     from mpips.rank.stacks import text_here
     from mpips.rundir.order_files import ask
@@ -109,7 +143,7 @@ def stacks(folder: Path) -> str:
     run = RunFolder(folder)
     if run.read_run() is None:
         return "its ranks have not started together"
-    known, text = ask(folder, "stacks", {}, 2.0)
+    known, text = ask(folder, "stacks", {}, seconds)
     return "; ".join(
         line for line in (text if known else text_here(run)).splitlines() if line.startswith("rank")
     )
@@ -125,6 +159,10 @@ def judge_job(ended: Ended, twin: Callable[[], str], known: str = KNOWN_BITS) ->
     if ended.bits == known:
         return Check(name, Verdict.OK, f"completed with the bits {ended.bits[:8]}", against, facts=facts)
     here = twin()
+    if not here:
+        value = f"completed with the bits {ended.bits[:8]}; not compared: the run in one process did not end"
+        mend = "repeat it on an idle node, or with a longer --seconds; and alone: mpips run JOB.toml --twin"
+        return Check(name, Verdict.WARN, value, against, mend, facts)
     if ended.bits == here:
         mend = (
             "nothing, if all nodes are of this kind: their processor or libm rounds otherwise, but all alike"
@@ -135,14 +173,14 @@ def judge_job(ended: Ended, twin: Callable[[], str], known: str = KNOWN_BITS) ->
         "the nodes compute different results: compare their processors (lscpu) and libm, or use nodes of one kind "
         "(Slurm: --constraint), for runs that can be repeated"
     )
-    value = f"completed with the bits {ended.bits[:8]}; this machine alone has {here[:8] or 'none'}"
+    value = f"completed with the bits {ended.bits[:8]}; this machine alone has {here[:8]}"
     return Check(name, Verdict.FAIL, value, against, mend, facts)
 
 
 def judge_recovery(ended: Ended, resumed: Ended | None, bits: str) -> Check:
     """Return the outcome of the run whose server was killed, and of its continuation if it has ended then.
 
-    `bits` are those of the undisturbed run.
+    `bits` are those of the undisturbed run; `resumed` is None also if there was no time for it.
     """
     name, against = "recovery", f"the bits of the undisturbed run {bits[:8]}"
     if ended.code == 0:
@@ -157,9 +195,15 @@ def judge_recovery(ended: Ended, resumed: Ended | None, bits: str) -> Check:
             else "the run completed"
         )
         return _same(Check(name, Verdict.OK, value, against, facts=facts), ended.bits, bits)
-    if resumed is None:
+    if ended.code is None:
         mend = "a death must end the run or be survived: `mpips doctor` tests both; see docs/recovery.md"
         return Check(name, Verdict.FAIL, ended.problem, "an end, or a recovery, in time", mend)
+    if not ended.ended_by_death:
+        mend = "see the lines of mpips above it: this is not the death of the server that was to be killed"
+        return Check(name, Verdict.FAIL, ended.problem, "an end by the death, or a recovery", mend)
+    if resumed is None:
+        value = "a killed server ended the run; no time left for --resume latest"
+        return Check(name, Verdict.SKIP, value, mend="a longer --seconds")
     if resumed.problem:
         mend = "repeat `mpips run JOB.toml --resume latest`: see docs/recovery.md"
         return Check(
@@ -175,7 +219,7 @@ def judge_recovery(ended: Ended, resumed: Ended | None, bits: str) -> Check:
 
 def _same(check: Check, found: str, bits: str) -> Check:
     """Return the check, or a failed one if the bits are not those of the undisturbed run."""
-    if not bits or found == bits:
+    if found == bits:
         return check
     mend = (
         "a recovery must not change results: do the nodes have the same processors and libm? Else report it"

@@ -34,8 +34,8 @@ machine, and tries launchers and PMIs.
 EPILOG = """\
 exit codes: 0 no check has failed; 1 a check has failed; 2 the input is wrong (reported in one line)."""
 
-LIMIT = 60.0
-"""Seconds for all checks."""
+LIMIT, LEAST, MOST = 60.0, 25.0, 3600.0
+"""Seconds for all checks: by default, and the bounds."""
 PROBE_SHARE, RUN_SHARE = 0.6, 0.7
 """The share of the remaining time that the probe of the ranks may take, and each run."""
 ENDS_AFTER = 2.0
@@ -59,7 +59,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         type=float,
         default=LIMIT,
         metavar="S",
-        help=f"time limit of all checks; default {LIMIT:g}",
+        help=f"time limit of all checks, at least {LEAST:g}; default {LIMIT:g}",
     )
     add_launcher(parser)
 
@@ -79,8 +79,8 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.rundir.progress import line_width
 
     check_single_copy(os.environ, "validate")
-    if not 5.0 <= arguments.seconds <= 3600.0:
-        raise InputError(f"--seconds {arguments.seconds:g}: must be from 5 to 3600")
+    if not LEAST <= arguments.seconds <= MOST:
+        raise InputError(f"--seconds {arguments.seconds:g}: must be from {LEAST:g} to {MOST:g}")
     if not os.path.isdir(arguments.folder):
         raise InputError(f"--folder {arguments.folder}: no such folder")
     if not os.access(arguments.folder, os.W_OK | os.X_OK):
@@ -157,8 +157,7 @@ class Validation:
             if self._probe(starter, ranks, nodes, Path(made)):
                 self._train(job)
             else:
-                for name in ("tiny job", "recovery"):
-                    self._tell(Check(name, Verdict.SKIP, "not run", mend="mend what has failed above"))
+                self._skip("not run", "mend what has failed above", "tiny job", "recovery")
 
     def _compile(self, job: Path) -> None:
         import time
@@ -172,9 +171,19 @@ class Validation:
         self._deadline = time.monotonic() + self._arguments.seconds
 
     def _left(self, share: float) -> float:
+        """Return the time limit (s) of what begins now: a share of what is left, with time to end it if it hangs."""
         import time
 
-        return max(1.0, share * (self._deadline - time.monotonic()))
+        from mpips.cli.launching.acceptance_runs import ENDING
+
+        left = self._deadline - time.monotonic()
+        return min(share * left, left - ENDING)
+
+    def _skip(self, value: str, mend: str, *names: str) -> None:
+        from mpips.launch.checks.check import Check, Verdict
+
+        for name in names:
+            self._tell(Check(name, Verdict.SKIP, value, mend=mend))
 
     def _note(self, text: str) -> None:
         import sys
@@ -218,17 +227,27 @@ class Validation:
         options = ["--launcher", given.launcher, *(["--pmi", given.pmi] if given.pmi else [])]
 
         def twin() -> str:
-            return runs.start(job, "twin", ["--twin"], self._left(RUN_SHARE)).bits
+            alone = runs.start(job, "twin", ["--twin"], self._left(RUN_SHARE))
+            return "" if alone is None else alone.bits
 
         seconds = self._left(RUN_SHARE)
-        self._note(f"a tiny job runs, at most {seconds:.0f} s")
+        self._note(f"a tiny job runs, at most {max(seconds, 0.0):.0f} s")
         plain = runs.start(job, "plain", options, seconds)
+        if plain is None:
+            self._skip("no time left", "a longer --seconds", "tiny job", "recovery")
+            return
         self._tell(runs.judge_job(plain, twin))
+        if not plain.bits:
+            self._skip("not run", "mend what has failed above", "recovery")
+            return
         seconds = self._left(RUN_SHARE)
-        self._note(f"it runs again, and a server is killed, at most {seconds:.0f} s")
+        self._note(f"it runs again, and a server is killed, at most {max(seconds, 0.0):.0f} s")
         kill = f'faults.kill=[{{role="server", index=1, at_step={runs.KILLED_AT}}}]'
         struck = runs.start(job, "struck", [*options, "--set", kill, "--set", "checkpoint.every=1"], seconds)
+        if struck is None:
+            self._skip("no time left", "a longer --seconds", "recovery")
+            return
         resumed = None
-        if struck.code not in (0, None):
+        if struck.ended_by_death:
             resumed = runs.start(job, "struck", [*options, "--resume", "latest"], self._left(1.0))
         self._tell(runs.judge_recovery(struck, resumed, plain.bits))

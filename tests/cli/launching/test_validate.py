@@ -6,7 +6,8 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from conftest import Finished, Started, patience, send
@@ -14,15 +15,20 @@ from conftest import Finished, Started, patience, send
 from mpips.cli import main
 from mpips.cli.launching import acceptance_runs
 from mpips.cli.launching.acceptance_runs import KNOWN_BITS, Ended, judge_job, judge_recovery
+from mpips.cli.launching.validate import Validation
 from mpips.launch import mpi_launcher
-from mpips.launch.checks.check import Verdict
+from mpips.launch.checks.check import Check, Verdict
 from mpips.process import subprocess_output
+
+if TYPE_CHECKING:
+    from argparse import Namespace
 
 CHECKS = ["kernel folder", "launcher", "nodes", "software", "latency", "bandwidth",
           "visibility", "atomic rename", "fsync", "locks", "tiny job", "recovery"]  # fmt: skip
 
 
 @pytest.mark.ranks
+@pytest.mark.once
 def test_a_machine_on_which_all_works_is_accepted(
     run_mpips: Callable[..., Finished], tmp_path: Path, starter: mpi_launcher.Starter
 ) -> None:
@@ -60,7 +66,9 @@ def ranks_of(started: Started) -> list[int]:
 def test_a_rank_that_hangs_is_named_and_nothing_is_left(
     start_mpips: Callable[..., Started], tmp_path: Path
 ) -> None:
-    started = start_mpips("validate", "--json", "--seconds", f"{patience(8.0):.0f}", "--folder", tmp_path)
+    started = start_mpips(
+        "validate", "--json", "--seconds", f"{max(25.0, patience(8.0)):.0f}", "--folder", tmp_path
+    )
     started.wait_for(lambda: len(ranks_of(started)) >= 4)
     stopped = ranks_of(started)[-1:]
     send(stopped, signal.SIGSTOP)
@@ -76,9 +84,13 @@ def test_a_rank_that_hangs_is_named_and_nothing_is_left(
 # The verdicts about the runs.
 
 
-def ended(tmp_path: Path, code: int | None, hung: str = "", said: str = "", **result: Any) -> Ended:
+def ended(
+    tmp_path: Path, code: int | None, hung: str = "", said: str = "", struck: bool = False, **result: Any
+) -> Ended:
     folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
     folder.mkdir()
+    if struck:
+        (folder / "strikes.jsonl").write_text('{"rank": 2, "signal": "SIGKILL", "wall": 1.0}\n')
     if result:
         (folder / "result.json").write_text(json.dumps({"status": "completed", "exit_code": code, **result}))
     return Ended(folder, code, said, hung)
@@ -96,6 +108,8 @@ def test_known_bits_are_accepted_and_others_only_if_all_nodes_have_them(tmp_path
     assert alike.verdict is Verdict.WARN and "processor or libm" in alike.mend
     mixed = judge_job(other, lambda: KNOWN_BITS)
     assert mixed.verdict is Verdict.FAIL and "the nodes compute different results" in mixed.mend
+    alone = judge_job(other, lambda: "")
+    assert alone.verdict is Verdict.WARN and "not compared: the run in one process did not end" in alone.value
 
 
 def test_a_job_that_fails_or_hangs_says_why(tmp_path: Path) -> None:
@@ -117,13 +131,80 @@ def test_recoveries_are_compared_with_the_undisturbed_run(tmp_path: Path) -> Non
         judge_recovery(ended(tmp_path, 0, **bits), None, KNOWN_BITS).value
         == "the killed server was not noticed"
     )
-    died, again = ended(tmp_path, 1), ended(tmp_path, 0, **bits)
-    resumed = judge_recovery(died, again, KNOWN_BITS)
-    assert resumed.verdict is Verdict.WARN and "ULFM" in resumed.mend
-    assert (
-        judge_recovery(died, ended(tmp_path, 1, said="mpips: error: no"), KNOWN_BITS).verdict is Verdict.FAIL
-    )
+    again = ended(tmp_path, 0, **bits)
+    for died in (ended(tmp_path, 1, first_failure=first_failure("died")), ended(tmp_path, 1, struck=True)):
+        resumed = judge_recovery(died, again, KNOWN_BITS)
+        assert resumed.verdict is Verdict.WARN and "ULFM" in resumed.mend
+        refused = ended(tmp_path, 1, said="mpips: error: no")
+        assert judge_recovery(died, refused, KNOWN_BITS).verdict is Verdict.FAIL
+        assert judge_recovery(died, None, KNOWN_BITS).verdict is Verdict.SKIP, "no time left"
     assert judge_recovery(ended(tmp_path, None), None, KNOWN_BITS).verdict is Verdict.FAIL
+
+
+def first_failure(cause: str | None) -> dict[str, Any]:
+    return {"rank": 2, "role": "server 1", "host": "n1", "wall": 1.0, "error": "no", "cause": cause}
+
+
+def test_a_run_that_another_fault_ended_is_not_taken_for_one_that_a_death_ended(tmp_path: Path) -> None:
+    for code, struck, result in (
+        (2, False, {}),
+        (2, True, {}),
+        (74, False, {}),
+        (1, True, {"first_failure": first_failure(None)}),
+        (1, False, {"first_failure": first_failure("hung")}),
+    ):
+        other = ended(tmp_path, code, said="mpips: failed: the disk is full", struck=struck, **result)
+        found = judge_recovery(other, None, KNOWN_BITS)
+        assert (found.verdict, found.value) == (Verdict.FAIL, "the disk is full")
+
+
+class Runs:
+    """Stands for the runs of a validation: the fake time that each takes, and how it ends."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, takes: dict[str, float], **code: int
+    ) -> None:
+        self.time, self.given, self.checks = 0.0, list[tuple[str, float]](), list[Check]()
+        self._takes, self._code, self._folder = takes, code, tmp_path
+        monkeypatch.setattr(acceptance_runs, "start", self.start)
+        monkeypatch.setattr("time.monotonic", lambda: self.time)
+
+    def start(self, job: Path, run: str, options: list[str], seconds: float) -> Ended | None:
+        if seconds < acceptance_runs.LEAST:
+            return None
+        self.given.append((run, seconds))
+        hangs = self._takes[run] > seconds
+        self.time += seconds + acceptance_runs.ENDING if hangs else self._takes[run]
+        code = self._code.get(run, 0)
+        bits = {} if hangs or code else {"parameters_sha256": KNOWN_BITS}
+        return ended(self._folder, None if hangs else code, **bits)
+
+    def verdicts(self, seconds: float) -> dict[str, str]:
+        arguments = SimpleNamespace(launcher="auto", pmi="", seconds=seconds)
+        validation = Validation(cast("Namespace", arguments), self.checks.append)
+        validation._deadline = seconds
+        validation._train(self._folder / "job.toml")
+        return {each.name: f"{each.verdict}: {each.value}" for each in self.checks}
+
+
+def test_runs_that_hang_end_within_the_time_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = Runs(monkeypatch, tmp_path, {"plain": 1e9})
+    assert first.verdicts(60.0) == {"tiny job": "fail: no end in time", "recovery": "skip: not run"}
+    assert first.time <= 60.0
+    second = Runs(monkeypatch, tmp_path, {"plain": 5.0, "struck": 1e9})
+    assert second.verdicts(25.0)["recovery"] == "fail: no end in time" and second.time <= 25.0
+    third = Runs(monkeypatch, tmp_path, {"plain": 5.0})
+    assert third.verdicts(20.0)["recovery"] == "skip: no time left" and third.time == 5.0
+    fourth = Runs(monkeypatch, tmp_path, {})
+    assert set(fourth.verdicts(15.0).values()) == {"skip: no time left"}
+
+
+def test_recovery_is_not_judged_without_the_bits_of_the_undisturbed_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs = Runs(monkeypatch, tmp_path, {"plain": 5.0, "struck": 5.0}, plain=1)
+    assert runs.verdicts(60.0)["recovery"] == "skip: not run"
+    assert [run for run, _ in runs.given] == ["plain"]
 
 
 def test_the_stacks_of_a_run_that_hangs_are_asked_for_before_it_is_ended(
@@ -134,8 +215,8 @@ def test_the_stacks_of_a_run_that_hangs_are_asked_for_before_it_is_ended(
         return subprocess_output.Output(None, "", "")
 
     monkeypatch.setattr(subprocess_output, "run", run)
-    found = acceptance_runs.start(acceptance_runs.write_job(tmp_path), "run", [], 1.0)
-    assert found.problem == "no end in time: its ranks have not started together"
+    found = acceptance_runs.start(acceptance_runs.write_job(tmp_path), "run", [], 5.0)
+    assert found is not None and found.problem == "no end in time: its ranks have not started together"
 
 
 # What is refused.
@@ -144,8 +225,8 @@ def test_the_stacks_of_a_run_that_hangs_are_asked_for_before_it_is_ended(
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--seconds", "1"], "--seconds 1: must be from 5 to 3600"),
-        (["--seconds", "nan"], "--seconds nan: must be from 5 to 3600"),
+        (["--seconds", "1"], "--seconds 1: must be from 25 to 3600"),
+        (["--seconds", "nan"], "--seconds nan: must be from 25 to 3600"),
         (["--folder", "/no/such"], "--folder /no/such: no such folder"),
     ],
 )
