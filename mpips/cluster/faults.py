@@ -187,10 +187,19 @@ class Faults:
         self._start = now()
         self.splits = Splits(spec.split, rank, hosts, now)
         """The links of this rank that fail."""
-        mine = [(signal.SIGSTOP, each) for each in spec.stop if (each.role, each.index) == (role, index)]
-        mine += [(signal.SIGKILL, each) for each in spec.kill if (each.role, each.index) == (role, index)]
-        self._at_step = [(kind, each.at_step) for kind, each in mine if each.at_step is not None]
-        self._at_seconds = [(kind, each.at_seconds) for kind, each in mine if each.at_seconds is not None]
+        mine = [
+            (kind, each, f"faults.{name}[{number}]")
+            for kind, name, signals in (
+                (signal.SIGSTOP, "stop", spec.stop),
+                (signal.SIGKILL, "kill", spec.kill),
+            )
+            for number, each in enumerate(signals)
+            if (each.role, each.index) == (role, index)
+        ]
+        self._at_step = [(kind, each.at_step, name) for kind, each, name in mine if each.at_step is not None]
+        self._at_seconds = [
+            (kind, each.at_seconds, name) for kind, each, name in mine if each.at_seconds is not None
+        ]
         slow = [each for each in spec.slow if (each.role, each.index) == (role, index)]
         self._slowdowns = [
             _Slowdown(each, f"{spec.seed}/{role}/{index}/slow/{n}") for n, each in enumerate(slow)
@@ -220,6 +229,10 @@ class Faults:
             for due in [each for each in self._at_seconds if each[1] <= since]:
                 self._at_seconds.remove(due)
                 self._send_signal(due[0])
+
+    def not_reached(self) -> list[str]:
+        """List the signals to this process that are not due yet, by their names in the job: `faults.kill[0]`."""
+        return [name for _, _, name in (*self._at_step, *self._at_seconds)]
 
     def begin_work(self) -> None:
         """Begin a piece of work."""

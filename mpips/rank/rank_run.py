@@ -173,6 +173,7 @@ class RankRun:
             self._leave_launcher(van)
         try:
             code = self._serve(node, prepared)
+            self._tell_unreached(node)
             log.note("end", code=code)
             van.watch({})
             with node.observers.during(What.LEAVE):
@@ -274,6 +275,12 @@ class RankRun:
         with JsonLinesWriter(self.folder.fault_times) as lines:
             lines.append(line)
         os.kill(os.getpid(), kind)
+
+    def _tell_unreached(self, node: Node) -> None:
+        """Warn of injected faults that did not happen: the run has not tested what it was to test."""
+        for name in [] if node.faults is None else node.faults.not_reached():
+            log.note("unreached", logging.WARNING, fault=name)
+            say(f"mpips: warning: {name} was not reached: rank {self.rank} ended before it was due")
 
     # --- the roles ---------------------------------------------------------------------------
 

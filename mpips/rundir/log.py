@@ -11,6 +11,7 @@ warnings are in it beside mpips' own events, and also go to stderr. The message 
     struck   an injected fault                              log      a message of a program or a library
     flooded  other datagrams prevent the detection of hangs     propose  a view is proposed to a majority
     frozen   the rank may be cut off from the others, and waits  thawed   it no longer is
+    unreached   the rank ends before an injected fault was due
     detached    the rank is independent of its launcher          orphaned  its launch daemon has ended, and it continues
 
 Each line is in the file when the call returns. To avoid a thousand files of a thousand healthy ranks on a shared file

@@ -83,6 +83,15 @@ def test_a_fault_at_a_time_happens_once() -> None:
     assert struck == [signal.SIGKILL]
 
 
+def test_faults_that_were_not_reached_are_named_as_in_the_job() -> None:
+    first, second = InjectedSignal("server", 1, at_step=1), InjectedSignal("server", 0, at_step=5)
+    spec = FaultsSpec(kill=(first, second), stop=(InjectedSignal("server", 0, at_seconds=9.0),))
+    faults, _, struck = make(spec)
+    assert faults.not_reached() == ["faults.kill[1]", "faults.stop[0]"]
+    faults.step(5)
+    assert struck == [signal.SIGKILL] and faults.not_reached() == ["faults.stop[0]"]
+
+
 @pytest.mark.parametrize(("role", "index"), [("worker", 0), ("server", 1)])
 def test_faults_affect_their_own_rank_only(role: str, index: int) -> None:
     spec = FaultsSpec(kill=(InjectedSignal("server", 0, at_step=0),), slow=(Slow("server", 0, 9.0),))
