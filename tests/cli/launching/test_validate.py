@@ -81,6 +81,31 @@ def test_a_rank_that_hangs_is_named_and_nothing_is_left(
     assert list(tmp_path.iterdir()) == []
 
 
+def processes_about(folder: Path) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes()
+        except OSError:
+            continue
+        if bytes(folder) in words:
+            found.append(words.replace(b"\0", b" ").decode())
+    return found
+
+
+@pytest.mark.ranks
+@pytest.mark.once
+def test_a_run_whose_ranks_all_hang_leaves_no_process(tmp_path: Path) -> None:
+    roles = (("scheduler", 0), ("server", 0), ("server", 1), ("worker", 0))
+    stops = ", ".join(f'{{role="{role}", index={index}, at_seconds=0.1}}' for role, index in roles)
+    job = acceptance_runs.write_job(tmp_path)
+    done = acceptance_runs.start(
+        job, "hangs", ["--set", f"faults.stop=[{stops}]"], patience(acceptance_runs.LEAST)
+    )
+    assert done is not None and done.bits == ""
+    assert processes_about(tmp_path) == []
+
+
 # The verdicts about the runs.
 
 
