@@ -5,6 +5,7 @@
 # make campaign TRIALS=30 SEED=0 OF=strikes   strikes hosts, or splits networks (OF=partitions), at random instants
 # make campaign LAUNCHER=srun   the same on a real Slurm whose nodes are virtual hosts (as root on Debian)
 # make mutations   puts faults into the protocol, and counts the simulated trials until each is found
+# make test-long   tests of more cases, which `make test` leaves out
 # make test-torch   the tests that need PyTorch, in an environment of their own (about 1 GB)
 # make lint    ruff and mypy
 # make docs    the documentation site, in build/docs; a warning is an error
@@ -22,7 +23,7 @@ SIDE_BY_SIDE = $(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$
 RANK_TESTS = $(shell grep -rl --include='test_*.py' 'mark\.ranks' tests)
 
 .PHONY: demo test ready kernels test-openmpi test-jobs test-first test-others ranks-jobs ranks-parts test-mpich test-slurm
-.PHONY: docs package test-torch test-hosts campaign mutations slurm-openmpi slurm-mpich slurm-one-by-one lint clean help
+.PHONY: docs package test-long test-torch test-hosts campaign mutations slurm-openmpi slurm-mpich slurm-one-by-one lint clean help
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
@@ -66,6 +67,9 @@ ranks-parts: .venv/test-ready
 # The two MPI wheels share file names, so each has an environment of its own.
 test-mpich: .venv-mpich/test-ready
 	.venv-mpich/bin/python -m pytest -m "ranks and not once" $(RANK_TESTS) $(PYTEST_ARGS)
+
+test-long: kernels
+	MPIPS_TEST_LONG=1 .venv/bin/python -m pytest -m long tests $(PYTEST_ARGS)
 
 test-torch: .venv-torch/test-ready
 	.venv-torch/bin/python -P -m mpips.jit.compile_all

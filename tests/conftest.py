@@ -35,6 +35,13 @@ TAG = "MPIPS_TEST_TAG"
 """An environment variable by which every process that a test started, however deep, is known."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("MPIPS_TEST_LONG"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="make test-long runs it"))
+
+
 def patience(seconds: float) -> float:
     """Return how long to wait for what takes at most so many seconds on a machine with nothing else to do."""
     return seconds * min(max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)), 8.0)

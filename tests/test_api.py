@@ -61,7 +61,7 @@ def test_programs_import_public_names_only(source: str) -> None:
             if module == "mpips":
                 assert {each.name for each in node.names} <= set(NAMES)
             elif module.startswith("mpips.") and not (source.startswith("tests") and module in OWN_TESTS):
-                assert re.match(r"mpips\.(data|jobs|testing)(\.|$)", module)
+                assert re.match(r"mpips\.(data|embedding|jax|jobs|testing|torch)(\.|$)", module)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -22,7 +22,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 MEASURED = DOCS / "reproduction" / "measured.json"
 
 
-@pytest.mark.parametrize(("kind", "l1"), [("real", 1.0), ("binary", 3.0), ("correlated", 0.5)])
+@pytest.mark.parametrize(
+    ("kind", "l1"), [("real", 1.0), ("binary", 3.0), pytest.param("correlated", 0.5, marks=pytest.mark.long)]
+)
 def test_system_a_finds_the_optimum(tmp_path: Path, kind: str, l1: float) -> None:
     data = make(tmp_path, kind)
     best = optimum(data.x, data.y, l1)

@@ -281,7 +281,7 @@ def test_keys_and_values_that_arrive_late_are_applied_by_python(
     run(seed, faults=[Fault("kill", replicas + seed, after_messages=300)], **how)
 
 
-@pytest.mark.parametrize("act", ["kill", "stop", "pause"])
+@pytest.mark.parametrize("act", ["kill", "stop", pytest.param("pause", marks=pytest.mark.long)])
 @pytest.mark.parametrize("part, replicas", [(0, 1), (1, 1), (0, 2), (1, 2)])
 def test_a_server_is_lost_between_any_two_messages(part: int, replicas: int, act: str) -> None:
     most = run(part, servers=1 + replicas, workers=2, replicas=replicas)

@@ -21,6 +21,9 @@ from mpips.tasks.task import Task
 from mpips.transport.message import Message
 from mpips.worker.worker import Context
 
+# In a process of its own: other tests leave caches that grow here.
+pytestmark = pytest.mark.long
+
 CYCLES = 3
 """Cycles before the first measurement; then follow three times as many."""
 SPAN = 8

@@ -53,9 +53,9 @@ def test_the_searches_meet_the_same_states() -> None:
     ("mutation", "name", "kind"),
     [
         ("acknowledge early", "push", "kill"),
-        ("duplicates", "push", "kill"),
-        ("resend changes", "push", "kill"),
-        ("redirect", "push", "kill"),
+        pytest.param("duplicates", "push", "kill", marks=pytest.mark.long),
+        pytest.param("resend changes", "push", "kill", marks=pytest.mark.long),
+        pytest.param("redirect", "push", "kill", marks=pytest.mark.long),
         ("second stage", "join", "kill"),
     ],
 )

@@ -1,0 +1,48 @@
+"""The tutorial of Slurm: its commands in a real queue, as they are printed."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import patience
+from tutorials.test_tutorials import SAME, blocks
+from virtual import Cluster, Job
+
+pytestmark = pytest.mark.slurm
+
+
+def test_the_commands_of_the_page_submit_and_report(warm: Cluster) -> None:
+    folder = warm.home / "tutorial"
+    folder.mkdir()
+    for block in blocks("first-run"):
+        if block.file:
+            (folder / block.file).write_text(block.text)
+    path = os.pathsep.join([str(Path(sys.executable).parent), warm.environ["PATH"]])
+    environ = {**warm.environ, "PATH": path, "PYTHON": sys.executable, "COLUMNS": "120"}
+
+    def shell(commands: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            ["bash", "-e", "-c", commands], cwd=folder, env=environ, text=True, capture_output=True, check=False,
+            timeout=patience(60), stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{commands}\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}"
+        return done
+
+    shell(f"{sys.executable} make_data.py")
+    page = blocks("slurm")
+    # Between them the status is asked for, when this short job may be over.
+    submit, _, at_end = (block.text for block in page if block.language == "console")
+    done = shell(submit)
+    said = next(block.text for block in page if "submitted as job" in block.text)
+    number = done.stdout.strip()
+    assert doctest.OutputChecker().check_output(said.replace("12", number), done.stderr, SAME), done.stderr
+    name = f"sparse_lr-{number}"
+    job = Job(warm, number, folder / "runs" / name, folder / f"{name}.out", done.stderr)
+    job.finish()
+    assert "mpips: completed; run folder:" in shell(at_end).stdout
+    assert (job.run / "report.html").exists()
