@@ -36,8 +36,8 @@ each view that follows it before it has taken effect, needs a lease, whoever acc
 
 A leader that keeps half of the votes takes the lease, too, to continue. It does so only while it has promised no other
 ballot, and publishes a view that says so before any new proposal or change: else the candidate of the other half, whose
-view needs this lease, and this leader, which may not pass over that view, would wait for each other. Until that is published, it
-promises and accepts nothing.
+view needs this lease, and this leader, which may not pass over that view, would wait for each other. Until that is
+published, it promises and accepts nothing.
 
 A rank that dies takes with it what it has accepted, and its vote, without anybody's agreement: else nobody could
 continue after the deaths of more than half. So the argument above holds while no voter dies. If voters die on one side

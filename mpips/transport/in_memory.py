@@ -86,6 +86,8 @@ class Network:
         self.clocks = [TwinClock((rates or {}).get(rank, 1.0)) for rank in range(size)]
         # By (source, destination): since when the link has failed, and the messages that it keeps.
         self._cut: dict[tuple[int, int], float] = {}
+        # By link that was cut and is whole again: since when.
+        self._whole: dict[tuple[int, int], float] = {}
         # By number: the links of each split.
         self._splits: dict[int, set[tuple[int, int]]] = {}
         self._kept: dict[tuple[int, int], list[tuple[float, int, int, bytes]]] = {}
@@ -229,6 +231,7 @@ class Network:
         links = self._splits.pop(number, set()).difference(*self._splits.values())
         for source, dest in sorted(links):
             del self._cut[source, dest]
+            self._whole[source, dest] = self.time
             items = self._kept.pop((source, dest), [])
             if dest in self._alive and source not in self._excluded[dest]:
                 for due, order, _, raw in items:
@@ -257,6 +260,14 @@ class Network:
             since = min(since, self._heartbeats[rank]._muted_since or self.time)
         absent = (max(end - max(begin, since), 0.0) for begin, end in self._absences[listener])
         return self.time - since - sum(absent)
+
+    def heard_for(self, listener: int, rank: int) -> float:
+        """Return for how many seconds nothing has kept `listener` from hearing a rank's heartbeats."""
+        if self.silence(listener, rank) > 0:
+            return 0.0
+        resumed = [self._absences[each][-1][1] for each in (listener, rank) if self._absences[each]]
+        whole = self._whole.get((rank, listener), 0.0)
+        return self.time - max(whole, self._heartbeats[rank]._unmuted, *resumed)
 
     def run(self, programs: Sequence[Callable[[TwinVan], Any]], horizon: float = 60.0) -> list[Any]:
         """Run one program per rank to its end; return their results.
@@ -518,6 +529,7 @@ class TwinHeartbeat:
         self.follows = -1
         self.hears_muted = False
         self._muted_since: float | None = None
+        self._unmuted = 0.0
         self._network, self._rank = network, rank
         # By rank, and whether it follows: when it last confirmed, since when it does, and when that was last checked.
         self._confirmed: dict[tuple[int, bool], tuple[float, float, float]] = {}
@@ -534,6 +546,8 @@ class TwinHeartbeat:
 
     @muted.setter
     def muted(self, muted: bool) -> None:
+        if self.muted and not muted:
+            self._unmuted = self._network.time
         self._muted_since = (self._muted_since or self._network.time) if muted else None
 
     def unconfirmed(self, ranks: Iterable[int], patience: float) -> list[int]:

@@ -144,7 +144,8 @@ class Witness:
         assert network is not None
         if ballot.leader == leader or leader in self._internals.memberships[rank].dead:
             return
-        hears = not node.frozen if leader == rank else network.silence(rank, leader) == 0
+        # It knows what it found when it last looked.
+        hears = not node.frozen if leader == rank else network.heard_for(rank, leader) > GRACE
         if hears and network.lives(leader):
             self._say("promises", f"rank {rank} hears its leader {leader}, and follows {ballot}")
 
