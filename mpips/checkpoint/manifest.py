@@ -283,13 +283,18 @@ def _inconsistency(manifest: Mapping[str, Any]) -> str:
             return f"{where}: {entry['name']!r} is not a plain file name"
         if min(entry["bytes"], entry["number"]) < 0:
             return f"{where}: bytes and number are at least 0"
-        for name, part in entry.get("vectors", {}).items():
-            for run in part["ranges"]:
-                if len(run) != 4 or not 0 <= run[0] <= run[1] <= 2**64 or min(run[2:]) < 0:
-                    return f"{where}: vector {name!r}: {run} is not a range"
-                if run[2] + run[3] > part["rows"]:
-                    return f"{where}: vector {name!r}: {run} lies beyond its {part['rows']} rows"
+        for problem in _range_problems(entry):
+            return f"{where}: {problem}"
     return ""
+
+
+def _range_problems(entry: Entry) -> Iterator[str]:
+    for name, part in entry.get("vectors", {}).items():
+        for run in part["ranges"]:
+            if len(run) != 4 or not 0 <= run[0] <= run[1] <= 2**64 or min(run[2:]) < 0:
+                yield f"vector {name!r}: {run} is not a range"
+            elif run[2] + run[3] > part["rows"]:
+                yield f"vector {name!r}: {run} lies beyond its {part['rows']} rows"
 
 
 def text_of(manifest: Mapping[str, Any]) -> str:
@@ -331,7 +336,9 @@ def runs_of(entries: list[Entry], name: str) -> list[StoredRange]:
 
 def cover_problems(entries: list[Entry]) -> list[str]:
     """Return a line for each reason why the shards do not hold every key of every vector exactly once."""
-    problems = []
+    problems = [f"{entry['name']}: {problem}" for entry in entries for problem in _range_problems(entry)]
+    if problems:
+        return problems
     for name in vector_names(entries):
         specs = [dict(e["vectors"][name]["spec"]) for e in entries if name in e.get("vectors", {})]
         if any(spec | {"settings": {}} != specs[0] | {"settings": {}} for spec in specs):

@@ -362,6 +362,9 @@ def test_shards_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     other = write_shard(folder, 1, {"w": filled(VectorSpec("w"), [high])})
     with pytest.raises(CheckpointError, match="differ in its specification"):
         commit(folder, [first, other])
+    first["vectors"]["w"]["ranges"][0][3] = -1
+    with pytest.raises(CheckpointError, match=r"server-0000.h5: vector 'w': .* is not a range"):
+        commit(folder, [first])
     assert latest(tmp_path) is None
 
 
