@@ -118,7 +118,7 @@ def read_ldac(path: str, place: Place, limit: int, size: int = BLOCK, room: int 
             return f"count in {word} is not a whole number from 1 to {p.MOST_COUNT}"
         return f"{word} is not of the form word:count, as in 17:2, words numbered from 0"
 
-    with closing(line_blocks(path, size)) as blocks:
+    with closing(line_blocks(path, size, place.parts)) as blocks:
         yield from _parsed(path, blocks, state, parse, wrong, room)
     return Totals(int(state[p.DOC]) - place.docs, int(state[p.ALL]), int(state[p.TOP]))
 
@@ -167,7 +167,7 @@ def read_uci(
     """
     state = np.zeros(p.STATE_SIZE, np.int64)
     state[p.DOC], state[p.LINE], state[p.KEPT] = 1, 3, place.kept
-    with closing(line_blocks(path, size)) as blocks:
+    with closing(line_blocks(path, size, place.parts)) as blocks:
         (docs, vocabulary, nnz), rest = _uci_header(path, blocks, named)
         if named and vocabulary != limit:
             raise DataError(
@@ -214,7 +214,7 @@ def read_text(path: str, place: Place, lexicon: Lexicon, size: int = BLOCK) -> R
     Raises `DataError` with file and line for what is not UTF-8.
     """
     docs, kept, total = place.docs, place.kept, 0
-    with closing(line_blocks(path, size)) as blocks:
+    with closing(line_blocks(path, size, place.parts)) as blocks:
         for block in blocks:
             try:
                 codes = lexicon.encode(block)

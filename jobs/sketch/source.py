@@ -98,7 +98,7 @@ def blocks(
         for path in files:
             opening(path)
             lines, columns = 0, None
-            for text in line_blocks(path, size):
+            for text in line_blocks(path, size, of):
                 if columns is None:
                     columns, header = _columns(path, spec, text)
                     lines = int(header > 0)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +22,7 @@ from numpy.typing import NDArray
 from mpips.data.compression import open_data
 from mpips.data.spec import DataSpec, as_list, resolve
 from mpips.errors import DataError
-
-MOUNTS = Path("/proc/self/mountinfo")
+from mpips.files.mounts import MOUNTS, file_system
 
 
 class Identity(NamedTuple):
@@ -131,10 +129,4 @@ RENUMBERED = "fuse", "vfat", "msdos", "exfat", "cifs", "smb3", "vboxsf"
 @lru_cache
 def _keeps_numbers(device: int, mounts: Path) -> bool:
     """Return whether files of a mounted file system keep their inode numbers; those of `RENUMBERED` need not."""
-    with suppress(OSError, ValueError, IndexError):
-        number = f"{os.major(device)}:{os.minor(device)}"
-        for line in mounts.read_text(errors="replace").splitlines():
-            fields = line.split(" ")
-            if fields[2] == number:
-                return not fields[fields.index("-") + 1].startswith(RENUMBERED)
-    return True
+    return not file_system(device, mounts).startswith(RENUMBERED)

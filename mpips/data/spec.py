@@ -68,6 +68,9 @@ class DataSpec:
     keep_parsed: float = field(default=1.0, metadata={"at_least": 0, "at_most": 1e9})
     """darlin, with spares: the largest size of a worker's parsed part, in GB, that is kept in the run folder for the
     worker's successor; 0: none is kept."""
+    keep_unpacked: float = field(default=100.0, metadata={"at_least": 0, "at_most": 1e9})
+    """The largest size of all decompressed files, in GB, that the workers of a host share in its folder of temporary
+    files; 0: each worker decompresses by itself."""
     log_buckets: list[str | int] = field(default_factory=list)
     """tsv: columns of numbers; a number x above 2 has the key of floor(ln(x)^2), as is usual for Criteo's counts."""
 

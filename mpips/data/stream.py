@@ -11,6 +11,8 @@ import stat
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
+from typing import IO
 
 from mpips.data.compression import (
     HDF5_MAGIC,
@@ -22,6 +24,7 @@ from mpips.data.compression import (
     open_data,
 )
 from mpips.errors import DataError
+from mpips.rundir.unpacked import shared
 
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
@@ -49,19 +52,23 @@ UNSUPPORTED = {
 """The first bytes of files in formats that are not read."""
 
 
-def chunks(path: str, size: int = BLOCK) -> Generator[bytes, None, None]:
+def chunks(path: str, size: int = BLOCK, readers: int = 1) -> Generator[bytes, None, None]:
     """Read a file's decompressed bytes in chunks of `size` (the last: the rest), one chunk ahead of the caller.
 
-    Raises `DataError` with the file's name if it is missing, not a regular file, truncated or damaged, or if it
-    changes meanwhile.
+    `readers`: how many processes of the run read the file, and may share its decompression (`mpips.rundir.unpacked`).
+    Raises `DataError` with the file's name if it is missing, not a regular file, truncated or damaged, or if it changes
+    meanwhile.
     """
     with closing(open_data(path)) as whole:
         kind = compression_of(path, whole)
         before = os.fstat(whole.fileno())
         pool = ThreadPoolExecutor(1, "mpips-read")
+        here = shared() if kind and readers > 1 else None
+        file: IO[bytes] = whole
         try:
             with naming_errors(path, kind):
-                file = decompressed(path, whole, kind)
+                alone = partial(decompressed, path, whole, kind)
+                file = alone() if here is None else here.open(path, whole, chunks, alone)
                 ahead = pool.submit(file.read, size)
                 while chunk := ahead.result():
                     ahead = pool.submit(file.read, size)
@@ -69,6 +76,8 @@ def chunks(path: str, size: int = BLOCK) -> Generator[bytes, None, None]:
                 after = os.fstat(whole.fileno())
         finally:
             pool.shutdown(wait=True)
+            if here is not None:
+                file.close()
         same = before.st_size == after.st_size <= whole.tell()
         if not same or before.st_mtime_ns != after.st_mtime_ns:
             how = "" if same else f", from {before.st_size:,} to {after.st_size:,} bytes"
@@ -102,15 +111,15 @@ def check_text(path: str, chunk: bytes) -> int:
     return len(codecs.BOM_UTF8) * chunk.startswith(codecs.BOM_UTF8)
 
 
-def line_blocks(path: str, size: int = BLOCK) -> Generator[bytearray, None, None]:
+def line_blocks(path: str, size: int = BLOCK, readers: int = 1) -> Generator[bytearray, None, None]:
     """Cut a file's text into blocks of complete lines, each ending in a newline, of about `size` bytes.
 
-    Yields at least one. Raises `DataError`, also for an empty file.
+    `readers` as in `chunks`. Yields at least one. Raises `DataError`, also for an empty file.
     """
     pieces: list[bytes | memoryview] = []
     length = begin = bom = 0
     first = True
-    with closing(chunks(path, size)) as stream:
+    with closing(chunks(path, size, readers)) as stream:
         for chunk in stream:
             if first:
                 begin = bom = check_text(path, chunk)

@@ -152,7 +152,7 @@ def read_svmlight(
             block, part, parts, batch.labels, batch.indptr, batch.keys, batch.values, batch.hard, batch.state
         )
 
-    with closing(line_blocks(path, size)) as blocks:
+    with closing(line_blocks(path, size, parts)) as blocks:
         return (yield from parse_blocks(path, blocks, batch, parse, svmlight_error, spec.on_error, tally))
 
 
@@ -323,7 +323,7 @@ def read_rows(
     one: where columns have names, they may be in another order here. The keys of one example are sorted; equal
     ones, which only a collision makes, are merged. Yields, returns and raises as `read_svmlight`.
     """
-    with closing(line_blocks(path, size)) as blocks:
+    with closing(line_blocks(path, size, parts)) as blocks:
         block = next(blocks)
         if not block.strip():
             more = next(blocks, None)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mpips.checkpoint.background_writer import BackgroundWriter
 from mpips.cluster.departure import Fenced, Stopped
 from mpips.cluster.faults import Faults
-from mpips.cluster.layout import Cause, Layout, Place, check_singleton, split
+from mpips.cluster.layout import Cause, Layout, Place, Role, check_singleton, split
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.cluster.view import View, first_view
@@ -55,7 +55,7 @@ from mpips.rank.start_up import (
 )
 from mpips.replay.player import Player
 from mpips.replay.recorder import Recorder
-from mpips.rundir import claim, log, stop_request
+from mpips.rundir import claim, log, stop_request, unpacked
 from mpips.rundir.folder import JsonLinesWriter, RunFolder
 from mpips.rundir.lease import Leases, LeasesInTime
 from mpips.scheduler.journal import Journal
@@ -107,8 +107,8 @@ class RankRun:
         self.prints = self.rank == 0 and (self.world.Get_size() > 1 or seems_first())
         self.result = ResultFile(prepared)
         self.survives, self.oversubscribed, self.replicas = False, False, 0
-        # The largest number of ranks on one host.
-        self.most_per_host = 1
+        # The largest number of ranks on one host, and the number of those on this one that may read data.
+        self.most_per_host, self.readers_here = 1, 1
         # At the leader: whether nothing was trained, so that no rank has anything to end in order.
         self.untrained = False
         self.wall = time.time() - (time.perf_counter() - started)
@@ -151,6 +151,8 @@ class RankRun:
             return self.result.end({"status": "failed", "exit_code": why, "error": text})
         if layout is None or prepared is None:
             return ExitCode.FAILED
+        here = [rank for rank, each in enumerate(processes) if each.host == processes[self.rank].host]
+        self.readers_here = sum(layout.role(rank) in (Role.WORKER, Role.SPARE) for rank in here)
         folder, prepared.resume = share_folder(self.world, self.result.folder, prepared.resume)
         self.result = ResultFile(prepared, folder, recorded=True)
         if asked := first_asked(self.world, self.stop_signals):
@@ -289,9 +291,11 @@ class RankRun:
 
         An error is reported to the leader.
         """
+        most = prepared.job.data.keep_unpacked if self.readers_here > 1 else 0.0
         try:
             try:
-                return self._roles(node, prepared)
+                with unpacked.sharing(self.folder.start, most):
+                    return self._roles(node, prepared)
             except (Stopped, Fenced):
                 raise
             except BaseException as error:

@@ -12,6 +12,7 @@ warnings are in it beside mpips' own events, and also go to stderr. The message 
     flooded  other datagrams prevent the detection of hangs     propose  a view is proposed to a majority
     frozen   the rank may be cut off from the others, and waits  thawed   it no longer is
     unreached   the rank ends before an injected fault was due
+    not_shared  a decompressed file cannot be shared by the ranks of a host: each decompresses it
     detached    the rank is independent of its launcher          orphaned  its launch daemon has ended, and it continues
 
 Each line is in the file when the call returns. To avoid a thousand files of a thousand healthy ranks on a shared file

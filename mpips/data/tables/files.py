@@ -60,8 +60,8 @@ def names_of(path: str, spec: DataSpec, form: str) -> list[str]:
 class _Text(io.RawIOBase):
     """The decompressed text of a file, without a byte order mark."""
 
-    def __init__(self, path: str) -> None:
-        self._path, self._chunks = path, chunks(path)
+    def __init__(self, path: str, readers: int = 1) -> None:
+        self._path, self._chunks = path, chunks(path, readers=readers)
         self._left = memoryview(b"")
         self._begun = False
         self.end = b""
@@ -157,7 +157,7 @@ def csv_batches(
         return "skip"
 
     first, begin = index, head + 1
-    with closing(_Text(path)) as stream:
+    with closing(_Text(path, parts)) as stream:
         try:
             reader = pa_csv.open_csv(
                 io.BufferedReader(stream, BLOCK),
