@@ -8,7 +8,7 @@ from typing import Protocol
 
 from mpips.cluster.layout import Cause
 from mpips.cluster.node import Node
-from mpips.cluster.view import survives
+from mpips.cluster.view import NOBODY, survives
 from mpips.errors import ShardLost
 from mpips.rundir.log import note
 from mpips.transport.message import Command, Message
@@ -66,6 +66,8 @@ class Detection:
         """The indispensable ranks of which a message was printed."""
         # Deaths that other ranks have reported since the last look.
         self._told: list[int] = []
+        # The leader whose view arrived last, and when.
+        self._leader, self._led_at = NOBODY, 0.0
 
     @property
     def lost(self) -> dict[int, Cause]:
@@ -83,9 +85,20 @@ class Detection:
         self.hung.clear()
         self.silent = set(self._silent(watched, hearers))
         for rank in sorted(self.silent - self.dead.keys()):
-            if self._dispensable(rank):
+            if self._dispensable(rank) and not self._has_led(rank):
                 self.hung.add(rank)
         return failed
+
+    def led(self, leader: int) -> None:
+        """Record that a leader's view has arrived from it."""
+        self._leader, self._led_at = leader, self._node.van.now()
+
+    def _has_led(self, rank: int) -> bool:
+        """Return whether a rank has published a view less than `patience` ago.
+
+        It may have been muted until then, as one that could not lead: to whom it is new as leader, it was silent.
+        """
+        return rank == self._leader and self._node.van.now() - self._led_at < self.patience
 
     def died(self, rank: int, cause: Cause = Cause.DIED) -> None:
         """Record that a rank has ended, or is excluded."""

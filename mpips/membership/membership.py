@@ -238,6 +238,9 @@ class Membership:
     def tick(self) -> None:
         """Detect losses; decide or succeed as needed."""
         self._detect()
+        if self.leading:
+            # It may be a candidate next, if others do not follow it.
+            self._quorum.hears_enough()
         self._freeze()
         if self.leading and not self._outbid:
             if not self.node.frozen:
@@ -409,8 +412,25 @@ class Membership:
         self.check_leaves(rank)
         self.request_change(lambda view: without_server(view, rank))
 
-    def set_workers(self, workers: Collection[int]) -> None:
-        """Make these the workers; former workers become spares. The view is adopted when this returns."""
+    def await_agreement(self) -> None:
+        """Wait until this leader can publish views: it is not frozen, and none that it has proposed is pending.
+
+        Raises:
+            Fenced: another rank leads the run.
+        """
+
+        def settled() -> bool:
+            busy = self._outbid or self._quorum.has_new_lease or self._consensus.proposal is not None
+            return self.leading and not self.node.frozen and not busy
+
+        self.node.wait_until(settled, "a majority of the ranks that vote")
+
+    def set_workers(self, workers: Collection[int]) -> bool:
+        """Make these the workers, at the leader; former workers become spares. Return whether the next view has them.
+
+        It is adopted when this returns, or proposed: see `await_agreement`. If not, nothing changes: this leader can
+        publish no view now, such as while it is frozen.
+        """
         # A spare may have become a server meanwhile.
         able = (Role.WORKER, Role.SPARE)
 
@@ -420,6 +440,10 @@ class Membership:
 
         self.request_change(change)
         self.tick()
+        taken = change not in self._changes
+        if not taken:
+            self._changes.remove(change)
+        return taken
 
     # --- every other rank ------------------------------------------------------------------------
 
@@ -430,6 +454,8 @@ class Membership:
             self._answer(message.sender)
             return
         if Identity.of(view) > Identity.of(self.node.view):
+            if message.sender == view.leader:
+                self._detection.led(view.leader)
             self._adopt(view)
         if self.node.role is Role.SERVER:
             self.node.control(view.leader, Command.VIEW_SEEN, {"epoch": view.epoch})

@@ -44,10 +44,11 @@ def new_workers(
         view = membership.node.view
         workers, joined = choose_workers(view, former, orders)
         secure(with_workers(view, workers))
-        if membership.node.view is view:
+        were = still_workers(view, former)
+        made = membership.node.view is view and membership.set_workers(workers)
+        membership.await_agreement()
+        if made:
             break
-    were = still_workers(view, former)
-    membership.set_workers(workers)
     orders.leaving.clear()
     view = membership.node.view
     return list(view.workers), view.workers_since, [rank for rank in were if rank in view.workers], joined

@@ -416,3 +416,36 @@ def test_a_candidate_that_is_told_of_an_earlier_view_keeps_a_view_of_another_tha
     five.run(3.0)
     five.check()
     assert five.leaders() == [1] and 3 in five.left
+
+
+@pytest.mark.parametrize("later", [0.0, 0.05, 0.1])
+def test_a_leader_that_was_deaf_is_elected_again_or_lost_and_nobody_else_is(
+    five: Ranks, later: float
+) -> None:
+    kept: list[tuple[int, int, Message]] = []
+
+    def arrives(sender: int, rank: int, message: Message) -> bool:
+        if rank == 0:
+            kept.append((sender, rank, message))
+        return rank != 0
+
+    five.arrives, five.hears = arrives, lambda sender, rank: rank != 0
+    while not five.members[6]._succession.standing:
+        five.run()
+    five.run(later)
+    five.arrives, five.hears = lambda sender, rank, message: True, lambda sender, rank: True
+    five.queue += kept
+    five.run(5.0)
+    five.check()
+    assert len(five.left) <= 1 and five.left <= {0, 6}
+
+
+def test_a_leader_that_cannot_publish_does_not_change_the_workers_later(five: Ranks) -> None:
+    five.hears = lambda sender, rank: False
+    five.run(1.5)
+    leader, before = five.members[0], five.nodes[0].view.workers
+    assert five.nodes[0].frozen and not leader.set_workers([4])
+    five.hears = lambda sender, rank: True
+    five.run(0.5)
+    assert five.nodes[0].view.workers == before and five.leaders() == [0]
+    assert leader.set_workers([4]) and five.nodes[0].view.workers == (4,)
