@@ -174,12 +174,14 @@ class Witness:
         rank, identity = node.rank, Identity(*message.meta["of"])
         proposed, known = self._proposals.get(identity), self._told.get(rank)
         ballot = Ballot(*identity[:2])
+        if identity in self._seen.setdefault(rank, set()):
+            # It repeats what it has accepted before, perhaps before it promised another ballot.
+            return
         if ballot < self._promised.get(rank, ballot):
             self._say("promises", f"rank {rank} has promised {self._promised[rank]}, and accepts {identity}")
         if known is not None and identity < known.latest.identity:
             self._goes_back(rank, known.latest, identity, node.view)
-        if identity not in self._seen.setdefault(rank, set()):
-            self._hears(node, ballot)
+        self._hears(node, ballot)
         self._seen[rank].add(identity)
         if proposed is not None:
             self._told[rank] = Known(node.view, proposed, ballot)
