@@ -21,7 +21,8 @@ from mpips.bench.failures import _trial
 from mpips.cluster import view as views
 from mpips.cluster.departure import Fenced
 from mpips.cluster.node import Node
-from mpips.membership.agreement import Electorate, Known, Outcome
+from mpips.membership import membership, succession
+from mpips.membership.agreement import Electorate, Known, Outcome, Proposed
 from mpips.membership.membership import Membership
 from mpips.membership.quorum import Quorum
 from mpips.scheduler.journal import Journal
@@ -29,7 +30,8 @@ from mpips.server import migration
 from mpips.server.admission import Admission
 from mpips.server.executor import Executor
 from mpips.server.replication import Link
-from mpips.server.shard import Shard
+from mpips.server.shard import Hosted, Shard
+from mpips.storage.aggregate import Aggregator
 from mpips.tasks.caller import Tasks
 from mpips.tasks.request_dedup import RequestDedup
 
@@ -176,6 +178,43 @@ def _keeps_releases(original: Any) -> Any:
 
 def _keeps_no_replies(original: Any) -> Any:
     return lambda self, origin, time, kept=None, acked=0: original(self, origin, time, None, acked)
+
+
+def _joins_by_any_report(original: Any) -> Any:
+    def joined(view: Any, shard: int, rank: int, since: int) -> Any:
+        chain = view.chains[shard]
+        return original(view, shard, rank, chain.since) if chain.learner == rank else view
+
+    return joined
+
+
+def _orders_by_any_report(original: Any) -> Any:
+    return lambda view, shard, since, replicas: original(view, shard, view.chains[shard].since, replicas)
+
+
+def _ignores_acceptances(original: Any) -> Any:
+    def base_of(ballot: Any, known: Any, settled: Any, electorate: Any, living: Any) -> Any:
+        plain = {rank: each._replace(accepted=None) for rank, each in known.items()}
+        return original(ballot, plain, settled, electorate, living)
+
+    return base_of
+
+
+def _keeps_old_parts(original: Any) -> Any:
+    def abandon(self: Hosted, workers: Any) -> list[Any]:
+        self.aggregator = Aggregator(self.segment, workers)
+        return []
+
+    return abandon
+
+
+def _adopts_earlier_views(original: Any) -> Any:
+    def receive(self: Membership, message: Any) -> None:
+        view = views.View.from_meta(message.meta)
+        if view != self.node.view:
+            self._adopt(view)
+
+    return receive
 
 
 def _forgets_the_learner(original: Any) -> Any:
@@ -325,6 +364,85 @@ MUTATIONS = {
     ),
     "result": Mutation(
         "a leader writes the result unconfirmed", Membership, "confirm", _nothing(), needs=("split", "stop")
+    ),
+    "times": Mutation(
+        "times are used again after a lost round",
+        Tasks,
+        "skip_times",
+        _nothing(),
+        needs=("kill", "stop", "split"),
+    ),
+    "continue": Mutation(
+        "a successor uses times of its predecessor again",
+        Tasks,
+        "continue_at",
+        _nothing(),
+        needs=("kill", "stop", "split"),
+    ),
+    "parked rounds": Mutation(
+        "parts of former rounds that wait for requests stay",
+        RequestDedup,
+        "forget_rounds",
+        _nothing(),
+        needs=("kill", "stop", "split"),
+    ),
+    "old parts": Mutation(
+        "parts of rounds of former workers stay",
+        Hosted,
+        "abandon",
+        _keeps_old_parts,
+        needs=("kill", "stop", "split"),
+    ),
+    "former copies": Mutation(
+        "a report of a copy for another chain counts",
+        vars(membership),
+        "with_learner_joined",
+        _joins_by_any_report,
+        needs=("join server", "leave server", "kill"),
+    ),
+    "former closing": Mutation(
+        "a report that another chain is closed counts",
+        vars(membership),
+        "with_ring_order",
+        _orders_by_any_report,
+        needs=("join server", "leave server"),
+    ),
+    "void": Mutation(
+        "each accepted view counts as one that cannot take effect",
+        Proposed,
+        "is_void",
+        _nothing(True),
+        needs=("split", "stop"),
+    ),
+    "acceptances": Mutation(
+        "a candidate ignores what others have accepted",
+        vars(succession),
+        "base_of",
+        _ignores_acceptances,
+        needs=("split", "stop"),
+    ),
+    "used leases": Mutation(
+        "a lease that another view has used counts as free",
+        Quorum,
+        "_has_used",
+        _nothing(True),
+        needs=("unreach",),
+    ),
+    "acknowledged early": Mutation(
+        "a reply is forgotten with the one before it",
+        RequestDedup,
+        "_caller",
+        lambda original: lambda self, origin, acked: original(self, origin, acked + 1 if acked else 0),
+    ),
+    "earlier views": Mutation(
+        "a rank adopts earlier views, too", Membership, "_receive_view", _adopts_earlier_views
+    ),
+    "successors": Mutation(
+        "workers change before the next successors have the journal",
+        Journal,
+        "secure",
+        _nothing(),
+        needs=("kill scheduler", "stop scheduler", "split", "kill host"),
     ),
 }
 """By name. The campaign must find at least 18 of them within 10,000 trials."""
