@@ -31,6 +31,8 @@ suppress_warnings = ["ref.python"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+# It takes 1 GB, and has no part in what docstrings say.
+autodoc_mock_imports = ["torch"]
 default_role = "code"
 
 html_theme = "furo"

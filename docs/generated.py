@@ -140,16 +140,21 @@ def _directive(name: str, said: str) -> str:
 
 def further_names() -> str:
     """Return sections for the packages beside `mpips` itself that programs, tests and notebooks use."""
-    shown = [
-        ".. automodule:: mpips.data\n   :members:\n",
-        ".. automodule:: mpips.testing\n   :members: simulate\n",
-        ".. autoclass:: mpips.estimators.SparseLogisticRegression\n\n"
-        ".. autoclass:: mpips.estimators.LatentDirichletAllocation\n",
-    ]
-    titles = ["mpips.data", "mpips.testing", "mpips.estimators"]
-    return "\n".join(
-        f"## {title}\n\n```{{eval-rst}}\n{text}\n```\n" for title, text in zip(titles, shown, strict=True)
+    whole = ["mpips.data", "mpips.embedding", "mpips.torch", "mpips.jax"]
+    shown = {name: f".. automodule:: {name}\n   :members:\n" for name in whole}
+    shown["mpips.testing"] = ".. automodule:: mpips.testing\n   :members: simulate\n"
+    scores = "fit, predict, predict_proba, decision_function"
+    # Without what they inherit from scikit-learn.
+    estimators = {
+        "SparseLogisticRegression": scores,
+        "FactorizationMachine": scores,
+        "LatentDirichletAllocation": "fit, transform",
+    }
+    shown["mpips.estimators"] = "\n".join(
+        f".. autoclass:: mpips.estimators.{name}\n   :members: {methods}\n"
+        for name, methods in estimators.items()
     )
+    return "\n".join(f"## {title}\n\n```{{eval-rst}}\n{text}\n```\n" for title, text in shown.items())
 
 
 PARTS: dict[str, Callable[[], str]] = {

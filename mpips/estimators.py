@@ -113,6 +113,9 @@ class SparseLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[
     >>> model = SparseLogisticRegression(l1=0.1, workers=1, launcher="twin").fit(X, y)
     >>> model.predict([[0.0, 1.0], [1.0, 0.0]]).tolist(), model.coef_.shape
     (['b', 'a'], (1, 2))
+    >>> scores, shares = model.decision_function(X), model.predict_proba(X)
+    >>> (scores > 0).tolist(), shares.shape
+    ([True, False, True, False], (4, 2))
     """
 
     def __init__(
@@ -341,8 +344,8 @@ class LatentDirichletAllocation(TransformerMixin, BaseEstimator):  # type: ignor
         n_iter_: the number of sweeps.
         log_likelihood_: the joint log-likelihood of words and topics at the end.
 
-    >>> counts = np.array([[3, 2, 0, 0], [0, 0, 4, 2], [2, 4, 0, 0], [0, 0, 3, 3]])
-    >>> model = LatentDirichletAllocation(2, sweeps=20, workers=1, launcher="twin").fit(counts)
+    >>> counts = np.array([[30, 20, 0, 0], [0, 0, 40, 20], [20, 40, 0, 0], [0, 0, 30, 30]])
+    >>> model = LatentDirichletAllocation(2, sweeps=20, workers=1, launcher="twin", random_state=0).fit(counts)
     >>> model.transform(counts).argmax(axis=1).tolist() in ([0, 1, 0, 1], [1, 0, 1, 0])
     True
     """

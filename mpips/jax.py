@@ -1,4 +1,4 @@
-"""Embeddings and dense parameters on the servers, for functions of JAX.
+"""Embeddings and dense parameters on the servers, for functions of JAX::
 
     items = Embedding(context.vectors["items"])
     layers = Dense(context.vectors["layers"], initial)          # a tree of arrays
@@ -31,7 +31,19 @@ from mpips.worker.vector import Vector
 
 
 class Fetched:
-    """The rows of a mini-batch's ids as arrays of JAX; `Embedding.fetch` and `read` make it."""
+    """The rows of a mini-batch's ids as arrays of JAX; `Embedding.fetch` and `read` make it.
+
+    >>> from mpips import VectorSpec, simulate
+    >>> def schedule(cluster):
+    ...     items = Embedding(cluster.create_vector(VectorSpec("items", "float32", update="sgd", init=1.0)))
+    ...     first, batch = items.fetch([5]), items.fetch([7, 3, 7])
+    ...     first.drop()
+    ...     assert isinstance(batch, Fetched)
+    ...     pushed = batch.push(np.zeros((2, 1), np.float32))
+    ...     return batch.places.tolist(), batch.rows[batch.places].tolist(), pushed.result()
+    >>> simulate(schedule, worker=lambda context: None)
+    ([1, 0, 1], [[1.0], [1.0], [1.0]], None)
+    """
 
     def __init__(self, fetched: table.Fetched, shape: tuple[int, ...]) -> None:
         self._fetched, self._shape = fetched, shape
@@ -90,8 +102,10 @@ class Embedding:
     ...
     ...     def train(self):
     ...         items = Embedding(self.context.vectors["items"])
+    ...         items.begin()
     ...         batch = items.fetch([7, 3, 7])
     ...         batch.push(jax.grad(lambda rows: rows[batch.places].sum())(batch.rows))
+    ...         items.settle()
     ...         found = items.read([3, 7, 8])
     ...         return found.rows[found.places].tolist()
     >>> def schedule(cluster):
@@ -140,7 +154,9 @@ class Dense:
     ...
     ...     def train(self):
     ...         layers = Dense(self.context.vectors["layers"], {"w": jnp.ones(2), "b": jnp.zeros(1)})
+    ...         layers.begin()
     ...         layers.step({"w": jnp.array([1.0, 2.0]), "b": jnp.ones(1)})
+    ...         layers.settle()
     ...         return {name: array.tolist() for name, array in layers.values.items()}
     >>> def schedule(cluster):
     ...     cluster.create_vector(Parameters.spec("layers", 3, "sgd", {"rate": 0.5}))

@@ -1,4 +1,4 @@
-"""Embeddings and dense parameters on the servers, as modules of PyTorch.
+"""Embeddings and dense parameters on the servers, as modules of PyTorch::
 
     users = Embedding(context.vectors["users"])             # in place of torch.nn.Embedding
     tower = Dense(context.vectors["tower"], torch.nn.Linear(16, 1))
@@ -28,7 +28,7 @@ from mpips.errors import UsageError
 from mpips.tasks.task import Task
 from mpips.worker.vector import Vector
 
-Ids: TypeAlias = Tensor | NDArray[Any]
+Ids: TypeAlias = "Tensor | NDArray[Any]"
 """Integers from 0; those above 2^63 are keys, for which PyTorch has no functions, in an array u8 of NumPy."""
 T = TypeVar("T")
 
@@ -111,7 +111,9 @@ class Embedding(_Rows):
     ...
     ...     def train(self):
     ...         items = Embedding(self.context.vectors["items"])
-    ...         items(torch.tensor([7, 3, 7])).sum().backward()
+    ...         items.begin()
+    ...         for ids in items.ahead([torch.tensor([7, 3, 7])], lambda ids: ids):
+    ...             items(ids).sum().backward()
     ...         return items.eval()(torch.tensor([3, 7, 8])).tolist()
     >>> def schedule(cluster):
     ...     sgd = {"rate": 0.5}
@@ -122,7 +124,7 @@ class Embedding(_Rows):
     """
 
     def forward(self, ids: Ids) -> Tensor:
-        """Return the row of each id: [*ids.shape, width]."""
+        """Return the row of each id: `[*ids.shape, width]`."""
         rows, places = self._fetched(ids)
         return functional.embedding(places, rows)
 
@@ -134,6 +136,24 @@ class EmbeddingBag(_Rows):
         vector: as of `Embedding`.
         mode: "sum" or "mean".
         consistency: as of `Embedding`.
+
+    >>> from mpips import VectorSpec, simulate
+    >>> class Worker:
+    ...     def __init__(self, context):
+    ...         self.context = context
+    ...
+    ...     def train(self):
+    ...         words = EmbeddingBag(self.context.vectors["words"], "sum")
+    ...         ids = torch.tensor([[7, 3], [7, 7]])
+    ...         words.prefetch(ids)
+    ...         words(ids).sum().backward()
+    ...         return words.eval()(torch.tensor([[3, 7]])).tolist()
+    >>> def schedule(cluster):
+    ...     sgd = {"rate": 0.5}
+    ...     cluster.create_vector(VectorSpec("words", "float32", 1, update="sgd", settings=sgd, init=1.0))
+    ...     return cluster.workers.call("train")[0]
+    >>> simulate(schedule, Worker)
+    [[0.0]]
     """
 
     def __init__(
@@ -179,9 +199,13 @@ class Dense(nn.Module):
     ...         torch.nn.init.ones_(layer.weight)
     ...         torch.nn.init.zeros_(layer.bias)
     ...         tower = Dense(self.context.vectors["tower"], layer)
+    ...         tower.begin()
     ...         tower(torch.tensor([[1.0, 3.0]])).sum().backward()
     ...         tower.step()
-    ...         return tower.refresh().module.weight.tolist()
+    ...         try:
+    ...             tower.load_state_dict(tower.state_dict())  # the servers hold the parameters
+    ...         except UsageError:
+    ...             return tower.refresh().module.weight.tolist()
     >>> def schedule(cluster):
     ...     cluster.create_vector(Parameters.spec("tower", 3, "sgd", {"rate": 0.5}))
     ...     return cluster.workers.call("train")[0]

@@ -19,11 +19,9 @@ DOCS = ROOT / "docs"
 MOST_WORDS = 1500
 PAGES = [*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md"), *ROOT.glob("jobs/*/*.md")]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
-# `mpips bench paper` writes the paper's evaluation as one page.
 REFERENCE = {
     "docs/api.md",
     "docs/data.md",
-    "docs/reproduction.md",
     "checkpoints/README.md",
     "CHANGELOG.md",
 } | {name for name in TEXTS if name.startswith("docs/reference/")}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -62,8 +64,48 @@ def test_recipes_need_what_the_project_needs() -> None:
         assert f"- {name} >={least}" in conda, name
         # Those that are not named there are in its bundles.
         assert name in ("numpy", "jinja2") or f"('{name}', " in easybuild, name
-    compile(spack, "package.py", "exec")
     compile(easybuild, "mpips.eb", "exec")
+
+
+def spec_of(text: str) -> None:
+    """Fail unless a text is a specification of a package as the recipe has them."""
+    assert re.fullmatch(r"[a-z0-9-]*(@[\d.]*:?[\d.]*)?( ?[+~][a-z]+)*", text), text
+
+
+def test_the_recipe_of_spack_uses_directives_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spack is in no package registry: these are the signatures of its package API 2 that the recipe uses."""
+
+    def version(ver: str, checksum: str | None = None, *, sha256: str | None = None) -> None: ...
+    def license_(license_identifier: str, checked_by: str | None = None, when: str | None = None) -> None: ...
+
+    def variant(
+        name: str, default: bool | None = None, description: str = "", when: str | None = None
+    ) -> None:
+        variants.add(name)
+
+    def depends_on(spec: str, when: str = "", type: str | tuple[str, ...] = ("build", "link")) -> None:
+        spec_of(spec)
+        assert {type} <= {"build", "run"} if isinstance(type, str) else set(type) <= {"build", "link", "run"}
+        assert not when or when.removeprefix("+") in variants
+
+    def run_after(*phases: str, when: str | None = None) -> Any:
+        assert phases == ("install",)
+        return lambda method: method
+
+    variants: set[str] = set()
+    names = [version, license_, variant, depends_on, run_after]
+    api: dict[str, Any] = {each.__name__.rstrip("_"): each for each in names}
+    systems = ModuleType("spack_repo.builtin.build_systems.python")
+    systems.PythonPackage = object  # type: ignore[attr-defined]
+    package = ModuleType("spack.package")
+    vars(package).update(api)
+    for name in ("spack", "spack_repo", "spack_repo.builtin", "spack_repo.builtin.build_systems"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    monkeypatch.setitem(sys.modules, systems.__name__, systems)
+    recipe = runpy.run_path(str(RECIPES / "spack" / "package.py"))
+    assert recipe["PyMpips"].pypi == f"mpips/mpips-{VERSION}.tar.gz"
+    assert variants == {"tables", "zstd"}
 
 
 def test_the_citation_is_valid() -> None:

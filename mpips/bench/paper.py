@@ -22,9 +22,9 @@ DESCRIPTION = """\
 The experiments of the paper's evaluation, at the scale of this machine, on real data and with injected stragglers:
 comparison with the paper's figures, plots, and reasons for differences. Takes about fifteen minutes.
 
-  mpips bench paper                             all experiments: writes docs/reproduction.md and its plots
+  mpips bench paper                             all experiments: writes docs/reproduction*.md and their plots
   mpips bench paper --only delay,topics         measure only these again, and keep the others
-  mpips bench paper --only none                 write only the page, from earlier measurements
+  mpips bench paper --only none                 write only the pages, from earlier measurements
   mpips bench paper --train news20b.train.svm.xz --optimum 1056.5146 --corpus 20news.train.ldac.gz
 
   lines      Table 3, lines of code             delay      Figure 13, time by delay
@@ -44,7 +44,7 @@ MEASURED = "measured.json"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the experiments, and write the page."""
+    """Run the experiments, and write the pages."""
     parser = _runs.parser("paper", DESCRIPTION)
     names_of = _runs.listed(_runs.one_of([*EXPERIMENTS, "none"]))
     parser.add_argument("--only", type=names_of, default=list(EXPERIMENTS), metavar="NAMES",
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
                         help="the optimum at l1 = 1, for --train")  # fmt: skip
     parser.add_argument("--corpus", action="append", default=[], metavar="FILE",
                         help="documents for `topics`; default: those of jobs/lda")  # fmt: skip
-    parser.add_argument("--out", default="docs", metavar="DIR", help="the folder of the page; default docs")
+    parser.add_argument("--out", default="docs", metavar="DIR", help="the folder of the pages; default docs")
     options = parser.parse_args(arguments)
     names = [name for name in options.only if name != "none"]
     out = Path(options.out)
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str]) -> int:
         )
     # Wrong options are reported before any run.
     train, corpus = _runs.absolute(options.train), _runs.absolute(options.corpus)
-    output_file.check(out / "reproduction.md", own=re.escape(f"# {page.texts()[''][0]}\n".encode()))
+    for name, text in page.texts().items():
+        output_file.check(out / f"{name}.md", own=re.escape(f"# {text.title}\n".encode()))
     for drawn in figures.glob("*.svg"):
         output_file.check(drawn, own=_runs.PLOT)
     if not found:
@@ -101,10 +102,10 @@ def main(arguments: Sequence[str]) -> int:
     for each in sections.values():
         for name, picture in each.pictures.items():
             (figures / f"{name}.svg").write_text(page.drawn(picture))
-    whole = page.written(sections, {name: found[name]["about"] for name in sections}, figures.name)
-    (out / "reproduction.md").write_text(whole)
-    print(page.summary(sections))
-    print(f"\n{out / 'reproduction.md'}")
+    pages = page.written(sections, {name: found[name]["about"] for name in sections}, figures.name)
+    for name, written in pages.items():
+        (out / f"{name}.md").write_text(written)
+    print(page.summary(sections), "", *(out / f"{name}.md" for name in pages), sep="\n")
     return 0
 
 

@@ -34,6 +34,31 @@ class Model:
     Traceback (most recent call last):
         ...
     mpips.errors.UsageError: Mean has no `transform`; it has: predict
+
+    With these, `mpips query` and both forms of `mpips infer` work, too:
+
+    >>> class Rates(Mean):
+    ...     def query(self, keys):
+    ...         return [len(key) for key in keys]
+    ...
+    ...     def show(self, out):
+    ...         print("two rates")
+    ...
+    ...     def score_files(self, files, out):
+    ...         print(*(file.name for file in files))
+    ...
+    ...     def vectors(self):
+    ...         return {"rates": (np.array([3, 8], np.uint64), np.ones((2, 1)))}
+    ...
+    ...     def names(self):
+    ...         return ["slow", "fast"]
+    >>> model = Rates()
+    >>> model.show(None)
+    two rates
+    >>> model.score_files([Path("new.txt")], None)
+    new.txt
+    >>> model.query(["a", "bcd"]), list(model.vectors()), model.names()
+    ([1, 3], ['rates'], ['slow', 'fast'])
     """
 
     def predict(self, data: Any) -> NDArray[Any]:

@@ -41,10 +41,11 @@ class Run:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "job.toml").write_text('job.program = "sparse_lr"')
     ...     _ = Path(folder, "result.json").write_text('{"status": "completed", "metrics": {"loss": 0.5}}')
     ...     run = Run(folder)
-    ...     run.status, run.metrics, run.passes
-    ('completed', {'loss': 0.5}, [])
+    ...     run.status, run.metrics, run.passes, list(run.result), run.events, run.checkpoint, run.folder.is_dir()
+    ('completed', {'loss': 0.5}, [], ['status', 'metrics'], [], None, True)
     """
 
     def __init__(self, folder: str | os.PathLike[str] = "latest") -> None:

@@ -200,7 +200,15 @@ TABLES: dict[str, type] = {
 
 @dataclass(frozen=True)
 class Job:
-    """A resolved job: the job file, the overrides, and the defaults."""
+    """A resolved job: the job file, the overrides, and the defaults.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "job.toml").write_text('job.program = "sparse_lr"')
+    ...     job: Job = load(Path(folder, "job.toml"), ["layout.servers=2"])
+    ...     job.layout.servers, job.resolve("a.svm") == Path(folder, "a.svm")
+    (2, True)
+    """
 
     program: str
     name: str

@@ -18,6 +18,12 @@ class Examples:
 
     Example i has the keys ``keys[indptr[i]:indptr[i+1]]``, ascending and each once, and the values at the
     same places; `values` is None when every value is 1, as it is for categorical data.
+
+    >>> batch = Examples(np.array([1, -1], np.float32), np.array([0, 2, 3]), np.array([3, 8, 8], np.uint64))
+    >>> [batch.keys[batch.indptr[i] : batch.indptr[i + 1]].tolist() for i in range(len(batch))]
+    [[3, 8], [8]]
+    >>> batch.rows(1, 2).keys.tolist()
+    [8]
     """
 
     labels: NDArray[np.float32]
@@ -43,7 +49,14 @@ class Examples:
 
 @dataclass
 class Tally:
-    """Counts of examples and of skipped lines while reading."""
+    """Counts of examples and of skipped lines while reading.
+
+    >>> tally = Tally(examples=3)
+    >>> tally.skip("a.svm:7: no label")
+    >>> tally.add(Tally(examples=2))
+    >>> tally.examples, [text for text, event, facts in tally.remarks()]
+    (5, ['skipped 1 bad lines, the first: a.svm:7: no label'])
+    """
 
     examples: int = 0
     skipped: int = 0
@@ -92,7 +105,12 @@ def empty_files_note(empty: list[str]) -> str:
 
 
 def concatenate(batches: Iterable[Examples]) -> Examples:
-    """Join batches into one, in order; no batches give one without examples."""
+    """Join batches into one, in order; no batches give one without examples.
+
+    >>> one = Examples(np.ones(1, np.float32), np.array([0, 1]), np.array([3], np.uint64))
+    >>> concatenate([one, one]).indptr.tolist()
+    [0, 1, 2]
+    """
     parts = list(batches)
     if len(parts) == 1:
         return parts[0]
@@ -114,7 +132,12 @@ def concatenate(batches: Iterable[Examples]) -> Examples:
 
 
 def minibatches(batches: Iterable[Examples], size: int) -> Iterator[Examples]:
-    """Cut a stream of batches so that each holds exactly `size` examples (the last: the rest)."""
+    """Cut a stream of batches so that each holds exactly `size` examples (the last: the rest).
+
+    >>> one = Examples(np.ones(1, np.float32), np.array([0, 1]), np.array([3], np.uint64))
+    >>> [len(each) for each in minibatches([one, one, one], 2)]
+    [2, 1]
+    """
     if size < 1:
         raise ValueError(f"a minibatch holds at least one example, not {size}")
     held: list[Examples] = []

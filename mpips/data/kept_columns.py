@@ -41,6 +41,19 @@ class KeptColumns:
     """The parsed parts in a folder (None: none are kept), of data that is read as `spec` says.
 
     Parts of more than `spec.keep_parsed` GB are not written, nor any when the folder does not exist: the run is over.
+
+    >>> import tempfile
+    >>> from mpips.data import load_columns, read
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "a.svm")
+    ...     _ = path.write_text("+1 3:0.5")
+    ...     kept, tally = KeptColumns(Path(folder), DataSpec()), Tally()
+    ...     name = kept.name([([str(path)], 0, 1)])
+    ...     kept.keep(name, load_columns(read([str(path)], DataSpec(), tally=tally)), tally)
+    ...     kept.settle()
+    ...     columns, _ = kept.find(name)
+    ...     columns.keys.tolist()
+    [3]
     """
 
     def __init__(self, folder: Path | None, spec: DataSpec) -> None:

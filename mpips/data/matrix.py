@@ -28,7 +28,13 @@ from mpips.keys import order as key_order
 
 @dataclass(frozen=True)
 class Columns:
-    """Hold n examples of m features by columns: feature j is in the rows ``rows[colptr[j]:colptr[j+1]]``."""
+    """Hold n examples of m features by columns: feature j is in the rows ``rows[colptr[j]:colptr[j+1]]``.
+
+    >>> keys, labels = np.array([3, 8], np.uint64), np.array([1, -1], np.float32)
+    >>> x = Columns(keys, np.array([0, 1, 3]), np.array([0, 0, 1], np.int32), None, labels)
+    >>> [x.rows[x.colptr[j] : x.colptr[j + 1]].tolist() for j in range(2)], x.nbytes
+    ([[0], [0, 1]], 60)
+    """
 
     keys: KeyArray
     """u8[m], or KEY128[m], ascending: the features' keys."""
@@ -89,6 +95,11 @@ def load_columns(batches: Iterable[Examples]) -> Columns:
 
     Peak memory is below three times that of the result, the reader's buffers aside. Raises `DataError`
     beyond 2**31 - 1 examples or distinct keys.
+
+    >>> batch = Examples(np.array([1, -1], np.float32), np.array([0, 2, 3]), np.array([3, 8, 8], np.uint64))
+    >>> columns = load_columns([batch])
+    >>> columns.keys.tolist(), columns.colptr.tolist(), columns.rows.tolist()
+    ([3, 8], [0, 1, 3], [0, 0, 1])
     """
     index: Numbering | PairNumbering | None = None
     chunks: deque[tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float32] | None]] = deque()

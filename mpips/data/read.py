@@ -36,7 +36,18 @@ def named_format(path: str) -> str:
 
 
 def format_of(path: str, spec: DataSpec) -> str:
-    """Return a file's format: as the spec says, else by magic number, name or first lines."""
+    """Return a file's format: as the spec says, else by magic number, name or first lines.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "a.csv")
+    ...     _ = path.write_text("age,bought")
+    ...     format_of(str(path), DataSpec()), format_of(str(path), DataSpec(label="bought"))
+    ('tsv', 'csv')
+    >>> HASHED_FORMATS  # those whose keys are hashes of columns and texts
+    ('tsv', 'csv', 'parquet')
+    """
     start = magic(path)
     detected = next((form for begin, form in MAGICS.items() if start.startswith(begin)), "")
     if detected and spec.format not in ("auto", detected):
@@ -103,6 +114,14 @@ def read(
     file before it is opened. `encoding` is that of tables, CSV and Parquet; None: it is learned from [data] train, or
     else from `files`. `coarse`, a divisor of `parts` or 0: part p has examples of part p modulo `coarse` of `coarse`
     only. Raises `DataError` with file and line.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "a.svm")
+    ...     _ = path.write_text("+1 3:0.5")
+    ...     [(each.keys.tolist(), each.values.tolist()) for each in read([str(path)], DataSpec())]
+    [([3], [0.5])]
     """
     tally = Tally() if tally is None else tally
     own_files, part, parts = files_of_part(files, part, parts)

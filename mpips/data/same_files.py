@@ -85,6 +85,14 @@ def check_sizes(spec: DataSpec, base: str, sizes: Sequence[NDArray[np.int64]]) -
 
     Raises:
         DataError: two workers have found different files, or a file of different sizes.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _, spec = Path(folder, "a.svm").write_text("+1 3:1"), DataSpec(train="a.svm")
+    ...     sizes = SameFiles(resolve(spec, folder)).check_all()
+    ...     check_sizes(spec, folder, [sizes, sizes])
+    ...     sizes[1:].tolist()
+    [6]
     """
     first = sizes[0]
     for worker, other in enumerate(sizes):

@@ -34,7 +34,7 @@ class Source:
     ...     source = Source(spec)
     ...     source.take(learned([source.summarise(0, 1)]))
     ...     [batch.values.tolist() for batch in source.read("train", 0, 1, Tally())]
-    [[1.0, 1.0, -1.0, 1.0, 1.0, 1.0]]
+    [[-1.0, 1.0, 1.0, 1.0, 1.0, 1.0]]
     """
 
     def __init__(self, spec: DataSpec) -> None:
@@ -69,6 +69,10 @@ def learned(found: Sequence[tuple[EncodingTable | None, NDArray[np.float64]]]) -
 
     Raises:
         DataError: a numeric column has no number.
+
+    >>> encoding: EncodingTable | None = learned([(None, np.empty((0, 1)))])  # svmlight has none
+    >>> encoding is None
+    True
     """
     table, _ = found[0]
     if table is None:

@@ -19,7 +19,12 @@ from mpips.errors import JobError
 
 @dataclass(frozen=True)
 class DataSpec:
-    """The data to read, and how; every field is a key of the job file's [data] table."""
+    """The data to read, and how; every field is a key of the job file's [data] table.
+
+    >>> spec = DataSpec(train="people.csv", label="bought", positive="yes", numeric={"age": "quantiles"})
+    >>> spec.positive_label, DataSpec.of_table({"train": "a.svm"}).on_error
+    ('yes', 'stop')
+    """
 
     train: str | list[str] = ""
     """Files to train on; globs allowed; relative to the job file's folder."""
@@ -131,7 +136,16 @@ class FoundFiles(NamedTuple):
 
 
 def expand(names: str | list[str], base: str = "") -> list[str]:
-    """Return the files of names and globs that are to be read, see `find`."""
+    """Return the files of names and globs that are to be read, see `find`.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("part-1.svm", "part-0.svm"):
+    ...         _ = Path(folder, name).write_text("+1 3:1")
+    ...     [Path(each).name for each in expand("part-*.svm", folder)]
+    ['part-0.svm', 'part-1.svm']
+    """
     return find(names, base).files
 
 
@@ -180,7 +194,15 @@ def _reason_missing(name: str, path: str, base: str) -> str:
 
 
 def unusual_files(spec: DataSpec, base: str) -> str:
-    """Describe a job's empty files, which are not read, and those that are read more than once; "" if none."""
+    """Describe a job's empty files, which are not read, and those that are read more than once; "" if none.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a.svm").write_text("+1 3:1")
+    ...     unusual_files(DataSpec(train=["a.svm", "a.svm"]), folder).partition(",")[0]
+    '1 files are named'
+    """
     train, test = find(spec.train, base), find(spec.test, base)
     empty = [*train.empty, *test.empty]
     notes = [empty_files_note(empty)] if empty else []
@@ -192,7 +214,15 @@ def unusual_files(spec: DataSpec, base: str) -> str:
 
 
 def resolve(spec: DataSpec, base: str) -> DataSpec:
-    """Return the spec with globs expanded and absolute paths; `base` is the job file's folder."""
+    """Return the spec with globs expanded and absolute paths; `base` is the job file's folder.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a.svm").write_text("+1 3:1")
+    ...     resolve(DataSpec(train="*.svm"), folder).train == [str(Path(folder, "a.svm"))]
+    True
+    """
     folder = os.path.abspath(base)
     vocab = expand(spec.vocab, folder)
     if len(vocab) > 1:

@@ -40,7 +40,9 @@ class Dense:
     ...
     ...     def train(self):
     ...         weights = Dense(self.context.vectors["layers"], np.ones(2))
+    ...         weights.begin()
     ...         weights.step(np.array([1.0, 10.0], np.float32))
+    ...         weights.settle()
     ...         return weights.values.tolist()
     >>> def schedule(cluster):
     ...     cluster.create_vector(Dense.spec("layers", 2, "sgd", {"rate": 0.5}))

@@ -32,6 +32,21 @@ class Fetched:
     """The rows of a mini-batch's ids, each distinct id once; `Embedding.fetch` and `read` make it.
 
     `keys` u8[m] are the distinct ids, ascending, and `places` i4[n] says which of them each id is.
+
+    >>> from mpips import VectorSpec, simulate
+    >>> from mpips.embedding import Embedding, Fetched
+    >>> def schedule(cluster):
+    ...     sgd = {"rate": 0.5}
+    ...     table = Embedding(cluster.create_vector(VectorSpec("items", update="sgd", settings=sgd, init=1.0)))
+    ...     batch: Fetched = table.fetch([7, 3, 7])
+    ...     shown = batch.keys.tolist(), batch.places.tolist(), batch.width, batch.rows_of_ids.tolist()
+    ...     batch.push(np.array([[1.0], [2.0]])).result()
+    ...     table.fetch([3]).drop()
+    ...     other = table.fetch([3, 3])
+    ...     other.push_of_ids(np.ones((2, 1))).result()
+    ...     return *shown, table.read([3, 7]).rows.tolist()
+    >>> simulate(schedule, worker=lambda context: None)
+    ([3, 7], [1, 0, 1], 1, [[1.0], [1.0], [1.0]], [[-0.5], [0.0]])
     """
 
     def __init__(self, table: Embedding, where: Places, number: int | None) -> None:
@@ -130,6 +145,20 @@ class Embedding:
     ...     return cluster.workers.call("train")
     >>> simulate(schedule, Worker)
     [[[[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], [[0.5, 0.5]]]]
+
+    The same for a whole stream of mini-batches, each fetched while the one before is computed:
+
+    >>> from mpips import bounded
+    >>> class Learner(Worker):
+    ...     def train(self):
+    ...         table = Embedding(self.context.vectors["items"], bounded(1))
+    ...         table.begin()
+    ...         for ids, batch in table.ahead([[7, 3, 7], [3]], lambda ids: ids):
+    ...             batch.push_of_ids(np.ones((len(ids), 2)))
+    ...         table.settle()
+    ...         return table.read([3, 7]).rows.tolist()
+    >>> simulate(schedule, Learner)
+    [[[0.0, 0.0], [0.0, 0.0]]]
     """
 
     def __init__(self, vector: Vector, consistency: Consistency = sequential) -> None:

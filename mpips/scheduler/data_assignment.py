@@ -20,8 +20,11 @@ class Cut(NamedTuple):
 
     Part p is the (p // coarse)-th of the fine parts of the coarse part p % coarse.
 
-    >>> Cut(coarse=2, fine=3).parts
-    6
+    >>> cut = Cut(coarse=2, fine=3)
+    >>> cut.parts, sorted(range(6), key=cut.order)  # parts 0, 2 and 4 are cut from the coarse part 0
+    (6, [0, 2, 4, 1, 3, 5])
+    >>> list(cut.slices(["a.svm", "b.svm"], parts=[0, 2, 4]))
+    [(['a.svm'], 0, 1)]
     """
 
     coarse: int
@@ -117,8 +120,15 @@ class Workload:
     Part p is first assigned to worker p modulo their number, in their order. Raises ValueError for no parts or no
     workers.
 
-    >>> [part.number for part in Workload(parts=4, workers=[10, 11]).of(11)]
+    >>> load = Workload(parts=4, workers=[10, 11])
+    >>> [part.number for part in load.of(11)]
     [1, 3]
+    >>> for number in (1, 3):
+    ...     load.note(number, steps=5, finished=True)
+    >>> load.hand_over(), load.finished  # worker 11 is idle, and gets a part that is not started
+    ([2], False)
+    >>> load.follow([11]), [part.number for part in load.of(11)]
+    ({}, [0, 2])
     """
 
     def __init__(self, parts: int, workers: Iterable[int]) -> None:

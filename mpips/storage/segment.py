@@ -110,6 +110,16 @@ class Segment:
     >>> slots = segment.resolve(np.array([5, 9], np.uint64), create=True)
     >>> len(segment), segment.values[slots].tolist()
     (2, [[0.0, 0.0], [0.0, 0.0]])
+
+    A function on the servers (`mpips.call`) gets one, and uses its arrays, or these:
+
+    >>> segment.values[slots] = [[1.0, 2.0], [0.0, 3.0]]
+    >>> found = segment.resolve(np.array([9, 11], np.uint64))  # -1: it has no row
+    >>> segment.keys_of(found[:1]).tolist(), found.tolist()
+    ([9], [1, -1])
+    >>> keys, slots = segment.select(KeyRange(0, 9))
+    >>> keys.tolist(), segment.pull(keys).tolist(), segment.items()[0].tolist()
+    ([5], [[1.0, 2.0]], [5, 9])
     """
 
     def __init__(

@@ -64,6 +64,8 @@ class VectorSpec:
 
     >>> VectorSpec("w", "float32", width=2, extent=100, dense=True).update
     'add'
+    >>> VectorSpec("w").key_dtype
+    dtype('uint64')
 
     A matrix factorisation does not start from 0, where every gradient is 0:
 

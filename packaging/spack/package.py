@@ -1,8 +1,9 @@
-"""The recipe of mpips for Spack."""
+"""The recipe of mpips for Spack 1 and later."""
 
 # Recipes of Spack take all names from there.
 # ruff: noqa: F403, F405
 from spack.package import *
+from spack_repo.builtin.build_systems.python import PythonPackage
 
 
 class PyMpips(PythonPackage):
@@ -11,7 +12,7 @@ class PyMpips(PythonPackage):
     # Of the sdist of a version, as `make package` writes it.
     pypi = "mpips/mpips-0.1.0.tar.gz"
 
-    license("Apache-2.0", checked_by="mpips")
+    license("Apache-2.0")
 
     # spack checksum py-mpips fills in the checksum.
     version("0.1.0")

@@ -1,4 +1,4 @@
-"""The paper's evaluation: the baseline finds the optimum, and the page shows what was measured."""
+"""The paper's evaluation: the baseline finds the optimum, and the pages show what was measured."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_text_is_filled_and_tables_are_tables() -> None:
     assert table(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
-# --- The page ------------------------------------------------------------------------------------------
+# --- The pages ------------------------------------------------------------------------------------------
 
 
 def measured() -> dict[str, Any]:
@@ -109,13 +109,16 @@ def measured() -> dict[str, Any]:
     return found
 
 
-def test_the_page_in_docs_equals_the_output_of_the_command(
+def test_the_pages_in_docs_equal_the_output_of_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "reproduction").mkdir()
     (tmp_path / "reproduction" / "measured.json").write_text(MEASURED.read_text())
     assert paper.main(["--only", "none", "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "reproduction.md").read_text() == (DOCS / "reproduction.md").read_text()
+    pages = sorted(path.name for path in tmp_path.glob("*.md"))
+    assert pages == sorted(path.name for path in DOCS.glob("reproduction*.md"))
+    for name in pages:
+        assert (tmp_path / name).read_text() == (DOCS / name).read_text()
     drawn = sorted(path.name for path in (tmp_path / "reproduction").glob("*.svg"))
     assert drawn == sorted(path.name for path in (DOCS / "reproduction").glob("*.svg"))
     assert {f"fig{number}.svg" for number in range(9, 15)} <= set(drawn)

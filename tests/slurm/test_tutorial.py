@@ -38,9 +38,10 @@ def test_the_commands_of_the_page_submit_and_report(warm: Cluster) -> None:
     # Between them the status is asked for, when this short job may be over.
     submit, _, at_end = (block.text for block in page if block.language == "console")
     done = shell(submit)
-    said = next(block.text for block in page if "submitted as job" in block.text)
+    said = next(block.text for block in page if "job 12" in block.text)
     number = done.stdout.strip()
-    assert doctest.OutputChecker().check_output(said.replace("12", number), done.stderr, SAME), done.stderr
+    shown = done.stdout + done.stderr
+    assert doctest.OutputChecker().check_output(said.replace("12", number), shown, SAME), shown
     name = f"sparse_lr-{number}"
     job = Job(warm, number, folder / "runs" / name, folder / f"{name}.out", done.stderr)
     job.finish()

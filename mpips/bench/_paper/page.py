@@ -1,11 +1,11 @@
-"""The page about the paper's evaluation, in Markdown, and its plots."""
+"""The pages about the paper's evaluation, in Markdown, and their plots."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpips.bench._paper.experiment import Picture, Section, table
 from mpips.process.printable import printable
@@ -15,7 +15,8 @@ from mpips.report.html import Html
 WIDTH = 150
 """Width of the text."""
 TEXT = "page.md"
-"""The text: an introduction, then `## NAME: title` for each experiment: the setup, then the reasons."""
+"""The text of each page: `# NAME: title` and an introduction, then `## NAME: title` for each experiment: the setup,
+then the reasons."""
 
 
 def drawn(picture: Picture) -> str:
@@ -23,36 +24,55 @@ def drawn(picture: Picture) -> str:
     return charts.standalone(picture.svg, picture.legend)
 
 
-def texts() -> dict[str, tuple[str, str]]:
-    """Read the text: (title, text) by the experiment's name, which is "" for the introduction."""
+class Text(NamedTuple):
+    """The text of a page: its title, its introduction, and (title, text) of each experiment by its name."""
+
+    title: str
+    introduction: str
+    experiments: dict[str, tuple[str, str]]
+
+
+def texts() -> dict[str, Text]:
+    """Read the text of each page, by its name."""
     whole = files("mpips.bench._paper").joinpath(TEXT).read_text(encoding="utf-8")
-    first, *rest = whole.split("\n## ")
-    title, _, text = first.removeprefix("# ").partition("\n")
-    found = {"": (title, text.strip())}
-    for each in rest:
-        head, _, text = each.partition("\n")
-        name, _, title = head.partition(": ")
-        found[name] = (title, text.strip())
+    found = {}
+    for page in whole.removeprefix("# ").split("\n# "):
+        first, *rest = page.split("\n## ")
+        name, title, introduction = _parts(first)
+        found[name] = Text(
+            title, introduction, {each: (head, below) for each, head, below in map(_parts, rest)}
+        )
     return found
 
 
-def written(sections: Mapping[str, Section], about: Mapping[str, Any], folder: str) -> str:
-    """Format the page; its plots are in `folder`, next to it."""
-    text = texts()
-    title, introduction = text[""]
-    parts = [f"# {title}", _filled(introduction), claims(sections)]
-    for name, each in sections.items():
-        title, words = text[name]
-        setting, _, why = words.format(**each.facts).partition("\n\n")
-        parts += [f"## {title}", _filled(setting)]
-        for file, picture in each.pictures.items():
-            parts.append(f"![{picture.caption}]({folder}/{file}.svg)\n\n*{picture.caption}*")
-        parts += [each.table, _filled(why)]
-        at = about[name]
-        code = f"; {at['commit']}" if "commit" in at else ""
-        where = Html.escape(printable(f"{at['cpu']}, {at['cores']} cores; {at['at'][:10]}{code}"))
-        parts.append(f"<sub>{where}; `{printable(at['command'], keep='')}`</sub>")
-    return "\n\n".join(parts) + "\n"
+def _parts(text: str) -> tuple[str, str, str]:
+    """Cut `NAME: TITLE`, a line, and the text below it."""
+    head, _, below = text.partition("\n")
+    name, _, title = head.partition(": ")
+    return name, title, below.strip()
+
+
+def written(sections: Mapping[str, Section], about: Mapping[str, Any], folder: str) -> dict[str, str]:
+    """Format the pages, by name; their plots are in `folder`, next to them. The first one has all claims."""
+    made: dict[str, str] = {}
+    for name, text in texts().items():
+        parts = [f"# {text.title}", _filled(text.introduction)]
+        if not made:
+            parts.append(claims(sections))
+        for experiment, (title, words) in text.experiments.items():
+            parts += _section(title, words, sections[experiment], about[experiment], folder)
+        made[name] = "\n\n".join(parts) + "\n"
+    return made
+
+
+def _section(title: str, words: str, found: Section, at: Mapping[str, Any], folder: str) -> list[str]:
+    setting, _, why = words.format(**found.facts).partition("\n\n")
+    parts = [f"## {title}", _filled(setting)]
+    for file, picture in found.pictures.items():
+        parts.append(f"![{picture.caption}]({folder}/{file}.svg)\n\n*{picture.caption}*")
+    code = f"; {at['commit']}" if "commit" in at else ""
+    where = Html.escape(printable(f"{at['cpu']}, {at['cores']} cores; {at['at'][:10]}{code}"))
+    return [*parts, found.table, _filled(why), f"<sub>{where}; `{printable(at['command'], keep='')}`</sub>"]
 
 
 def claims(sections: Mapping[str, Section]) -> str:
