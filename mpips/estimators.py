@@ -271,7 +271,9 @@ class FactorizationMachine(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             head = {"program": "fm", "seed": self.random_state or 0}
             done = _fit(self, folder, X.shape[0], head, {"train": "train.h5"}, {"fm": own})
             held, self.n_iter_ = load_model(done).vectors(), int(done.metrics["passes"])
-        weights, found = np.zeros((len(scale), 1)), np.zeros((len(scale), self.factors))
+        # Of `settings`, perhaps.
+        k = held["v"][1].shape[1]
+        weights, found = np.zeros((len(scale), 1)), np.zeros((len(scale), k))
         for (keys, rows), whole in ((held["w"], weights), (held["v"], found)):
             whole[keys.astype(np.int64)] = rows
             whole /= scale[:, None]
@@ -418,7 +420,8 @@ class LatentDirichletAllocation(TransformerMixin, BaseEstimator):  # type: ignor
     def _counts(self, X: Any, reset: bool) -> Any:
         X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=reset)
         check_non_negative(X, "LatentDirichletAllocation")
-        rows = sparse.csr_array(X)
+        # A copy: what follows changes it.
+        rows = sparse.csr_array(X, copy=True)
         rows.sum_duplicates()
         rows.eliminate_zeros()
         return self._whole(rows)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -125,12 +126,12 @@ class Embedding:
 
     def fetch(self, ids: ArrayLike) -> Fetched:
         """Begin to fetch the next mini-batch's rows, of ids of any shape; its gradients must be pushed, or dropped."""
-        array = np.asarray(ids)
+        array = _array(ids)
         return Fetched(self.table.fetch(array.reshape(-1)), array.shape)
 
     def read(self, ids: ArrayLike) -> Fetched:
         """Begin to fetch rows for which nothing is pushed, for example to score."""
-        array = np.asarray(ids)
+        array = _array(ids)
         return Fetched(self.table.read(array.reshape(-1)), array.shape)
 
     def settle(self) -> None:
@@ -167,6 +168,7 @@ class Dense:
 
     def __init__(self, vector: Vector, initial: Any, consistency: Consistency = sequential) -> None:
         values, self._tree_of = ravel_pytree(initial)
+        self._name, self._form = vector.spec.name, _form(initial)
         self._parameters = dense.Dense(vector, np.asarray(values), consistency)
 
     def begin(self, first: int = 0) -> None:
@@ -179,9 +181,32 @@ class Dense:
         return self._tree_of(jnp.asarray(self._parameters.values))
 
     def step(self, gradients: Any) -> Task:
-        """Take part in the next round with a tree of gradients: the step is along the sum of all workers'."""
+        """Take part in the next round with a tree of gradients: the step is along the sum of all workers'.
+
+        Raises:
+            UsageError: they are not a tree of the same form as the parameters.
+        """
+        if (form := _form(gradients)) != self._form:
+            raise UsageError(
+                f"dense parameters {self._name}: gradients {_text(form)} for parameters {_text(self._form)}"
+            )
         return self._parameters.step(np.asarray(ravel_pytree(gradients)[0]))
 
     def settle(self) -> None:
         """Wait until all rounds are finished."""
         self._parameters.settle()
+
+
+def _array(ids: ArrayLike) -> np.ndarray[Any, Any]:
+    check_unmasked(ids, "ids")
+    return np.asarray(ids)
+
+
+def _form(tree: Any) -> tuple[Any, list[tuple[int, ...]]]:
+    """Return the structure of a tree, and the shapes of its arrays."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [jnp.shape(each) for each in leaves]
+
+
+def _text(form: tuple[Any, list[tuple[int, ...]]]) -> str:
+    return " ".join(f"{form[0]} of shapes {form[1]}".split())[:200]

@@ -25,6 +25,7 @@ from torch.nn import functional
 from mpips.consistency import Consistency, sequential
 from mpips.embedding import dense, table
 from mpips.errors import UsageError
+from mpips.keys import check_unmasked
 from mpips.tasks.task import Task
 from mpips.worker.vector import Vector
 
@@ -304,6 +305,7 @@ def _flat_values(module: nn.Module) -> np.ndarray[Any, Any]:
 
 
 def _flat(ids: Ids) -> np.ndarray[Any, Any]:
+    check_unmasked(ids, "ids")
     return np.asarray(ids).reshape(-1)
 
 

@@ -166,3 +166,14 @@ def test_a_fit_survives_a_killed_worker(data: tuple[np.ndarray, np.ndarray], tmp
     assert loss["role"] == "worker"
     alone = SparseLogisticRegression(l1=0.5, workers=1, launcher="twin").fit(x, y)
     assert np.allclose(ours.coef_, alone.coef_, atol=0.02)
+
+
+def test_what_settings_say_and_the_callers_matrix_is_left_as_it_is() -> None:
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(60, 3))
+    how: dict[str, Any] = {"passes": 1, "workers": 1, "launcher": "twin"}
+    machine = FactorizationMachine(4, settings={"fm.factors": 1}, **how).fit(x, x[:, 0] > 0)
+    assert machine.factors_.shape == (4, 1)
+    counts = csr_matrix((np.ones(4), np.array([1, 0, 0, 1]), np.array([0, 3, 4])), shape=(2, 2))
+    LatentDirichletAllocation(2, sweeps=1, workers=1, launcher="twin").fit(counts)
+    assert counts.indices.tolist() == [1, 0, 0, 1] and counts.nnz == 4

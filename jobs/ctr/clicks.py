@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import DataError, Job, JobError, UsageError
+from mpips import DataError, Job, JobError, UsageError, npz
 from mpips.data import resolve
 from mpips.data.spec import as_list
 from mpips.embedding import field_keys
@@ -96,19 +96,24 @@ def load(path: Path) -> Clicks:
     Raises:
         DataError: it is no such file.
     """
+    what = f"{path}: not a file of clicks (.npz of ids, numbers, labels)"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            ids, numbers, labels = (file[name] for name in ("ids", "numbers", "labels"))
-        found = Clicks(
-            field_keys(ids), np.asarray(numbers, np.float32), np.asarray(labels, np.float32).reshape(-1)
-        )
-    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
-        raise DataError(f"{path}: not a file of clicks (.npz of ids, numbers, labels): {error}") from error
-    if found.numbers.ndim != 2 or len({len(each) for each in found}) != 1 or not len(found.labels):
+        held = npz.load(path, follow=True)
+        ids, numbers, labels = (held[name] for name in ("ids", "numbers", "labels"))
+        keys = field_keys(ids)
+    except KeyError as error:
+        raise DataError(f"{what}: it has no array {error}") from None
+    except (OSError, ValueError, UsageError) as error:
+        raise DataError(f"{what}: {getattr(error, 'strerror', None) or error}") from None
+    if numbers.dtype.kind not in "biuf" or labels.dtype.kind not in "biuf":
+        raise DataError(f"{what}: its numbers are {numbers.dtype}, and its labels {labels.dtype}")
+    shape = len(ids), *numbers.shape[-1:]
+    if not len(ids) or numbers.shape != shape or labels.shape not in ((len(ids),), (len(ids), 1)):
         raise DataError(
-            f"{path}: ids {found.ids.shape}, numbers {found.numbers.shape} and labels {found.labels.shape} are not of"
-            " the same clicks"
+            f"{path}: ids {ids.shape}, numbers {numbers.shape} and labels {labels.shape} are not of the same clicks"
         )
-    if not np.isin(found.labels, (0, 1)).all() or not np.isfinite(found.numbers).all():
+    with np.errstate(over="ignore"):
+        found = Clicks(keys, numbers.astype(np.float32), labels.astype(np.float32).reshape(-1))
+    if not np.isin(labels, (0, 1)).all() or not np.isfinite(found.numbers).all():
         raise DataError(f"{path}: labels must be 0 or 1, and numbers finite")
     return found

@@ -17,10 +17,11 @@ from mpips.data import DataSpec, EncodingTable, Examples
 from mpips.data.tables.encoding import Encoding
 from mpips.jobs.fm import kernels
 from mpips.jobs.fm.kernels import F4, F8, I4, SEEN, WEIGHT
-from mpips.jobs.fm.settings import Settings
+from mpips.jobs.fm.settings import MOST, Settings
 from mpips.jobs.fm.training import factors_spec, places_of
 from mpips.jobs.sparse_lr.model import LogisticModel, reading
 from mpips.jobs.sparse_lr.online import values_of
+from mpips.typed import build
 
 MODEL = "model.npz"
 SHOWN = 20
@@ -165,7 +166,11 @@ def load(source: Path, job: Any) -> FactorizationModel:
         spec = reading(job)
         if (source / MANIFEST).is_file():
             linear, rows = (load_range(source, name, [ALL]) for name in ("w", "v"))
-            settings = Settings(**job["fm"])
+            settings = build(Settings, job.get("fm", {}), ("fm",))
+            if (linear.values.shape[1], rows.values.shape[1]) != (2, settings.factors):
+                raise InputError(f"{source}: is not a checkpoint of fm: its rows have other widths")
+            if linear.keys.dtype != rows.keys.dtype:
+                raise InputError(f"{source}: is damaged: its vectors have keys of different sizes")
             factors_of = factors_spec(settings, job["job"]["seed"])
             has, factors = _factors(
                 linear.keys, linear.values, (rows.keys, rows.values), settings, factors_of
@@ -186,6 +191,10 @@ def load(source: Path, job: Any) -> FactorizationModel:
         raise InputError(f"{source}: is not a model of fm: its arrays have wrong types or sizes")
     if factors.ndim != 2 or len(factors) != has.sum():
         raise InputError(f"{source}: is damaged: it has factors of {len(factors)} features")
+    if not 1 <= factors.shape[1] <= MOST:
+        raise InputError(f"{source}: is damaged: it has {factors.shape[1]:,} factors, not 1 to {MOST:,}")
     if keys.dtype not in (np.uint64, key_arrays.KEY128) or not key_arrays.ascend(keys):
         raise InputError(f"{source}: is damaged: its keys do not ascend")
+    if not (np.isfinite(weights).all() and np.isfinite(factors).all()):
+        raise InputError(f"{source}: is not a sound model: a weight or factor is not finite")
     return FactorizationModel(keys, np.ascontiguousarray(weights), has, factors, spec, encoding)

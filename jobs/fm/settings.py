@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+MOST = 4096
+"""The largest number of factors of a feature."""
+
 
 @dataclass(frozen=True)
 class Settings:
     """The job file's table [fm]."""
 
-    factors: int = field(default=16, metadata={"at_least": 1, "at_most": 4096})
+    factors: int = field(default=16, metadata={"at_least": 1, "at_most": MOST})
     """Factors of each feature, k."""
     passes: int = field(default=1, metadata={"at_least": 1, "at_most": 2**31 - 1})
     """Passes over the data."""

@@ -243,6 +243,10 @@ def _of_sparse(data: Any) -> Examples:
     rows = data.tocsr()
     if rows.data.dtype.kind not in "biuf":
         raise UsageError(f"data must have numbers, not {rows.data.dtype}")
+    if not rows.has_canonical_format:
+        # Entries of one place are added, as scipy means them: a machine would count them as a pair.
+        rows = rows.copy()
+        rows.sum_duplicates()
     return _examples(rows.indptr, rows.indices, rows.data)
 
 

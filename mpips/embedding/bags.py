@@ -67,7 +67,11 @@ class Bags:
 
     def __init__(self, fetched: Fetched, starts: ArrayLike, mode: Literal["sum", "mean"] = "sum") -> None:
         self.fetched = fetched
-        self._starts, self._mean = np.ascontiguousarray(starts, np.int64), mode == "mean"
+        check_unmasked(starts, "bags: starts")
+        given = np.asarray(starts)
+        if given.size and given.dtype.kind not in "iu":
+            raise UsageError(f"bags: starts are {given.dtype}; give integers")
+        self._starts, self._mean = np.ascontiguousarray(given, np.int64), mode == "mean"
         if mode not in ("sum", "mean"):
             raise UsageError(f"bags: mode {mode!r} is neither 'sum' nor 'mean'")
         ids, ends = len(fetched.places), self._starts
@@ -89,7 +93,10 @@ class Bags:
         """
         check_unmasked(gradients, "bags: gradients")
         rows = self.fetched.rows
-        given = np.ascontiguousarray(gradients, rows.dtype)
+        array = np.asarray(gradients)
+        if array.dtype.kind not in "biuf":
+            raise UsageError(f"bags: gradients are {array.dtype}; give numbers")
+        given = np.ascontiguousarray(array, rows.dtype)
         if given.shape != (len(self._starts) - 1, rows.shape[1]):
             raise UsageError(f"bags: gradients of shape {given.shape} for {len(self._starts) - 1} bags")
         summed = np.zeros_like(rows)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mpips.consistency import Consistency, sequential, unmet
 from mpips.errors import UsageError
+from mpips.keys import check_unmasked
 from mpips.ranges import KeyRange
 from mpips.storage.updates import Setting, VectorSpec
 from mpips.tasks.task import Task
@@ -54,7 +55,11 @@ class Dense:
     def __init__(self, vector: Vector, initial: ArrayLike, consistency: Consistency = sequential) -> None:
         spec = vector.spec
         self.vector, self.consistency = vector, consistency
-        self.initial = np.array(initial, spec.dtype)
+        check_unmasked(initial, f"dense parameters {spec.name}")
+        given = np.asarray(initial)
+        if given.dtype.kind not in "biuf":
+            raise UsageError(f"dense parameters {spec.name}: they are {given.dtype}; give numbers")
+        self.initial = np.array(given, spec.dtype)
         if not (spec.aggregate and spec.dense) or self.initial.shape != (spec.extent,):
             raise UsageError(
                 f"dense parameters {spec.name}: {self.initial.shape} values for a vector of extent {spec.extent};"
@@ -118,6 +123,7 @@ class Dense:
             UsageError: the gradient is not of this shape and of the vector's dtype.
             WorkerLost: as of `Vector.push`.
         """
+        check_unmasked(gradient, f"dense parameters {self.vector.spec.name}: gradients")
         # A copy: frameworks write the next gradient to the same place, and rows are sent without one.
         task = self.vector.push_pull(self._range, np.array(gradient), round=self._next)
         self._rounds[self._next] = task

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from simulated import simulate
 
 from mpips import UsageError, VectorSpec
-from mpips.embedding import Bags, Embedding
+from mpips.embedding import Bags, Dense, Embedding
 from mpips.scheduler.scheduler import Cluster
 
 
@@ -51,4 +51,33 @@ def test_starts_are_checked(starts: Any) -> None:
         Bags(Embedding(cluster.create_vector(VectorSpec("w"))).read([3, 4]), starts)
 
     with pytest.raises(UsageError, match="starts must ascend from 0 to the number of ids, 2"):
+        simulate(schedule, worker=lambda context: None)
+
+
+@pytest.mark.parametrize(
+    ("starts", "gradients", "text"),
+    [
+        ([0, 0.9, 2], np.ones((2, 1)), "starts are float64; give integers"),
+        (np.ma.array([0, 1, 2], mask=[0, 1, 0]), np.ones((2, 1)), "starts are a masked array"),
+        ([0, 1, 2], np.full((2, 1), 1j), "gradients are complex128; give numbers"),
+    ],
+)
+def test_what_would_be_rounded_or_cut_is_refused(starts: Any, gradients: Any, text: str) -> None:
+    def schedule(cluster: Cluster) -> None:
+        Bags(Embedding(cluster.create_vector(VectorSpec("w"))).fetch([3, 4]), starts).push(gradients)
+
+    with pytest.raises(UsageError, match=text):
+        simulate(schedule, worker=lambda context: None)
+
+
+def test_masked_dense_gradients_and_complex_parameters_are_refused() -> None:
+    def schedule(cluster: Cluster) -> None:
+        vector = cluster.create_vector(Dense.spec("layers", 2, "sgd", {"rate": 1.0}))
+        with pytest.raises(UsageError, match="layers: they are complex128; give numbers"):
+            Dense(vector, [1j, 2])
+        with pytest.raises(UsageError, match="layers are a masked array"):
+            Dense(vector, np.ma.array([1.0, 2.0], mask=[1, 0]))
+        Dense(vector, np.ones(2)).step(np.ma.array(np.ones(2, np.float32), mask=[1, 0]))
+
+    with pytest.raises(UsageError, match="layers: gradients are a masked array"):
         simulate(schedule, worker=lambda context: None)

@@ -93,3 +93,23 @@ def test_shapes_are_few_since_rows_are_padded() -> None:
     shapes, after = simulate(schedule, worker=lambda context: None)
     assert {each[0] for each in shapes} == {1, 2, 4, 8, 16}
     np.testing.assert_allclose(after, [0.4, 0.4, 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "gradients", [{"b": np.ones(1), "w": np.ones((2, 1))}, {"w": np.ones((1, 2)), "z": np.ones(1)}]
+)
+def test_gradients_of_another_tree_are_refused(gradients: Any) -> None:
+    def schedule(cluster: Cluster) -> None:
+        vector = cluster.create_vector(Dense.spec("layers", 3, "sgd", {"rate": RATE}))
+        mpips.jax.Dense(vector, {"w": np.ones((1, 2)), "b": np.ones(1)}).step(gradients)
+
+    with pytest.raises(UsageError, match="dense parameters layers: gradients PyTreeDef"):
+        simulate(schedule, worker=lambda context: None)
+
+
+def test_masked_ids_are_refused() -> None:
+    def schedule(cluster: Cluster) -> None:
+        mpips.jax.Embedding(cluster.create_vector(SPEC)).fetch(np.ma.array([7, 3], mask=[1, 0]))
+
+    with pytest.raises(UsageError, match="ids are a masked array"):
+        simulate(schedule, worker=lambda context: None)

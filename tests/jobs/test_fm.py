@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint.test_damaged_checkpoints import rewrite
 from conftest import ROOT, Finished
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from synthetic import F8, DataSet, Hooks, make, run_twin, svmlight
 
-from mpips import Normal, Run, VectorSpec, load_model
-from mpips.checkpoint.manifest import complete
+from mpips import InputError, Normal, Run, VectorSpec, load_model
+from mpips.checkpoint.manifest import complete, read_manifest
 from mpips.cli.main import main
 from mpips.jobs.fm import kernels
+from mpips.jobs.fm.model import FactorizationModel
 from mpips.jobs.fm.training import places_of
 from mpips.transport.network_faults import Fault, random_delays
 
@@ -315,3 +318,65 @@ def test_the_job_that_comes_with_it(run_mpips: Callable[..., Finished], tmp_path
         "infer", tmp_path / "run", ROOT / "jobs/sparse_lr/data/flights.test.tsv.xz", "--out", tmp_path / "p"
     )
     assert scored.code == 0 and len((tmp_path / "p").read_text().splitlines()) > 10_000
+
+
+# --- What others give it ---------------------------------------------------------------------------------------
+
+
+def test_entries_of_one_place_are_added_before_they_are_scored() -> None:
+    keys, factors = np.array([0, 2], np.uint64), np.array([[0.5], [4.0]], np.float32)
+    model = FactorizationModel(keys, np.array([2.0, -1.0], np.float32), np.ones(2, bool), factors)
+    twice = csr_matrix((np.array([1.0, 1.0, 3.0]), np.array([0, 0, 2]), np.array([0, 3])), shape=(1, 3))
+    assert (
+        model.decision_function(twice).tolist() == model.decision_function(twice.toarray()).tolist() == [13.0]
+    )
+    assert twice.nnz == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        (
+            {"has": np.zeros(2, bool), "factors": np.empty((0, 10**15), "f4")},
+            "has 1,000,000,000,000,000 factors",
+        ),
+        ({"factors": np.empty((2, 0), "f4")}, "it has 0 factors"),
+        ({"factors": np.array([[1.0], [np.nan]], "f4")}, "is not a sound model"),
+        ({"weights": np.array([1.0, np.inf], "f4")}, "is not a sound model"),
+        ({"has": np.array([True, False])}, "it has factors of 2 features"),
+        ({"has": np.ones(2, "i1")}, "wrong types or sizes"),
+    ],
+)
+def test_models_of_others_are_checked(tmp_path: Path, changed: dict[str, Any], text: str) -> None:
+    arrays = {
+        "keys": np.array([3, 4], np.uint64), "weights": np.ones(2, "f4"), "has": np.ones(2, bool),
+        "factors": np.ones((2, 1), "f4"), "program": np.array("fm"),
+    }  # fmt: skip
+    np.savez(tmp_path / "m.npz", **arrays)
+    assert load_model(tmp_path / "m.npz").query(["3"]) == [[1.0, 1.0]]
+    np.savez(tmp_path / "m.npz", **(arrays | changed))
+    with pytest.raises(InputError, match=text):
+        load_model(tmp_path / "m.npz")
+
+
+def test_checkpoints_of_others_are_checked(data_set: DataSet, tmp_path: Path) -> None:
+    run_twin(
+        data_set, 1, 1, program="fm", settings={"factors": 4, "passes": 2, "batch": 100},
+        checkpoint={"every": 1}, hooks=Hooks(checkpoints=tmp_path),
+    )  # fmt: skip
+    folder = complete(tmp_path)[0]
+    for changed, text in (
+        ({"factors": 2**40}, "factors must be at most 4096"),
+        ({"factors": 1}, "its rows have other widths"),
+        ({"none": 1}, "unknown key 'none'"),
+        ({"admit": "x"}, "admit must be an integer"),
+    ):
+        manifest = read_manifest(folder)
+        before = dict(manifest["about"]["job"]["fm"])
+        manifest["about"]["job"]["fm"] |= changed
+        rewrite(folder, manifest)
+        with pytest.raises(InputError, match=text):
+            load_model(folder)
+        manifest["about"]["job"]["fm"] = before
+        rewrite(folder, manifest)
+    assert load_model(folder).vectors()["v"][1].shape[1] == 4

@@ -1,0 +1,64 @@
+"""Files of clicks, which ctr reads: whatever they hold, one line says what is wrong."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpips import DataError
+from mpips.jobs.ctr.clicks import load
+
+WHOLE = {"ids": np.ones((4, 2), int), "numbers": np.ones((4, 1)), "labels": np.array([0, 1, 1, 0])}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("numbers", np.full((4, 1), 1j), "its numbers are complex128"),
+        ("numbers", np.float32(1), r"numbers \(\) and labels"),
+        ("numbers", np.full((4, 1), 1e39), "numbers finite"),
+        ("labels", np.array([[0, 1], [0, 1]]), r"labels \(2, 2\) are not of the same clicks"),
+        ("labels", np.array([0, 1e-60, 1, 1]), "labels must be 0 or 1"),
+        ("labels", np.array(["0", "1", "1", "0"]), "its labels <U1"),
+    ],
+)
+def test_arrays_that_are_no_clicks(tmp_path: Path, name: str, value: Any, text: str) -> None:
+    np.savez(tmp_path / "a.npz", **{**WHOLE, name: value})
+    with pytest.raises(DataError, match=text):
+        load(tmp_path / "a.npz")
+
+
+def _of_member(header: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("ids.npy", header)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04 no archive",
+        _of_member(
+            b"\x93NUMPY\x01\x00F\x00{'descr': '<i8', 'fortran_order': False, 'shape': (9000000000000, 1)}\n"
+        ),
+        _of_member(b"\x93NUMPY\x01\x00\x03\x00((\n"),
+    ],
+)  # fmt: skip
+def test_damaged_archives(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.npz: not a file of clicks"):
+        load(path)
+
+
+def test_an_archive_without_an_array(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", ids=WHOLE["ids"], numbers=WHOLE["numbers"])
+    with pytest.raises(DataError, match="it has no array 'labels'"):
+        load(tmp_path / "a.npz")
