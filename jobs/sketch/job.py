@@ -409,7 +409,7 @@ class Insertion:
             f"{most if metrics['checked'] else 'not compared with exact counts (bound'} {metrics['bound']:.1f})"
         )
         with replacing(cluster.folder.path / results.TOP, "w") as file:
-            file.writelines(f"{name}\t{count}\n" for name, count in heaviest)
+            file.writelines(f"{results.in_line(name)}\t{count}\n" for name, count in heaviest)
         return metrics
 
     def _export(self, name: str) -> tuple[NDArray[np.uint64], NDArray[Any]]:

@@ -160,6 +160,15 @@ def packed(names: Sequence[bytes], words: int) -> Counts:
     return rows
 
 
+def in_line(name: str) -> str:
+    r"""Return a key's text without ends of lines, which texts of tables may have.
+
+    >>> in_line("a\n1")
+    'a\\n1'
+    """
+    return name.replace("\r", "\\r").replace("\n", "\\n")
+
+
 def top(sketch: Sketch, keys: Keys, rows: Counts, most: int) -> list[tuple[str, int]]:
     """Return the `most` most frequent of some keys with their estimates, largest first; rows as from `packed`."""
     estimates = sketch.estimate(keys)

@@ -25,7 +25,7 @@ import fcntl
 import hashlib
 import io
 import os
-import shutil
+import re
 import stat
 import tempfile
 import time
@@ -51,6 +51,8 @@ ROOM = 1 << 30
 """Bytes that stay free on the disk: at least so many, and at least this part of all:"""
 ROOM_PART = 0.05
 GB = 1e9
+NAME = re.compile("[0-9a-f]{32}")
+"""Names of decompressed files, see `name_of`."""
 IN_MEMORY = "tmpfs", "ramfs"
 """Types of file systems that would take the nodes' memory."""
 
@@ -87,7 +89,7 @@ class Unpacked:
             # This gives up the shared lock in any case, so that the last one succeeds.
             with suppress(OSError):
                 fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(self.path, ignore_errors=True)
+                _remove(self.path, self._folder)
             os.close(self._folder)
             self._folder = -1
 
@@ -134,6 +136,8 @@ class Unpacked:
         try:
             missing = -os.fstat(handle).st_size
             os.lseek(handle, 0, os.SEEK_END)
+            # Before its first byte, too: readers take each one at once.
+            _check_same(path, name)
             with closing(decompress(path)) as pieces:
                 for piece in pieces:
                     if self._left.is_set():
@@ -142,8 +146,7 @@ class Unpacked:
                     if missing > 0:
                         self._check_room(handle, missing - max(before, 0))
                         _write_all(handle, memoryview(piece)[max(-before, 0) :])
-            if name_of(os.stat(path)) != name:
-                raise DataError(f"{path}: was replaced while it was read")
+            _check_same(path, name)
             os.fchmod(handle, COMPLETE)
         # Whatever it is, each reader meets it by itself, or does not need to.
         except Exception as error:
@@ -299,6 +302,11 @@ def name_of(file: os.stat_result) -> str:
     return hashlib.blake2b(repr(about).encode(), digest_size=16).hexdigest()
 
 
+def _check_same(path: str, name: str) -> None:
+    if name_of(os.stat(path)) != name:
+        raise DataError(f"{path}: was replaced while it was read")
+
+
 def _state(handle: int) -> int:
     return stat.S_IMODE(os.fstat(handle).st_mode)
 
@@ -320,7 +328,8 @@ def _own_folder(path: Path) -> int:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             about = os.fstat(folder)
-            if about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) != 0o700:
+            # A folder that gives its group to new ones gives them a bit of the mode, too.
+            if about.st_uid != os.geteuid() or about.st_mode & 0o777 != 0o700:
                 raise OSError(errno.EPERM, "belongs to another user, or is open to others", str(path))
             fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
             # A run that ends may have removed it before the lock.
@@ -341,6 +350,13 @@ def _remove_unused(path: Path) -> None:
         try:
             if os.fstat(folder).st_uid == os.geteuid():
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path, folder)
         finally:
             os.close(folder)
+
+
+def _remove(path: Path, folder: int) -> None:
+    """Remove an open folder, if nothing but decompressed files is in it: another one may have its name by now."""
+    for name in filter(NAME.fullmatch, os.listdir(folder)):
+        os.unlink(name, dir_fd=folder)
+    os.rmdir(path)

@@ -301,3 +301,36 @@ def test_the_folder_of_a_killed_run_is_removed_by_the_next_one(tmp_path: Path) -
     with process(tmp_path):
         assert not killed.path.exists() and alive.path.exists()
     alive.leave()
+
+
+def test_only_decompressed_files_are_removed(tmp_path: Path) -> None:
+    mine = tmp_path / f"mpips-unpacked-{os.geteuid()}-results"
+    mine.mkdir(mode=0o700)
+    (mine / "a.txt").write_text("a")
+    with process(tmp_path) as here:
+        assert whole(here, packed(tmp_path)) == CONTENT
+        moved = here.path.rename(tmp_path / "moved")
+        here.path.mkdir()
+        (here.path / "b.txt").write_text("b")
+    assert (mine / "a.txt").read_text() == "a" and (here.path / "b.txt").read_text() == "b"
+    assert list(moved.iterdir()) == []
+
+
+def test_a_folder_that_gives_its_group_to_new_ones_is_used(tmp_path: Path, counted: list[str]) -> None:
+    tmp_path.chmod(0o2700)
+    path = packed(tmp_path)
+    with process(tmp_path) as first, process(tmp_path) as second:
+        assert whole(first, path) == whole(second, path) == CONTENT and len(counted) == 1
+
+
+@pytest.mark.parametrize("begun", [0, 1000])
+def test_no_byte_is_of_a_file_that_was_replaced_meanwhile(tmp_path: Path, begun: int) -> None:
+    path = packed(tmp_path)
+    with process(tmp_path) as here, closing(open_data(str(path))) as file:
+        kept(here, path).write_bytes(CONTENT[:begun])
+        kept(here, path).chmod(GROWING)
+        path.unlink()
+        packed(tmp_path, b"other" * 50_000)
+        alone = partial(decompressed, str(path), file, "gz")
+        with closing(here.open(str(path), file, chunks, alone)) as shared:
+            assert shared.read() == CONTENT
