@@ -4,7 +4,8 @@ A checkpoint is a folder step-000120. Every server writes one file with its rows
 that has state one with its arrays; each is synced to disk and described by an entry for the manifest. When
 all entries are in, one rank writes the manifest, under another name and then renamed. A folder without a
 manifest is not a checkpoint, whatever it contains, so neither a temporary folder nor a lock is needed, and
-after a crash at any time the previous checkpoint is the latest.
+after a crash at any time the previous checkpoint is the latest. A delta (mpips/checkpoint/delta.py) is written in the
+same way; no checkpoint that one needs is removed before it.
 
     one rank:      folder = begin(directory, step)
     every server:  entry = write_shard(folder, number, segments, meta)      (mpips/checkpoint/writing.py; a `save`d copy
@@ -32,9 +33,11 @@ from mpips.checkpoint.manifest import (
     MANIFEST,
     Entry,
     complete,
+    complete_checkpoints,
     cover_problems,
     entry_of,
     explained,
+    manifest_if_complete,
     order_of,
     read_manifest,
     runs_of,
@@ -145,21 +148,32 @@ def commit(
     about: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
     run: str = "",
+    follows: Mapping[str, str] | None = None,
 ) -> Path:
     """Complete a checkpoint from the entries of all its files; return the manifest's path.
 
     `about` is JSON-able: the step, the job, versions, random states, and anything else that a resumed run needs; so is
-    `provenance`, a copy of the run's. `run` is the id of the run that it belongs to. Raises CheckpointError when the
-    shards do not hold every key of every vector exactly once.
+    `provenance`, a copy of the run's. `run` is the id of the run that it belongs to. `follows`, of a delta: the
+    `checkpoint` that it follows, by the name of its folder, which is beside it, and the `sha256` of its manifest.
+
+    Raises:
+        CheckpointError: the shards do not hold every key of every vector exactly once, or that checkpoint is not there.
     """
     folder = Path(folder)
     entries = sorted(files, key=lambda entry: str(entry["name"]))
     for problem in cover_problems(entries):
         raise CheckpointError(f"{folder}: {problem}")
-    with create_file(folder / VIEW, None) as file:
-        _write_view(file, entries)
-    entries.append(entry_of(folder / VIEW, "view", 0))
-    made = write_manifest(folder, entries, about or {}, provenance, run)
+    if follows is None:
+        with create_file(folder / VIEW, None) as file:
+            _write_view(file, entries)
+        entries.append(entry_of(folder / VIEW, "view", 0))
+    else:
+        before = manifest_if_complete(folder.with_name(follows["checkpoint"]))
+        if before is None or before["sha256"] != follows["sha256"]:
+            raise CheckpointError(
+                f"{folder}: {follows['checkpoint']}, which it follows, was removed or replaced"
+            )
+    made = write_manifest(folder, entries, about or {}, provenance, run, follows)
     with suppress(OSError):
         # The manifest names the run from now on.
         (folder / MARK).unlink(missing_ok=True)
@@ -171,8 +185,9 @@ def prune(
 ) -> list[Path]:
     """Remove the complete checkpoints of a run and its ancestors except the newest `keep` (at least 1).
 
-    Incomplete attempts of the run before the newest are removed, too, and symbolic links, but not their targets. Other
-    runs' checkpoints and attempts stay, and so do those in `protected`. Returns the removed paths.
+    What a delta needs that stays, of any run, stays, too. Incomplete attempts of the run before the newest are removed,
+    too, and symbolic links, but not their targets. Other runs' checkpoints and attempts stay, and so do those in
+    `protected`. Returns the removed paths.
 
     Raises:
         CheckpointError: some could not be removed; all others are.
@@ -180,27 +195,41 @@ def prune(
     own = lineage.checkpoints(directory)
     if not own:
         return []
-    complete_paths, newest = set(complete(directory)), order_of(own[-1])
+    manifests, newest = dict(complete_checkpoints(directory)), order_of(own[-1])
     old = set(own[: -max(keep, 1)])
     old |= {
         path
         for path in step_paths(directory)
-        if order_of(path) < newest
-        and (_is_incomplete_attempt(path, complete_paths, lineage) or path.is_symlink())
+        if order_of(path) < newest and (_is_incomplete_attempt(path, manifests, lineage) or path.is_symlink())
     }
-    kept = {each.absolute() for each in protected}
+    spared = {each.absolute() for each in protected}
+    old = {path for path in old if path.absolute() not in spared}
+    kept = _needed(manifests.keys() - old, manifests)
     removed, problems = [], []
-    for path in sorted(old, key=order_of):
-        if path.absolute() not in kept:
+    # A delta before the one that it follows.
+    for path in sorted(old, key=order_of, reverse=True):
+        if path not in kept:
             try:
                 with explained("remove", path):
                     _remove(path, lineage)
                 removed.append(path)
             except CheckpointError as error:
                 problems.append(error)
+                kept |= _needed({path}, manifests)
     if problems:
-        raise problems[0]
-    return removed
+        raise problems[-1]
+    return removed[::-1]
+
+
+def _needed(paths: Iterable[Path], manifests: Mapping[Path, Mapping[str, Any]]) -> set[Path]:
+    """Return complete checkpoints, and those that they need."""
+    found = set[Path]()
+    for path in paths:
+        while path in manifests and path not in found:
+            found.add(path)
+            if follows := manifests[path].get("follows"):
+                path = path.with_name(follows["checkpoint"])
+    return found
 
 
 def _is_incomplete_attempt(path: Path, complete_paths: Container[Path], lineage: Lineage) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, MutableSet
 from pathlib import Path
 
 from mpips.checkpoint.loading import vectors
@@ -13,6 +13,7 @@ from mpips.checkpoint.manifest import (
     cover_problems,
     entry_of,
     explained,
+    from_base,
     read_manifest,
     runs_of,
     text_of,
@@ -23,12 +24,31 @@ from mpips.files.safe_open import open_regular, read_bytes
 from mpips.process.printable import printable
 
 
-def verify(path: Path, between_pieces: Callable[[], object] = lambda: None) -> list[str]:
+def verify(
+    path: Path, between_pieces: Callable[[], object] = lambda: None, valid: MutableSet[Path] | None = None
+) -> list[str]:
     """Check all bytes of a checkpoint; return a line per problem, naming the file; none: it is valid.
 
-    `between_pieces` is called between two reads, so that a long check can be stopped.
+    Of a delta, those that it needs are checked, too. `between_pieces` is called between two reads, so that a long check
+    can be stopped. `valid` gets the folders without problems, and those in it are not read again.
     """
-    path = Path(path)
+    known: MutableSet[Path] = set() if valid is None else valid
+    try:
+        links = from_base(Path(path))
+    except CheckpointError as error:
+        return [str(error)]
+    problems = []
+    for each, _ in links:
+        if each not in known:
+            found = _problems(each, between_pieces)
+            problems += found
+            if not problems:
+                known.add(each)
+    return problems
+
+
+def _problems(path: Path, between_pieces: Callable[[], object]) -> list[str]:
+    """Check all bytes of one folder."""
     try:
         manifest = read_manifest(path)
         entries = manifest["files"]
@@ -80,15 +100,22 @@ def describe(path: Path) -> str:
     size = sum(entry["bytes"] for entry in entries)
     servers, workers = (sum(entry["kind"] == kind for entry in entries) for kind in ("server", "worker"))
     lines = [f"{path}: complete, {size / 1e6:,.1f} MB, shards {servers}, worker states {workers}"]
+    links = from_base(path)
+    if len(links) > 1:
+        base, before = links[0][0].name, links[-2][0].name
+        lines.append(f"  delta {len(links) - 1} of the base {base}: what has changed since {before}")
     plain = {k: v for k, v in manifest["about"].items() if isinstance(v, int | float | str)}
     lines += [f"  {key}: {value}" for key, value in sorted(plain.items())]
     for name, spec in vectors(path).items():
-        rows = sum(run.rows for run in runs_of(entries, name))
+        rows = f"{sum(run.rows for run in runs_of(entries, name)):,} {'keys' if len(links) == 1 else 'changed keys'}"
+        if len(links) > 1:
+            parts = [entry["vectors"][name] for entry in entries if name in entry.get("vectors", {})]
+            rows += f", {sum(part.get('deleted', 0) for part in parts):,} deleted"
         shape = f"{spec.dtype} x {spec.width}" if spec.width > 1 else spec.dtype
         kind = "dense" if spec.dense else "sparse"
         settings = "".join(f", {key} = {value}" for key, value in sorted(spec.settings.items()))
         settings += "" if spec.init == 0 else f", init {spec.init}"
-        lines.append(f"  vector {name}: {rows:,} keys, {shape}, {kind}, update {spec.update}{settings}")
+        lines.append(f"  vector {name}: {rows}, {shape}, {kind}, update {spec.update}{settings}")
     for entry in entries:
         keys = "".join(f", {name} {part['rows']:,} keys" for name, part in entry.get("vectors", {}).items())
         lines.append(f"  {entry['name']}: {entry['bytes']:,} bytes{keys}")

@@ -1,22 +1,35 @@
 """Reading a checkpoint for any layout.
 
-`load_range` reads from each shard the runs of rows that intersect a new owner's ranges.
+`load_range` reads from each shard the runs of rows that intersect a new owner's ranges: of a delta, after those of the
+checkpoints that it needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.checkpoint.manifest import MANIFEST, explained, read_manifest, runs_of, spec_of, vector_names
-from mpips.checkpoint.shard_file import concatenate, meta_of, open_file, read_rows, read_run
+from mpips.checkpoint.delta import Delta, then
+from mpips.checkpoint.manifest import (
+    MANIFEST,
+    Entry,
+    explained,
+    from_base,
+    read_manifest,
+    runs_of,
+    spec_of,
+    vector_names,
+)
+from mpips.checkpoint.shard_file import concatenate, meta_of, open_file, read_deleted, read_rows, read_run
 from mpips.errors import CheckpointError, UsageError
-from mpips.keys import dtype_of
-from mpips.ranges import KeyRange, coalesce, intersection
+from mpips.keys import KeyArray, dtype_of, order
+from mpips.ranges import ALL, KeyRange, coalesce, intersection
 from mpips.storage.segment import Rows
 from mpips.storage.updates import VectorSpec
 from mpips.storage.vector_clock import RangedClock
@@ -34,7 +47,8 @@ def vectors(path: Path) -> dict[str, VectorSpec]:
 def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
     """Read the rows of one vector that lie in `ranges`, in key order, from whichever shards hold them.
 
-    Raises CheckpointError when there is no such vector, or a shard cannot be read.
+    Raises CheckpointError when there is no such vector, a shard cannot be read, or a checkpoint is missing that a delta
+    needs. The arrays must not be changed within `HeldRows.used`.
 
     >>> import tempfile
     >>> from mpips.checkpoint.checkpoint import begin, commit
@@ -48,15 +62,41 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
     >>> rows.keys.tolist(), rows.values.tolist()
     ([1, 2], [[0.0], [0.0]])
     """
-    path = Path(path)
-    entries = read_manifest(path)["files"]
-    if name not in vector_names(entries):
-        known = ", ".join(vector_names(entries)) or "none"
-        raise CheckpointError(f"{path} has no vector {name!r}; it has: {known}")
-    wanted = coalesce(ranges)
+    path, wanted = Path(path), coalesce(ranges)
+    links = from_base(path)
+    last = links[-1][1]
+    if name not in (known := vector_names(last["files"])):
+        raise CheckpointError(f"{path} has no vector {name!r}; it has: {', '.join(known) or 'none'}")
+    held, found = _held.get() if wanted == [ALL] else None, None
+    # From the last to the base: so the rows of the base are copied once.
+    for each, manifest in reversed(links):
+        # Created later.
+        if name not in vector_names(manifest["files"]):
+            break
+        rows = held.rows_of(name, manifest["sha256"]) if held is not None else None
+        older = _stored(each, manifest["files"], name, wanted) if rows is None else Delta(rows, rows.keys[:0])
+        found = older if found is None else then(older, found)
+        if rows is not None:
+            break
+        # What is in no range has no rows, whatever an earlier one has.
+        wanted = _common(wanted, [KeyRange(run.begin, run.end) for run in runs_of(manifest["files"], name)])
+    assert found is not None
+    if held is not None:
+        held.keep(name, last["sha256"], found.rows)
+    return found.rows
+
+
+def _common(ranges: list[KeyRange], others: Iterable[KeyRange]) -> list[KeyRange]:
+    pieces = (intersection(a, b) for b in coalesce(others) for a in ranges)
+    return coalesce(piece for piece in pieces if piece is not None)
+
+
+def _stored(path: Path, entries: list[Entry], name: str, wanted: list[KeyRange]) -> Delta:
+    """Read what the files of one checkpoint have of a vector in some ranges."""
     runs = runs_of(entries, name)
     used = [run for run in runs if any(intersection(KeyRange(run.begin, run.end), piece) for piece in wanted)]
     found: list[tuple[int, Rows]] = []
+    deleted: list[KeyArray] = []
     for shard in sorted({run.file for run in used}) or [runs[0].file]:
         with open_file(path / shard) as file:
             group = file[f"vectors/{name}"]
@@ -65,6 +105,8 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
             for run in used:
                 if run.file == shard:
                     found += read_run(group, run, wanted)
+            mine = [KeyRange(run.begin, run.end) for run in used if run.file == shard]
+            deleted.append(read_deleted(group, _common(wanted, mine)))
     found.sort(key=lambda part: part[0])
     spec = spec_of(entries, name)
     for _, rows in found:
@@ -76,7 +118,39 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
         ):
             raise CheckpointError(f"{path}: the rows of vector {name!r} are not what its specification says")
     with explained("read", path):
-        return concatenate([rows for _, rows in found])
+        gone = np.concatenate(deleted)
+        return Delta(concatenate([rows for _, rows in found]), gone[order(gone, once=True)])
+
+
+class HeldRows:
+    """Whole vectors as `load_range` has read them last: within `used`, it reads only what has changed since.
+
+    The arrays are those that were returned.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[str, tuple[str, Rows]] = {}
+
+    def rows_of(self, name: str, manifest: str) -> Rows | None:
+        """Return a vector as the checkpoint with this hash of its manifest has it; None if another one was read."""
+        sha256, rows = self._rows.get(name, ("", None))
+        return rows if sha256 == manifest else None
+
+    def keep(self, name: str, manifest: str, rows: Rows) -> None:
+        """Keep a vector as the checkpoint with this hash of its manifest has it."""
+        self._rows[name] = (manifest, rows)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Have this thread use them until the end of the block."""
+        token = _held.set(self)
+        try:
+            yield
+        finally:
+            _held.reset(token)
+
+
+_held: ContextVar[HeldRows | None] = ContextVar("held", default=None)
 
 
 def load_server(path: Path, server: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The manifest of a checkpoint: it lists the files, and marks the checkpoint as complete (checkpoints/README.md).
 
 It has every file's size and SHA-256 and, for a shard, the rows of each key range. It is written last: a folder with a
-manifest is a checkpoint.
+manifest is a checkpoint. That of a delta names the checkpoint that it follows, by the hash of its manifest: so nothing
+can be left out, repeated or exchanged between a base and the last delta.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,8 @@ from mpips.rundir.folder import RUN
 
 FORMAT = "mpips checkpoint"
 VERSION = 1
+DELTA_VERSION = 2
+"""Version of a delta's manifest and shards: who knows the first only would take its rows for all of them."""
 MANIFEST = "manifest.json"
 NOTE = "."
 """Separates a vector's name from that of a server function's note on some of its keys."""
@@ -56,12 +60,14 @@ SCHEMA = {
                     },
                     "rows": int,
                     "ranges": Each(Each(int)),
+                    "deleted?": int,
                 }
             ),
         }
     ),
     "provenance?": (RUN, None),
     "run?": str,
+    "follows?": {"checkpoint": str, "sha256": str},
     "sha256": str,
 }  # fmt: skip
 """The schema of a manifest, see `mpips.files.json_schema`."""
@@ -123,20 +129,32 @@ def step_paths(directory: Path) -> list[Path]:
 def complete_checkpoints(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return the complete checkpoints below a directory with their manifests, oldest first.
 
-    A checkpoint is complete if its manifest is valid and all files exist with the right size.
+    A checkpoint is complete if its manifest is valid and all files exist with the right size; a delta, if those that it
+    needs are complete, too.
     """
-    found = ((path, manifest_if_complete(path)) for path in folders(directory))
+    # Deltas need the same ones.
+    read = cache(_read_if_whole)
+    found = ((path, manifest_if_complete(path, read)) for path in folders(directory))
     return [(path, manifest) for path, manifest in found if manifest is not None]
 
 
-def manifest_if_complete(path: Path) -> dict[str, Any] | None:
+def manifest_if_complete(
+    path: Path, read: Callable[[Path], dict[str, Any]] | None = None
+) -> dict[str, Any] | None:
     """Return the manifest of a complete checkpoint, see `complete_checkpoints`; None if it is not complete."""
     with suppress(OSError, CheckpointError):
-        manifest = read_manifest(path)
+        return from_base(path, read or _read_if_whole)[-1][1]
+    return None
+
+
+def _read_if_whole(path: Path) -> dict[str, Any]:
+    """Read a manifest; CheckpointError unless all of its files exist with the right size."""
+    manifest = read_manifest(path)
+    with suppress(OSError):
         files = [(inside(path, each["name"]).lstat(), each["bytes"]) for each in manifest["files"]]
         if all(stat.S_ISREG(file.st_mode) and file.st_size == size for file, size in files):
             return manifest
-    return None
+    raise CheckpointError(f"{path} is damaged: a file is missing, or has another size than its manifest says")
 
 
 def damaged(directory: Path, after: Path | None = None) -> list[str]:
@@ -151,13 +169,9 @@ def damaged(directory: Path, after: Path | None = None) -> list[str]:
     for path in folders(directory):
         if _written(path) >= since and manifest_if_complete(path) is None:
             try:
-                read_manifest(path)
+                from_base(path, _read_if_whole)
             except CheckpointError as error:
                 found.append(str(error))
-            else:
-                found.append(
-                    f"{path} is damaged: a file is missing, or has another size than its manifest says"
-                )
     return found
 
 
@@ -189,17 +203,20 @@ def write_manifest(
     about: Mapping[str, Any],
     provenance: Mapping[str, Any] | None = None,
     run: str = "",
+    follows: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the manifest durably and atomically: the checkpoint is complete from now on.
+    """Write the manifest durably and atomically: the checkpoint is complete from now on; arguments: `commit`.
 
     CheckpointError if it could not be read back.
     """
     manifest: dict[str, Any] = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if follows is None else DELTA_VERSION,
         "about": json_data(about, keep, "about"),
         "files": entries,
     }
+    if follows is not None:
+        manifest["follows"] = dict(follows)
     if run:
         manifest["run"] = run
     if provenance is not None:
@@ -236,15 +253,51 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path / MANIFEST} is damaged: it is not JSON") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path / MANIFEST} is not a manifest of an {FORMAT}")
-    if manifest.get("version") != VERSION:
-        have = manifest.get("version")
-        raise CheckpointError(f"{path / MANIFEST}: format version {have}, this mpips reads {VERSION}")
+    have = manifest.get("version")
+    if type(have) is not int or have not in (VERSION, DELTA_VERSION):
+        raise CheckpointError(
+            f"{path / MANIFEST}: format version {have}, this mpips reads {VERSION} and {DELTA_VERSION}"
+        )
     if manifest.get("sha256") != _own_hash(manifest):
         raise CheckpointError(f"{path / MANIFEST} is damaged: its sha256 differs")
     problem = schema_error(manifest, SCHEMA) or _inconsistency(manifest)
     if problem:
         raise CheckpointError(f"{path / MANIFEST} is damaged: {problem}")
     return manifest
+
+
+def from_base(
+    path: Path, read: Callable[[Path], dict[str, Any]] | None = None
+) -> list[tuple[Path, dict[str, Any]]]:
+    """Return a checkpoint and its manifest, after those that it needs: a base first, deltas in their order.
+
+    `read` reads a manifest; default: `read_manifest`.
+
+    Raises:
+        CheckpointError: one cannot be read; or is missing, or is another than the one that the next delta follows.
+    """
+    read, path = read or read_manifest, Path(path)
+    found = [(path, read(path))]
+    while follows := found[-1][1].get("follows"):
+        later = found[-1][0]
+        delta = f"{later} is a delta: it has what changed"
+        if later.is_symlink() or not later.name:
+            later = Path(os.path.realpath(later))
+        before = later.with_name(follows["checkpoint"])
+        # As everywhere, links in place of a folder are passed over.
+        if before.is_symlink() or not before.exists():
+            raise CheckpointError(f"{delta} after {before.name}, which is missing in {before.parent}")
+        try:
+            manifest = read(before)
+        except CheckpointError as error:
+            raise CheckpointError(f"{delta} after {before.name}, which cannot be read: {error}") from None
+        if manifest["sha256"] != follows["sha256"]:
+            raise CheckpointError(
+                f"{delta} after another {before.name} than the one in {before.parent}: the sha256 of its manifest "
+                f"was {follows['sha256'][:16]}..., not {manifest['sha256'][:16]}..."
+            )
+        found.append((before, manifest))
+    return found[::-1]
 
 
 def check_present(path: Path) -> None:
@@ -277,6 +330,11 @@ def _inconsistency(manifest: Mapping[str, Any]) -> str:
     for vector in manifest["about"].get("vectors", []):
         if [type(each) for each in vector] != [str, int]:
             return f"about.vectors: {vector} is not a name and a number"
+    follows = manifest.get("follows")
+    if (follows is not None) != (manifest["version"] == DELTA_VERSION):
+        return f"version {manifest['version']} {'has' if follows else 'lacks'} the checkpoint that it follows"
+    if follows is not None and _STEP.fullmatch(follows["checkpoint"]) is None:
+        return f"follows: {follows['checkpoint']!r} is not named as a checkpoint's folder"
     for at, entry in enumerate(manifest["files"]):
         where = f"files[{at}]"
         if entry["name"] in ("", ".", "..") or "/" in entry["name"] or "\0" in entry["name"]:
@@ -295,6 +353,8 @@ def _range_problems(entry: Entry) -> Iterator[str]:
                 yield f"vector {name!r}: {run} is not a range"
             elif run[2] + run[3] > part["rows"]:
                 yield f"vector {name!r}: {run} lies beyond its {part['rows']} rows"
+        if part.get("deleted", 0) < 0:
+            yield f"vector {name!r}: deleted is at least 0"
 
 
 def text_of(manifest: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.checkpoint.manifest import FORMAT, VERSION, StoredRange, explained, sync
+from mpips.checkpoint.manifest import DELTA_VERSION, FORMAT, VERSION, StoredRange, explained, sync
 from mpips.errors import CheckpointError
 from mpips.files.error_latching_file import ErrorLatchingFile
 from mpips.files.safe_open import inside
@@ -26,13 +26,13 @@ _CHUNK_BYTES = 2**20
 
 
 @contextmanager
-def create_file(path: Path, meta: Mapping[str, Any] | None) -> Iterator[h5py.File]:
+def create_file(path: Path, meta: Mapping[str, Any] | None, version: int = VERSION) -> Iterator[h5py.File]:
     """Create an HDF5 file with the format's header; at the end of the block it is closed and synced."""
     import h5py
 
     with explained("write", path), closing(ErrorLatchingFile(path)) as sink:
         with h5py.File(sink, "w", locking=False) as file:
-            file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
+            file.attrs["format"], file.attrs["version"] = FORMAT, version
             if meta is not None:
                 file["meta"] = json.dumps(meta)
             yield file
@@ -78,14 +78,14 @@ def open_file(path: Path, view_files: Container[str] = ()) -> Iterator[h5py.File
     """
     from mpips.files.hdf5 import reading
 
-    path = Path(path)
+    path, versions = Path(path), (VERSION, DELTA_VERSION)
     with explained("read", path):
         try:
             # None of them is compressed.
             with reading(
                 inside(path.parent, path.name), follow=False, view_files=view_files, compressed=False
             ) as file:
-                if file.attrs.get("format") != FORMAT or file.attrs.get("version") != VERSION:
+                if file.attrs.get("format") != FORMAT or file.attrs.get("version") not in versions:
                     raise CheckpointError(f"{path} is not a file of an {FORMAT}, version {VERSION}")
                 yield file
         except (TypeError, AttributeError, IndexError, RecursionError, SystemError) as error:
@@ -143,18 +143,33 @@ def read_rows(group: h5py.Group, rows: slice) -> Rows:
     return found
 
 
-def _keys(group: h5py.Group, rows: slice) -> KeyArray:
+def _keys(group: h5py.Group, rows: slice, name: str = "keys") -> KeyArray:
     """Read keys: u64[n], or 128-bit ones as u64[n, 2].
 
     Raises:
         CheckpointError: they are not stored so.
     """
-    data = group["keys"]
+    data = group[name]
     if data.dtype != np.uint64 or data.shape[1:] not in ((), (2,)):
         raise CheckpointError(
-            f"{group.file.filename}: the keys of {group.name} are not numbers of 64 or 128 bits"
+            f"{group.file.filename}: the {name} of {group.name} are not numbers of 64 or 128 bits"
         )
     return from_pairs(data[rows])
+
+
+def read_deleted(group: h5py.Group, wanted: list[KeyRange]) -> KeyArray:
+    """Read the keys of a delta's vector in some ranges whose rows are gone; a base has none.
+
+    Raises:
+        CheckpointError: they are not ascending keys.
+    """
+    if "deleted" not in group:
+        return _keys(group, slice(0, 0))
+    keys = _keys(group, slice(None), "deleted")
+    if not ascend(keys):
+        raise CheckpointError(f"{group.file.filename}: the deleted keys of {group.name} do not ascend")
+    parts = [keys[rows_within(keys, piece)] for piece in wanted]
+    return np.concatenate([keys[:0], *parts])
 
 
 def concatenate(parts: list[Rows]) -> Rows:
@@ -179,4 +194,9 @@ def differences(file: h5py.File, name: str, part: Mapping[str, Any]) -> list[str
     ranges = [KeyRange(begin, end) for begin, end, _, _ in part["ranges"]]
     if row_ranges(ranges, keys) != part["ranges"] or sum(run[3] for run in part["ranges"]) != len(keys):
         problems.append(f"the rows of vector {name!r} are not in the ranges that the manifest says")
+    deleted = read_deleted(group, ranges)
+    if len(deleted) != part.get("deleted", 0) or ("deleted" in group) != ("deleted" in part):
+        problems.append(
+            f"vector {name!r} has {len(deleted)} deleted keys in its ranges, the manifest says {part.get('deleted')}"
+        )
     return problems

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.checkpoint.manifest import NOTE, Entry, entry_of
+from mpips.checkpoint.manifest import DELTA_VERSION, NOTE, VERSION, Entry, entry_of
 from mpips.checkpoint.shard_file import concatenate, create_file, row_ranges, write_array
 from mpips.errors import CheckpointError
-from mpips.keys import ascend, numbers, order, pairs
+from mpips.keys import KeyArray, ascend, numbers, order, pairs
 from mpips.ranges import KeyRange, coalesce
 from mpips.storage.segment import Rows, Segment
 from mpips.storage.updates import Setting, VectorSpec
@@ -26,6 +26,8 @@ class Saved(NamedTuple):
     settings: dict[str, Setting]
     ranges: list[KeyRange]
     rows: Rows
+    deleted: KeyArray | None = None
+    """Of a delta, whose rows are those that changed: the keys that have no row any more, ascending."""
 
 
 def save(segment: Segment) -> Saved:
@@ -75,9 +77,10 @@ def write_shard(
     """
     vectors: dict[str, Any] = {}
     path = Path(folder) / f"server-{server:04d}.h5"
-    with create_file(path, meta) as file:
-        for name, segment in segments.items():
-            saved = save(segment) if isinstance(segment, Segment) else segment
+    parts = {name: save(each) if isinstance(each, Segment) else each for name, each in segments.items()}
+    delta = any(saved.deleted is not None for saved in parts.values())
+    with create_file(path, meta, DELTA_VERSION if delta else VERSION) as file:
+        for name, saved in parts.items():
             keys, values, state = saved.rows
             group = file.create_group(f"vectors/{name}")
             write_array(group, "keys", pairs(keys))
@@ -95,6 +98,9 @@ def write_shard(
                 "rows": len(keys),
                 "ranges": row_ranges(saved.ranges, keys),
             }
+            if saved.deleted is not None:
+                write_array(group, "deleted", pairs(saved.deleted))
+                vectors[name]["deleted"] = len(saved.deleted)
     return entry_of(path, "server", server) | {"vectors": vectors}
 
 

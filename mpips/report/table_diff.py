@@ -19,14 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import keys as key_arrays
-from mpips.checkpoint.loading import vectors
+from mpips.checkpoint.loading import load_range, vectors
 from mpips.checkpoint.manifest import explained, read_manifest, runs_of, vector_names
 from mpips.checkpoint.shard_file import open_file
 from mpips.errors import InputError
 from mpips.files import hdf5, npz
-from mpips.keys import KeyArray, from_pairs
+from mpips.keys import KeyArray, from_pairs, pairs
+from mpips.ranges import ALL
 from mpips.storage import initial
 from mpips.storage.initial import Initial
+from mpips.storage.updates import VectorSpec
 
 PIECE = 1 << 18
 """Rows that are read at once."""
@@ -161,8 +163,11 @@ def of_checkpoint(path: Path, closing: ExitStack) -> dict[str, Table]:
 
     The shards stay open until `closing` is closed. CheckpointError if it is damaged.
     """
-    entries, specs = read_manifest(path)["files"], vectors(path)
+    manifest, specs = read_manifest(path), vectors(path)
+    entries = manifest["files"]
     names = vector_names(entries)
+    if "follows" in manifest:
+        return {title: table for name in names for title, table in _of_delta(path, specs[name])}
     used = sorted({run.file for name in names for run in runs_of(entries, name)})
     files = {name: closing.enter_context(open_file(path / name)) for name in used}
     found: dict[str, Table] = {}
@@ -183,6 +188,21 @@ def of_checkpoint(path: Path, closing: ExitStack) -> dict[str, Table]:
             init = specs[name].init if title == name else 0.0
             found[title] = Table(total, width, dtype, keys, _reader(pieces, width, dtype), init, bits)
     return found
+
+
+def _of_delta(path: Path, spec: VectorSpec) -> Iterator[tuple[str, Table]]:
+    """Yield a vector of a delta, after the checkpoints that it needs, and its state columns, all in memory."""
+    rows = load_range(path, spec.name, [ALL])
+    keys = _key_reader([(pairs(rows.keys), 0, len(rows.keys))], spec.key_bits)
+    columns = {spec.name: rows.values}
+    # As of a base.
+    if len(rows.keys):
+        columns |= {f"{spec.name}.{name}": rows.state[name] for name in sorted(rows.state)}
+    for title, column in columns.items():
+        width, dtype = column.shape[1], column.dtype
+        read = _reader([(column, 0, len(column))], width, dtype)
+        init = spec.init if title == spec.name else 0.0
+        yield title, Table(len(column), width, dtype, keys, read, init, spec.key_bits)
 
 
 def _reader(

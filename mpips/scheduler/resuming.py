@@ -40,13 +40,15 @@ def newest_sound(candidates: Iterable[Path], turn: Callable[[], object]) -> tupl
         CheckpointError: none is sound; says what is wrong with the first.
     """
     passed: list[str] = []
+    # Deltas need the same ones.
+    valid = set[Path]()
     for path in candidates:
         try:
             read_manifest(path)
         except CheckpointError as error:
             passed.append(str(error))
             continue
-        problems = inspection.verify(path, turn)
+        problems = inspection.verify(path, turn, valid)
         if not problems:
             return path, passed
         passed.append(f"checkpoint {path} is damaged: {problems[0]}")

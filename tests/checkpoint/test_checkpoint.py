@@ -393,8 +393,8 @@ def test_unsupported_arrays_and_invalid_checkpoints(tmp_path: Path, sound: Path)
         write_worker(tmp_path / "nowhere", 0, {})
     with pytest.raises(CheckpointError, match=r"has no vector 'v'; it has: counts, w"):
         load_range(sound, "v", [ALL])
-    (folder / "manifest.json").write_text('{"format": "mpips checkpoint", "version": 2}')
-    with pytest.raises(CheckpointError, match="format version 2, this mpips reads 1"):
+    (folder / "manifest.json").write_text('{"format": "mpips checkpoint", "version": 3}')
+    with pytest.raises(CheckpointError, match="format version 3, this mpips reads 1 and 2"):
         read_manifest(folder)
     for text, message in (("{", "not JSON"), ("[]", "not a manifest"), ("{}", "not a manifest")):
         (folder / "manifest.json").write_text(text)

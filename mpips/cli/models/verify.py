@@ -45,7 +45,7 @@ def command(arguments: argparse.Namespace) -> int:
     from mpips.rundir.folder import RunFolder
     from mpips.rundir.order_files import named_run
 
-    damaged = 0
+    damaged, valid = 0, set[Path]()
     for given in arguments.checkpoint:
         named = Path(given) if Path(given).exists() else named_run(given)
         run = RunFolder(named)
@@ -57,7 +57,7 @@ def command(arguments: argparse.Namespace) -> int:
             continue
         check_present(named)
         for path in folders(named) or [named]:
-            problems = verify(path)
+            problems = verify(path, valid=valid)
             entries = [] if problems else read_manifest(path)["files"]
             damaged += _print_outcome(path, problems, [entry["bytes"] for entry in entries])
     return 1 if damaged else 0

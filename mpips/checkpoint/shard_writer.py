@@ -1,0 +1,113 @@
+"""Writes the files of one server: bases, and deltas, which have what changed since an earlier checkpoint.
+
+The writer keeps the digest of what it has written last: 16 bytes for each row of 64-bit keys, and twice as much while a
+checkpoint is being written. It is only a cache: the file of a checkpoint is recognised by its hash in the manifest, and
+of the ranges that another server has written, or a former primary, the rows are read from that checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mpips.checkpoint.delta import Digest, digest, merged, since
+from mpips.checkpoint.loading import load_range
+from mpips.checkpoint.manifest import Entry, read_manifest, vector_names
+from mpips.checkpoint.shard_file import rows_within
+from mpips.checkpoint.writing import Saved, write_shard
+from mpips.errors import CheckpointError
+from mpips.ranges import KeyRange, coalesce, intersection
+
+
+class _Written(NamedTuple):
+    """What a file has of one vector."""
+
+    ranges: list[KeyRange]
+    digest: Digest
+
+
+class ShardWriter:
+    """Writes a server's files, in a thread of its own or not; see the module."""
+
+    def __init__(self) -> None:
+        # By the hash of the file, and the vector's name.
+        self._written: dict[str, dict[str, _Written]] = {}
+
+    def write(
+        self,
+        folder: Path,
+        server: int,
+        parts: Mapping[str, Saved],
+        meta: Mapping[str, Any],
+        follows: str | None,
+    ) -> Entry:
+        """Write a server's file, durably; return its entry for `commit`.
+
+        `follows` is the name of an earlier checkpoint beside it: only what has changed since is written. None: all.
+
+        Raises:
+            CheckpointError: the file cannot be written, or the earlier checkpoint cannot be read.
+        """
+        now = {name: digest(saved.rows) for name, saved in parts.items()}
+        known: dict[str, dict[str, _Written]] = {}
+        if follows is not None:
+            earlier = Path(folder).with_name(follows)
+            entries = read_manifest(earlier)["files"]
+            hashes = [entry["sha256"] for entry in entries if entry["sha256"] in self._written]
+            known = {each: self._written[each] for each in hashes[:1]}
+            mine = next(iter(known.values()), {})
+            there, changed = vector_names(entries), {}
+            for name, saved in parts.items():
+                at = earlier if name in there else None
+                before = _before(at, saved, mine.get(name), now[name])
+                rows, deleted = since(before, saved.rows, now[name])
+                changed[name] = saved._replace(rows=rows, deleted=deleted)
+            parts = changed
+        entry = write_shard(folder, server, parts, meta)
+        held = {name: _Written(coalesce(saved.ranges), now[name]) for name, saved in parts.items()}
+        self._written = known | {entry["sha256"]: held}
+        return entry
+
+
+def _before(earlier: Path | None, saved: Saved, mine: _Written | None, now: Digest) -> Digest:
+    """Return the digest of the rows that a checkpoint has of a vector's ranges, None: it has no such vector."""
+    ranges = coalesce(saved.ranges)
+    if mine is not None and mine.ranges == ranges:
+        return mine.digest
+    nothing = Digest(now.keys[:0], now.hashes[:0])
+    held, (keys, hashes) = mine or _Written([], nothing)
+    found = [nothing]
+    for owned in held:
+        for piece in filter(None, (intersection(owned, each) for each in ranges)):
+            at = rows_within(keys, piece)
+            found.append(Digest(keys[at], hashes[at]))
+    missing = without(ranges, held)
+    if missing and earlier is not None:
+        rows = load_range(earlier, saved.spec.name, missing)
+        if {name: column.dtype for name, column in rows.state.items()} != {
+            name: column.dtype for name, column in saved.rows.state.items()
+        }:
+            raise CheckpointError(f"{earlier}: vector {saved.spec.name!r} has other state columns")
+        found.append(digest(rows))
+    return merged(found)
+
+
+def without(ranges: Iterable[KeyRange], others: Iterable[KeyRange]) -> list[KeyRange]:
+    """Return what of some ranges lies in none of the others, both as `coalesce` returns them.
+
+    >>> without([KeyRange(0, 10), KeyRange(20, 30)], [KeyRange(2, 4), KeyRange(8, 25)])
+    [KeyRange(begin=0, end=2), KeyRange(begin=4, end=8), KeyRange(begin=25, end=30)]
+    """
+    left = list(ranges)
+    for other in others:
+        pieces = [
+            part
+            for each in left
+            for part in (
+                KeyRange(each.begin, min(each.end, other.begin)),
+                KeyRange(max(each.begin, other.end), each.end),
+            )
+        ]
+        left = [each for each in pieces if not each.empty]
+    return left
