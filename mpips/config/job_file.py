@@ -149,7 +149,10 @@ class CheckpointSpec:
     every_seconds: float = field(default=0.0, metadata=SECONDS)
     """Seconds between two checkpoints; can be combined with `every`; 0: passes only."""
     keep: int = field(default=2, metadata={"at_least": 1, "at_most": typed.MOST})
-    """Number of checkpoints to keep; older ones are removed."""
+    """Number of checkpoints to keep; older ones are removed, unless deltas that are kept need them."""
+    incremental: int = field(default=0, metadata={"at_least": 0, "at_most": 1000})
+    """Number of deltas, checkpoints of what has changed since the one before, between two whole ones; 0: all are whole.
+    Each server keeps 16 bytes for each row then."""
     before_end: float = field(default=60.0, metadata=SECONDS)
     """Seconds left when the run stops by itself before the end of its allocation or of job.time_limit, at most a
     quarter of the time; the duration of a step and of checkpoints so far is added. 0: it does not stop for time."""

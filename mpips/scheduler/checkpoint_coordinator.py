@@ -6,7 +6,8 @@
     when all have:     write the manifest; remove old checkpoints
 
 A checkpoint that cannot be written, because the disk is full or a rank dies, is dropped with a warning; the previous
-one stays.
+one stays. With [checkpoint] incremental, a checkpoint is a delta of the last one of this run that is complete, as the
+disk shows it, so a successor goes on alike. After a delta that was dropped the next checkpoint is whole.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from mpips.calls import BuiltInCall
 from mpips.checkpoint import checkpoint
-from mpips.checkpoint.lineage import Lineage
-from mpips.checkpoint.manifest import MANIFEST
+from mpips.checkpoint.lineage import Lineage, owner_of
+from mpips.checkpoint.manifest import MANIFEST, complete_checkpoints, from_base, order_of
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
 from mpips.config.job_file import Job
@@ -69,6 +70,7 @@ class _Pending(NamedTuple):
     folder: Path
     about: dict[str, Any]
     tasks: list[Task]
+    follows: dict[str, str] | None
 
 
 class CheckpointCoordinator:
@@ -85,6 +87,8 @@ class CheckpointCoordinator:
         self._pending: _Pending | None = None
         self._began = 0.0
         self._unremoved = ""
+        # Whether the last delta was dropped: perhaps what it follows cannot be read.
+        self._delta_failed = False
         self.problem = ""
         """Why the last one was dropped; empty if it was not."""
         self.given_up = 0
@@ -102,7 +106,7 @@ class CheckpointCoordinator:
         self._began = self._cluster.node.van.now()
         for _ in range(5):
             folder = self._cluster.decide(lambda: self._make(directory, step))
-            if not folder or self._snapshot(Path(folder), about):
+            if not folder or self._snapshot(Path(folder), about, self._follows(Path(folder))):
                 return folder
             self._abandon(Path(folder))
         self._give_up(None, "servers died in each of 5 attempts")
@@ -115,16 +119,37 @@ class CheckpointCoordinator:
             self._give_up(None, str(error))
             return ""
 
-    def _snapshot(self, folder: Path, about: dict[str, Any]) -> bool:
+    def _follows(self, folder: Path) -> dict[str, str] | None:
+        """Return the checkpoint that a new one is a delta of; None if it is whole."""
+        most = self._cluster.job.checkpoint.incremental
+        if not most:
+            return None
+
+        def choose() -> dict[str, str] | None:
+            run = self._cluster.lineage.run
+            own = [each for each in complete_checkpoints(folder.parent) if owner_of(each[1]) == run]
+            if not own or self._delta_failed:
+                return None
+            last, manifest = own[-1]
+            if order_of(last) > order_of(folder) or len(from_base(last)) > most:
+                return None
+            return {"checkpoint": last.name, "sha256": manifest["sha256"]}
+
+        return self._cluster.decide(choose)
+
+    def _snapshot(self, folder: Path, about: dict[str, Any], follows: dict[str, str] | None) -> bool:
         """Return whether all have copied their state: a server may have died, or given shards away, meanwhile."""
         cluster = self._cluster
         held = cluster.decide(cluster.shards_by_host)
         hosts = cluster.some([rank for rank, _ in held])
         each = [{"shards": shards, "number": number} for number, (_, shards) in enumerate(held)]
+        args: dict[str, Any] = {"folder": str(folder)}
+        if cluster.job.checkpoint.incremental:
+            args |= {"incremental": True, "follows": follows and follows["checkpoint"]}
         try:
             cluster.node.wait_all(
                 [
-                    hosts.start(BuiltInCall.SNAPSHOT, {"folder": str(folder)}, each=each),
+                    hosts.start(BuiltInCall.SNAPSHOT, args, each=each),
                     cluster.workers.start(BuiltInCall.SNAPSHOT, {"folder": str(folder)}),
                 ]
             )
@@ -138,7 +163,7 @@ class CheckpointCoordinator:
         for task in writing:
             # `_look` handles its error.
             task.handled = True
-        self._pending = _Pending(folder, about, writing)
+        self._pending = _Pending(folder, about, writing, follows)
         self.problem = ""
         return True
 
@@ -161,7 +186,7 @@ class CheckpointCoordinator:
             return
         errors = [task.error for task in pending.tasks if task.error is not None]
         if errors:
-            self._give_up(pending.folder, str(errors[0]))
+            self._give_up(pending.folder, str(errors[0]), pending.follows is not None)
         # Otherwise another leader has committed it.
         elif pending.folder.is_dir() and not (pending.folder / MANIFEST).exists():
             self._commit(pending)
@@ -170,12 +195,21 @@ class CheckpointCoordinator:
         entries = [reply.meta for task in pending.tasks for reply in task.values if reply.meta]
         cluster = self._cluster
         try:
-            checkpoint.commit(pending.folder, entries, pending.about, self._provenance(), cluster.lineage.run)
+            checkpoint.commit(
+                pending.folder,
+                entries,
+                pending.about,
+                self._provenance(),
+                cluster.lineage.run,
+                pending.follows,
+            )
         except (MpipsError, OSError) as error:
-            self._give_up(pending.folder, str(error))
+            self._give_up(pending.folder, str(error), pending.follows is not None)
             return
+        self._delta_failed = False
         cluster.durations.saved(cluster.node.van.now() - self._began)
-        cluster.note("checkpoint", step=pending.about["step"], folder=str(pending.folder))
+        delta = {"follows": pending.follows["checkpoint"]} if pending.follows else {}
+        cluster.note("checkpoint", step=pending.about["step"], folder=str(pending.folder), **delta)
         # A recorded run can be replayed only from the checkpoint that it started from.
         spare = [
             pending.folder,
@@ -193,10 +227,11 @@ class CheckpointCoordinator:
         if not self._cluster.node.policy.is_replay:
             checkpoint.abandon(folder)
 
-    def _give_up(self, folder: Path | None, why: str) -> None:
-        self.problem = why
+    def _give_up(self, folder: Path | None, why: str, delta: bool = False) -> None:
+        self.problem, self._delta_failed = why, delta
         self.given_up += 1
         if folder is not None:
             self._abandon(folder)
         self._cluster.note("no checkpoint", why=why)
-        self._warn(f"warning: no checkpoint was written ({why}); the run continues")
+        after = ", and the next checkpoint is a whole one" if delta else ""
+        self._warn(f"warning: no checkpoint was written ({why}); the run continues{after}")

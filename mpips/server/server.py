@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mpips.calls import BuiltInCall
+from mpips.checkpoint.shard_writer import ShardWriter
 from mpips.checkpoint.writing import write_shard
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
@@ -58,6 +59,7 @@ class Server:
         since the later acknowledgement wakes each worker once more.
         """
         self.node, self._file = node, file or SnapshotFile(node)
+        self._shard_writer = ShardWriter()
         self.lists = KeyCache(key_cache)
         self.fast_path = FastPath(node, self.lists)
         self._acknowledgements = Acknowledgements(self._acknowledge)
@@ -177,15 +179,25 @@ class Server:
         held = [hosted for shard in self.shards for hosted in shard.vectors.values()]
         return {**self.node.account(), "keys": sum(len(hosted.segment) for hosted in held)}
 
-    def _snapshot(self, folder: str, shards: list[int], number: int) -> dict[str, Any]:
-        """Copy shards, and start to write them."""
+    def _snapshot(
+        self,
+        folder: str,
+        shards: list[int],
+        number: int,
+        incremental: bool = False,
+        follows: str | None = None,
+    ) -> dict[str, Any]:
+        """Copy shards, and start to write them; if `incremental`, see `ShardWriter`."""
         # A replay writes no checkpoints.
         if self.node.policy.is_replay:
             self._file.skip()
             return {}
         parts, clocks = copied(self._copy_complete(each) for each in shards)
         meta = {"server": number, "clocks": clocks}
-        self._file.start(write_shard, Path(folder), number, parts, meta)
+        if incremental:
+            self._file.start(self._shard_writer.write, Path(folder), number, parts, meta, follows)
+        else:
+            self._file.start(write_shard, Path(folder), number, parts, meta)
         return {}
 
     def _copy_complete(self, number: int) -> Shard:
