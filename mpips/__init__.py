@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         explained as explained,
         read_manifest as read_manifest,
     )
+    from mpips.client.following import follow as follow
     from mpips.client.loading import load_model as load_model
     from mpips.client.model import Model as Model
     from mpips.client.run import Run as Run, RunInterrupted as RunInterrupted, run as run
@@ -112,6 +113,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "mpips.checkpoint.loading": "load_range",
     "mpips.checkpoint.manifest": "MANIFEST explained read_manifest",
+    "mpips.client.following": "follow",
     "mpips.client.loading": "load_model",
     "mpips.client.model": "Model",
     "mpips.client.run": "Run RunInterrupted run",

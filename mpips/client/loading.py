@@ -48,6 +48,11 @@ def load_model(source: str | os.PathLike[str] = "latest", *, program: str | None
     path = named_run(os.fspath(source))
     if os.fspath(source) == LATEST:
         check_has_model(path)
+    return made_of(path, program)
+
+
+def made_of(path: Path, program: str | None) -> Model:
+    """Load the model of a run's folder, of a checkpoint, or of a model file. Errors: as of `load_model`."""
     found, loaded, job = _find(path, trusted_loader(program))
     make: Callable[[Path, Job], Model] | None = getattr(loaded.module, "load_model", None)
     if make is None:
