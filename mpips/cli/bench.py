@@ -33,6 +33,7 @@ Run a benchmark. Each has its own --help.
   mpips bench pushpull                          pushes and pulls compared with plain MPI, the upper limit
   mpips bench overlap                           cost of a push or a pull for a worker that computes
   mpips bench record                            cost of recording a run, and whether it can be reproduced
+  mpips bench checkpoint                        bytes and time of deltas, compared with whole checkpoints
   mpips bench idle                              cost of idle ranks, their wake-up latency, and more ranks than cores
   mpips bench filters                           bytes of training for combinations of filters
   mpips bench coding                            cost and savings of each filter
