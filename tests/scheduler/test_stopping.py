@@ -128,7 +128,7 @@ def test_a_checkpoint_that_is_read_is_left(tmp_path: Path, monkeypatch: pytest.M
         cluster.resume = tmp_path / "step-000001"
         van = cluster.node.van
 
-        def verify(path: Path, turn: Callable[[], object]) -> list[str]:
+        def verify(path: Path, turn: Callable[[], object], valid: set[Path]) -> list[str]:
             while van.now() < 90.0:
                 seen.append(van.now())
                 turn()
