@@ -149,6 +149,8 @@ class Online:
                 if cluster.renewed():
                     regroup(cluster)
                     self._follow()
+                if cluster.due_within_step():
+                    break
             if self.parts.finished and self.at.number == 1:
                 say(cluster, [asdict(self._met)])
             if self.parts.finished:

@@ -147,7 +147,8 @@ class CheckpointSpec:
     every: int = field(default=0, metadata={"at_least": 0, "at_most": typed.MOST})
     """Passes between two checkpoints; 0 here and in every_seconds: only on request, and to stop."""
     every_seconds: float = field(default=0.0, metadata=SECONDS)
-    """Seconds between two checkpoints; can be combined with `every`; 0: passes only."""
+    """Seconds between two checkpoints; can be combined with `every`; 0: passes only. A checkpoint waits for the end of
+    a pass, but not in online learning with `incremental`."""
     keep: int = field(default=2, metadata={"at_least": 1, "at_most": typed.MOST})
     """Number of checkpoints to keep; older ones are removed, unless deltas that are kept need them."""
     incremental: int = field(default=0, metadata={"at_least": 0, "at_most": 1000})

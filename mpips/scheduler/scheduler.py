@@ -443,13 +443,20 @@ class Cluster:
         """Return whether a checkpoint is due after `step`: by the job file, on request, or before a stop."""
         self._has_trained = True
         self.durations.stepped(self.node.van.now())
-        every, seconds = self.job.checkpoint.every, self.job.checkpoint.every_seconds
-
-        def late() -> bool:
-            return self.orders.checkpoint or 0 < seconds <= self.node.van.now() - self._last_checkpoint
-
+        every = self.job.checkpoint.every
         asked = every > 0 and step % every == 0
-        return self.stop is not None or asked or self.decide(late)
+        return self.stop is not None or asked or self.decide(self._is_late)
+
+    def due_within_step(self) -> bool:
+        """Return whether a checkpoint is due by time or on request, before a step that takes long has ended.
+
+        Only with [checkpoint] incremental, so that it is small. Then `due` returns it, too.
+        """
+        return self.job.checkpoint.incremental > 0 and self.decide(self._is_late)
+
+    def _is_late(self) -> bool:
+        seconds = self.job.checkpoint.every_seconds
+        return self.orders.checkpoint or 0 < seconds <= self.node.van.now() - self._last_checkpoint
 
     def stopping(self) -> bool:
         """Return whether to stop now; the checkpoint is written then, and the run ends as stopped, to be resumed.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from synthetic import F8, DataSet, Hooks, Outcome, make, objective, run_twin, svmlight
 
-from mpips.checkpoint.manifest import complete
+from mpips.checkpoint.manifest import complete, read_manifest
 from mpips.data import DataSpec, read, text
 from mpips.data.convert import convert
 from mpips.errors import MpipsError
@@ -402,3 +402,24 @@ def test_small_gradients_that_are_held_back_are_pushed_in_the_end(
         "no step before the first pass was over"
     )
     assert outcome.passes("mean loss")[1] < 0.95 * np.log(2.0)
+
+
+@pytest.mark.parametrize("algorithm", ["ftrl", "sgd"])
+def test_deltas_are_written_within_a_pass_and_resumed_to_the_same_bits(
+    data_set: DataSet, tmp_path: Path, algorithm: str
+) -> None:
+    settings = {"algorithm": algorithm, **SETTINGS, "batch": 3}
+    plain = run_twin(data_set, 2, 2, settings=settings)
+    how: dict[str, Any] = {
+        "checkpoint": {"every_seconds": 0.01, "incremental": 3, "keep": 99},
+        "settings": settings,
+    }
+    delays = random_delays(1, delay=0.004)
+    deltas = run_twin(data_set, 2, 2, hooks=Hooks(checkpoints=tmp_path), delays=delays, **how)
+    assert deltas.sha == plain.sha
+    written = complete(tmp_path)
+    assert len(written) > SETTINGS["passes"] + 1
+    assert ["follows" in read_manifest(path) for path in written[:5]] == [False, True, True, True, False]
+    for path in (written[1], written[3]):
+        again = run_twin(data_set, 3, 2, hooks=Hooks(resume=path), **how)
+        assert again.sha == plain.sha
