@@ -451,6 +451,10 @@ class Cluster:
         """Return whether a checkpoint is due by time or on request, before a step that takes long has ended.
 
         Only with [checkpoint] incremental, so that it is small. Then `due` returns it, too.
+
+        >>> from mpips import simulate
+        >>> simulate(lambda cluster: cluster.due_within_step(), worker=lambda context: None)
+        False
         """
         return self.job.checkpoint.incremental > 0 and self.decide(self._is_late)
 
