@@ -114,7 +114,7 @@ docs: .venv/docs-ready
 
 # Without an environment of the build's own: the packages that it needs are in .venv.
 package: .venv/test-ready
-	rm -rf build dist
+	rm -rf build/lib build/bdist.* dist
 	.venv/bin/python -m build --no-isolation --outdir dist .
 	.venv/bin/python -m twine check --strict dist/*.whl dist/*.tar.gz
 	.venv/bin/python -P packaging/man_pages.py dist/man

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -60,7 +61,20 @@ def keep_bars(app: Sphinx, what: str, name: str, thing: object, options: object,
             lines[number] = "".join(part if part[:1] == "`" else part.replace("|", "\\|") for part in parts)
 
 
+def sign(
+    app: Sphinx, what: str, name: str, thing: type, options: object, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Show the arguments of modules for PyTorch, whose class hides them where it is not installed."""
+    if what != "class" or not name.startswith("mpips.torch."):
+        return None
+    own = inspect.signature(thing.__init__)
+    return str(
+        own.replace(parameters=list(own.parameters.values())[1:], return_annotation=own.empty)
+    ), returns
+
+
 def setup(app: Sphinx) -> None:
     """Connect what is generated."""
+    app.connect("autodoc-process-signature", sign)
     app.connect("autodoc-process-docstring", keep_bars)
     app.connect("source-read", insert_generated)

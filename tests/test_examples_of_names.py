@@ -1,7 +1,7 @@
 """Every public name, and every public method that programs call, has an example that is run.
 
 Names of `mpips` itself: `tests/test_api.py`, which runs their docstrings and docs/api.md. Those of `mpips.torch`:
-`tests/pytorch`, where PyTorch is installed; that they have examples is checked here by their text.
+`tests/pytorch`, where PyTorch is installed; those of `mpips.jax`: `tests/embedding`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ CALLED_BY_MPIPS = {
 MODULES = {
     "mpips.data": mpips.data.__all__,
     "mpips.embedding": ["Bags", "Dense", "Embedding", "Fetched", "field_keys"],
-    "mpips.jax": ["Dense", "Embedding", "Fetched"],
     "mpips.estimators": ["FactorizationMachine", "LatentDirichletAllocation", "SparseLogisticRegression"],
     "mpips.testing": ["simulate"],
 }  # fmt: skip
@@ -82,15 +81,10 @@ def shown() -> str:
     return "\n".join([*(each.source for test in own for each in test.examples), *texts])
 
 
-@pytest.fixture(scope="module")
-def needed() -> None:
-    for module in ("jax", "sklearn"):
-        pytest.importorskip(module)
-
-
 @pytest.mark.parametrize("module", MODULES)
-@pytest.mark.usefixtures("needed")
 def test_examples_of_a_module_are_correct_and_have_its_names(module: str) -> None:
+    if module == "mpips.estimators":
+        pytest.importorskip("sklearn")
     loaded = importlib.import_module(module)
     tests = {name: found(name, loaded) for name in MODULES[module]}
     for each in (each for some in tests.values() for each in some):
@@ -111,22 +105,19 @@ def test_methods_of_public_classes_have_examples(name: str) -> None:
     check_shown(name, getattr(mpips, name), shown())
 
 
-def test_names_of_pytorch_have_examples() -> None:
-    tree = ast.parse((ROOT / "mpips" / "torch.py").read_text())
-    classes = {
-        node.name: node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)
+@pytest.mark.parametrize("module", ["torch", "jax"])
+def test_names_for_frameworks_have_examples(module: str) -> None:
+    """By their text: PyTorch is not installed everywhere, and after JAX this process could not fork."""
+    tree = ast.parse((ROOT / "mpips" / f"{module}.py").read_text())
+    public = [
+        node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)
         if node.name == "_Rows" or not node.name.startswith("_")
-    }  # fmt: skip
-    docs = {
-        name: "\n".join(
-            ast.get_docstring(each) or "" for each in ast.walk(node) if isinstance(each, type(node))
-        )
-        for name, node in classes.items()
-    }
-    lines = "\n".join(re.findall(r"^ *(?:>>>|\.\.\.) .*$", "\n".join(docs.values()), re.M))
-    for name, node in classes.items():
-        assert name == "_Rows" or re.search(rf"\b{name}\(", lines), name
+    ]  # fmt: skip
+    docs = "\n".join(ast.get_docstring(node) or "" for node in public)
+    lines = "\n".join(re.findall(r"^ *(?:>>>|\.\.\.) .*$", docs, re.M))
+    for node in public:
+        assert node.name == "_Rows" or re.search(rf"\b{node.name}\b", lines), node.name
         for each in node.body if isinstance(node, ast.ClassDef) else []:
             # A module is called, which calls `forward`.
             if isinstance(each, ast.FunctionDef) and not each.name.startswith("_") and each.name != "forward":
-                assert re.search(rf"\.{each.name}\b", lines), f"{name}.{each.name}"
+                assert re.search(rf"\.{each.name}\b", lines), f"{node.name}.{each.name}"

@@ -268,7 +268,7 @@ def traffic_lines(traffic: dict[str, Any]) -> list[str]:
         each = ", ".join(
             f"{name} {bytes_si(one['raw'])} to {bytes_si(one['wire'])}" for name, one in by.items()
         )
-        if raw > sent:
+        if raw > sent and bytes_si(raw) != bytes_si(sent):
             lines.append(f"{role}s sent {bytes_si(sent)} instead of {bytes_si(raw)}: {each}")
     return lines
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import doctest
+import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from simulated import simulate
 
 import mpips.jax
-from mpips import Context, UsageError, VectorSpec
+from mpips import Context, UsageError, VectorSpec, testing
 from mpips.embedding import Dense, Embedding
 from mpips.scheduler.scheduler import Cluster
 
@@ -22,6 +25,16 @@ def test_examples_of_docstrings() -> None:
     failed, tried = doctest.testmod(mpips.jax)
     assert tried
     assert not failed
+
+
+def test_the_example_of_the_documentation_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "embeddings.md").read_text()
+    first, _, worker = re.findall(r"```python\n(.*?)```", text, re.S)
+    (tmp_path / "embedded.py").write_text(first + worker)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    # That of an answer which does not depend on the id is 0.69.
+    assert testing.simulate("embedded.py", servers=2, workers=2)["loss"] < 0.5
 
 
 def batches() -> Any:

@@ -139,7 +139,9 @@ def _run(arguments: argparse.Namespace, requests: StopRequests) -> int:
     passed += [*folder.claim_arguments(), *([] if detached is None else detached.arguments())]
     ranks = mpi_launcher.rank_command(arguments.job, passed)
     planned = mpi_launcher.plan(starter, size, ranks, survive=survive, pmi=arguments.pmi)
-    print(f"mpips: {planned}", file=sys.stderr, flush=True)
+    # On a terminal the whole line would fill several.
+    by = f"{size} ranks are started by {Path(planned.line[0]).name}; --dry-run shows the whole line"
+    print(f"mpips: {by if sys.stderr.isatty() else planned}", file=sys.stderr, flush=True)
     cores = oversubscription.cores()
     if warning := oversubscription.warning(size, nodes, cores, job.heartbeat.patience):
         print(f"mpips: {warning}", file=sys.stderr, flush=True)

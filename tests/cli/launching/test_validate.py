@@ -63,6 +63,7 @@ def ranks_of(started: Started) -> list[int]:
 
 @pytest.mark.ranks
 @pytest.mark.once
+@pytest.mark.long
 def test_a_rank_that_hangs_is_named_and_nothing_is_left(
     start_mpips: Callable[..., Started], tmp_path: Path
 ) -> None:
@@ -95,6 +96,7 @@ def processes_about(folder: Path) -> list[str]:
 
 @pytest.mark.ranks
 @pytest.mark.once
+@pytest.mark.long
 def test_a_run_whose_ranks_all_hang_leaves_no_process(tmp_path: Path) -> None:
     roles = (("scheduler", 0), ("server", 0), ("server", 1), ("worker", 0))
     stops = ", ".join(f'{{role="{role}", index={index}, at_seconds=0.1}}' for role, index in roles)
