@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,14 @@ class Clicks(NamedTuple):
     def part(self, index: int, count: int) -> Clicks:
         """Return the part of one of `count` workers."""
         return self.at(slice(index, None, count))
+
+
+def crc(clicks: Clicks) -> int:
+    """Return a checksum of clicks."""
+    found = 0
+    for each in clicks:
+        found = zlib.crc32(np.ascontiguousarray(each).view(np.uint8).reshape(-1).data, found)
+    return found
 
 
 def generated(count: int, seed: int, part: int = 0) -> Clicks:

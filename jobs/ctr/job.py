@@ -9,6 +9,7 @@ rows are pushed in rounds, too, so that results do not depend on the number of s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,9 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from mpips import Answer, Cluster, Context, JobError, Normal, VectorSpec, progress, push_pull, retry_on_loss
+from mpips import (
+    Answer,
+    Cluster,
+    Context,
+    InputError,
+    JobError,
+    Normal,
+    VectorSpec,
+    progress,
+    push_pull,
+    retry_on_loss,
+)
 from mpips.embedding import Dense as Parameters
-from mpips.jobs.ctr.clicks import Clicks, of_job
+from mpips.jobs.ctr.clicks import Clicks, crc, of_job
 from mpips.jobs.sparse_lr.evaluate import measures
 
 # At the start of all ranks: loading PyTorch takes seconds, in which a rank does not answer.
@@ -35,6 +47,8 @@ COLUMNS = (
     progress.Column("loss", "mean loss", 10, progress.significant(5)),
     progress.Column("auc", "test AUC", 9, progress.significant(5)),
 )
+MOST_LOSS = 10.0 * math.log(2.0)
+"""The largest mean loss of the last pass."""
 SCORED = 8192
 """Clicks that are scored at once."""
 
@@ -77,6 +91,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     """Train; return the mean loss, and the AUC of the test clicks if there are any, of each pass."""
     _check_installed()
     layers = cluster.workers.call("layers")
+    check_same_clicks(layers)
     if any(each != layers[0] for each in layers):
         raise JobError(
             "the layers of the workers begin with different values: they need the same version of PyTorch"
@@ -90,9 +105,12 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
         arguments = {"number": state["pass"], "first": state["rounds"]}
         with cluster.phase("train"):
             found = retry_on_loss(cluster, partial(cluster.workers.call, "train", arguments))
+        check_same_clicks([*found, layers[0]])
         loss, clicks = (sum(each[name] for each in found) for name in ("loss", "clicks"))
         scored = retry_on_loss(cluster, partial(cluster.workers.gather, "score"))
         scores, labels = np.concatenate([rows for _, rows in scored]).T
+        last = state["pass"] + 1 == settings.passes
+        check_loss(loss / clicks, bool(np.isfinite(scores).all()), last)
         line = {"loss": loss / clicks, "auc": measures(scores.astype(float), labels > 0)["auc"]}
         state = {
             "pass": state["pass"] + 1, "rounds": state["rounds"] + found[0]["steps"],
@@ -107,6 +125,39 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     return {**state["curve"][-1], "clicks": state["clicks"], "curve": state["curve"]}
 
 
+def check_same_clicks(found: list[dict[str, Any]]) -> None:
+    """Check that all workers have read the same `data`, also those that have joined later.
+
+    Raises:
+        InputError: they have not.
+    """
+    if len({each["data"] for each in found}) > 1:
+        raise InputError(
+            "[data] the workers have read different clicks: give a run files that stay as they are, the same on all"
+            " hosts"
+        )
+
+
+def check_loss(loss: float, scored: bool, last: bool) -> None:
+    """Check a pass by its mean loss, and by whether all scores of the test are finite; `last`: the last pass.
+
+    Raises:
+        InputError: training has diverged.
+
+    >>> check_loss(50.0, True, last=False)
+    >>> check_loss(50.0, True, last=True)
+    Traceback (most recent call last):
+        ...
+    mpips.errors.InputError: training diverged: the mean loss is 50, and 0.693 of a guess. Lower [ctr] alpha or rate
+    """
+    most = MOST_LOSS if last else math.inf
+    if not (loss < most and scored):
+        found = f"the mean loss is {loss:.3g}, and {math.log(2.0):.3g} of a guess"
+        raise InputError(
+            f"training diverged: {found if scored else 'scores are not finite'}. Lower [ctr] alpha or rate"
+        )
+
+
 class Worker:
     """Holds the clicks, of which it learns its part."""
 
@@ -115,14 +166,15 @@ class Worker:
         self.context, self.settings = context, context.job.settings
         self.clicks, self.test = of_job(context.job)
         settings = self.settings
+        self.digest = f"{crc(self.clicks):08x}{crc(self.test):08x}"
         self.network = begun(self.clicks, settings.width, settings.hidden, settings.seed)
         self.on_servers: tuple[Embedding, Dense] | None = None
 
     def layers(self) -> dict[str, Any]:
-        """Return the number of parameters of the layers, and a digest of their first values."""
+        """Return the number of parameters of the layers, and digests of their first values and of the clicks."""
         with torch.no_grad():
             values = torch.cat([each.reshape(-1) for each in self.network.parameters()]).numpy()
-        return {"count": len(values), "digest": Parameters.digest_of(values)}
+        return {"count": len(values), "digest": Parameters.digest_of(values), "data": self.digest}
 
     def begin(self, first: int = 0) -> tuple[Embedding, Dense]:
         """Take what the servers hold, and number the mini-batches from `first`."""
@@ -144,7 +196,7 @@ class Worker:
         for step in range(steps):
             yield part.at(order[step::steps])
 
-    def train(self, number: int, first: int) -> dict[str, float]:
+    def train(self, number: int, first: int) -> dict[str, Any]:
         """Learn from each click of its part once."""
         (rows, layers), total, clicks = self.begin(first), 0.0, 0
         steps = -(-len(self.clicks.labels) // (self.settings.batch * self.context.count))
@@ -153,8 +205,10 @@ class Worker:
             loss = loss_of(layers(batch.numbers, rows(batch.ids)), batch)
             loss.backward()
             layers.step()
-            total, clicks = total + loss.item() * len(batch.labels), clicks + len(batch.labels)
-        return {"loss": total, "clicks": clicks, "steps": steps}
+            # Of no clicks it is not a number: with more workers than clicks some have none.
+            total += loss.item() * len(batch.labels) if len(batch.labels) else 0.0
+            clicks += len(batch.labels)
+        return {"loss": total, "clicks": clicks, "steps": steps, "data": self.digest}
 
     def score(self) -> Answer:
         """Return the log-odds of its part of the test clicks, and their labels, [n, 2]."""

@@ -11,7 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import ALL, MANIFEST, Cluster, InputError, explained, load_range, npz, read_manifest, replacing
+from mpips import (
+    ALL,
+    MANIFEST,
+    NUMBER,
+    Cluster,
+    InputError,
+    explained,
+    load_range,
+    npz,
+    read_manifest,
+    replacing,
+    schema_error,
+)
 from mpips import keys as key_arrays
 from mpips.data import DataSpec, EncodingTable, Examples
 from mpips.data.tables.encoding import Encoding
@@ -21,9 +33,16 @@ from mpips.jobs.fm.settings import MOST, Settings
 from mpips.jobs.fm.training import factors_spec, places_of
 from mpips.jobs.sparse_lr.model import LogisticModel, reading
 from mpips.jobs.sparse_lr.online import values_of
-from mpips.typed import build
 
 MODEL = "model.npz"
+SCHEMA: dict[str, dict[str, Any]] = {
+    "fm": {
+        "factors": range(1, MOST + 1), "admit": range(2**24 + 1), "init": NUMBER, "factor_alpha": NUMBER,
+        "factor_beta": NUMBER, "factor_l2": NUMBER,
+    },
+    "job": {"seed": int},
+}  # fmt: skip
+"""The settings that a checkpoint is read with."""
 SHOWN = 20
 """Number of the features that are shown."""
 
@@ -166,7 +185,9 @@ def load(source: Path, job: Any) -> FactorizationModel:
         spec = reading(job)
         if (source / MANIFEST).is_file():
             linear, rows = (load_range(source, name, [ALL]) for name in ("w", "v"))
-            settings = build(Settings, job.get("fm", {}), ("fm",))
+            if problem := schema_error(job, SCHEMA, "its job"):
+                raise InputError(f"{source}: {problem}")
+            settings = Settings(**{name: job["fm"][name] for name in SCHEMA["fm"]})
             if (linear.values.shape[1], rows.values.shape[1]) != (2, settings.factors):
                 raise InputError(f"{source}: is not a checkpoint of fm: its rows have other widths")
             if linear.keys.dtype != rows.keys.dtype:

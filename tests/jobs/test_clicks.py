@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpips import DataError
-from mpips.jobs.ctr.clicks import load
+from mpips import DataError, InputError
+from mpips.jobs.ctr.clicks import crc, generated, load
+from mpips.jobs.ctr.job import check_loss, check_same_clicks
 
 WHOLE = {"ids": np.ones((4, 2), int), "numbers": np.ones((4, 1)), "labels": np.array([0, 1, 1, 0])}
 
@@ -62,3 +64,14 @@ def test_an_archive_without_an_array(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", ids=WHOLE["ids"], numbers=WHOLE["numbers"])
     with pytest.raises(DataError, match="it has no array 'labels'"):
         load(tmp_path / "a.npz")
+
+
+def test_workers_with_other_clicks_and_losses_that_grow_end_a_run() -> None:
+    clicks, others = generated(50, 1), generated(50, 2)
+    check_same_clicks([{"data": crc(clicks)}, {"data": crc(generated(50, 1))}])
+    with pytest.raises(InputError, match="the workers have read different clicks"):
+        check_same_clicks([{"data": crc(clicks)}, {"data": crc(clicks._replace(labels=others.labels))}])
+    check_loss(0.7, True, last=True)
+    for loss, scored, last in ((math.nan, True, False), (0.5, False, False), (9.0, True, True)):
+        with pytest.raises(InputError, match="training diverged: "):
+            check_loss(loss, scored, last)

@@ -366,10 +366,10 @@ def test_checkpoints_of_others_are_checked(data_set: DataSet, tmp_path: Path) ->
     )  # fmt: skip
     folder = complete(tmp_path)[0]
     for changed, text in (
-        ({"factors": 2**40}, "factors must be at most 4096"),
+        ({"factors": 2**40}, "its job.fm.factors is an integer out of bounds"),
         ({"factors": 1}, "its rows have other widths"),
-        ({"none": 1}, "unknown key 'none'"),
-        ({"admit": "x"}, "admit must be an integer"),
+        ({"admit": "x"}, "its job.fm.admit is a string, and should be an integer"),
+        ({"init": [1]}, "its job.fm.init is a list"),
     ):
         manifest = read_manifest(folder)
         before = dict(manifest["about"]["job"]["fm"])

@@ -73,6 +73,11 @@ def test_settings_are_checked(tmp_path: Path, run_mpips: Any) -> None:
         assert text in done.last_line
 
 
+def test_workers_without_clicks_have_no_part_in_the_loss(tmp_path: Path, run_mpips: Any) -> None:
+    few = ("--twin", "--workers", "3", "--set", "ctr.clicks=2", "--set", "ctr.passes=1")
+    assert 0.0 < ctr(run_mpips, tmp_path / "run", *few)["metrics"]["loss"] < 5.0
+
+
 def test_files_must_be_alike(tmp_path: Path, run_mpips: Any) -> None:
     random = np.random.default_rng(1)
     for name, fields in (("train", 3), ("test", 2)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mpips.cluster.layout import Cause
+from mpips.config.toml_text import toml_value
 from mpips.exit_codes import ExitCode
 from mpips.launch.checks.check import Check, Verdict
 from mpips.launch.processes import GRACE, ORPHAN_GRACE
@@ -122,7 +122,7 @@ def start(job: Path, run: str, options: Sequence[str], seconds: float) -> Ended 
     if seconds < LEAST:
         return None
     command = [*interpreter.python(), "-m", "mpips.cli", "run", str(job), "--run-dir", str(folder), *options]
-    command += ["--set", f"checkpoint.directory={json.dumps(str(folder / 'checkpoints'))}"]
+    command += ["--set", f"checkpoint.directory={toml_value(str(folder / 'checkpoints'))}"]
     hung: list[str] = []
     environ = {**os.environ, "MPIPS_PROGRESS": "plain"}
     answer = subprocess_output.run(
