@@ -65,12 +65,18 @@ def sign(
     app: Sphinx, what: str, name: str, thing: type, options: object, signature: str, returns: str
 ) -> tuple[str, str] | None:
     """Show the arguments of modules for PyTorch, whose class hides them where it is not installed."""
-    if what != "class" or not name.startswith("mpips.torch."):
+    if what != "class" or thing.__module__ != "mpips.torch":
         return None
-    own = inspect.signature(thing.__init__)
-    return str(
-        own.replace(parameters=list(own.parameters.values())[1:], return_annotation=own.empty)
-    ), returns
+    shown = [
+        f"{each.name}: {each.annotation}"
+        + (
+            ""
+            if each.default is each.empty
+            else f" = {getattr(each.default, '__name__', repr(each.default))}"
+        )
+        for each in list(inspect.signature(thing.__init__).parameters.values())[1:]
+    ]
+    return f"({', '.join(shown)})", returns
 
 
 def setup(app: Sphinx) -> None:
