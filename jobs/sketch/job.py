@@ -146,7 +146,7 @@ class Insertion:
         self.text = not settings.zipf
         if self.text and not job.data.train:
             raise JobError("[data] train names no files, and [sketch] zipf asks for no generated stream")
-        source.check(job.data)
+        source.check(self._files if self.text else job.data)
         _check_filters(job)
         self.seed = servers.seed_for(job.seed)
         self.parts = self._cut(cluster.decide(lambda: self._kept_parts()))

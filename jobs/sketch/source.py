@@ -68,7 +68,7 @@ def block_size(files: Sequence[str], parts: int) -> int:
 
 
 def check(spec: DataSpec) -> None:
-    """Raise JobError for invalid columns, or files that are tables beside others that are not."""
+    """Raise JobError for invalid columns, or files, of resolved [data], that are tables beside others that are not."""
     for name, column in (("column", spec.column), ("weight", spec.weight)):
         if isinstance(column, int) and column < 0:
             raise JobError(

@@ -143,6 +143,8 @@ def _weights(column: Any) -> tuple[Counts, NDArray[np.bool_]]:
 
 def _whole(value: Any) -> int:
     """Return a weight, -1 for what is none."""
+    if isinstance(value, bool):
+        return -1
     try:
         whole = int(value)
     # None, a time, a list, or a number that is not finite.

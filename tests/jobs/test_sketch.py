@@ -412,10 +412,12 @@ def test_a_column_may_be_the_weight_of_its_own_keys(tmp_path: Path) -> None:
 def test_tables_and_text_together_are_refused(tmp_path: Path) -> None:
     for name in ("a.txt", "b.parquet"):
         (tmp_path / name).write_text("x\n")
-    with pytest.raises(
-        JobError, match=r"b\.parquet is a Parquet file and .*a\.txt is text: count them in two"
-    ):
-        run([tmp_path / "a.txt", tmp_path / "b.parquet"])
+    named = [str(tmp_path / "a.txt"), str(tmp_path / "b.parquet")]
+    for train in (named, [str(tmp_path / "*.[tp]*")], str(tmp_path / "*.[tp]*")):
+        with pytest.raises(
+            JobError, match=r"b\.parquet is a Parquet file and .*a\.txt is text: count them in two"
+        ):
+            run(data={"train": train})
 
 
 @pytest.mark.parametrize("conservative", [False, True])
