@@ -18,9 +18,12 @@ from typing import Any
 import numpy as np
 
 from mpips import (
+    COUNT,
+    NUMBER,
     Answer,
     Cluster,
     Context,
+    Each,
     InputError,
     JobError,
     Normal,
@@ -28,6 +31,7 @@ from mpips import (
     progress,
     push_pull,
     retry_on_loss,
+    schema_error,
 )
 from mpips.embedding import Dense as Parameters
 from mpips.jobs.ctr.clicks import Clicks, crc, of_job
@@ -49,6 +53,11 @@ COLUMNS = (
 )
 MOST_LOSS = 10.0 * math.log(2.0)
 """The largest mean loss of the last pass."""
+SCHEMA = {
+    "pass": COUNT, "rounds": COUNT, "clicks": COUNT, "layers": str,
+    "curve": Each({"loss": NUMBER, "auc": (int, float, None)}),
+}  # fmt: skip
+"""The form of the state in a checkpoint; `layers` is a digest of their first values."""
 SCORED = 8192
 """Clicks that are scored at once."""
 
@@ -96,7 +105,8 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
         raise JobError(
             "the layers of the workers begin with different values: they need the same version of PyTorch"
         )
-    state = cluster.restore() or {"pass": 0, "rounds": 0, "clicks": 0, "curve": []}
+    begun = {"pass": 0, "rounds": 0, "clicks": 0, "curve": [], "layers": layers[0]["digest"]}
+    state = cluster.restore(partial(unfit, layers[0]["digest"])) or begun
     for spec in specs(settings, layers[0]["count"], rounds=cluster.job.consistency.is_sequential):
         cluster.vector(spec)
     table = cluster.table(COLUMNS)
@@ -114,7 +124,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
         line = {"loss": loss / clicks, "auc": measures(scores.astype(float), labels > 0)["auc"]}
         state = {
             "pass": state["pass"] + 1, "rounds": state["rounds"] + found[0]["steps"],
-            "clicks": state["clicks"] + clicks, "curve": [*state["curve"], line],
+            "clicks": state["clicks"] + clicks, "curve": [*state["curve"], line], "layers": state["layers"],
         }  # fmt: skip
         table.row({"pass": state["pass"], **line})
         if cluster.due(state["pass"]):
@@ -123,6 +133,21 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
                 break
     table.close()
     return {**state["curve"][-1], "clicks": state["clicks"], "curve": state["curve"]}
+
+
+def unfit(layers: str, about: dict[str, Any]) -> str:
+    """Return why a run whose layers begin with the values of a digest cannot continue from a state; "" if it can."""
+    state, where = about["state"], "about.state"
+    if problem := schema_error(state, SCHEMA, where):
+        return problem
+    if not len(state["curve"]) == state["pass"] > 0:
+        return f"{where}.curve is of {len(state['curve'])} passes, and {where}.pass is {state['pass']}"
+    if state["layers"] != layers:
+        return (
+            "the layers begin with other values than those to which the servers' steps belong: set [ctr] seed, width"
+            " and hidden as they were, and use the same version of PyTorch, and clicks of the same form"
+        )
+    return ""
 
 
 def check_same_clicks(found: list[dict[str, Any]]) -> None:

@@ -69,7 +69,8 @@ class Machine(Online):
         linear = VectorSpec("w", "float32", width=2, update="fm_linear", settings=numbers, **common)
         factors = factors_spec(settings, job.seed, **common)
         self.cluster.facts |= numbers | {"factors": settings.factors, "admit": settings.admit}
-        self.cluster.facts |= {"max_rows": settings.max_rows}
+        # Of the seed are the first factors, also of features whose rows a checkpoint does not have.
+        self.cluster.facts |= {"max_rows": settings.max_rows, "seed": job.seed}
         self.cluster.facts |= {f"factor_{name}": value for name, value in factors.settings.items()}
         return [linear, factors]
 

@@ -13,7 +13,7 @@ import pytest
 
 from mpips import DataError, InputError
 from mpips.jobs.ctr.clicks import crc, generated, load
-from mpips.jobs.ctr.job import check_loss, check_same_clicks
+from mpips.jobs.ctr.job import check_loss, check_same_clicks, unfit
 
 WHOLE = {"ids": np.ones((4, 2), int), "numbers": np.ones((4, 1)), "labels": np.array([0, 1, 1, 0])}
 
@@ -75,3 +75,16 @@ def test_workers_with_other_clicks_and_losses_that_grow_end_a_run() -> None:
     for loss, scored, last in ((math.nan, True, False), (0.5, False, False), (9.0, True, True)):
         with pytest.raises(InputError, match="training diverged: "):
             check_loss(loss, scored, last)
+
+
+def test_a_run_continues_with_the_layers_it_had_begun_with() -> None:
+    state = {
+        "pass": 1, "rounds": 3, "clicks": 50, "curve": [{"loss": 0.7, "auc": None}], "layers": "7ba3895f",
+    }  # fmt: skip
+    assert unfit("7ba3895f", {"state": state}) == ""
+    for layers, changed, text in (
+        ("00000000", {}, "set [ctr] seed, width and hidden as they were"),
+        ("7ba3895f", {"curve": []}, "about.state.curve is of 0 passes"),
+        ("7ba3895f", {"rounds": -1}, "about.state.rounds is an integer out of bounds"),
+    ):
+        assert text in unfit(layers, {"state": state | changed})

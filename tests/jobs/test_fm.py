@@ -250,6 +250,8 @@ def test_resume_gives_the_same_bits(data_set: DataSet, tmp_path: Path) -> None:
         again = run_twin(data_set, servers, 2, **how, hooks=Hooks(resume=path))
         assert again.sha == whole.sha
         assert again.metrics == whole.metrics | {"model": again.metrics["model"]}
+    with pytest.raises(InputError, match="was written with seed = 0, not 5"):
+        run_twin(data_set, 1, 2, **how, job={"seed": 5}, hooks=Hooks(resume=complete(tmp_path)[0]))
 
 
 def test_with_delay_it_learns_the_machine_that_made_the_data(tmp_path: Path) -> None:
