@@ -107,22 +107,40 @@ def since(before: Digest, rows: Rows, now: Digest) -> Delta:
 
 
 def then(older: Delta, newer: Delta) -> Delta:
-    """Return two consecutive deltas as one, as new arrays; the older one may be a base, that nothing is deleted from.
+    """Return two consecutive deltas as one, which are not changed; the older one may be a base, that deletes nothing.
 
     A deleted key of the result may have a row, that was made later.
     """
-    stay = np.ones(len(older.rows.keys), np.bool_)
-    for gone in (newer.rows.keys, newer.deleted):
-        stay[_places(older.rows.keys, gone)] = False
-    kept = _taken(older.rows, stay)
-    at = np.searchsorted(kept.keys, newer.rows.keys) + np.arange(len(newer.rows.keys))
     keys, values, state = newer.rows
-    rows = Rows(
-        _woven(kept.keys, keys, at),
-        _woven(kept.values, values, at),
-        {name: _woven(column, state[name], at) for name, column in kept.state.items()},
-    )
+    at, known = _places(older.rows.keys, keys)
+
+    def changed(array: NDArray[Any], more: NDArray[Any]) -> NDArray[Any]:
+        out = array.copy()
+        out[at[known]] = more[known]
+        return out
+
+    of = {name: changed(column, state[name]) for name, column in older.rows.state.items()}
+    rows = Rows(older.rows.keys, changed(older.rows.values, values), of)
+    gone, there = _places(rows.keys, newer.deleted)
+    if there.any():
+        stay = np.ones(len(rows.keys), np.bool_)
+        stay[gone[there]] = False
+        # Deleted, and made again.
+        stay[at[known]] = True
+        rows = _taken(rows, stay)
+    if not known.all():
+        rows = _with(rows, _taken(newer.rows, ~known))
     return Delta(rows, np.union1d(older.deleted, newer.deleted))
+
+
+def _with(rows: Rows, more: Rows) -> Rows:
+    """Return rows with more of them, of other keys, in key order."""
+    at = np.searchsorted(rows.keys, more.keys) + np.arange(len(more.keys))
+    return Rows(
+        _woven(rows.keys, more.keys, at),
+        _woven(rows.values, more.values, at),
+        {name: _woven(column, more.state[name], at) for name, column in rows.state.items()},
+    )
 
 
 def _columns(keys: KeyArray) -> NDArray[np.uint64]:
@@ -134,13 +152,12 @@ def _taken(rows: Rows, which: NDArray[np.bool_]) -> Rows:
     return Rows(rows.keys[which], rows.values[which], state)
 
 
-def _places(keys: KeyArray, some: KeyArray) -> NDArray[np.intp]:
-    """Return where those of some keys are that are among `keys`."""
+def _places(keys: KeyArray, some: KeyArray) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Return the places of some keys among ascending ones, and whether they are among them."""
     at = np.searchsorted(keys, some)
-    there = at < len(keys)
-    at, some = at[there], some[there]
-    found: NDArray[np.intp] = at[keys[at] == some]
-    return found
+    known = at < len(keys)
+    known[known] = keys[at[known]] == some[known]
+    return at, known
 
 
 def _woven(array: NDArray[Any], more: NDArray[Any], at: NDArray[np.intp]) -> NDArray[Any]:

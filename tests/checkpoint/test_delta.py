@@ -172,7 +172,7 @@ acts = st.one_of(
 )
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(acts=st.lists(acts, min_size=4, max_size=9), most=st.integers(1, 3))
 def test_deltas_are_what_whole_checkpoints_are(
     tmp_path_factory: pytest.TempPathFactory, acts: list[Any], most: int

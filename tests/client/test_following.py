@@ -66,21 +66,21 @@ def job_file(place: Path, **settings: Any) -> Path:
 def test_it_is_the_run_at_each_step_while_it_prunes_is_killed_and_resumed(
     start_mpips: Callable[..., Started], tmp_path: Path
 ) -> None:
-    job, folder = job_file(tmp_path / "job", steps=16, pause=0.15), tmp_path / "run"
+    job, folder = job_file(tmp_path / "job", steps=13, pause=0.1), tmp_path / "run"
     run = ("run", job, "--run-dir", folder, "--servers", "2", "--workers", "1")
     started = start_mpips(*run, cwd=tmp_path)
     began = time.monotonic()
     model: Any = None
     seen: dict[int, str] = {}
     killed = False
-    while 16 not in seen:
+    while 13 not in seen:
         assert time.monotonic() - began < 100, (seen, started.stderr)
         if model is None:
             with suppress(InputError):
                 model = mpips.follow(folder, program=str(PROGRAM), every=None)
         elif model.refresh() or not seen:
             seen[step_of(model.source)] = sha(model)
-        if not killed and len(seen) >= 6:
+        if not killed and len(seen) >= 5:
             started.kill()
             killed = True
             assert not model.refresh() or sha(model)
@@ -89,7 +89,7 @@ def test_it_is_the_run_at_each_step_while_it_prunes_is_killed_and_resumed(
     assert started.finish().code == 0
     told = reported(folder)
     assert seen == {step: told[step] for step in seen}
-    assert len(seen) >= 10, "it has seen most of them"
+    assert len(seen) >= 8, "it has seen most of them"
 
 
 def trained(run: Path, *arguments: str) -> Path:
