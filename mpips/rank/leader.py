@@ -8,6 +8,7 @@ send all ranks the stop message
 from __future__ import annotations
 
 import signal
+import textwrap
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -54,6 +55,7 @@ from mpips.rank.status import Status
 from mpips.rundir import stop_request
 from mpips.rundir.folder import RunFolder, write_json
 from mpips.rundir.log import note
+from mpips.rundir.progress import line_width
 from mpips.scheduler.journal import Journal
 from mpips.scheduler.pending_orders import PendingOrders
 from mpips.scheduler.scheduler import Cluster
@@ -283,7 +285,7 @@ class Leader:
             ),
         }
         for line in traffic_lines(result["traffic"]):
-            cluster.say(line)
+            cluster.say(textwrap.fill(line, line_width(), subsequent_indent="    "))
         cluster.seconds["total"] = self.node.van.wall() - self.started
         return result
 

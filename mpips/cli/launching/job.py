@@ -23,12 +23,14 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def describe(name: str, spec: type) -> str:
     """Format the keys of one table."""
+    from mpips.process.terminal.width import width
     from mpips.typed import documented
 
+    wide = min(width(), 100)
     text = spec.__doc__ or ""
     # A dataclass without a docstring has its signature as one.
     summary = [] if text.startswith(f"{spec.__name__}(") else text.strip().splitlines()
-    lines = [f"[{name}]  {summary[0] if summary else ''}".rstrip()]
+    lines = textwrap.wrap(f"[{name}]  {summary[0] if summary else ''}", wide, subsequent_indent="    ")
     for key in documented(spec):
         default = (
             key.default
@@ -37,8 +39,9 @@ def describe(name: str, spec: type) -> str:
             if key.default
             else "not set"
         )
-        lines.append(f"  {key.name}  ({key.type}; {default})")
-        lines += textwrap.wrap(key.doc, 100, initial_indent="      ", subsequent_indent="      ")
+        named = f"  {key.name}  ({key.type}; {default})"
+        lines += textwrap.wrap(named, wide, subsequent_indent="    ")
+        lines += textwrap.wrap(key.doc, wide, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
 
 
