@@ -21,7 +21,6 @@ PAGES = [*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md"),
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text() for page in PAGES}
 REFERENCE = {
     "docs/api.md",
-    "docs/data.md",
     "checkpoints/README.md",
     "CHANGELOG.md",
 } | {name for name in TEXTS if name.startswith("docs/reference/")}
