@@ -128,7 +128,8 @@ def _texts(column: Any) -> tuple[bytearray, Counts, Counts]:
 
 def _weights(column: Any) -> tuple[Counts, NDArray[np.bool_]]:
     """Return weights, i8[n], and which are none."""
-    if col.arrow().types.is_dictionary(column.type):
+    types = col.arrow().types
+    if types.is_dictionary(column.type):
         known, _ = _weights(column.dictionary)
         weights = np.append(known, -1)[col.places_in(column)]
     elif str(column.type) in col.TEXTS:
@@ -136,18 +137,19 @@ def _weights(column: Any) -> tuple[Counts, NDArray[np.bool_]]:
         weights = np.array(
             [int(text) if text and text.isdigit() and len(text) <= 18 else -1 for text in texts], np.int64
         )
-    else:
+    elif any(is_of(column.type) for is_of in (types.is_integer, types.is_floating, types.is_decimal)):
         weights = np.array([_whole(value) for value in column.to_pylist()], np.int64)
+    else:
+        # Not all times, for example, are ones of Python.
+        weights = np.full(len(column), -1, np.int64)
     return weights, weights < 0
 
 
 def _whole(value: Any) -> int:
     """Return a weight, -1 for what is none."""
-    if isinstance(value, bool):
-        return -1
     try:
         whole = int(value)
-    # None, a time, a list, or a number that is not finite.
+    # None, or a number that is not finite.
     except (TypeError, ValueError, OverflowError):
         return -1
     return whole if whole == value and 0 <= whole < LARGEST else -1

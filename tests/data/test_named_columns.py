@@ -323,6 +323,7 @@ def test_parquet_files_that_are_none(tmp_path: Path) -> None:
         (b"a,y\n1,1\n", "is not a Parquet file: it does not start with PAR1"),
         (whole[:-40], "is not a sound Parquet file"),
         (b"PAR1" + bytes(100) + b"PAR1", "is not a sound Parquet file"),
+        (whole.replace(b"city", b"\xceity"), "is not a sound Parquet file"),
     ):
         path.write_bytes(text)
         with pytest.raises(DataError, match=message):

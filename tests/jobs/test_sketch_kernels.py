@@ -366,7 +366,14 @@ def test_texts_of_a_parquet_file_are_read_once_each_and_weights_have_any_type(tm
     assert sum(len(block.text) for block in blocks) < 50_000
     assert sum(len(block.keys) for block in blocks) == rows  # type: ignore[union-attr]
     assert {weight for block in blocks for weight in block.weights.tolist()} == {2}  # type: ignore[union-attr]
-    for wrong in (["1", "abc"], [1.0, float("inf")], [1, None], [[1], [2]], [True, False]):
+    for wrong in (
+        ["1", "abc"],
+        [1.0, float("inf")],
+        [1, None],
+        [[1], [2]],
+        [True, False],
+        pa.array([1, 2**62], pa.duration("s")),
+    ):
         parquet.write_table(pa.table({"key": ["a", "b"], "n": wrong}), path)
         with pytest.raises(DataError, match="the weight, column 'n', is not a whole number"):
             list(source.blocks(spec, 0, 1, 4096))

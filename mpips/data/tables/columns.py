@@ -37,7 +37,7 @@ def convertible(path: str, name: str) -> Iterator[None]:
     """Raise `DataError` instead of an error of Arrow: it cannot convert a column."""
     try:
         yield
-    except arrow().ArrowException as error:
+    except (arrow().ArrowException, UnicodeError) as error:
         raise DataError(f"{path}: column {name!r}: {' '.join(str(error).split())[:200]}") from None
 
 

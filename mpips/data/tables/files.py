@@ -237,8 +237,11 @@ def _csv_error(text: str) -> str:
 def _parquet_file(path: str, file: Any, **how: Any) -> Any:
     pa, parquet = arrow(), arrow("pyarrow.parquet")
     try:
-        return parquet.ParquetFile(file, **how)
-    except (pa.ArrowException, OSError) as error:
+        opened = parquet.ParquetFile(file, **how)
+        # UnicodeError, here or there: the name of a column is no UTF-8.
+        opened.schema_arrow.names  # noqa: B018
+        return opened
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise DataError(
             f"{path}: is not a sound Parquet file: {' '.join(str(error).split())[:200]}"
         ) from None
@@ -296,7 +299,7 @@ def parquet_batches(
                     if len(picked) < batch.num_rows:
                         batch = batch.take(pa.array(picked))
                     yield Batch({name: batch.column(of_name[name]) for name in wanted}, rows)
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, UnicodeError) as error:
                 text = " ".join(str(error).split())[:200]
                 raise DataError(f"{path}: row group {group}: is damaged: {text}") from None
             if at != begin:
