@@ -67,15 +67,20 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
     last = links[-1][1]
     if name not in (known := vector_names(last["files"])):
         raise CheckpointError(f"{path} has no vector {name!r}; it has: {', '.join(known) or 'none'}")
+    spec = spec_of(last["files"], name) | {"settings": {}}
     held, found = _held.get() if wanted == [ALL] else None, None
     # From the last to the base: so the rows of the base are copied once.
     for each, manifest in reversed(links):
-        # Created later.
+        # Created later; a note may be replaced by another one.
         if name not in vector_names(manifest["files"]):
+            break
+        if spec_of(manifest["files"], name) | {"settings": {}} != spec:
             break
         rows = held.rows_of(name, manifest["sha256"]) if held is not None else None
         older = _stored(each, manifest["files"], name, wanted) if rows is None else Delta(rows, rows.keys[:0])
-        found = older if found is None else then(older, found)
+        # Of a damaged one, state columns may differ.
+        with explained("read", each):
+            found = older if found is None else then(older, found)
         if rows is not None:
             break
         # What is in no range has no rows, whatever an earlier one has.

@@ -172,7 +172,8 @@ def damaged(directory: Path, after: Path | None = None) -> list[str]:
                 from_base(path, _read_if_whole)
             except CheckpointError as error:
                 found.append(str(error))
-    return found
+    # One that is missing is that of all deltas after it.
+    return list(dict.fromkeys(found))
 
 
 def _written(path: Path) -> int:

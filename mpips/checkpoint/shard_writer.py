@@ -8,16 +8,18 @@ of the ranges that another server has written, or a former primary, the rows are
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpips.checkpoint.delta import Digest, digest, merged, since
 from mpips.checkpoint.loading import load_range
-from mpips.checkpoint.manifest import Entry, read_manifest, vector_names
+from mpips.checkpoint.manifest import Entry, read_manifest, spec_of, vector_names
 from mpips.checkpoint.shard_file import rows_within
 from mpips.checkpoint.writing import Saved, write_shard
 from mpips.errors import CheckpointError
 from mpips.ranges import KeyRange, coalesce, intersection
+from mpips.storage.updates import VectorSpec
 
 
 class _Written(NamedTuple):
@@ -59,8 +61,9 @@ class ShardWriter:
             mine = next(iter(known.values()), {})
             there, changed = vector_names(entries), {}
             for name, saved in parts.items():
-                at = earlier if name in there else None
-                before = _before(at, saved, mine.get(name), now[name])
+                # A note may be replaced by another one.
+                same = name in there and _alike(VectorSpec(**spec_of(entries, name)), saved.spec)
+                before = _before(earlier, saved, mine.get(name), now[name]) if same else _nothing(now[name])
                 rows, deleted = since(before, saved.rows, now[name])
                 changed[name] = saved._replace(rows=rows, deleted=deleted)
             parts = changed
@@ -70,20 +73,28 @@ class ShardWriter:
         return entry
 
 
-def _before(earlier: Path | None, saved: Saved, mine: _Written | None, now: Digest) -> Digest:
-    """Return the digest of the rows that a checkpoint has of a vector's ranges, None: it has no such vector."""
+def _alike(spec: VectorSpec, other: VectorSpec) -> bool:
+    """Return whether two specifications differ in settings at most."""
+    return replace(spec, settings={}) == replace(other, settings={})
+
+
+def _nothing(like: Digest) -> Digest:
+    return Digest(like.keys[:0], like.hashes[:0])
+
+
+def _before(earlier: Path, saved: Saved, mine: _Written | None, now: Digest) -> Digest:
+    """Return the digest of the rows that a checkpoint has of a vector's ranges."""
     ranges = coalesce(saved.ranges)
     if mine is not None and mine.ranges == ranges:
         return mine.digest
-    nothing = Digest(now.keys[:0], now.hashes[:0])
-    held, (keys, hashes) = mine or _Written([], nothing)
-    found = [nothing]
+    held, (keys, hashes) = mine or _Written([], now)
+    found = [_nothing(now)]
     for owned in held:
         for piece in filter(None, (intersection(owned, each) for each in ranges)):
             at = rows_within(keys, piece)
             found.append(Digest(keys[at], hashes[at]))
     missing = without(ranges, held)
-    if missing and earlier is not None:
+    if missing:
         rows = load_range(earlier, saved.spec.name, missing)
         if {name: column.dtype for name, column in rows.state.items()} != {
             name: column.dtype for name, column in saved.rows.state.items()

@@ -89,7 +89,7 @@ class Store:
         slots = one_by_one(segment.resolve(keys_of(NARROW, numbers)))
         slots = slots[slots >= 0]
         if len(slots):
-            segment.notes["n"] = slots, np.full((len(slots), 1), float(self.step))
+            segment.notes["n"] = slots, np.full((len(slots), 1 + self.step // 2 % 2), float(self.step))
         else:
             segment.notes.pop("n", None)
 
@@ -328,6 +328,7 @@ def test_a_delta_whose_base_lost_a_byte_is_damaged(deltas: Path) -> None:
     assert step(deltas, 4) in complete(deltas)
     file.write_bytes(data[:-1])
     assert complete(deltas) == []
+    assert len(damaged(deltas)) == 2, "the base, and the first delta of it for all"
 
 
 def test_a_delta_follows_a_checkpoint_beside_it_only(deltas: Path) -> None:
@@ -407,3 +408,25 @@ def test_a_commit_after_what_was_removed_is_refused(deltas: Path) -> None:
     shutil.rmtree(step(deltas, 4))
     with pytest.raises(CheckpointError, match="step-000004, which it follows, was removed or replaced"):
         commit(folder, files, {}, follows={"checkpoint": "step-000004", "sha256": last["sha256"]})
+
+
+def test_a_base_is_what_is_written_without_deltas(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.push([0, 3, 5], 2)
+    entries = []
+    for number, write in enumerate((write_shard, ShardWriter().write)):
+        more: tuple[None, ...] = (None,) * number
+        entries.append(write(begin(tmp_path, number), 0, store.parts(0), {"server": 0}, *more))  # type: ignore[operator]
+    assert entries[0] == entries[1] and "deleted" not in entries[0]["vectors"]["w"]
+
+
+def test_a_note_may_have_other_rows_than_before(tmp_path: Path) -> None:
+    """Such as those of a round's history, of which another part is kept."""
+    store = Store(tmp_path)
+    store.push([0, 1, 5], 2)
+    for _ in range(4):
+        store.note([0, 5])
+        store.checkpoint(9)
+    store.check()
+    notes = [vectors(path)["w.n"].width for path in complete(store.deltas)]
+    assert notes == [1, 1, 2, 2]

@@ -17,7 +17,8 @@ from disk.recorded_disk import Disk, Fault, Log, Recorded, Tree, disks, fingerpr
 from mpips.checkpoint.checkpoint import abandon, begin, commit, prune
 from mpips.checkpoint.inspection import verify
 from mpips.checkpoint.lineage import Lineage
-from mpips.checkpoint.manifest import MANIFEST
+from mpips.checkpoint.manifest import MANIFEST, damaged, read_manifest, step_folder
+from mpips.checkpoint.shard_writer import ShardWriter
 from mpips.checkpoint.writing import Saved, write_shard, write_worker
 from mpips.errors import CheckpointError
 from mpips.ranges import KeyRange
@@ -142,6 +143,34 @@ def test_after_a_crash_nothing_large_is_left_for_ever(log: tuple[Disk, Log], tmp
         assert sum(path.stat().st_size for path in left) < SMALL, left
 
     each_crash(*log, tmp_path, judge)
+
+
+def test_after_a_crash_no_delta_lacks_what_it_needs(tmp_path: Path) -> None:
+    """A base and its delta are removed, after a delta of a newer base is written."""
+    folder, server = tmp_path / "checkpoints", ShardWriter()
+
+    def written(step: int, follows: int | None) -> None:
+        made = begin(folder, step, RUN)
+        before = None if follows is None else step_folder(folder, follows)
+        link = before and {"checkpoint": before.name, "sha256": read_manifest(before)["sha256"]}
+        entry = server.write(made, 0, {"w": saved(0, 40, step)}, {}, before and before.name)
+        commit(made, [entry], {"step": step}, None, RUN.run, link)
+
+    for step, follows in ((0, None), (OLD - 1, 0), (OLD, None)):
+        written(step, follows)
+    before, recorded = Disk(folder), Recorded(folder)
+    with recorded() as log:
+        written(NEW, OLD)
+        log.mark("committed")
+        assert [path.name for path in prune(folder, 2, RUN)] == ["step-000000", f"step-{OLD - 1:06d}"]
+
+    def judge(directory: Path, committed: bool) -> None:
+        assert taken(directory) in ([(NEW, [])] if committed else [(OLD, []), (NEW, [])])
+        assert damaged(directory) == []
+
+    count, different = each_crash(before, log, tmp_path, judge)
+    print(f"{count} disks after a crash, {different} of which differ for a reader")
+    assert different > 20
 
 
 def test_a_disk_that_lies_about_what_is_synced_costs_the_newest_at_most(
