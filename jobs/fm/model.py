@@ -31,7 +31,7 @@ from mpips.jobs.fm import kernels
 from mpips.jobs.fm.kernels import F4, F8, I4, SEEN, WEIGHT
 from mpips.jobs.fm.settings import MOST, Settings
 from mpips.jobs.fm.training import factors_spec, places_of
-from mpips.jobs.sparse_lr.model import LogisticModel, reading
+from mpips.jobs.sparse_lr.model import LogisticModel, finite, reading
 from mpips.jobs.sparse_lr.online import values_of
 
 MODEL = "model.npz"
@@ -128,7 +128,7 @@ class FactorizationModel(LogisticModel):
             self.factors,
             scores,
         )
-        return scores
+        return finite(scores)
 
 
 def export(cluster: Cluster, encoding: EncodingTable | None) -> dict[str, Any]:

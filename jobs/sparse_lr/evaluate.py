@@ -214,6 +214,11 @@ def test(cluster: Cluster) -> dict[str, Any]:
         raise InputError(f"[data] test holds no examples: {cluster.job.data.test}")
     # The column names were printed at the start.
     say(cluster, [each.meta | {"header": ""} for each in scored], data="test")
+    if infinite := int(np.count_nonzero(~np.isfinite(rows[:, 0]))):
+        raise InputError(
+            f"[data] test: the scores of {infinite:,} of {len(rows):,} examples are not finite: their values are too "
+            "large, or those of the model; scale them as in the training data"
+        )
     return measures(rows[:, 0], rows[:, 1] > 0.0)
 
 

@@ -175,7 +175,7 @@ class LogisticModel(Model):
         scores = np.empty(len(batch))
         values = np.empty(0, np.float32) if batch.values is None else batch.values
         kernels.predict(batch.indptr, self._places(batch.keys), values, self.weights, scores)
-        return scores
+        return finite(scores)
 
     def _asked(self, keys: Sequence[str]) -> key_arrays.KeyArray:
         """Return keys that were given as whole numbers."""
@@ -230,6 +230,13 @@ class LogisticModel(Model):
             # Whatever the form of the training data; and each row has a result.
             spec = replace(self.data, format="auto", on_error="stop")
             yield from read([path], spec, encoding=self.encoding)
+
+
+def finite(scores: F8) -> F8:
+    """Return scores; InputError unless all are finite: a class, or an area under a curve, would hide it."""
+    if not np.isfinite(scores).all():
+        raise InputError("the score of an example is not finite: its values, or the model's, are too large")
+    return scores
 
 
 def probabilities(scores: F8) -> F8:

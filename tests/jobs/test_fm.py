@@ -382,3 +382,15 @@ def test_checkpoints_of_others_are_checked(data_set: DataSet, tmp_path: Path) ->
         manifest["about"]["job"]["fm"] = before
         rewrite(folder, manifest)
     assert load_model(folder).vectors()["v"][1].shape[1] == 4
+
+
+def test_scores_that_are_not_finite_are_no_class(data_set: DataSet, tmp_path: Path) -> None:
+    test = tmp_path / "test.svm"
+    test.write_text(f"+1 {data_set.keys[0]}:1e25 {data_set.keys[1]}:-1e25\n-1 {data_set.keys[0]}:1\n")
+    model = FactorizationModel(
+        data_set.keys[:2], np.ones(2, np.float32), np.ones(2, bool), np.ones((2, 3), np.float32)
+    )
+    with pytest.raises(InputError, match="the score of an example is not finite"):
+        model.predict(test)
+    with pytest.raises(InputError, match="test: the scores of 1 of 2 examples are not finite"):
+        run_twin(data_set, 1, 1, test=test, program="fm", settings={"passes": 1, "batch": 100})
