@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import DataSet, Outcome, make, objective, optimum, run_twin, svmlight
+from synthetic import DataSet, Hooks, Outcome, make, objective, optimum, run_twin, svmlight
 
+from mpips.checkpoint.manifest import complete, read_manifest
 from mpips.cluster.usage import Savings
 from mpips.jobs.sparse_lr import control, proximal
 from mpips.transport.network_faults import random_delays
@@ -433,3 +434,17 @@ def test_a_whole_run_with_delay(
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["metrics"]["objective"] <= 1.001 * optimum(data.x, data.y, 1.0)
     assert result["metrics"]["auc"] is None
+
+
+def test_a_run_resumes_from_deltas_to_the_same_bits(
+    data_set: Callable[[str], DataSet], tmp_path: Path
+) -> None:
+    """Its notes, the histories of blocks, have other widths in each pass."""
+    data = data_set("real")
+    how: dict[str, Any] = {"settings": {"l1": 0.5, "passes": 5, "epsilon": 1e-12, "newton": False}}
+    plain = run_twin(data, 2, 2, **how)
+    how["checkpoint"] = {"every": 1, "incremental": 3, "keep": 99}
+    assert run_twin(data, 2, 2, hooks=Hooks(checkpoints=tmp_path), **how).sha == plain.sha
+    deltas = [path for path in complete(tmp_path) if "follows" in read_manifest(path)]
+    assert len(deltas) == 3
+    assert run_twin(data, 3, 2, hooks=Hooks(resume=deltas[-1]), **how).sha == plain.sha
