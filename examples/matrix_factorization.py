@@ -31,7 +31,7 @@ class Settings:
     rank: int = 16
     rate: float = 0.02
     l2: float = 0.05
-    batch: int = 1000
+    batch: int = 10_000  # a row is sent once for all of its ratings in a mini-batch
     passes: int = 15
     ratings: int = 100_000
 
@@ -95,9 +95,9 @@ class Worker:
     def batches(self, number: int) -> Iterator[tuple[Array, Array, Array]]:
         """Yield the mini-batches of a pass, in random order: users, items and ratings less their mean."""
         order = np.random.default_rng([number, self.context.index]).permutation(len(self.ratings))
-        for begin in range(0, len(order), self.settings.batch):
-            at = order[begin : begin + self.settings.batch]
-            yield self.users[at], self.items[at], self.ratings[at]
+        users, items, ratings = self.users[order], self.items[order], self.ratings[order]
+        for at in (slice(i, i + self.settings.batch) for i in range(0, len(order), self.settings.batch)):
+            yield users[at], items[at], ratings[at]
 
     def train(self, number: int) -> dict[str, float]:
         """Learn from each rating once."""

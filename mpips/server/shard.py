@@ -129,7 +129,7 @@ class Hosted:
         return ServedRows(
             values.ctypes.data, code, spec.width, begin, last, rows, push, update.read is None, segment.capacity,
             segment.index_addresses, state, settings, spec.aggregate, (stamps.ctypes.data, len(stamps)),
-            (pushed, segment.push_row.width), called, answer,
+            (pushed, segment.push_row.width), called, answer, segment.begins_otherwise,
         )  # fmt: skip
 
     def _call(self) -> tuple[int, UpdateCall | KernelUpdate]:

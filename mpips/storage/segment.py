@@ -202,9 +202,13 @@ class Segment:
 
     @property
     def index_addresses(self) -> tuple[int, ...]:
-        """The key index, as kernels find it: `KeyIndex.addresses`; zeros where they must not use it."""
-        found = self._index.addresses
-        return found if self._zero and not self.spec.dense else NO_ADDRESSES
+        """The key index, as kernels find it: `KeyIndex.addresses`; zeros if there is none."""
+        return NO_ADDRESSES if self.spec.dense else self._index.addresses
+
+    @property
+    def begins_otherwise(self) -> bool:
+        """Whether a key's first row has to be written: it is not 0."""
+        return not (self._zero or self.spec.dense)
 
     # Keys to slots.
 

@@ -4,7 +4,8 @@
 [n, width]. Gradient updates compute sums of squares and their roots in the type of the rows, and all in which a setting
 takes part in double precision.
 
-Rows of consecutive slots are one array, whose elements are updated by vector instructions, to the same bits.
+Rows of consecutive slots are one array, whose elements are updated by vector instructions, to the same bits. So are
+those of a wide row, since slots are taken as unsigned numbers: one below 0 would be counted from the end.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ _VALUES = ("f4", "f8", "i4", "i8")
 def assign_rows(values: Array, slots: NDArray[np.int32], rows: Array) -> None:
     """Set rows."""
     for i in range(len(slots)):
+        s = np.uint32(slots[i])
         for j in range(values.shape[1]):
-            values[slots[i], j] = rows[i, j]
+            values[s, j] = rows[i, j]
 
 
 @kernel(*(f"void({t}[:,::1], i4[::1], {t}[:,::1])" for t in _VALUES))
@@ -39,8 +41,9 @@ def add_rows(values: Array, slots: NDArray[np.int32], rows: Array) -> None:
             column[np.uint32(slots[i])] += added[i]
         return
     for i in range(len(slots)):
+        s = np.uint32(slots[i])
         for j in range(values.shape[1]):
-            values[slots[i], j] += rows[i, j]
+            values[s, j] += rows[i, j]
 
 
 @kernel("f8(f8, f8)", inline=True)
@@ -85,8 +88,9 @@ def sgd_rows(values: Array, slots: NDArray[np.int32], rows: Array, rate: float, 
             mine[i] = _sgd(float(mine[i]), float(given[i]), rate, l1, l2)
         return
     for i in range(count):
+        s = np.uint32(slots[i])
         for j in range(values.shape[1]):
-            values[slots[i], j] = _sgd(float(values[slots[i], j]), float(rows[i, j]), rate, l1, l2)
+            values[s, j] = _sgd(float(values[s, j]), float(rows[i, j]), rate, l1, l2)
 
 
 @kernel(inline=True)
@@ -115,7 +119,7 @@ def adagrad_rows(
             mine[i], its[i] = _adagrad(float(mine[i]), float(its[i]), float(given[i]), alpha, beta, l1, l2)
         return
     for i in range(count):
-        s = slots[i]
+        s = np.uint32(slots[i])
         for j in range(values.shape[1]):
             values[s, j], norms[s, j] = _adagrad(
                 float(values[s, j]), float(norms[s, j]), float(rows[i, j]), alpha, beta, l1, l2
@@ -154,7 +158,7 @@ def ftrl_rows(
             )
         return
     for i in range(count):
-        s = slots[i]
+        s = np.uint32(slots[i])
         for j in range(values.shape[1]):
             w, g = float(values[s, j]), float(rows[i, j])
             values[s, j], duals[s, j], norms[s, j] = _ftrl(
@@ -209,7 +213,7 @@ def adam_rows(
                 mine[i] = w - alpha * (m / first / (np.sqrt(v / second) + epsilon) + decay * w)
             return
     for i in range(count):
-        s = slots[i]
+        s = np.uint32(slots[i])
         steps[s, 0] += 1
         t = float(steps[s, 0])
         # Neighbouring rows often have as many steps, and a power takes longer than the rest.

@@ -30,7 +30,7 @@ from mpips.ranges import KeyRange
 from mpips.storage.updates import VectorSpec
 from mpips.transport.key_cache import sign
 from mpips.transport.message import NO_SIGNATURE, Command
-from mpips.worker.plan import Plan, Route, Slice
+from mpips.worker.plan import Kept, Plan, Route, Slice
 
 MOST_PLANS = 1 << 10
 """Largest number of ranges, and of samples of lists, that a vector caches; a full cache is cleared."""
@@ -101,6 +101,8 @@ class Planner:
         # By range: see `_route`.
         self._within: dict[KeyRange, Route] = {}
         self._route(self._all)
+        # By range, whether all shards take part, and signatures of a list that was passed as an array.
+        self._kept: dict[tuple[Any, ...], Kept] = {}
         # By hash of a list that was passed as an array: a bit for each command that has used it.
         self._uses: dict[int, int] = {}
 
@@ -146,8 +148,21 @@ class Planner:
         *places, sample = self._cut(listed, within, route)
         n, slices = places[-1], route.slices(places, together)
         if n and self.node.signs and self._is_signed(sample, command):
-            return Plan(n, slices, listed, _signed(listed, slices))
+            return self._plan_signed(n, slices, listed, within, together)
         return Plan(n, slices, listed, None, route)
+
+    def _plan_signed(
+        self, n: int, slices: list[Slice], keys: KeyArray, within: KeyRange, together: bool
+    ) -> Plan:
+        """Plan a list that is used again: with the headers of an equal one, and the keys of this, which may change."""
+        signatures = _signed(keys, slices)
+        name = within, together, *signatures
+        kept = self._kept.get(name)
+        if kept is None:
+            if len(self._kept) >= MOST_PLANS:
+                self._kept.clear()
+            kept = self._kept[name] = Kept.of(signatures)
+        return Plan(n, slices, keys, signatures, None, kept)
 
     def _is_signed(self, sample: int, command: Command) -> bool:
         """Return whether to sign a list with a hash: the signature of one that is not used again is wasted work."""

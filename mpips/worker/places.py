@@ -17,6 +17,16 @@ DENSE = 64
 """Ids whose range is at most this many times their number are counted, not hashed."""
 _TYPES = "f4", "f8", "i4", "i8"
 """Types of the rows that kernels take."""
+_SIMPLE = frozenset(np.dtype(name) for name in _TYPES)
+
+
+@kernel("void(u8[::1], u8[::1])")
+def _bound(ids: NDArray[np.uint64], bounds: NDArray[np.uint64]) -> None:
+    """Find the least and the largest of ids, of which there is one at least."""
+    least = most = ids[0]
+    for i in range(len(ids)):
+        least, most = min(least, ids[i]), max(most, ids[i])
+    bounds[0], bounds[1] = least, most
 
 
 @kernel("i8(u8[::1], u8, i4[::1], u8[::1], i4[::1])")
@@ -27,17 +37,28 @@ def _count(
     keys: NDArray[np.uint64],
     places: NDArray[np.int32],
 ) -> int:
-    """Find the distinct ids and the place of each among them; return their number. `marks`: zeros for all ids."""
+    """Find the distinct ids and the place of each among them; return their number.
+
+    `marks`: zeros for all ids; `keys`: room for one more than there can be.
+    """
     for i in range(len(ids)):
         marks[ids[i] - least] = 1
     found = 0
+    # Without a branch, which no processor predicts.
     for at in range(len(marks)):
-        if marks[at]:
-            keys[found], marks[at] = least + np.uint64(at), found
-            found += 1
+        keys[found] = least + np.uint64(at)
+        found, marks[at] = found + marks[at], found
     for i in range(len(ids)):
         places[i] = marks[ids[i] - least]
     return found
+
+
+@kernel(*(f"void({name}[:, ::1], i4[::1], {name}[:, ::1])" for name in _TYPES))
+def _spread(found: NDArray[Any], places: NDArray[np.int32], out: NDArray[Any]) -> None:
+    for i in range(len(places)):
+        row, mine = found[np.uint64(places[i])], out[i]
+        for j in range(len(mine)):
+            mine[j] = row[j]
 
 
 @kernel(*(f"void({name}[:, ::1], i4[::1], {name}[:, ::1])" for name in _TYPES))
@@ -67,13 +88,17 @@ class Places(NamedTuple):
 
     def rows(self, found: NDArray[Any]) -> NDArray[Any]:
         """Return the row of each id, [n] or [n, width], by those of the keys, [m] or [m, width]."""
-        spread: NDArray[Any] = found.take(self.places, axis=0)
-        return spread
+        if not _is_simple(found) or len(found) != len(self.keys):
+            spread: NDArray[Any] = found.take(self.places, axis=0)
+            return spread
+        out = np.empty((len(self.places), *found.shape[1:]), found.dtype)
+        _spread(_matrix(found), self.places, _matrix(out))
+        return out
 
     def summed(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Return the sum of the rows, [n] or [n, width], of each key, [m] or [m, width], in the order of the ids."""
         out = np.zeros((len(self.keys), *rows.shape[1:]), rows.dtype)
-        if rows.dtype.isnative and rows.dtype.str[1:] in _TYPES and rows.flags.carray:
+        if _is_simple(rows):
             _add(_matrix(rows), self.places, _matrix(out))
         else:
             np.add.at(out, self.places, rows)
@@ -89,6 +114,11 @@ class Lookup(NamedTuple):
     def result(self) -> tuple[NDArray[Any], Places]:
         """Wait for the row of each id, [n] or [n, width]; return them, and the places. Raises as `Task.result`."""
         return self.where.rows(self.pull.result()), self.where
+
+
+def _is_simple(rows: NDArray[Any]) -> bool:
+    """Return whether rows are of a type and form that kernels take."""
+    return rows.dtype in _SIMPLE and rows.flags.carray and rows.ndim in (1, 2)
 
 
 def _matrix(rows: NDArray[Any]) -> NDArray[Any]:
@@ -116,14 +146,16 @@ def places_of(ids: ArrayLike, key_bits: int, name: str) -> Places:
             "KEY128 of shape [n], or uint64 of shape [n, 2]" if key_bits == 128 else "integers of shape [n]"
         )
         raise UsageError(f"vector {name}: ids are {array.dtype} of shape {array.shape}; give {wanted}")
-    least, most = int(array.min()), int(array.max())
-    if least < 0:
-        raise UsageError(f"vector {name}: an id is {least}; ids are integers from 0")
-    listed, span = np.ascontiguousarray(array, np.uint64), most - least + 1
-    if span > DENSE * len(listed):
-        return Places(*distinct(listed))
-    keys, places = np.empty(min(span, len(listed)), np.uint64), np.empty(len(listed), np.int32)
+    if array.dtype.kind == "i" and int(array.min()) < 0:
+        raise UsageError(f"vector {name}: an id is {int(array.min())}; ids are integers from 0")
+    listed, bounds = np.ascontiguousarray(array, np.uint64), np.empty(2, np.uint64)
     # Kernels take writable arrays, although they do not write.
     given = listed if listed.flags.writeable else listed.copy()
-    found = _count(given, np.uint64(least), np.zeros(span, np.int32), keys, places)
+    _bound(given, bounds)
+    least, most = bounds.tolist()
+    span = most - least + 1
+    if span > DENSE * len(given):
+        return Places(*distinct(given))
+    keys, places = np.empty(min(span, len(given)) + 1, np.uint64), np.empty(len(given), np.int32)
+    found = _count(given, bounds[0], np.zeros(span, np.int32), keys, places)
     return Places(keys[:found], places)

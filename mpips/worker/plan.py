@@ -65,10 +65,25 @@ class Route:
         ]
 
 
+class Kept(NamedTuple):
+    """What plans of equal lists have in common."""
+
+    heads: dict[tuple[Command, int], list[Head]]
+    """By command and width of the pushed rows (0: none)."""
+    unsent: set[int]
+    """The slices that were not sent with their signatures."""
+
+    @classmethod
+    def of(cls, signatures: Sequence[bytes] | None) -> Kept:
+        """Return that of a new list with these signatures of its slices; slices without keys have none."""
+        signed = enumerate(() if signatures is None else signatures)
+        return cls({}, {at for at, signature in signed if signature != NO_SIGNATURE})
+
+
 class Plan:
     """Partition of some keys by shard; `keys` if they are a list, and `signatures` of the slices if signed.
 
-    `route`: of a list that requests always list, instead of naming it by its signatures.
+    `route`: of a list that requests always list, instead of naming it by its signatures. `kept`: of an equal list.
     """
 
     __slots__ = ("_unsent", "addresses", "heads", "keys", "n", "route", "signatures", "slices")
@@ -80,16 +95,13 @@ class Plan:
         keys: KeyArray | None,
         signatures: list[bytes] | None,
         route: Route | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.n, self.slices, self.keys, self.signatures = n, slices, keys, signatures
         self.addresses = [~piece.shard for piece in slices]
         self.route = route
-        self.heads: dict[tuple[Command, int], list[Head]] = {}
-        """By command and width of the pushed rows (0: none)."""
-        self._unsent = set[int]()
-        if signatures is not None:
-            # Slices without keys have no signature.
-            self._unsent = {at for at, signature in enumerate(signatures) if signature != NO_SIGNATURE}
+        kept = Kept.of(signatures) if kept is None else kept
+        self.heads, self._unsent = kept
 
     @property
     def cached(self) -> bool:

@@ -11,7 +11,17 @@ from mpips.cluster.layout import Layout, LayoutSpec
 from mpips.cluster.node import Node
 from mpips.cluster.view import first_view
 from mpips.server.server import Server
-from mpips.transport.fastpath.table import BEGIN, COPIES, NO_PUSH, OPEN, PULL, PUSH, REQUESTS, VERSION
+from mpips.transport.fastpath.table import (
+    BEGIN,
+    COPIES,
+    INITIAL,
+    NO_PUSH,
+    OPEN,
+    PULL,
+    PUSH,
+    REQUESTS,
+    VERSION,
+)
 from mpips.transport.fastpath.unacknowledged import FOLLOWING, IN_PYTHON, LAST_CHANGE, PRECEDING
 from mpips.transport.in_memory import Network
 from mpips.transport.message import Command, Kind, Message
@@ -44,8 +54,15 @@ def test_a_shard_without_copies_is_served_for_pushes_and_pulls() -> None:
 
 def test_changes_whose_keys_kernels_cannot_list_are_sent_to_copies_by_python() -> None:
     for replicas, pushes in ((0, True), (1, False)):
-        server = server_of(replicas, {**SPEC, "init": 0.5})
+        server = server_of(replicas, {"name": "v", "key_bits": 128})
         assert columns(server) == [True, pushes, True]
+
+
+def test_vectors_that_begin_with_other_rows_than_0_are_served_and_new_keys_left_to_python() -> None:
+    for replicas in (0, 1):
+        server = server_of(replicas, {**SPEC, "init": 0.5})
+        assert columns(server) == [True, True, True]
+        assert server.fast_path.table.parts[SHARD, 0, INITIAL] == 1
 
 
 def test_a_closing_chain_is_not_served_after_a_change() -> None:

@@ -20,7 +20,7 @@ from mpips.scheduler.scheduler import Cluster
 from mpips.server.server import KEY_CACHE, Server
 from mpips.storage.updates import VectorSpec
 from mpips.tasks.task import Task
-from mpips.transport.message import NO_SIGNATURE, Kind, Message
+from mpips.transport.message import NO_SIGNATURE, Command, Kind, Message
 from mpips.transport.network_faults import Delays, Fault, no_delay, random_delays
 from mpips.worker.key_list import KeyList
 from mpips.worker.worker import Answer, Context
@@ -233,6 +233,25 @@ def test_the_keys_of_an_array_are_sent_twice() -> None:
         assert set(wait(vector.pull(KEYS)).tolist()) == {5.0}
 
     assert counted(schedule) == {"keys": 1, "both": 1, "signature": 4}
+
+
+def test_equal_arrays_have_headers_in_common_and_keys_of_their_own() -> None:
+    def schedule(cluster: Cluster) -> None:
+        vector, wait = cluster.create_vector(VectorSpec("v", "float64", 1, EXTENT)), cluster.node.wait
+        lists = [KEYS.copy() for _ in range(4)]
+        plans = [vector._planner.plan(each, None, False, Command.PUSH) for each in lists]
+        assert plans[1].heads is plans[2].heads is plans[3].heads is not plans[0].heads
+        assert all(plan.keys is each for plan, each in zip(plans, lists, strict=True))
+        # An array may be written once its request is finished.
+        keys = KEYS.copy()
+        for _ in range(3):
+            wait(vector.push(keys, ONES))
+        keys[:] = keys[0] + np.arange(len(keys), dtype=np.uint64)
+        wait(vector.push(keys, ONES))
+        assert set(wait(vector.pull(KEYS)).tolist()) <= {3.0, 4.0}
+        assert wait(vector.pull(keys)).tolist() == [3.0 * (key in KEYS) + 1.0 for key in keys]
+
+    counted(schedule)
 
 
 def test_the_keys_of_an_array_that_is_pulled_and_pushed_once_are_not_signed() -> None:

@@ -26,8 +26,8 @@ Train the example of matrix factorization, examples/matrix_factorization.toml, a
 a compiled loop over the same mini-batches, which takes their steps in its own arrays. Each round measures both. The
 first pass is not counted.
 
-  mpips bench factorization                      500,000 ratings, rank 16, 1 server and 1 worker
-  mpips bench factorization --set matrix_factorization.batch=10000 --set consistency.tau=0
+  mpips bench factorization                      500,000 ratings, rank 16, 1 server and 1 worker, mini-batches of 10,000
+  mpips bench factorization --set matrix_factorization.batch=1000 --set consistency.tau=0
 """
 EXAMPLE = Path("examples", "matrix_factorization.toml")
 COLUMNS = (

@@ -30,6 +30,7 @@ from mpips.transport.fastpath.table import (
     DTYPE,
     FTRL,
     HEAD,
+    INITIAL,
     KERNEL,
     KNOWN,
     KNOWN_ROOM,
@@ -89,15 +90,21 @@ def _each(values: Any, rows: Any, slots: Any, width: int, act: int) -> None:
             else:
                 rows[i] = values[s] if slots[i] >= 0 else 0
         return
+    # Unsigned, so that the compiler vectorizes the loops: a place below 0 would be counted from the end.
+    wide = np.uint64(width)
     for i in range(len(slots)):
-        mine, row = np.int64(slots[i]) * width, i * width
-        for j in range(width):
+        row, mine = np.uint64(i) * wide, np.uint64(np.uint32(slots[i])) * wide
+        if slots[i] < 0:
+            for j in range(wide):
+                rows[row + j] = 0
+            continue
+        for j in range(wide):
             if act == ADD:
                 values[mine + j] += rows[row + j]
             elif act == ASSIGN:
                 values[mine + j] = rows[row + j]
             else:
-                rows[row + j] = values[mine + j] if mine >= 0 else 0
+                rows[row + j] = values[mine + j]
 
 
 @kernel()
@@ -290,7 +297,8 @@ def named_rows(memory: Any, part: Any, frame: Any, shard: int, namespace: int, l
 def find_slots(part: Any, keys: Any, slots: Any, create: bool) -> Any:
     """Find the slots of listed keys: whether Python need not do it, the first slot of a run, and whether it is a run.
 
-    With `create`, new keys get slots as long as there is room.
+    With `create`, new keys get slots as long as there is room. Python does it if there is a key without a slot and its
+    row is not 0.
     """
     count = len(keys)
     begin, last = np.uint64(part[BEGIN]), np.uint64(part[LAST])
@@ -307,16 +315,14 @@ def find_slots(part: Any, keys: Any, slots: Any, create: bool) -> Any:
     arena = at(part[ARENA], part[ARENA_ROOM], _UINT8)
     top = at(part[TOP], part[TOP_ROOM], _UINT8)
     first = ROOM
-    if create and head[KEYS] + count <= part[CAPACITY]:
+    if create and part[INITIAL] == 0 and head[KEYS] + count <= part[CAPACITY]:
         first = insert(head, known, arena, top, keys, slots)
     if first == ROOM:
         # What was inserted so far stays: these keys are only found the next time.
         head[DONE], head[FIRST] = 0, UNSET
         first = find(head, known, arena, top, keys, slots)
-        if create and first < 0:
-            for i in range(count):
-                if slots[i] < 0:
-                    return False, 0, False
+        if (create or part[INITIAL] != 0) and first < 0 and not has_all(slots):
+            return False, 0, False
     return True, max(first, 0), first >= 0
 
 

@@ -61,14 +61,15 @@ i8[ranks], the processes whose memory answers may be written to (0: none)."""
 OPEN, VALUES, DTYPE, WIDTH, BEGIN, LAST, ROWS, PUSH, PULL, CAPACITY = range(10)
 HEAD, KNOWN, KNOWN_ROOM, ARENA, ARENA_ROOM, TOP, TOP_ROOM = range(10, 17)
 STATE, SETTINGS, AGGREGATES, STAMPS, STAMPS_ROOM = 17, *range(20, 24)
-PUSHED_TYPE, PUSHED_WIDTH, UPDATE, ANSWERS, CHANGES, NEWS, VERSION = range(24, 31)
+PUSHED_TYPE, PUSHED_WIDTH, UPDATE, ANSWERS, INITIAL, CHANGES, NEWS, VERSION = range(24, 32)
 """Columns of `parts`, by shard and namespace: what may be served (CLOSED, REQUESTS or COPIES); address, wire type and
 width of its rows; first and last key of the shard; number of rows (0: sparse); action of a push; whether it may be
 pulled; rows that fit; the address of the counts of its key index (0: none), and address and length of each of its
 arrays; addresses of up to three state columns, and of the settings, of its update; whether its pushes are summed over
 all workers, and address and length of the stamps for that (`mpips.storage.aggregate`); wire type and width (0: any) of
 pushed rows; address of a program's update, or of the words of its calls if it is a kernel
-(`mpips.server.update_call`), and bytes of an answer's row as far as known;
+(`mpips.server.update_call`), and bytes of an answer's row as far as known; whether Python gives new keys their rows,
+since these do not begin with 0;
 changes since the last `changes`; and, for namespace 0, whether any request was finished at the shard since the last
 `finished`, and the number of all changes of the shard."""
 COLUMNS = VERSION + 1
@@ -126,6 +127,8 @@ class ServedRows(NamedTuple):
     update: int = 0
     answer: int = 0
     """Bytes of an answer's row, as far as they are known."""
+    initial: bool = False
+    """Whether a new key's row is not 0, so that Python answers requests for it."""
 
     def columns(self) -> Iterator[int]:
         """Yield the columns from the second on."""

@@ -15,6 +15,7 @@ from mpi4py import MPI
 from mpips.cluster.hash_ring import Ring
 from mpips.ranges import KeyRange
 from mpips.server.shard import Hosted, Shard
+from mpips.storage.initial import Normal
 from mpips.storage.segment import Segment, one_by_one
 from mpips.storage.updates import Column, VectorSpec, update
 from mpips.tasks.request_dedup import RequestDedup
@@ -565,6 +566,39 @@ def test_listed_keys_are_found_and_get_rows_as_in_a_dict(
         key: row.tolist() for key, row in model.items() if row.any()
     }
     assert served > 0 and handed > 0
+
+
+@pytest.mark.parametrize("init", [1.5, Normal(0.0, 0.1, seed=3)])
+@pytest.mark.parametrize("n", [10, 5_000])
+def test_keys_with_rows_are_served_though_new_ones_do_not_begin_with_0(
+    comm: MPI.Intracomm, n: int, init: Any
+) -> None:
+    owned, rng = KeyRange(0, 2**62), np.random.default_rng(n)
+    spec = VectorSpec("w", "float32", 4, init=init)
+    alone = Sparse(comm, spec, owned, 10**5)
+    alone.table.provide(1 << 21)
+    keys = listing(rng, "far", n, owned)
+    rows = rng.normal(size=(n, 4)).astype(np.float32)
+    message = alone.serve(alone.request(Command.PUSH, owned, rows, keys=keys))
+    assert message is not None and np.array_equal(message.values, rows) and len(alone.segment) == 0
+    alone.segment.push(keys, rows)
+    alone.expose()
+    alone.table.admitted(SHARD, 0, alone.time)
+    assert alone.serve(alone.request(Command.PUSH, owned, rows, keys=keys)) is None
+    alone.answer()
+    known = keys[::3].copy()
+    # The first large answer finds no buffer; then there is one.
+    assert any(alone.serve(alone.request(Command.PULL, owned, keys=known)) is None for _ in range(2))
+    expected = spec.initial(keys) + rows + rows
+    assert np.array_equal(alone.answer().values, expected[::3])
+    # One key without a row, and the request is Python's, whole.
+    more = np.append(known, np.uint64(keys[-1] + 1))
+    for command, given in ((Command.PULL, None), (Command.PUSH, np.ones((len(more), 4), np.float32))):
+        message = alone.serve(alone.request(command, owned, given, keys=more))
+        assert message is not None and np.array_equal(message.keys, more)
+        list(alone.table.finished(SHARD))
+        alone.table.admitted(SHARD, 0, alone.time)
+    assert len(alone.segment) == n and np.array_equal(alone.segment.pull(keys), expected)
 
 
 @pytest.mark.parametrize("n", [10, 20_000])
