@@ -173,8 +173,7 @@ class SparseLogisticRegression(ClassifierMixin, BaseEstimator):  # type: ignore[
         """Return x.w of each row of X, f8[n]: above 0 means the second class."""
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
-        scores: NDArray[np.float64] = safe_sparse_dot(X, self.coef_[0]) + self.intercept_[0]
-        return scores
+        return _finite(safe_sparse_dot(X, self.coef_[0]) + self.intercept_[0])
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the more probable class of each row of X, [n]."""
@@ -292,8 +291,7 @@ class FactorizationMachine(ClassifierMixin, BaseEstimator):  # type: ignore[misc
             X.multiply(X) if sparse.issparse(X) else X * X, v * v
         )
         linear = np.append(self.coef_[0], self.intercept_)[: len(v)]
-        scores: NDArray[np.float64] = safe_sparse_dot(X, linear) + 0.5 * pairs.sum(axis=1)
-        return scores
+        return _finite(safe_sparse_dot(X, linear) + 0.5 * pairs.sum(axis=1))
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the more probable class of each row of X, [n]."""
@@ -305,6 +303,13 @@ class FactorizationMachine(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         """Return the probabilities of both classes, f8[n, 2]."""
         half = 0.5 * np.tanh(0.5 * self.decision_function(X))
         return np.column_stack([0.5 - half, 0.5 + half])
+
+
+def _finite(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return scores; ValueError unless all are finite, since others are of no class."""
+    if not np.isfinite(scores).all():
+        raise ValueError("the score of a row is not finite: scale the columns of X to about 1")
+    return scores
 
 
 def _two_classes(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -177,3 +177,11 @@ def test_what_settings_say_and_the_callers_matrix_is_left_as_it_is() -> None:
     counts = csr_matrix((np.ones(4), np.array([1, 0, 0, 1]), np.array([0, 3, 4])), shape=(2, 2))
     LatentDirichletAllocation(2, sweeps=1, workers=1, launcher="twin").fit(counts)
     assert counts.indices.tolist() == [1, 0, 0, 1] and counts.nnz == 4
+
+
+def test_scores_that_are_not_finite_are_no_class() -> None:
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(60, 3))
+    machine = FactorizationMachine(2, passes=1, workers=1, launcher="twin").fit(x * 1e-200, x[:, 0] > 0)
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="the score of a row is not finite"):
+        machine.predict(x * 1e-200)
