@@ -25,7 +25,8 @@ from mpips.client.run import Run, run
 from mpips.config.job_file import load
 from mpips.config.program import load_program
 from mpips.config.toml_text import write_toml
-from mpips.data import write
+from mpips.data import Examples, write
+from mpips.data.csr import write_csr
 from mpips.errors import InputError, RemoteError
 from mpips.rank.twin import run_twin
 from mpips.rundir import claim
@@ -191,10 +192,12 @@ class FactorizationMachine(ClassifierMixin, BaseEstimator):  # type: ignore[misc
     """A factorization machine for two classes: linear weights, and k factors of each feature, by the job `fm`.
 
     Each column is divided by its largest absolute value while the machine learns. `coef_` and `factors_` are of the
-    columns as they are.
+    columns as they are. With `fields` each row is divided by its length instead, and they are of such rows.
 
     Args:
         factors: the number of factors, k.
+        fields: of a field-aware machine the field of each column, whole numbers from 0, [features]; the constant
+            feature has one of its own. None: fields are not told apart.
         passes: passes over the examples.
         batch: examples per mini-batch.
         admit: a feature has factors once so many entries of examples had it; 0: from the first.
@@ -210,7 +213,8 @@ class FactorizationMachine(ClassifierMixin, BaseEstimator):  # type: ignore[misc
     Attributes:
         coef_: f8[1, features], the linear weights.
         intercept_: f8[1], that of the constant feature; 0 without `fit_intercept`.
-        factors_: f8[features (+ 1 with `fit_intercept`), k]; 0 of features without factors.
+        factors_: f8[features (+ 1 with `fit_intercept`), k], with `fields` [..., fields, k]; 0 of features without
+            factors.
         classes_: the two labels, in ascending order.
         n_iter_: passes over the data.
 
@@ -226,6 +230,7 @@ class FactorizationMachine(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         self,
         factors: int = 16,
         *,
+        fields: Any = None,
         passes: int = 10,
         batch: int = 100,
         admit: int = 0,
@@ -238,7 +243,8 @@ class FactorizationMachine(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         folder: str | os.PathLike[str] | None = None,
         launcher: str = "auto",
     ) -> None:
-        self.factors, self.passes, self.batch, self.admit = factors, passes, batch, admit
+        self.factors, self.fields = factors, fields
+        self.passes, self.batch, self.admit = passes, batch, admit
         self.fit_intercept, self.random_state = fit_intercept, random_state
         self.servers, self.workers, self.spares = servers, workers, spares
         self.settings, self.folder, self.launcher = settings, folder, launcher
@@ -261,6 +267,8 @@ class FactorizationMachine(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)
         self.classes_, labels = _two_classes(y)
         own = {"factors": self.factors, "passes": self.passes, "batch": self.batch, "admit": self.admit}
+        if self.fields is not None:
+            return self._fit_with_fields(X, labels, own)
         with _folder(self.folder) as folder:
             largest = abs(X).max(axis=0)
             scale = np.append(largest.toarray().ravel() if sparse.issparse(largest) else largest, 1.0)
@@ -276,15 +284,54 @@ class FactorizationMachine(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         for (keys, rows), whole in ((held["w"], weights), (held["v"], found)):
             whole[keys.astype(np.int64)] = rows
             whole /= scale[:, None]
-        weights = weights[:, 0]
+        self._keep(weights[:, 0], found)
+        return self
+
+    def _fit_with_fields(self, X: Any, labels: NDArray[np.int64], own: dict[str, Any]) -> Self:
+        own["fields"] = True
+        examples = self._examples(X, labels)
+        with _folder(self.folder) as folder:
+            write_csr(str(folder / "train.h5"), [examples])
+            head = {"program": "fm", "seed": self.random_state or 0}
+            done = _fit(self, folder, X.shape[0], head, {"train": "train.h5"}, {"fm": own})
+            self._model, self.n_iter_ = load_model(done), int(done.metrics["passes"])
+        held = self._model.vectors()
+        weights = np.zeros(X.shape[1] + 1)
+        weights[held["w"][0].astype(np.int64)] = held["w"][1][:, 0]
+        keys, rows = held["v"]
+        found = np.zeros((X.shape[1] + 1, rows.shape[1] // self.factors, self.factors))
+        found[keys.astype(np.int64)] = rows.reshape(len(keys), -1, self.factors)
+        self._keep(weights, found)
+        return self
+
+    def _keep(self, weights: NDArray[np.float64], found: NDArray[np.float64]) -> None:
+        """Keep what was learned, of the constant feature last."""
         self.coef_, self.intercept_ = weights[None, :-1].copy(), weights[-1:].copy()
         self.factors_ = found if self.fit_intercept else found[:-1].copy()
-        return self
+
+    def _examples(self, X: Any, labels: NDArray[np.int64]) -> Examples:
+        """Return the rows of X as examples with fields."""
+        fields = np.asarray(self.fields)
+        if fields.shape != (X.shape[1],) or fields.dtype.kind not in "iu" or fields.min() < 0:
+            raise ValueError(
+                f"fields must be {X.shape[1]} whole numbers from 0, one for each column, not {fields.dtype} of shape"
+                f" {fields.shape}"
+            )
+        rows = sparse.csr_array(_with_ones(X, self.fit_intercept))
+        rows.sum_duplicates()
+        of = np.append(fields, fields.max() + 1).astype(np.int32)
+        values = rows.data.astype(np.float32)
+        keys, indptr = rows.indices.astype(np.uint64), rows.indptr.astype(np.int64)
+        return Examples(labels.astype(np.float32), indptr, keys, values, of[rows.indices])
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Return the score of each row of X, f8[n]: above 0 means the second class."""
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=np.float64, reset=False)
+        if self.fields is not None:
+            examples = self._examples(X, np.ones(X.shape[0], np.int64))
+            found: NDArray[np.float64] = self._model.decision_function(examples)
+            return found
         X, v = _with_ones(X, self.fit_intercept), self.factors_
         # The sum over pairs, by columns of factors (Rendle 2010, equation 5).
         pairs = safe_sparse_dot(X, v) ** 2 - safe_sparse_dot(

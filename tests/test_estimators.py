@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,29 @@ def test_a_machine_scores_as_its_model(tmp_path: Path) -> None:
         assert ours.factors_.shape == (6 + intercept, 3) and ours.n_iter_ == 30
         assert np.allclose(ours.decision_function(csr_matrix(x)), scores, atol=1e-12)
         assert np.mean(ours.predict(x) == y) > 0.8
+
+
+def test_a_machine_with_fields_scores_by_the_definition() -> None:
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(200, 5)) * (rng.random((200, 5)) < 0.6)
+    y = np.where(x[:, 0] * x[:, 1] - x[:, 2] * x[:, 3] > 0, "yes", "no")
+    fields = [0, 1, 0, 1, 2]
+    how = {"passes": 30, "batch": 50, "workers": 1, "launcher": "twin", "settings": {"fm.factor_alpha": 0.5}}
+    ours = FactorizationMachine(3, fields=fields, **how).fit(x, y)
+    scores = ours.decision_function(csr_matrix(x))
+    whole = np.hstack([x, np.ones((200, 1))])
+    whole /= np.linalg.norm(whole, axis=1, keepdims=True)
+    of, v = [*fields, 3], ours.factors_
+    assert v.shape == (6, 4, 3)
+    expected = whole @ np.append(ours.coef_[0], ours.intercept_)
+    for i in range(6):
+        for j in range(i):
+            expected += v[i, of[j]] @ v[j, of[i]] * whole[:, i] * whole[:, j]
+    assert np.allclose(scores, expected, atol=1e-5)
+    assert np.array_equal(pickle.loads(pickle.dumps(ours)).decision_function(x), scores)
+    assert np.mean(ours.predict(x) == y) > 0.8
+    with pytest.raises(ValueError, match="fields must be 5 whole numbers"):
+        FactorizationMachine(3, fields=[0, 1], **how).fit(x, y)
 
 
 def test_wrong_parameters(data: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:

@@ -6,6 +6,9 @@
         record each part's progress       pull v of those that are admitted         push makes the row
                                           g = gradient; push g and counts
 
+With `fields` a feature i has factors for each field of the others, and the pairs are <v_{i, f(j)}, v_{j, f(i)}> x_i x_j
+(`field_kernels`).
+
 The linear weights are learned by FTRL-Proximal, the factors by AdaGrad (`training`). Under sequential consistency a
 step is one mini-batch of every worker, and the result has the same bits on any number of servers. What happens when
 workers and servers are lost is as for the online learners of sparse_lr, whose loop this is
@@ -17,7 +20,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mpips import Answer, Cluster, Context, Job, finish, push_pull, retry_on_loss
+from mpips import Answer, Cluster, Context, Job, JobError, finish, push_pull, retry_on_loss
 from mpips.data import EncodingTable, Source, resolve, unusual_files
 from mpips.jobs.fm import model
 from mpips.jobs.fm.settings import Settings as Settings
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 OUTPUTS = model.MODEL, f"diverged.{model.MODEL}"
 """The files that a run writes."""
+MOST_FACTORS = 256
+"""Largest number of factors of a feature, of all fields."""
 ADVICE = "Scale features to about 1, or lower [fm] alpha and factor_alpha"
 
 
@@ -56,8 +61,9 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
                 cluster, lambda: workers.call("check_test_data", asked, each=evaluate.parts_of(cluster))
             )
         data = assignment.load()
+        fields = number_of_fields(cluster, settings, assignment) if settings.fields else 0
     with cluster.phase("train"):
-        training = Machine(cluster, settings, assignment, data)
+        training = Machine(cluster, settings, assignment, data, fields)
         metrics = training.run()
     cluster.event("trained", traffic=cluster.traffic())
     return finish(
@@ -73,17 +79,32 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     )
 
 
+def number_of_fields(cluster: Cluster, settings: Settings, assignment: Assignment) -> int:
+    """Return the number of fields; JobError if rows of their factors would be too wide."""
+    counted = retry_on_loss(cluster, lambda: cluster.workers.call("count_fields"), assignment.load)
+    found: int = max(each["fields"] for each in counted)
+    if found * settings.factors > MOST_FACTORS:
+        raise JobError(
+            f"[fm] fields: {found} fields, for each of which a feature has {settings.factors} factors, are more than"
+            f" {MOST_FACTORS} numbers per feature: set fm.factors to {max(MOST_FACTORS // found, 1)} or less, or use"
+            " fewer columns"
+        )
+    return found
+
+
 class Worker:
     """The worker: it reads the data, learns, and scores."""
 
     def __init__(self, context: Context) -> None:
-        self.source = source = Source(resolve(context.job.data, str(context.base)))
+        spec = resolve(context.job.data, str(context.base))
+        self.source = source = Source(spec, fields=context.job.settings.fields)
         scorer = MachineScorer(context, source)
         learner = MachineLearner(context, source, push_pull(context.job.consistency))
         self.load = WorkerData(context, source, learner.find_last_key).load
         self.check_test_data, self.score = scorer.check_test_data, scorer.score
         self.training_loss = scorer.training_loss
         self.learn, self.report_progress, self.flush = learner.learn, learner.report_progress, learner.flush
+        self.count_fields = learner.count_fields
 
     def summarise(self, part: int, of: int) -> Answer:
         """Return the encoding of tables as far as names of columns say, and the summary of one part of the numbers."""

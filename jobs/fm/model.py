@@ -27,18 +27,17 @@ from mpips import (
 from mpips import keys as key_arrays
 from mpips.data import DataSpec, EncodingTable, Examples
 from mpips.data.tables.encoding import Encoding
-from mpips.jobs.fm import kernels
+from mpips.jobs.fm.form import Form
 from mpips.jobs.fm.kernels import F4, F8, I4, SEEN, WEIGHT
 from mpips.jobs.fm.settings import MOST, Settings
-from mpips.jobs.fm.training import factors_spec, places_of
+from mpips.jobs.fm.training import factors_spec, form_of, places_of
 from mpips.jobs.sparse_lr.model import LogisticModel, finite, reading
-from mpips.jobs.sparse_lr.online import values_of
 
 MODEL = "model.npz"
 SCHEMA: dict[str, dict[str, Any]] = {
     "fm": {
         "factors": range(1, MOST + 1), "admit": range(2**24 + 1), "init": NUMBER, "factor_alpha": NUMBER,
-        "factor_beta": NUMBER, "factor_l2": NUMBER,
+        "factor_beta": NUMBER, "factor_l2": NUMBER, "fields?": bool, "normalise?": bool,
     },
     "job": {"seed": int},
 }  # fmt: skip
@@ -56,9 +55,11 @@ class FactorizationModel(LogisticModel):
         keys: u8[n] or KEY128[n], ascending and each once.
         weights: f4[n].
         has: b1[n], whether each feature has factors.
-        factors: f4[a, k], of those that have, in their order.
+        factors: f4[a, k], of those that have, in their order; with fields f4[a, fields * k], those of field f from
+            f * k on.
         data: how files are read.
         encoding: how tables become keys and values, of a model that was trained on them.
+        form: k, and the fields, of a field-aware machine.
 
     >>> import numpy as np
     >>> keys, weights = np.array([0, 2], np.uint64), np.array([2.0, -1.0], np.float32)
@@ -75,8 +76,11 @@ class FactorizationModel(LogisticModel):
         factors: F4,
         data: DataSpec | None = None,
         encoding: Encoding | None = None,
+        form: Form | None = None,
     ) -> None:
         super().__init__(keys, weights.astype(np.float64), data, encoding)
+        self.form = form or Form(factors.shape[1])
+        self.with_fields = self.form.fields > 0
         self.has, self.factors = has, np.ascontiguousarray(factors)
         self._linear = np.column_stack([weights, np.zeros_like(weights)])
         self._rows: I4 = places_of(has)
@@ -118,24 +122,16 @@ class FactorizationModel(LogisticModel):
                 file.writelines(lines)
 
     def _score(self, batch: Examples) -> F8:
-        scores = np.empty(len(batch))
-        kernels.predict(
-            batch.indptr,
-            self._places(batch.keys),
-            values_of(batch),
-            self._linear,
-            self._rows,
-            self.factors,
-            scores,
-        )
-        return finite(scores)
+        found = self.form.scores(batch, self._places(batch.keys), self._linear, self._rows, self.factors)
+        return finite(found)
 
 
 def export(cluster: Cluster, encoding: EncodingTable | None) -> dict[str, Any]:
-    """Write `model.npz`: keys, weights f4[n], has b1[n], factors f4[a, k], the program, and the encoding of tables."""
+    """Write `model.npz`: keys, weights f4[n], has b1[n], factors f4[a, k], the form, the program, the encoding."""
     keys, linear = _exported(cluster, "w")
     rows = _exported(cluster, "v")
     spec = cluster.vectors["v"].spec
+    form = form_of(cluster.job.settings, spec.width)
     has, factors = _factors(keys, linear, rows, cluster.job.settings, spec)
     file_name = cluster.folder.path / MODEL
     model = {"model": str(file_name)}
@@ -143,7 +139,7 @@ def export(cluster: Cluster, encoding: EncodingTable | None) -> dict[str, Any]:
     with replacing(file_name) as file:
         np.savez(
             file, keys=key_arrays.pairs(keys), weights=np.ascontiguousarray(linear[:, WEIGHT]), has=has,
-            factors=factors, program=np.array("fm"), **more,
+            factors=factors, form=np.array(form, np.int64), program=np.array("fm"), **more,
         )  # fmt: skip
     cluster.metrics.update(model)
     return model
@@ -187,12 +183,14 @@ def load(source: Path, job: Any) -> FactorizationModel:
             linear, rows = (load_range(source, name, [ALL]) for name in ("w", "v"))
             if problem := schema_error(job, SCHEMA, "its job"):
                 raise InputError(f"{source}: {problem}")
-            settings = Settings(**{name: job["fm"][name] for name in SCHEMA["fm"]})
-            if (linear.values.shape[1], rows.values.shape[1]) != (2, settings.factors):
+            known = [name.rstrip("?") for name in SCHEMA["fm"]]
+            settings = Settings(**{name: job["fm"][name] for name in known if name in job["fm"]})
+            form = form_of(settings, rows.values.shape[1])
+            if (linear.values.shape[1], rows.values.shape[1]) != (2, form.width):
                 raise InputError(f"{source}: is not a checkpoint of fm: its rows have other widths")
             if linear.keys.dtype != rows.keys.dtype:
                 raise InputError(f"{source}: is damaged: its vectors have keys of different sizes")
-            factors_of = factors_spec(settings, job["job"]["seed"])
+            factors_of = factors_spec(settings, form.width, job["job"]["seed"])
             has, factors = _factors(
                 linear.keys, linear.values, (rows.keys, rows.values), settings, factors_of
             )
@@ -205,12 +203,14 @@ def load(source: Path, job: Any) -> FactorizationModel:
             held = npz.load(file, follow=file == source)
             keys, weights = key_arrays.from_pairs(held["keys"]), held["weights"]
             has, factors = held["has"], held["factors"]
+            # A model without fields may be of a version that had none.
+            form = _form(held, factors)
             table = json.loads(str(held["encoding"])) if "encoding" in held else None
         encoding = None if table is None else Encoding.of_table(table, f"{source}: its encoding")
     types = [array.dtype for array in (weights, has, factors)] == [np.float32, np.bool_, np.float32]
     if not types or weights.shape != keys.shape or has.shape != keys.shape:
         raise InputError(f"{source}: is not a model of fm: its arrays have wrong types or sizes")
-    if factors.ndim != 2 or len(factors) != has.sum():
+    if factors.ndim != 2 or len(factors) != has.sum() or factors.shape[1] != form.width:
         raise InputError(f"{source}: is damaged: it has factors of {len(factors)} features")
     if not 1 <= factors.shape[1] <= MOST:
         raise InputError(f"{source}: is damaged: it has {factors.shape[1]:,} factors, not 1 to {MOST:,}")
@@ -218,4 +218,14 @@ def load(source: Path, job: Any) -> FactorizationModel:
         raise InputError(f"{source}: is damaged: its keys do not ascend")
     if not (np.isfinite(weights).all() and np.isfinite(factors).all()):
         raise InputError(f"{source}: is not a sound model: a weight or factor is not finite")
-    return FactorizationModel(keys, np.ascontiguousarray(weights), has, factors, spec, encoding)
+    return FactorizationModel(keys, np.ascontiguousarray(weights), has, factors, spec, encoding, form)
+
+
+def _form(held: Any, factors: F4) -> Form:
+    """Return the form of a model file: k, fields and whether examples are normalised."""
+    if "form" not in held:
+        return Form(factors.shape[-1])
+    found = held["form"]
+    if found.dtype != np.int64 or found.shape != (3,) or (found < 0).any() or not found[0]:
+        raise InputError("is damaged: its form is no list of factors, fields and normalise")
+    return Form(int(found[0]), int(found[1]), bool(found[2]))

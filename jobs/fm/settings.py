@@ -14,6 +14,11 @@ class Settings:
 
     factors: int = field(default=16, metadata={"at_least": 1, "at_most": MOST})
     """Factors of each feature, k."""
+    fields: bool = False
+    """Whether a feature has k factors for each field of the others (field-aware). Fields are columns and crosses, or
+    those of lines of libffm; fields * factors is at most 256."""
+    normalise: bool = True
+    """With fields: divide each example by its length, as libffm does."""
     passes: int = field(default=1, metadata={"at_least": 1, "at_most": 2**31 - 1})
     """Passes over the data."""
     batch: int = field(default=1000, metadata={"at_least": 1, "at_most": 2**31 - 1})

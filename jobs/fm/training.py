@@ -11,35 +11,43 @@ pass that is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips import Cluster, Normal, VectorSpec, call, exact_sums, progress
+from mpips import Cluster, Context, Normal, PushPull, VectorSpec, call, exact_sums, progress
 from mpips import keys as key_arrays
-from mpips.data import Examples
+from mpips.data import Examples, Source, Tally
 from mpips.data.numbering import distinct
-from mpips.jobs.fm import kernels
+from mpips.jobs.fm.form import Form
 from mpips.jobs.fm.kernels import F4, F8, I4, SEEN, WEIGHT
 from mpips.jobs.fm.settings import Settings
 from mpips.jobs.sparse_lr.assignment import Assignment
 from mpips.jobs.sparse_lr.evaluate import Data, Scorer
-from mpips.jobs.sparse_lr.online import COLUMNS, Learner, Online, Push, Step, values_of
+from mpips.jobs.sparse_lr.online import BATCHES, COLUMNS, Learner, Online, Push, Step
 from mpips.jobs.sparse_lr.proximal import exact_total
 
 LIMITED_BATCHES = 2
 """Mini-batches of each worker per call where the rows are limited."""
+CALL_EXAMPLES, MOST_BATCHES = 1 << 16, 64
+"""Examples, and mini-batches, of a call of each worker otherwise."""
 FACTORS = progress.Column("factors", "with factors", 13, progress.si)
 
 
-def factors_spec(settings: Settings, seed: int, **fields: Any) -> VectorSpec:
-    """Return the vector of factors."""
+def factors_spec(settings: Settings, width: int, seed: int, **more: Any) -> VectorSpec:
+    """Return the vector of factors, `width` of each feature."""
     numbers = {"alpha": settings.factor_alpha, "beta": settings.factor_beta, "l2": settings.factor_l2}
     return VectorSpec(
-        "v", "float32", width=settings.factors, update="adagrad", settings=numbers,
-        init=Normal(0.0, settings.init, seed=seed), **fields,
+        "v", "float32", width=width, update="adagrad", settings=numbers,
+        init=Normal(0.0, settings.init, seed=seed), **more,
     )  # fmt: skip
+
+
+def form_of(settings: Settings, width: int) -> Form:
+    """Return the form of a machine with `width` factors of each feature."""
+    return Form(settings.factors, width // settings.factors if settings.fields else 0, settings.normalise)
 
 
 class Machine(Online):
@@ -48,10 +56,14 @@ class Machine(Online):
     columns = (*COLUMNS[:5], FACTORS, *COLUMNS[5:])
     settings: Settings
 
-    def __init__(self, cluster: Cluster, settings: Settings, assignment: Assignment, data: Data) -> None:
-        if settings.max_rows:
-            # Rows are dropped between calls.
-            self.batches = LIMITED_BATCHES
+    def __init__(
+        self, cluster: Cluster, settings: Settings, assignment: Assignment, data: Data, fields: int
+    ) -> None:
+        self.form = Form(settings.factors, fields, settings.normalise)
+        # Rows are dropped between calls.
+        self.batches = LIMITED_BATCHES
+        if not settings.max_rows:
+            self.batches = min(max(CALL_EXAMPLES // settings.batch, BATCHES), MOST_BATCHES)
         super().__init__(cluster, settings, assignment, data)
 
     def limit(self) -> None:
@@ -67,10 +79,12 @@ class Machine(Online):
         common: dict[str, Any] = {"extent": self.data.extent, "aggregate": aggregate}
         common |= {"key_bits": job.data.key_bits}
         linear = VectorSpec("w", "float32", width=2, update="fm_linear", settings=numbers, **common)
-        factors = factors_spec(settings, job.seed, **common)
+        factors = factors_spec(settings, self.form.width, job.seed, **common)
         self.cluster.facts |= numbers | {"factors": settings.factors, "admit": settings.admit}
         # Of the seed are the first factors, also of features whose rows a checkpoint does not have.
         self.cluster.facts |= {"max_rows": settings.max_rows, "seed": job.seed}
+        if self.form.fields:
+            self.cluster.facts |= {"fields": self.form.fields, "normalise": settings.normalise}
         self.cluster.facts |= {f"factor_{name}": value for name, value in factors.settings.items()}
         return [linear, factors]
 
@@ -110,22 +124,45 @@ class MachineLearner(Learner):
     """Learns mini-batches, for a worker."""
 
     settings: Settings
+    fields = 0
+    """Number of fields of the examples that were read to find the last key."""
+
+    def __init__(self, context: Context, data: Source, consistency: PushPull) -> None:
+        super().__init__(context, data, consistency)
+        # Where features are admitted, the weights of a mini-batch say which of its factors are pulled.
+        self.stages = 2 if self.settings.admit else 1
+
+    def find_last_key(self, batches: Iterator[Examples], tally: Tally) -> int:
+        """Return the last possible key, as `Learner`; where the examples say their fields, all are read."""
+        return super().find_last_key(self._count_fields(batches), tally)
+
+    def _count_fields(self, batches: Iterator[Examples]) -> Iterator[Examples]:
+        for batch in batches:
+            if batch.fields is not None and len(batch.fields):
+                self.fields = max(self.fields, int(batch.fields.max()) + 1)
+            yield batch
+
+    def count_fields(self) -> dict[str, int]:
+        """Return the number of fields of columns, or of all examples that this worker has read."""
+        return {"fields": self.data.field_count() or self.fields}
 
     def pull(self, step: Step) -> None:
         """Request the weights and counts, and the factors if all features have some."""
-        step.pulls.append(self.vectors["w"].pull(step.keys, after=step.after))
+        w = self.vectors["w"]
+        step.pulls.append(w.pull(step.batch.keys_for(w), after=step.after))
         if not self.settings.admit:
-            self._pull_factors(step, step.keys, np.arange(len(step.keys), dtype=np.int32))
+            self._pull_factors(step)
 
     def pull_more(self, step: Step) -> None:
         """Request the factors of the features that were seen often enough."""
         if len(step.pulls) == 1:
-            admitted = step.pulls[0].result()[:, SEEN] >= self.settings.admit
-            self._pull_factors(step, step.keys[admitted], places_of(admitted))
+            self._pull_factors(step, step.pulls[0].result()[:, SEEN] >= self.settings.admit)
 
-    def _pull_factors(self, step: Step, keys: key_arrays.KeyArray, places: I4) -> None:
+    def _pull_factors(self, step: Step, admitted: NDArray[np.bool_] | None = None) -> None:
+        """Request the factors of all features of a mini-batch, or of the `admitted` ones."""
+        keys = step.batch.keys_for(self.vectors["v"], admitted)
         step.pulls.append(self.vectors["v"].pull(keys, after=step.after))
-        step.more = keys, places
+        step.more = keys, np.arange(len(keys), dtype=np.int32) if admitted is None else places_of(admitted)
 
     def gradients(self, step: Step) -> tuple[float, list[Push]]:
         """Return the losses of a mini-batch, and the gradients of weights and factors."""
@@ -133,23 +170,14 @@ class MachineLearner(Learner):
         (linear, factors), batch = (task.result() for task in step.pulls), step.batch
         keys, places = step.more
         with self.context.working():
-            factors = factors.reshape(len(keys), self.settings.factors)
+            form = form_of(self.settings, self.vectors["v"].spec.width)
+            factors = factors.reshape(len(keys), form.width)
             out, steps = np.empty_like(linear), np.empty_like(factors)
-            loss = kernels.batch_gradient(
-                batch.indptr,
-                step.positions,
-                values_of(batch),
-                batch.labels,
-                linear,
-                places,
-                factors,
-                out,
-                steps,
-            )
+            loss = form.gradient(batch, linear, places, factors, out, steps)
             if self.number > 1 and not self.settings.max_rows:
                 # The same examples once more, and no row has lost its count.
                 out[:, SEEN] = 0.0
-        return loss, [Push("w", step.keys, out), Push("v", keys, usual(steps))]
+        return loss, [Push("w", batch.keys_for(self.vectors["w"]), out), Push("v", keys, usual(steps))]
 
 
 def usual(rows: F4) -> F4:
@@ -174,7 +202,5 @@ class MachineScorer(Scorer):
         linear[:known] = w.pull(keys[:known]).result()
         # A feature that was never seen has no factors either way.
         admitted = linear[:, SEEN] >= max(settings.admit, 1)
-        factors = v.pull(keys[admitted]).result().reshape(-1, settings.factors)
-        scores = np.empty(len(batch))
-        kernels.predict(batch.indptr, positions, values, linear, places_of(admitted), factors, scores)
-        return scores
+        factors = v.pull(keys[admitted]).result().reshape(-1, v.spec.width)
+        return form_of(settings, v.spec.width).scores(batch, positions, linear, places_of(admitted), factors)

@@ -79,6 +79,8 @@ class LogisticModel(Model):
         encoding: Encoding | None = None,
     ) -> None:
         self.keys, self.weights, self.data, self.encoding = keys, weights, data or DataSpec(), encoding
+        self.with_fields = False
+        """Whether the model needs the fields of keys."""
         if encoding is not None:
             # Rows of tables need no labels.
             self.data = replace(self.data, label="", positive="")
@@ -217,7 +219,7 @@ class LogisticModel(Model):
         return _of_dense(rows)
 
     def _read(self, names: list[str], tally: Tally | None = None) -> Iterator[Examples]:
-        return read(expand(names), self.data, tally=tally, encoding=self.encoding)
+        return read(expand(names), self.data, tally=tally, encoding=self.encoding, fields=self.with_fields)
 
     def _of_frame(self, frame: Any) -> Iterator[Examples]:
         if self.encoding is None:
@@ -229,7 +231,7 @@ class LogisticModel(Model):
             write(path, frame)
             # Whatever the form of the training data; and each row has a result.
             spec = replace(self.data, format="auto", on_error="stop")
-            yield from read([path], spec, encoding=self.encoding)
+            yield from read([path], spec, encoding=self.encoding, fields=self.with_fields)
 
 
 def finite(scores: F8) -> F8:

@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +33,7 @@ from mpips import (
     ConsistencySpec,
     Context,
     Each,
+    KeyList,
     PushPull,
     Task,
     VectorSpec,
@@ -46,11 +46,11 @@ from mpips import (
     unmet,
 )
 from mpips import keys as key_arrays
-from mpips.data import HASHED_FORMATS, Examples, Source, Tally, format_of, minibatches
-from mpips.data.numbering import distinct
+from mpips.data import HASHED_FORMATS, Examples, Source, Tally, format_of
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.assignment import Assignment
 from mpips.jobs.sparse_lr.evaluate import Data, check_positive, other_keys, parts_of, say
+from mpips.jobs.sparse_lr.minibatches import Minibatch, Minibatches, Stream
 from mpips.jobs.sparse_lr.proximal import exact_total
 
 COLUMNS = (
@@ -326,16 +326,11 @@ class Online:
 
 @dataclass
 class Step:
-    """A mini-batch in progress: time, part and examples, unique keys, and each entry's position among them.
-
-    `after` are the pushes that the pulls wait for.
-    """
+    """A mini-batch in progress: its time and part; `after` are the pushes that the pulls wait for."""
 
     time: int
     part: int
-    batch: Examples
-    keys: key_arrays.KeyArray
-    positions: NDArray[np.int32]
+    batch: Minibatch
     after: list[Task]
     pulls: list[Task] = field(default_factory=list)
     more: Any = None
@@ -346,29 +341,8 @@ class Push(NamedTuple):
     """Rows for some keys of a vector."""
 
     vector: str
-    keys: key_arrays.KeyArray
+    keys: key_arrays.KeyArray | KeyList
     rows: NDArray[Any]
-
-
-class Stream:
-    """The mini-batches of one part of the data, of which `done` have been taken."""
-
-    def __init__(self, batches: Iterator[Examples], tally: Tally, part: int, of: int, done: int) -> None:
-        self.part, self.of, self.done, self._tally = part, of, done, tally
-        self._batches = islice(batches, done, None)
-
-    def is_at(self, part: int, of: int, done: int) -> bool:
-        """Return whether the next mini-batch is that of a part after `done` ones."""
-        return (self.part, self.of, self.done) == (part, of, done)
-
-    def take(self, progress: CallProgress) -> Examples | None:
-        """Return the next mini-batch; None if there is none left. Skipped examples are counted in `progress`."""
-        before = self._tally.skipped
-        batch = next(self._batches, None)
-        self.done += batch is not None
-        progress.skipped += self._tally.skipped - before
-        progress.first_error = progress.first_error or self._tally.first_error
-        return batch
 
 
 class CallProgress:
@@ -408,11 +382,16 @@ class Learner:
     """Learns online, for a worker; `counted`: as of `Online`."""
 
     counted = False
+    stages = 1
+    """Pulls of a mini-batch that follow one another."""
 
     def __init__(self, context: Context, data: Source, consistency: PushPull) -> None:
         self.context, self.data, self.consistency = context, data, consistency
         self.settings = context.job.settings
         self.vectors, self.number = context.vectors, 1
+        # Where rows are dropped, servers forget the lists.
+        lists = not getattr(self.settings, "max_rows", 0)
+        self.minibatches = Minibatches(context, data, self.settings.batch, lists)
         self._stream: Stream | None = None
         self._progress = CallProgress(-1)
         self._pushes: dict[int, list[Task]] = {}
@@ -436,17 +415,20 @@ class Learner:
         `number` is that of the pass.
         """
         self.number = number
-        keep = synchronization(self.context.job.consistency)
+        keep = synchronization(self.context.job.consistency, self.stages)
         self._progress, self._pushes = CallProgress(first_round), {}
         mine, ahead = self._batches(parts), deque[Step]()
         for time in range(first_round, first_round + count):
             self.context.step(time)
             with self.context.working():
-                part, batch = next(mine, (-1, NOTHING))
-                keys, positions = distinct(batch.keys)
+                part, batch = next(mine, None) or (-1, Minibatch(NOTHING))
             if part < 0 and not keep.aggregate:
                 break
-            ahead.append(Step(time, part, batch, keys, positions, self._earlier(self.consistency.pull(time))))
+            after = self._earlier(self.consistency.pull(time))
+            if keep.waits:
+                self.context.wait_all(after)
+                after = []
+            ahead.append(Step(time, part, batch, after))
             self.pull(ahead[-1])
             if len(ahead) > 1:
                 self.pull_more(ahead[-2])
@@ -459,7 +441,8 @@ class Learner:
 
     def pull(self, step: Step) -> None:
         """Request the rows of a mini-batch's keys."""
-        step.pulls.append(self.vectors["w"].pull(step.keys, after=step.after))
+        w = self.vectors["w"]
+        step.pulls.append(w.pull(step.batch.keys_for(w), after=step.after))
 
     def pull_more(self, step: Step) -> None:
         """Request what depends on the first rows of a mini-batch, if there is such."""
@@ -468,13 +451,13 @@ class Learner:
         """Return the losses of a mini-batch at the pulled rows, and the gradients to push."""
         weights, batch = step.pulls[0].result(), step.batch
         with self.context.working():
-            gradient = np.empty(len(step.keys))
+            gradient = np.empty(len(batch.keys))
             loss = kernels.batch_gradient(
-                batch.indptr, step.positions, values_of(batch), batch.labels, weights, gradient
+                batch.indptr, batch.positions, batch.values, batch.labels, weights, gradient
             )
             if self.settings.algorithm == "sgd" and len(batch):
                 gradient /= len(batch)
-        return float(loss), [Push("w", step.keys, gradient)]
+        return float(loss), [Push("w", batch.keys_for(self.vectors["w"]), gradient)]
 
     def flush(self, round: int) -> None:
         """Push the parts that filters have held back."""
@@ -488,16 +471,23 @@ class Learner:
             self._progress if self._progress.first_round == first_round else CallProgress(first_round)
         ).report()
 
-    def _batches(self, parts: list[list[int]]) -> Iterator[tuple[int, Examples]]:
+    def _batches(self, parts: list[list[int]]) -> Iterator[tuple[int, Minibatch]]:
         """Yield mini-batches from one part after the other, each with its part."""
+        progress, again = self._progress, self.number < (self.settings.passes or 1)
         for part, of, done in parts:
             if self._stream is None or not self._stream.is_at(part, of, done):
-                tally = Tally()
-                examples = self.context.polling(self.data.read("train", part, of, tally))
-                self._stream = Stream(minibatches(examples, self.settings.batch), tally, part, of, done)
-            while (batch := self._stream.take(self._progress)) is not None:
+                self._stream = self.minibatches.stream(part, of, done, again)
+            while (batch := self._taken(self._stream)) is not None:
                 yield part, batch
-            self._progress.ended[part] = self._stream.done - done
+            progress.ended[part] = self._stream.done - done
+
+    def _taken(self, stream: Stream) -> Minibatch | None:
+        """Return the next mini-batch; None if there is none left. Skipped examples are counted."""
+        progress, tally, before = self._progress, stream.tally, stream.tally.skipped
+        batch = stream.take()
+        progress.skipped += tally.skipped - before
+        progress.first_error = progress.first_error or tally.first_error
+        return batch
 
     def _push(self, step: Step, aggregate: bool) -> None:
         """Push the gradients of a mini-batch at the pulled rows."""
@@ -521,27 +511,31 @@ class Learner:
 
     def _earlier(self, times: Collection[int]) -> list[Task]:
         """Return the unfinished pushes of the mini-batches of these times."""
-        return [task for time in unmet(times, self._pushes) for task in self._pushes[time]]
+        return [task for time in unmet(times, self._pushes) for task in self._pushes[time] if not task.done]
 
 
 class Synchronization(NamedTuple):
-    """How workers synchronize: `aggregate` each step over all workers, and pull `ahead` by a number of steps."""
+    """How workers synchronize: `aggregate` each step over all workers, and pull `ahead` by a number of steps.
+
+    `waits`: the pushes that a pull depends on are waited for before it is sent, because they were sent long before.
+    Then it is a request without dependencies, which kernels serve.
+    """
 
     aggregate: bool
     ahead: int
+    waits: bool = False
 
 
-def synchronization(spec: ConsistencySpec) -> Synchronization:
-    """Return the synchronization of a consistency model."""
+def synchronization(spec: ConsistencySpec, stages: int = 1) -> Synchronization:
+    """Return the synchronization of a consistency model, for mini-batches whose rows are pulled in some stages."""
     if spec.is_sequential:
         return Synchronization(True, 0)
+    if spec.model == "eventual":
+        return Synchronization(False, stages)
     tau = spec.tau if spec.pull_tau is None else spec.pull_tau
-    return Synchronization(False, 2 if spec.model == "eventual" else min(tau, 2))
+    return Synchronization(False, min(tau, stages), tau > stages)
 
 
-NOTHING = Examples(np.empty(0, np.float32), np.zeros(1, np.int64), np.empty(0, np.uint64))
-
-
-def values_of(batch: Examples) -> NDArray[np.float32]:
-    """Return the values of a mini-batch as kernels take them: f4[nnz], or empty if all are one."""
-    return np.empty(0, np.float32) if batch.values is None else batch.values
+NOTHING = Examples(
+    np.empty(0, np.float32), np.zeros(1, np.int64), np.empty(0, np.uint64), fields=np.empty(0, np.int32)
+)

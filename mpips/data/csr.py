@@ -1,8 +1,8 @@
 """HDF5 files of examples in compressed sparse rows: read by ranges of rows, written batch by batch.
 
 The file has one-dimensional data sets ``labels`` [n], ``indptr`` [n+1], ``keys`` [nnz] (or ``indices``, as
-other tools call them) and, unless all values are 1, ``values`` [nnz] (or ``data``). Any integer and
-floating-point widths are read; i1, i8, u8 and f4 are written, in compressed chunks.
+other tools call them) and, unless all values are 1, ``values`` [nnz] (or ``data``); with fields also ``fields`` [nnz].
+Any integer and floating-point widths are read; i1, i4, i8, u8 and f4 are written, in compressed chunks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.data.examples import Examples, Tally
+from mpips.data.kernels import MOST_FIELDS
 from mpips.data.spec import DataSpec
 from mpips.errors import DataError
 from mpips.jit.array_checks import bad_row
@@ -77,18 +78,22 @@ def copy_rows(
 
 
 def select_rows(batch: Examples, rows: NDArray[np.int64]) -> Examples:
-    """Return the given rows of a batch, copied; `rows` are i8 places within it."""
+    """Return the given rows of a batch, copied; `rows` are i8 places within it, ascending."""
     indptr = np.zeros(len(rows) + 1, np.int64)
     np.cumsum(np.diff(batch.indptr)[rows], out=indptr[1:])
     keys = np.empty(indptr[-1], np.uint64)
     old = np.zeros(0, np.float32) if batch.values is None else batch.values
     new = np.empty(0 if batch.values is None else len(keys), np.float32)
     copy_rows(rows, batch.indptr, indptr, batch.keys, keys, old, new)
-    return Examples(batch.labels[rows], indptr, keys, None if batch.values is None else new)
+    fields = None
+    if batch.fields is not None:
+        whole = np.repeat(np.isin(np.arange(len(batch)), rows), np.diff(batch.indptr))
+        fields = batch.fields[whole]
+    return Examples(batch.labels[rows], indptr, keys, None if batch.values is None else new, fields)
 
 
-def open_rows(path: str, file: h5py.File) -> tuple[Any, Any, Any, Any]:
-    """Return the data sets labels, indptr, keys, values (or None) after a check of their sizes."""
+def open_rows(path: str, file: h5py.File) -> tuple[Any, Any, Any, Any, Any]:
+    """Return the data sets labels, indptr, keys, values, fields (or None) after a check of their sizes."""
     import h5py
 
     def dataset(*names: str, kinds: str) -> Any:
@@ -102,6 +107,7 @@ def open_rows(path: str, file: h5py.File) -> tuple[Any, Any, Any, Any]:
 
     labels, indptr = dataset("labels", "label", kinds="biuf"), dataset("indptr", kinds="iu")
     keys, values = dataset("keys", "indices", kinds="iu"), dataset("values", "data", kinds="biuf")
+    fields = dataset("fields", kinds="iu")
     for name, found in (("labels", labels), ("indptr", indptr), ("keys", keys)):
         if found is None:
             have = ", ".join(sorted(file)) or "nothing"
@@ -117,14 +123,27 @@ def open_rows(path: str, file: h5py.File) -> tuple[Any, Any, Any, Any]:
         )
     if values is not None and len(values) != len(keys):
         raise DataError(f"{path}: has {len(values)} values for {len(keys)} keys")
-    return labels, indptr, keys, values
+    if fields is not None and len(fields) != len(keys):
+        raise DataError(f"{path}: has {len(fields)} fields for {len(keys)} keys")
+    return labels, indptr, keys, values, fields
+
+
+def has_fields(path: str) -> bool:
+    """Return whether a file has the fields of its keys; also if it cannot be read, which `read_csr` then says."""
+    from mpips.files import hdf5
+
+    try:
+        with hdf5.reading(path, follow=True) as file:
+            return "fields" in file
+    except (OSError, RuntimeError, ValueError):
+        return True
 
 
 def read_range(
-    path: str, datasets: tuple[Any, Any, Any, Any], begin: int, indptr: NDArray[np.int64]
+    path: str, datasets: tuple[Any, Any, Any, Any, Any], begin: int, indptr: NDArray[np.int64]
 ) -> Examples:
     """Read the rows from `begin` on, whose positions in the keys are `indptr`."""
-    labels, _, all_keys, all_values = datasets
+    labels, _, all_keys, all_values, all_fields = datasets
     low, high = int(indptr[0]), int(indptr[-1])
     keys = all_keys[low:high]
     if keys.dtype.kind == "i" and len(keys) and keys.min() < 0:
@@ -133,7 +152,11 @@ def read_range(
     with np.errstate(over="ignore"):
         values = None if all_values is None else all_values[low:high].astype(np.float32)
         found = labels[begin : begin + len(indptr) - 1].astype(np.float32)
-    return Examples(found, indptr - low, keys.astype(np.uint64), values)
+    fields = None if all_fields is None else all_fields[low:high]
+    if fields is not None and len(fields) and not 0 <= fields.min() <= fields.max() < MOST_FIELDS:
+        raise DataError(f"{path}: has a field that is not an integer from 0 to {MOST_FIELDS - 1}")
+    fields = None if fields is None else fields.astype(np.int32)
+    return Examples(found, indptr - low, keys.astype(np.uint64), values, fields)
 
 
 def read_csr(
@@ -198,11 +221,11 @@ def valid_rows(
         batch = select_rows(batch, valid)
     ones = batch.values is None or bool((batch.values == 1).all())
     labels = np.where(batch.labels > 0, np.float32(1), np.float32(-1))
-    return Examples(labels, batch.indptr, batch.keys, None if ones else batch.values)
+    return Examples(labels, batch.indptr, batch.keys, None if ones else batch.values, batch.fields)
 
 
 def write_csr(path: str, batches: Iterable[Examples]) -> None:
-    """Write batches as an HDF5 file that `read_csr` reads; ``values`` only if one is not 1."""
+    """Write batches as an HDF5 file that `read_csr` reads; ``values`` only if one is not 1, ``fields`` if there are."""
     from mpips.files import hdf5
 
     with hdf5.writing(path) as file:
@@ -219,7 +242,7 @@ def write_csr(path: str, batches: Iterable[Examples]) -> None:
 
         file.attrs["format"] = "mpips examples, compressed sparse rows"
         labels, indptr, keys = growing("labels", "i1"), growing("indptr", "i8"), growing("keys", "u8")
-        values = None
+        values = fields = None
         append(indptr, np.zeros(1, np.int64))
         for batch in batches:
             before = len(keys)
@@ -232,3 +255,7 @@ def write_csr(path: str, batches: Iterable[Examples]) -> None:
             append(keys, batch.keys)
             if values is not None:
                 append(values, np.ones(len(batch.keys), np.float32) if batch.values is None else batch.values)
+            if batch.fields is not None:
+                # All batches have some, or none has.
+                fields = growing("fields", "i4") if fields is None else fields
+                append(fields, batch.fields)

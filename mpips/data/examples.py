@@ -34,17 +34,19 @@ class Examples:
     """u8[nnz], or KEY128[nnz] (`mpips.keys`), ascending within one example."""
     values: NDArray[np.float32] | None = None
     """f4[nnz], or None: all ones."""
+    fields: NDArray[np.int32] | None = None
+    """i4[nnz], the field of each key, from 0; None: they are not told apart."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def rows(self, begin: int, end: int) -> Examples:
-        """Return examples begin..end-1: views of labels, keys and values, a fresh `indptr`."""
+        """Return examples begin..end-1: views of labels, keys, values and fields, a fresh `indptr`."""
         low, high = int(self.indptr[begin]), int(self.indptr[end])
         values = None if self.values is None else self.values[low:high]
-        return Examples(
-            self.labels[begin:end], self.indptr[begin : end + 1] - low, self.keys[low:high], values
-        )
+        fields = None if self.fields is None else self.fields[low:high]
+        indptr = self.indptr[begin : end + 1] - low
+        return Examples(self.labels[begin:end], indptr, self.keys[low:high], values, fields)
 
 
 @dataclass
@@ -123,11 +125,13 @@ def concatenate(batches: Iterable[Examples]) -> Examples:
         values = np.concatenate(
             [np.ones(len(part.keys), np.float32) if part.values is None else part.values for part in parts]
         )
+    fields = [part.fields for part in parts if part.fields is not None]
     return Examples(
         np.concatenate([np.zeros(0, np.float32)] + [part.labels for part in parts]),
         np.concatenate(indptr),
         np.concatenate([part.keys for part in parts]) if parts else np.zeros(0, np.uint64),
         values,
+        np.concatenate(fields) if parts and len(fields) == len(parts) else None,
     )
 
 

@@ -35,7 +35,7 @@ from mpips.jit.splitmix import mix as mix
 
 POS, LINE, INDEX, EXAMPLES, NONZEROS, HARD, ONES, CODE, ERROR_BEGIN, STATE_SIZE = range(10)
 DONE, FULL, BAD_LABEL, BAD_PAIR, BAD_ID, BAD_VALUE, NOT_FINITE, BAD_ORDER, QID = range(9)
-BAD_COLUMNS, BAD_NUMBER = 9, 10
+BAD_COLUMNS, BAD_NUMBER, BAD_FIELD, TWICE = 9, 10, 11, 12
 OK, NO_NUMBER, TOO_LARGE, IS_HARD = range(4)
 
 NEWLINE, RETURN, SPACE, HASH, PLUS, MINUS, DOT, ZERO, NINE, COLON = b"\n\r #+-.09:"
@@ -43,6 +43,7 @@ UPPER_E, LOWER_E = b"Ee"
 POWERS = np.array([float(f"1e{power}") for power in range(-300, 301)])
 CROSS = np.uint64(1 << 32)
 LOWER = np.uint64(1 << 40)
+MOST_FIELDS = 1 << 20
 
 
 @kernel()
@@ -139,7 +140,7 @@ def label_at(text: NDArray[np.uint8], pos: int) -> tuple[float, int, bool]:
     return (1.0 if value == 1.0 else -1.0), pos, True
 
 
-@kernel("void(u1[::1], i8, i8, f4[::1], i8[::1], u8[::1], f4[::1], i8[:, ::1], i8[::1])")
+@kernel("void(u1[::1], i8, i8, f4[::1], i8[::1], u8[::1], u8[::1], f4[::1], i8[:, ::1], i8[::1])")
 def parse_svmlight(
     text: NDArray[np.uint8],
     part: int,
@@ -147,12 +148,16 @@ def parse_svmlight(
     labels: NDArray[np.float32],
     indptr: NDArray[np.int64],
     keys: NDArray[np.uint64],
+    fields: NDArray[np.uint64],
     values: NDArray[np.float32],
     hard: NDArray[np.int64],
     state: NDArray[np.int64],
 ) -> None:
-    """Parse lines ``label id:value ...`` of one part from state[POS] on; see the module's docstring."""
-    end = text.shape[0]
+    """Parse lines ``label id:value ...`` of one part from state[POS] on; see the module's docstring.
+
+    If `fields` is not empty, lines are those of libffm, ``label field:id:value ...``, whose ids are in any order.
+    """
+    end, fielded = text.shape[0], fields.shape[0] > 0
     pos, line, index = state[POS], state[LINE], state[INDEX]
     n, nnz, hards, ones = state[EXAMPLES], state[NONZEROS], state[HARD], state[ONES]
     code = DONE
@@ -186,6 +191,16 @@ def parse_svmlight(
             if nnz == keys.shape[0] or hards == hard.shape[0]:
                 code = FULL
                 break
+            field = np.uint64(0)
+            if fielded:
+                while text[pos] >= ZERO and text[pos] <= NINE:
+                    field = min(field * np.uint64(10) + np.uint64(text[pos] - ZERO), np.uint64(MOST_FIELDS))
+                    pos += 1
+                if text[pos] != COLON or pos == token or field == np.uint64(MOST_FIELDS):
+                    code = BAD_FIELD
+                    break
+                pos += 1
+            begin_of_id = pos
             key = np.uint64(0)
             while text[pos] >= ZERO and text[pos] <= NINE:
                 digit = np.uint64(text[pos] - ZERO)
@@ -196,13 +211,20 @@ def parse_svmlight(
                     code = BAD_ID
                 key = key * np.uint64(10) + digit
                 pos += 1
-            if text[pos] != COLON or pos == token:
+            if text[pos] != COLON or pos == begin_of_id:
                 code = QID if starts_with_qid(text, pos) else BAD_PAIR
             if code != DONE:
                 break
+            place = nnz
             if nnz > first and key <= keys[nnz - 1]:
-                code = BAD_ORDER
-                break
+                if not fielded:
+                    code = BAD_ORDER
+                    break
+                while place > first and keys[place - 1] > key:
+                    place -= 1
+                if place > first and keys[place - 1] == key:
+                    code = TWICE
+                    break
             pos += 1
             value, pos, found = number(text, pos)
             byte = text[pos]
@@ -211,13 +233,20 @@ def parse_svmlight(
             elif found == TOO_LARGE:
                 code = NOT_FINITE
             else:
+                if place < nnz:
+                    for i in range(nnz, place, -1):
+                        keys[i], fields[i], values[i] = keys[i - 1], fields[i - 1], values[i - 1]
+                    for i in range(first_hard, hards):
+                        hard[i, 0] += hard[i, 0] >= place
                 if found == IS_HARD:
-                    hard[hards, 0] = nnz
+                    hard[hards, 0] = place
                     hard[hards, 1] = token
                     hards += 1
-                keys[nnz] = key
-                values[nnz] = np.float32(value)
-                ones += values[nnz] == np.float32(1) and found == OK
+                keys[place] = key
+                if fielded:
+                    fields[place] = field
+                values[place] = np.float32(value)
+                ones += values[place] == np.float32(1) and found == OK
                 nnz += 1
         if code == FULL:
             pos = begin
@@ -286,7 +315,7 @@ def sort_unique_pairs(keys: NDArray[np.uint64], lows: NDArray[np.uint64], begin:
 
 @kernel(
     "void(u1[::1], i8, i8, i8, i8[::1], u1[::1], i8[::1], i8[::1], u8[:,::1], f4[::1], i8[::1], u8[::1], u8[::1],"
-    " i8[::1])"
+    " b1, i8[::1])"
 )
 def parse_rows(
     text: NDArray[np.uint8],
@@ -302,14 +331,16 @@ def parse_rows(
     indptr: NDArray[np.int64],
     keys: NDArray[np.uint64],
     lows: NDArray[np.uint64],
+    numbered: bool,
     state: NDArray[np.int64],
 ) -> None:
     """Parse rows ``label<separator>field...`` of one part from state[POS] on.
 
     `places` gives the column of the data set for each column of the file. By the former, `bucketed` (one per column)
     marks numbers to be put in buckets; cross i joins the columns cross_columns[cross_ptr[i]:cross_ptr[i+1]]; `fields`
-    u64[2, columns] is scratch space. `lows` are the lower halves of keys of 128 bits, empty for keys of 64. A field
-    whose key, or upper half of it, is 0 counts as missing (so does one value in 2^64).
+    u64[2, columns] is scratch space. `lows` are the lower halves of keys of 128 bits, empty for keys of 64. If
+    `numbered`, the lower half of a field's key is its column. A field whose key, or upper half of it, is 0 counts as
+    missing (so does one value in 2^64).
     """
     end = text.shape[0]
     columns, crosses = fields.shape[1], cross_ptr.shape[0] - 1
@@ -380,7 +411,7 @@ def parse_rows(
             if key != np.uint64(0):
                 keys[nnz] = key
                 if wide:
-                    lowers[place] = lows[nnz] = mix(other ^ word)
+                    lowers[place] = lows[nnz] = np.uint64(place) if numbered else mix(other ^ word)
                 nnz += 1
             column += 1
         if code == DONE and column != columns:

@@ -21,9 +21,12 @@ TABLES = "csv", "parquet"
 HASHED_FORMATS = "tsv", *TABLES
 """Formats whose keys are hashes: those of tables, by names of columns, and of delimited text, by places."""
 MAGICS = {HDF5_MAGIC: "hdf5", b"PAR1": "parquet"}
-READERS: dict[str, Reader] = {"svmlight": text.read_svmlight, "tsv": text.read_rows, "hdf5": csr.read_csr}
+READERS: dict[str, Reader] = {
+    "svmlight": text.read_svmlight, "libffm": text.read_libffm, "tsv": text.read_rows, "hdf5": csr.read_csr,
+}  # fmt: skip
 ENDINGS = {
     "svm": "svmlight", "svmlight": "svmlight", "libsvm": "svmlight",
+    "ffm": "libffm", "libffm": "libffm",
     "tsv": "tsv", "csv": "tsv", "tab": "tsv",
     "h5": "hdf5", "hdf5": "hdf5", "hdf": "hdf5",
     "parquet": "parquet", "pq": "parquet",
@@ -62,7 +65,7 @@ def format_of(path: str, spec: DataSpec) -> str:
 
 
 def guess_format(path: str, spec: DataSpec) -> str:
-    """Distinguish svmlight from delimited text by the first line that differs."""
+    """Distinguish svmlight, libffm and delimited text by the first line that differs."""
     blocks = line_blocks(path, 1 << 16)
     try:
         block = next(blocks)
@@ -72,7 +75,7 @@ def guess_format(path: str, spec: DataSpec) -> str:
     for line in bytes(block).decode("utf-8", "replace").split("\n"):
         words = line.partition("#")[0].split()
         if len(words) > 1 and all(word.partition(":")[0].isdecimal() and ":" in word for word in words[1:3]):
-            return "svmlight"
+            return "libffm" if words[1].count(":") == 2 else "svmlight"
         if spec.separator in line.strip():
             return "tsv"
     if any(line.split(b"#")[0].split() for line in block.split(b"\n")):
@@ -105,6 +108,7 @@ def read(
     opening: Callable[[str], None] = lambda path: None,
     encoding: Encoding | None = None,
     coarse: int = 0,
+    fields: bool = False,
 ) -> Iterator[Examples]:
     """Read part `part` of `parts` of the files' examples, as a stream of batches in order.
 
@@ -113,7 +117,8 @@ def read(
     first file of [data] train, or else of `files`. `tally` is updated while reading. `opening` is called with each
     file before it is opened. `encoding` is that of tables, CSV and Parquet; None: it is learned from [data] train, or
     else from `files`. `coarse`, a divisor of `parts` or 0: part p has examples of part p modulo `coarse` of `coarse`
-    only. Raises `DataError` with file and line.
+    only. With `fields`, examples have the field of each key: its column or cross, or that of the file's own format.
+    Raises `DataError` with file and line.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -141,17 +146,21 @@ def read(
                 f"{path}: [data] key_bits = {spec.key_bits} needs columns that are hashed "
                 f"({', '.join(HASHED_FORMATS)}), not {form}"
             )
+        if fields:
+            check_fields(path, form, spec)
         if form in TABLES:
             if encoding is None:
                 # Raises an error if [data] label is not set.
                 begun_encoding([(path, form)], spec)
                 raise DataError(f"{path}: is a table ({form}), and the training data are not")
-            index = yield from read_table(path, form, spec, encoding, index, part, parts, tally, coarse)
+            reading = read_table(path, form, spec, encoding, index, part, parts, tally, coarse, fields)
+            index = yield from reading
         elif encoding is not None:
             raise DataError(f"{path}: is in the format {form}, and the training data are tables")
         elif form == "tsv":
             first = first or first_head(files, spec)
-            index = yield from text.read_rows(path, spec, index, part, parts, tally, first=first)
+            reading = text.read_rows(path, spec, index, part, parts, tally, first=first, fields=fields)
+            index = yield from reading
         else:
             index = yield from READERS[form](path, spec, index, part, parts, tally)
         if index == before:
@@ -159,6 +168,29 @@ def read(
                 only = "" if form in ("hdf5", *TABLES) else ", only blank lines or comments"
                 raise DataError(f"{path}: holds no examples{only}")
             tally.add(Tally(empty=[path]))
+
+
+def check_fields(path: str, form: str, spec: DataSpec) -> None:
+    """Raise DataError unless the keys of a file, of this format, have fields."""
+    if spec.key_bits != 64:
+        raise DataError(f"{path}: keys have fields with [data] key_bits = 64 alone, not {spec.key_bits}")
+    if form == "svmlight":
+        raise DataError(
+            f"{path}: lines of svmlight have no fields: give lines of libffm (label field:id:value), a table, or rows"
+            " of columns"
+        )
+    if form == "hdf5" and not csr.has_fields(path):
+        raise DataError(f"{path}: has no data set fields; `mpips convert` writes it for lines of libffm")
+
+
+def field_count(spec: DataSpec, encoding: Encoding | None) -> int:
+    """Return the number of fields of columns and crosses; 0 if the files' own format says the field of each key."""
+    columns = 0
+    if encoding is not None:
+        columns = len(encoding.categorical) + len(encoding.numeric) + 1
+    elif (head := first_head([], spec)) is not None:
+        columns = len(head.fields) - 1
+    return columns + len(spec.crosses) if columns else 0
 
 
 def table_files(spec: DataSpec) -> list[tuple[str, str]]:

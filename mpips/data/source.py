@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.data.examples import Examples, Tally
-from mpips.data.read import read, table_files
+from mpips.data.read import field_count, read, table_files
 from mpips.data.same_files import SameFiles
 from mpips.data.spec import DataSpec, as_list
 from mpips.data.tables.encoding import Encoding
@@ -24,7 +24,7 @@ EncodingTable = dict[str, Any]
 
 
 class Source:
-    r"""Read the files of resolved [data].
+    r"""Read the files of resolved [data]; with `fields` examples have the field of each key.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -37,8 +37,8 @@ class Source:
     [[-1.0, 1.0, 1.0, 1.0, 1.0, 1.0]]
     """
 
-    def __init__(self, spec: DataSpec) -> None:
-        self.spec, self.files = spec, SameFiles(spec)
+    def __init__(self, spec: DataSpec, fields: bool = False) -> None:
+        self.spec, self.files, self._fields = spec, SameFiles(spec), fields
         self.encoding: Encoding | None = None
         self.table: EncodingTable | None = None
         """The encoding of tables, in both forms."""
@@ -61,7 +61,11 @@ class Source:
     ) -> Iterator[Examples]:
         """Read part `part` of `of` of "train", "test", or some of the files, as `mpips.data.read`."""
         names = as_list(getattr(self.spec, files)) if isinstance(files, str) else files
-        return read(names, self.spec, part, of, tally, self.files.check, self.encoding, coarse)
+        return read(names, self.spec, part, of, tally, self.files.check, self.encoding, coarse, self._fields)
+
+    def field_count(self) -> int:
+        """Return the number of fields of columns and crosses; 0 if the files' own format says the field of each key."""
+        return field_count(self.spec, self.encoding)
 
 
 def learned(found: Sequence[tuple[EncodingTable | None, NDArray[np.float64]]]) -> EncodingTable | None:

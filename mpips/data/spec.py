@@ -32,9 +32,9 @@ class DataSpec:
     """Files to evaluate on; none: no evaluation."""
     vocab: str = ""
     """Documents of words: the file of the words, one per line."""
-    format: Literal["auto", "svmlight", "tsv", "hdf5", "csv", "parquet"] = "auto"
-    """"svmlight", "tsv", "hdf5", "csv", "parquet", or "auto": by name without .gz, .xz, .zst, .bz2, then by content; a
-    .csv file is "csv" if `label` is set, and otherwise "tsv"."""
+    format: Literal["auto", "svmlight", "libffm", "tsv", "hdf5", "csv", "parquet"] = "auto"
+    """"svmlight", "libffm", "tsv", "hdf5", "csv", "parquet", or "auto": by name without .gz, .xz, .zst, .bz2, then by
+    content; a .csv file is "csv" if `label` is set, and otherwise "tsv"."""
     on_error: Literal["stop", "skip"] = "stop"
     """"stop" at the first bad line, or "skip" bad lines and count them."""
     header: Literal["auto"] | bool = "auto"
@@ -76,12 +76,15 @@ class DataSpec:
     keep_unpacked: float = field(default=100.0, metadata={"at_least": 0, "at_most": 1e9})
     """The largest size of all decompressed files, in GB, that the workers of a host share in its folder of temporary
     files; 0: each worker decompresses by itself."""
+    keep_minibatches: float = field(default=1.0, metadata={"at_least": 0, "at_most": 1e9})
+    """Online learners with several passes: the largest size of a worker's parsed mini-batches, in GB, that are kept in
+    memory for the next pass; 0: none are kept."""
     log_buckets: list[str | int] = field(default_factory=list)
     """tsv: columns of numbers; a number x above 2 has the key of floor(ln(x)^2), as is usual for Criteo's counts."""
 
     def __post_init__(self) -> None:
         """Raise `JobError` for a value that no reader can use."""
-        check_choice("format", self.format, ("auto", "svmlight", "tsv", "hdf5", "csv", "parquet"))
+        check_choice("format", self.format, ("auto", "svmlight", "libffm", "tsv", "hdf5", "csv", "parquet"))
         check_choice("on_error", self.on_error, ("stop", "skip"))
         if self.key_bits not in (64, 128):
             raise JobError(f"[data] key_bits = {self.key_bits!r}: must be 64 or 128")

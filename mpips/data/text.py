@@ -17,6 +17,7 @@ from mpips.data import kernels as k
 from mpips.data.examples import Examples, Tally
 from mpips.data.spec import DataSpec
 from mpips.data.stream import BLOCK, line_blocks
+from mpips.data.tables.fields import fields_of
 from mpips.errors import DataError, JobError
 from mpips.keys import from_pairs
 
@@ -32,20 +33,23 @@ class Batch:
     indptr: NDArray[np.int64]
     keys: NDArray[np.uint64]
     lows: NDArray[np.uint64]
-    """The lower halves of keys of 128 bits; empty for keys of 64."""
+    """The lower halves of keys of 128 bits, or the marks of the fields of keys of 64, or empty."""
     values: NDArray[np.float32]
     hard: NDArray[np.int64]
     state: NDArray[np.int64]
+    fields: Callable[[NDArray[np.uint64]], NDArray[np.int32]] | None = None
+    """Returns the fields by their marks; None: keys have no fields."""
 
     def take(self) -> Examples:
         """Copy the parsed examples, and reset."""
         n, nnz = int(self.state[k.EXAMPLES]), int(self.state[k.NONZEROS])
         values = None if self.state[k.ONES] == nnz else self.values[:nnz].copy()
         self.state[[k.EXAMPLES, k.NONZEROS, k.HARD, k.ONES]] = 0
-        keys = self.keys[:nnz].copy()
-        if len(self.lows):
-            keys = from_pairs(np.stack([keys, self.lows[:nnz]], axis=1))
-        return Examples(self.labels[:n].copy(), self.indptr[: n + 1].copy(), keys, values)
+        keys, lows = self.keys[:nnz].copy(), self.lows[:nnz]
+        fields = None if self.fields is None else self.fields(lows)
+        if len(lows) and fields is None:
+            keys = from_pairs(np.stack([keys, lows], axis=1))
+        return Examples(self.labels[:n].copy(), self.indptr[: n + 1].copy(), keys, values, fields)
 
     def grow(self) -> None:
         """Double the space: one line needs more."""
@@ -55,7 +59,7 @@ class Batch:
         self.hard = np.empty((hards, 2), np.int64)
 
 
-def new_batch(index: int, nonzeros: int = BATCH_NONZEROS, wide: bool = False) -> Batch:
+def new_batch(index: int, nonzeros: int = BATCH_NONZEROS, lows: bool = False) -> Batch:
     """Return an empty batch, with the parser at line 0, before the line of the given index."""
     state = np.zeros(k.STATE_SIZE, np.int64)
     state[k.INDEX] = index
@@ -63,7 +67,7 @@ def new_batch(index: int, nonzeros: int = BATCH_NONZEROS, wide: bool = False) ->
         np.empty(BATCH_EXAMPLES, np.float32),
         np.zeros(BATCH_EXAMPLES + 1, np.int64),
         np.empty(nonzeros, np.uint64),
-        np.empty(nonzeros if wide else 0, np.uint64),
+        np.empty(nonzeros if lows else 0, np.uint64),
         np.empty(nonzeros, np.float32),
         np.empty((1024, 2), np.int64),
         state,
@@ -98,6 +102,18 @@ def svmlight_error(text: bytearray, code: int, begin: int) -> str:
     return f"{word} is not of the form id:value, as in 7:0.5"
 
 
+def libffm_error(text: bytearray, code: int, begin: int) -> str:
+    """Describe the error in a line of libffm, and the expected form."""
+    word = token(text, begin)
+    if code == k.TWICE:
+        return f"id in {word} comes twice in the line"
+    if code in (k.BAD_FIELD, k.BAD_PAIR, k.QID):
+        return (
+            f"{word} is not of the form field:id:value, as in 2:7:0.5, with a field below {k.MOST_FIELDS:,}"
+        )
+    return svmlight_error(text, code, begin).replace("id:value, as in 7:0.5", "field:id:value, as in 2:7:0.5")
+
+
 def parse_blocks(
     path: str,
     blocks: Iterable[bytearray],
@@ -126,7 +142,7 @@ def parse_blocks(
             for row in range(int(state[k.HARD])):
                 place, begin = batch.hard[row]
                 pair = text[begin : text.find(b"\n", begin)].partition(b"#")[0].split(None, 1)[0]
-                batch.values[place] = np.float32(float(pair.partition(b":")[2]))
+                batch.values[place] = np.float32(float(pair.rpartition(b":")[2]))
             tally.examples += int(state[k.EXAMPLES])
             if state[k.EXAMPLES]:
                 yield batch.take()
@@ -145,15 +161,36 @@ def read_svmlight(
     integers below 2**64; values finite. Yields batches in order; returns the index after the last line.
     Raises `DataError` with file and line.
     """
-    batch = new_batch(index)
+    return (yield from _read_lines(path, spec, new_batch(index), part, parts, tally, size, svmlight_error))
 
+
+def read_libffm(
+    path: str, spec: DataSpec, index: int, part: int, parts: int, tally: Tally, size: int = BLOCK
+) -> Generator[Examples, None, int]:
+    """Read lines ``label field:id:value field:id:value ...`` as `read_svmlight`, with ids in any order, each once."""
+    batch = new_batch(index, lows=True)
+    batch.fields = lambda marks: marks.astype(np.int32)
+    return (yield from _read_lines(path, spec, batch, part, parts, tally, size, libffm_error))
+
+
+def _read_lines(
+    path: str,
+    spec: DataSpec,
+    batch: Batch,
+    part: int,
+    parts: int,
+    tally: Tally,
+    size: int,
+    describe: Callable[[bytearray, int, int], str],
+) -> Generator[Examples, None, int]:
     def parse(block: NDArray[np.uint8]) -> None:
         k.parse_svmlight(
-            block, part, parts, batch.labels, batch.indptr, batch.keys, batch.values, batch.hard, batch.state
-        )
+            block, part, parts, batch.labels, batch.indptr, batch.keys, batch.lows, batch.values, batch.hard,
+            batch.state,
+        )  # fmt: skip
 
     with closing(line_blocks(path, size, parts)) as blocks:
-        return (yield from parse_blocks(path, blocks, batch, parse, svmlight_error, spec.on_error, tally))
+        return (yield from parse_blocks(path, blocks, batch, parse, describe, spec.on_error, tally))
 
 
 @dataclass(frozen=True)
@@ -167,6 +204,12 @@ class ParserColumns:
     cross_columns: NDArray[np.int64]
     header: int
     """The bytes of the line of names in the first block, with the newline; 0: there is none."""
+
+    @property
+    def crosses(self) -> list[list[int]]:
+        """The columns of each cross."""
+        pieces = zip(self.cross_ptr[:-1].tolist(), self.cross_ptr[1:].tolist(), strict=True)
+        return [self.cross_columns[begin:end].tolist() for begin, end in pieces]
 
 
 MISSING = frozenset(("", "?", "na", "n/a", "nan", "null", "none", ".", "-"))
@@ -314,6 +357,7 @@ def read_rows(
     tally: Tally,
     size: int = BLOCK,
     first: Head | None = None,
+    fields: bool = False,
 ) -> Generator[Examples, None, int]:
     """Read part `part` of `parts` of a delimited file of categories, hashed to keys of `spec.key_bits` bits.
 
@@ -321,7 +365,8 @@ def read_rows(
     on the column's position and the field's bytes alone (`mpips.data.kernels` has the formula), so it is the
     same in every file and run. `first` is the head of the file by which columns are numbered, unless it is this
     one: where columns have names, they may be in another order here. The keys of one example are sorted; equal
-    ones, which only a collision makes, are merged. Yields, returns and raises as `read_svmlight`.
+    ones, which only a collision makes, are merged. With `fields`, the field of a key of 64 bits is its column; crosses
+    follow. Yields, returns and raises as `read_svmlight`.
     """
     with closing(line_blocks(path, size, parts)) as blocks:
         block = next(blocks)
@@ -336,14 +381,16 @@ def read_rows(
             tally.header = tally.header or f"{_shortened(own_head.fields)} ({path})"
         separator = spec.separator.encode()
         nonzeros = max(BATCH_NONZEROS, of.columns + len(of.cross_ptr) - 1)
-        batch = new_batch(index, nonzeros, spec.key_bits == 128)
+        batch = new_batch(index, nonzeros, fields or spec.key_bits == 128)
+        if fields:
+            batch.fields = partial(fields_of, columns=of.columns, crosses=of.crosses)
         batch.state[k.POS], batch.state[k.LINE] = of.header, int(of.header > 0)
-        fields = np.zeros((2, of.columns), np.uint64)
+        scratch = np.zeros((2, of.columns), np.uint64)
 
         def parse(block: NDArray[np.uint8]) -> None:
             k.parse_rows(
-                block, part, parts, ord(separator), of.places, of.bucketed, of.cross_ptr, of.cross_columns, fields,
-                batch.labels, batch.indptr, batch.keys, batch.lows, batch.state,
+                block, part, parts, ord(separator), of.places, of.bucketed, of.cross_ptr, of.cross_columns, scratch,
+                batch.labels, batch.indptr, batch.keys, batch.lows, fields, batch.state,
             )  # fmt: skip
 
         describe = partial(row_error, separator, of.columns + 1)

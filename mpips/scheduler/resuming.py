@@ -27,7 +27,7 @@ _RESUMED = {
     "vectors": Each(Each(ANY)),
 }  # fmt: skip
 """The fields of a manifest's `about` in a checkpoint that a run can resume from."""
-_FILES = ("train", "test", "vocab", "parts", "keep_parsed", "keep_unpacked")
+_FILES = ("train", "test", "vocab", "parts", "keep_parsed", "keep_unpacked", "keep_minibatches")
 """The settings in [data] that do not say how files are read."""
 
 

@@ -36,7 +36,7 @@ quick = settings(max_examples=100, deadline=None, suppress_health_check=[HealthC
     [
         (
             {"format": "orc"},
-            "format = 'orc': must be one of 'auto', 'svmlight', 'tsv', 'hdf5', 'csv', 'parquet'",
+            "format = 'orc': must be one of 'auto', 'svmlight', 'libffm', 'tsv', 'hdf5', 'csv', 'parquet'",
         ),
         ({"on_error": "ignore"}, "on_error = 'ignore': must be one of 'stop', 'skip'"),
         ({"header": "yes"}, "header = 'yes': must be true, false"),

@@ -66,6 +66,8 @@ def reset(state: np.ndarray) -> None:
 @pytest.fixture
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run the kernels' helpers as plain Python, so that `Guarded` sees every access."""
+    # Loaded with the compiled helpers.
+    assert kernels.parse_svmlight.py_func and kernels.parse_rows.py_func  # type: ignore[attr-defined]
     for name in (
         "is_space",
         "next_line",
@@ -82,10 +84,12 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @quick
-@given(nearly(svmlight_lines), st.integers(1, 3), st.integers(1, 3), st.integers(1, 6))
+@given(nearly(svmlight_lines), st.integers(1, 3), st.integers(1, 3), st.integers(1, 6), st.booleans())
 def test_svmlight_parser_never_leaves_its_block(
-    interpreted: None, content: bytes, parts: int, rows: int, room: int
+    interpreted: None, content: bytes, parts: int, rows: int, room: int, fielded: bool
 ) -> None:
+    if fielded:
+        content = content.replace(b":", b":3:")
     block = np.frombuffer(content + b"\n", np.uint8).astype(np.int64).view(Guarded)
     for part in range(parts):
         (state,) = guarded(np.zeros(kernels.STATE_SIZE, np.int64))
@@ -93,6 +97,7 @@ def test_svmlight_parser_never_leaves_its_block(
             np.zeros(rows, np.float32),
             np.zeros(rows + 1, np.int64),
             np.zeros(room, np.uint64),
+            np.zeros(room if fielded else 0, np.uint64),
             np.zeros(room, np.float32),
         )
         hard = np.zeros((2, 2), np.int64)
@@ -127,7 +132,7 @@ def walk_rows(
         arrays = guarded(np.zeros(rows, np.float32), np.zeros(rows + 1, np.int64), *halves)
         for _ in range(200):
             kernels.parse_rows.py_func(  # type: ignore[attr-defined]
-                block, part, parts, 9, places, marks, pointers, members, fields, *arrays, state
+                block, part, parts, 9, places, marks, pointers, members, fields, *arrays, False, state
             )
             if state[kernels.CODE] == kernels.DONE:
                 break

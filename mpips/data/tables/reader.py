@@ -11,6 +11,7 @@ from mpips.data.examples import Examples, Tally
 from mpips.data.spec import DataSpec
 from mpips.data.tables import columns as col
 from mpips.data.tables.encoding import Encoding, Scaling, numeric_kinds, transformed
+from mpips.data.tables.fields import fields_of
 from mpips.data.tables.files import BATCHES, Batch, names_of
 from mpips.data.tables.kernels import fractions, join_columns
 from mpips.data.tables.summary import Summary
@@ -87,11 +88,12 @@ def read_table(
     parts: int,
     tally: Tally,
     coarse: int = 0,
+    fields: bool = False,
 ) -> Generator[Examples, None, int]:
     """Read part `part` of `parts` of a table, whose first row has the given index, by an encoding.
 
-    For `coarse` see `mpips.data.read`. Without [data] label, rows are not labelled: the label of each example is +1.
-    Yields batches in order; returns the index after the last row. Raises `DataError` with file and row.
+    For `coarse` and `fields` see `mpips.data.read`. Without [data] label, rows are not labelled: the label of each
+    example is +1. Yields batches in order; returns the index after the last row. Raises `DataError` with file and row.
     """
     wanted = _checked_names(path, spec, form, encoding, labelled=bool(spec.label))
     size = max(1, CELLS // len(wanted))
@@ -104,7 +106,8 @@ def read_table(
             return after
         for begin in range(0, len(batch.rows), size):
             columns = {name: column.slice(begin, size) for name, column in batch.columns.items()}
-            found = _examples(Batch(columns, batch.rows[begin : begin + size]), path, spec, encoding, tally)
+            piece = Batch(columns, batch.rows[begin : begin + size])
+            found = _examples(piece, path, spec, encoding, tally, fields)
             tally.examples += len(found)
             if len(found):
                 yield found
@@ -138,7 +141,9 @@ def _checked_names(path: str, spec: DataSpec, form: str, encoding: Encoding, lab
     return wanted
 
 
-def _examples(batch: Batch, path: str, spec: DataSpec, encoding: Encoding, tally: Tally) -> Examples:
+def _examples(
+    batch: Batch, path: str, spec: DataSpec, encoding: Encoding, tally: Tally, fields: bool
+) -> Examples:
     """Encode rows; bad ones are skipped and counted, or raise DataError."""
     flaws: col.Flaws = {}
     rows = len(batch.rows)
@@ -172,7 +177,7 @@ def _examples(batch: Batch, path: str, spec: DataSpec, encoding: Encoding, tally
             column = batch.columns[spec.label]
             labels = col.labels_of(column, spec.positive_label, spec.label, spec.missing, flaws)
     good = _good_rows(batch, path, spec, flaws, tally)
-    return _joined_rows(joined, labels, good, spec)
+    return _joined_rows(joined, labels, good, spec, fields)
 
 
 def _scaled(
@@ -205,9 +210,13 @@ def _joined_rows(
     labels: NDArray[np.float32],
     good: NDArray[np.bool_],
     spec: DataSpec,
+    fields: bool,
 ) -> Examples:
     """Return the examples of the good rows of joined columns."""
     keys, values = joined.keys, joined.values
+    if fields:
+        columns = np.arange(len(joined.names), dtype=np.uint64)[:, None]
+        keys = np.stack([keys[0], np.broadcast_to(columns, keys[0].shape)])
     if not good.all():
         keys, values, labels = keys[:, :, good], np.ascontiguousarray(values[:, good]), labels[good]
     crosses = [[joined.names.index(str(name)) for name in cross] for cross in spec.crosses]
@@ -223,10 +232,11 @@ def _joined_rows(
         np.array([place for cross in crosses for place in cross], np.int64),
         indptr, flat, lows, found,
     )  # fmt: skip
-    out: KeyArray = flat[:nonzeros]
-    if wide:
+    out: KeyArray = flat[:nonzeros].copy()
+    if wide and not fields:
         out = from_pairs(np.stack([flat[:nonzeros], lows[:nonzeros]], axis=1))
-    return Examples(labels, indptr, out.copy(), found[:nonzeros].copy() if len(values) else None)
+    marked = fields_of(lows[:nonzeros], len(joined.names), crosses) if fields else None
+    return Examples(labels, indptr, out, found[:nonzeros].copy() if len(values) else None, marked)
 
 
 def _numbers(keys: KeyArray) -> NDArray[np.uint64]:
