@@ -23,6 +23,7 @@ class BuiltInCall(StrEnum):
     REBUILD = "rebuild"
     RESTORE = "restore"
     RESTORE_FILTERS = "restore_filters"
+    SET_ROWS = "set_rows"
     SNAPSHOT = "snapshot"
     WRITTEN = "written"
 

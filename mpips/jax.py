@@ -14,6 +14,7 @@ with `value_and_grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))` of a f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.flatten_util import ravel_pytree
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from mpips.consistency import Consistency, sequential
 from mpips.embedding import dense, table
@@ -134,6 +135,18 @@ class Embedding:
         array = _array(ids)
         return Fetched(self.table.read(array.reshape(-1)), array.shape)
 
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return a tree of the ids whose rows were trained, `ids` u8[m] ascending, and of `rows` [m, width]: of NumPy.
+
+        See `mpips.embedding.Embedding.state`.
+        """
+        ids, rows = self.table.state()
+        return {"ids": ids, "rows": rows}
+
+    def load(self, state: Mapping[str, ArrayLike]) -> None:
+        """Set the rows of such a tree at the servers; see `mpips.embedding.Embedding.load`."""
+        self.table.load(np.asarray(state["ids"]), np.asarray(state["rows"]))
+
     def settle(self) -> None:
         """Wait until all pushes are applied."""
         self.table.settle()
@@ -179,6 +192,10 @@ class Dense:
     def values(self) -> Any:
         """The tree of the parameters for the next round; waits for the steps that it depends on."""
         return self._tree_of(jnp.asarray(self._parameters.values))
+
+    def load(self, values: Any) -> None:
+        """Set the parameters at the servers to those of a tree; see `mpips.embedding.Dense.load`."""
+        self._parameters.load(np.asarray(ravel_pytree(values)[0]))
 
     def step(self, gradients: Any) -> Task:
         """Take part in the next round with a tree of gradients: the step is along the sum of all workers'.

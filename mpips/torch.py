@@ -8,6 +8,9 @@
         tower.step()                                          # and of the layers, in a round of all workers
 
 Rows of ids are no parameters of the module: no optimiser sees them, the servers take the steps (the vector's update).
+
+`state_dict` of a module with such layers has the rows, and `load_state_dict` sets them at the servers; so do those of
+`Dense`. The states of the updates, such as AdaGrad's sums, are in checkpoints only, and begin anew for what is loaded.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from torch.nn import functional
 from mpips.consistency import Consistency, sequential
 from mpips.embedding import dense, table
 from mpips.errors import UsageError
-from mpips.keys import check_unmasked
+from mpips.keys import KeyArray, check_unmasked, from_pairs, pairs
 from mpips.tasks.task import Task
 from mpips.worker.vector import Vector
 
@@ -70,6 +73,40 @@ class _Rows(nn.Module):
             while self._ahead:
                 self._ahead.popleft().drop()
             raise
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Add `weight` [m, width], the rows that were trained, and their `ids` i8[m], ascending.
+
+        A `torch.nn.Embedding(m, width)` loads the weight: its row i is that of ids[i]. Ids from 2^63 on are negative,
+        with the same 64 bits; those of 128 bits are [m, 2], the upper half first.
+        """
+        keys, rows = self.table.state()
+        destination[f"{prefix}weight"] = torch.from_numpy(rows)
+        destination[f"{prefix}ids"] = torch.from_numpy(pairs(keys).view(np.int64))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Set the rows at the servers; without `ids`, as of a `torch.nn.Embedding`, row i is that of the id i."""
+        names = [f"{prefix}{name}" for name in ("weight", "ids")]
+        if strict:
+            unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in names]
+        if names[0] not in state_dict:
+            missing_keys.append(names[0])
+            return
+        rows = state_dict[names[0]].detach().cpu().numpy()
+        ids = state_dict[names[1]].cpu().numpy() if names[1] in state_dict else np.arange(len(rows))
+        try:
+            self.table.load(_keys_of(ids), rows)
+        except UsageError as error:
+            error_msgs.append(str(error))
 
     def _fetched(self, ids: Ids) -> tuple[Tensor, Tensor]:
         """Return the distinct rows, and the places of the ids among them."""
@@ -269,15 +306,20 @@ class Dense(nn.Module):
         self.refresh()
         return super().state_dict(*args, **kwargs)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse it: the servers hold the parameters.
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load parameters into the module, as `torch.nn.Module`, and set them at the servers.
 
-        Raises:
-            UsageError: always.
+        The state is one of this class, or of the module that it was made of. One worker loads it, or all do, while none
+        trains; see `mpips.embedding.Dense.load`.
         """
-        raise UsageError(
-            "the servers hold the parameters: load them into the module before Dense is made of it"
-        )
+        self.refresh()
+        of_module = not any(name.startswith("module.") for name in state_dict)
+        into = self.module.load_state_dict if of_module else super().load_state_dict
+        found = into(state_dict, *args, **kwargs)
+        self._parameters_on_servers.load(_flat_values(self.module))
+        self._fresh = False
+        self.refresh()
+        return found
 
     def step(self) -> Task:
         """Push the gradients in a round with all workers, and clear them."""
@@ -307,6 +349,12 @@ def _flat_values(module: nn.Module) -> np.ndarray[Any, Any]:
 def _flat(ids: Ids) -> np.ndarray[Any, Any]:
     check_unmasked(ids, "ids")
     return np.asarray(ids).reshape(-1)
+
+
+def _keys_of(ids: NDArray[np.int64]) -> KeyArray:
+    """Return the keys of the ids of a `state_dict`."""
+    keys: KeyArray = np.ascontiguousarray(ids).view(np.uint64)
+    return from_pairs(keys) if keys.ndim == 2 else keys
 
 
 def _places(found: table.Fetched, ids: Ids) -> Tensor:

@@ -130,6 +130,42 @@ class Dense:
         self._next += 1
         return task
 
+    def load(self, values: ArrayLike) -> None:
+        """Set the parameters, [size], with the update's state as at the beginning.
+
+        One worker does it, or all with the same values, while none trains; calls that train begin with `begin`. Values
+        that were trained from the same first values are set to the bit. Others may differ by the rounding of the
+        difference to the first values, which the servers hold: by 2^-24 of the larger of both, in float32.
+
+        Raises:
+            UsageError: the values are not of this shape.
+            RemoteError: a round is under way.
+        """
+        self.settle()
+        given = np.asarray(values, self.initial.dtype)
+        if given.shape != self.initial.shape:
+            raise UsageError(
+                f"{self.vector.spec.name}: {given.shape} values to load for {self.initial.shape}"
+            )
+        keys = np.arange(len(given), dtype=np.uint64)
+        self.vector.set_rows(keys, offsets_between(self.initial, given)).result()
+        self.begin(self._next)
+
     def settle(self) -> None:
         """Wait until all rounds are finished."""
         self.vector.node.wait_all(self._rounds.values())
+
+
+def offsets_between(initial: Array, values: Array) -> Array:
+    """Return what must be added to the initial values to get others: to the bit, if anything of their type does.
+
+    >>> first, last = np.array([1.0, 0.1], np.float32), np.array([1e-10, 0.3], np.float32)
+    >>> (first + offsets_between(first, last) == last).tolist()
+    [False, True]
+    """
+    nearest: Array = (values.astype(np.float64) - initial.astype(np.float64)).astype(initial.dtype)
+    for towards in (np.inf, -np.inf):
+        # Where the numbers below a power of two are denser than those above it.
+        other = np.nextafter(nearest, initial.dtype.type(towards))
+        nearest = np.where((initial + nearest != values) & (initial + other == values), other, nearest)
+    return nearest

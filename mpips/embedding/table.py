@@ -229,6 +229,54 @@ class Embedding:
         found._task = self.vector.pull(found.keys, after=list(self._unapplied().values()))
         return found
 
+    def state(self) -> tuple[KeyArray, Array]:
+        """Return the ids whose rows differ from their initial values, ascending, and these rows, [m, width].
+
+        All own pushes so far are in them. The update's state, such as AdaGrad's sums, is not: checkpoints have it.
+
+        Raises:
+            UsageError: a fetched mini-batch was neither pushed nor dropped.
+
+        >>> from mpips import VectorSpec, simulate
+        >>> def schedule(cluster):
+        ...     table = Embedding(cluster.create_vector(VectorSpec("w", width=2)))
+        ...     table.load([7, 3], [[1.0, 2.0], [3.0, 4.0]])
+        ...     ids, rows = table.state()
+        ...     return ids.tolist(), rows.tolist()
+        >>> simulate(schedule, worker=lambda context: None)
+        ([3, 7], [[3.0, 4.0], [1.0, 2.0]])
+        """
+        self.settle()
+        spec = self.vector.spec
+        pieces = [(np.empty(0, spec.key_dtype), np.empty((0, spec.width), spec.dtype)), *self.vector.export()]
+        keys, rows = zip(*pieces, strict=True)
+        return np.concatenate(keys), np.concatenate(rows)
+
+    def load(self, ids: ArrayLike, rows: ArrayLike) -> None:
+        """Set the rows of ids, [m] in any order, each once, to [m, width]; those of other ids stay.
+
+        The update's state of these rows is that of new ones. One worker does it, or all with the same rows, while none
+        trains; it waits until the servers have them.
+
+        Raises:
+            UsageError: the ids are not of this form, or there is not one row for each; or a fetched mini-batch was
+                neither pushed nor dropped.
+        """
+        self.settle()
+        where, given = self._places(ids), np.asarray(rows, self.vector.spec.dtype)
+        if len(where.keys) != len(where.places):
+            raise UsageError(
+                f"{self}: {len(where.places)} ids to load, of which {len(where.keys)} are different"
+            )
+        if given.shape != (len(where.keys), self.vector.spec.width):
+            raise UsageError(
+                f"{self}: rows of shape {given.shape} to load for {len(where.keys)} ids, and a width of"
+                f" {self.vector.spec.width}"
+            )
+        ordered = np.empty_like(given)
+        ordered[where.places] = given
+        self.vector.set_rows(where.keys, ordered).result()
+
     def settle(self) -> None:
         """Wait until all pushes are applied.
 

@@ -1,4 +1,4 @@
-"""Export of a whole vector, read from the servers in key order."""
+"""Whole vectors in key order: as a file, and their digest."""
 
 from __future__ import annotations
 
@@ -15,26 +15,8 @@ from mpips.cluster.node import Node
 from mpips.errors import InputError
 from mpips.keys import KeyArray, pairs
 from mpips.storage.updates import VectorSpec
-from mpips.transport.message import Command, Kind, Message
+from mpips.worker.export import EXPORT_ROWS
 from mpips.worker.vector import Vector
-
-EXPORT_ROWS = 1 << 18
-"""Rows per message."""
-
-
-def export(node: Node, vector: Vector) -> Iterator[tuple[KeyArray, NDArray[Any]]]:
-    """Yield a vector in key order: (keys, rows) chunks of bounded size, rows of initial values left out."""
-    ring, extent = node.view.ring, vector.spec.extent
-    for shard in range(ring.shards):
-        part = ring.range(shard, extent)
-        begin: int | None = None if part.empty else part.begin
-        while begin is not None:
-            message = Message(Kind.REQUEST, Command.EXPORT, namespace=vector.number)
-            message.meta = {"begin": begin, "end": part.end, "limit": EXPORT_ROWS}
-            reply = _ask(node, ~shard, message)
-            begin = reply.meta.get("next")
-            if reply.keys is not None and reply.values is not None:
-                yield reply.keys, reply.values
 
 
 def completed(
@@ -68,7 +50,7 @@ def save(node: Node, vectors: Iterable[Vector], path: Path) -> str:
     from mpips.files import hdf5
 
     def rows_of(vector: Vector) -> Iterator[tuple[KeyArray, NDArray[Any]]]:
-        found = export(node, vector)
+        found = vector.export()
         return completed(vector.spec, found) if vector.spec.dense else found
 
     chunks = ((vector, *chunk) for vector in vectors for chunk in rows_of(vector))
@@ -91,16 +73,10 @@ def save(node: Node, vectors: Iterable[Vector], path: Path) -> str:
         return " ".join(str(error).split())
 
 
-def _ask(node: Node, address: int, request: Message) -> Message:
-    replies: list[Message] = []
-    node.wait(node.tasks.submit([(address, request)], lambda _, reply: replies.append(reply)))
-    return replies[0]
-
-
-def digest(node: Node, vector: Vector) -> str:
+def digest(vector: Vector) -> str:
     """Return the SHA-256 of (key, row) records in key order: the same for any layout that holds the same values."""
     sha = hashlib.sha256()
-    for keys, rows in export(node, vector):
+    for keys, rows in vector.export():
         record = np.empty(len(keys), [("key", keys.dtype), ("row", rows.dtype, (rows.shape[1],))])
         record["key"], record["row"] = keys, rows
         sha.update(record.tobytes())

@@ -44,7 +44,7 @@ from mpips.rundir.progress import Column, Table
 from mpips.scheduler import resuming
 from mpips.scheduler.accounts import Accounts, differences
 from mpips.scheduler.checkpoint_coordinator import CheckpointCoordinator
-from mpips.scheduler.export import digest, export, save
+from mpips.scheduler.export import digest, save
 from mpips.scheduler.group import Group
 from mpips.scheduler.journal import Journal
 from mpips.scheduler.output import Output
@@ -669,7 +669,7 @@ class Cluster:
 
     def export(self, vector: Vector) -> Iterator[tuple[KeyArray, NDArray[Any]]]:
         """Yield a whole vector in key order, (keys, rows) in chunks of bounded size, without rows of initial values."""
-        return export(self.node, vector)
+        return vector.export()
 
     def evict(
         self, vector: Vector, most: int, *, usage: str, also: Sequence[Vector] = (), decay: float = 0.5
@@ -723,4 +723,4 @@ class Cluster:
 
     def digest(self, vector: Vector) -> str:
         """Return the SHA-256 of (key, row) records in key order: the same for any layout that holds the same values."""
-        return digest(self.node, vector)
+        return digest(vector)

@@ -255,12 +255,13 @@ class Shard:
         return RoundAnswer(segment, slots, rows)
 
     def call(self, request: Message, built_in: Callable[..., dict[str, Any]] | None) -> Message:
-        """Apply a function: a `built_in` one, with its arguments, or a registered one, with the segment."""
+        """Apply a function: a `built_in` one, with its arguments and arrays, or a registered one, with the segment."""
         self._begin_change(request)
         name, args = request.meta["call"], request.meta["args"]
         try:
             if built_in is not None:
-                answer = built_in(self, **args)
+                arrays = {} if request.keys is None else {"keys": request.keys, "values": request.values}
+                answer = built_in(self, **args, **arrays)
             else:
                 answer = call_named(name).run(self.hosted(request.namespace).segment, args)
         except Exception as error:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mpips.calls import BuiltInCall
 from mpips.checkpoint.loading import load_clocks, load_range, vectors
 from mpips.checkpoint.manifest import NOTE
 from mpips.errors import UsageError
+from mpips.keys import KeyArray
 from mpips.server.shard import AGGREGATE, Shard
 from mpips.storage.aggregate import Aggregator
 from mpips.storage.eviction import standings
@@ -73,9 +75,21 @@ def evict(shard: Shard, number: int, least: int, usage: str, decay: float, also:
     return {"dropped": dropped}
 
 
+def set_rows(shard: Shard, number: int, keys: KeyArray, values: NDArray[Any]) -> dict[str, Any]:
+    """Set rows of a vector, with the state of new ones."""
+    hosted = shard.hosted(number)
+    if hosted.waiting or hosted.aggregator.pending():
+        raise UsageError(
+            f"vector {hosted.segment.spec.name!r}: rows are set while pushes of a round are under way"
+        )
+    hosted.segment.set_rows(keys, values)
+    return {}
+
+
 BUILT_IN: dict[str, Callable[..., dict[str, Any]]] = {
     BuiltInCall.CREATE_VECTOR: create_vector,
     BuiltInCall.EVICT: evict,
     BuiltInCall.RESTORE: restore,
+    BuiltInCall.SET_ROWS: set_rows,
 }
-"""By name: each gets the shard and the arguments of the call."""
+"""By name: each gets the shard and the arguments of the call, and its keys and values if it has some."""

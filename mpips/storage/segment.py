@@ -532,6 +532,27 @@ class Segment:
         for name, column in rows.state.items():
             self.state[name][slots] = column
 
+    def set_rows(self, keys: KeyArray, values: Array) -> None:
+        """Set the rows of keys, with the state that new rows have.
+
+        Raises:
+            ProtocolError: the values are of another type or shape, or a key is not in the segment's ranges.
+
+        >>> segment = Segment(VectorSpec("w", width=2, update="adagrad"))
+        >>> segment.set_rows(np.array([5], np.uint64), np.array([[1.0, 2.0]]))
+        >>> segment.items()[1].tolist()
+        [[1.0, 2.0]]
+        """
+        if values.dtype != self._dtype or values.shape != (len(keys), self.spec.width):
+            raise ProtocolError(
+                f"vector {self.spec.name!r}: rows of {values.dtype} of shape {list(values.shape)} to set, expected "
+                f"{self._dtype} of shape {[len(keys), self.spec.width]}"
+            )
+        slots = self.resolve(keys, create=True)
+        self.values[slots] = values
+        for name, column in self.state.items():
+            column[slots] = self._layout[name].fill
+
     def keep(self, kept: NDArray[np.bool_]) -> None:
         """Drop the rows of a sparse segment whose slots are not among `kept`, b1[len]; the others get new slots.
 

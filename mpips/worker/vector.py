@@ -9,11 +9,12 @@ per shard, and every message is a view of the caller's arrays.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mpips.calls import BuiltInCall
 from mpips.cluster.node import Node
 from mpips.cluster.observer import Operation
 from mpips.errors import UsageError, WorkerLost
@@ -22,7 +23,8 @@ from mpips.process.program_line import caller, innermost
 from mpips.ranges import KeyRange
 from mpips.storage.updates import VectorSpec, update_named
 from mpips.tasks.task import Task
-from mpips.transport.message import NO_ROUND, Command, Message
+from mpips.transport.message import NO_ROUND, Command, Kind, Message
+from mpips.worker.export import export
 from mpips.worker.key_list import KeyList, Keys, Planner
 from mpips.worker.places import Lookup, Places, places_of
 from mpips.worker.plan import Plan
@@ -205,6 +207,68 @@ class Vector:
                 f"vector {self.spec.name}: rows of shape {given.shape} for {len(where.places)} ids that were looked up"
             )
         return self.push(where.keys, where.summed(given), round=round, after=after)
+
+    def export(self) -> Iterator[tuple[KeyArray, Rows]]:
+        """Yield all rows in key order, (keys, rows) in chunks of bounded size, without rows of initial values.
+
+        Pushes that are not finished may be in them or not.
+
+        >>> import numpy as np
+        >>> from mpips import VectorSpec, simulate
+        >>> def schedule(cluster):
+        ...     w = cluster.create_vector(VectorSpec("w", width=2))
+        ...     w.push_wait(np.array([3, 8], np.uint64), np.ones((2, 2)))
+        ...     return [(keys.tolist(), rows.tolist()) for keys, rows in w.export()]
+        >>> simulate(schedule, worker=lambda context: None)
+        [([3, 8], [[1.0, 1.0], [1.0, 1.0]])]
+        """
+        return export(self.node, self.spec, self.number)
+
+    def set_rows(self, keys: KeyArray, rows: Rows, *, after: Iterable[Task] = ()) -> Task:
+        """Set the rows of keys, whatever the update does; the task is finished when all copies have them.
+
+        The update's state of these rows, such as AdaGrad's sums, is that of new rows. Other rows stay.
+
+        Args:
+            keys: sorted and unique, [n].
+            rows: [n, width] of the vector's dtype ([n] for width 1).
+            after: as of `push`.
+
+        Raises:
+            UsageError: as of `push`.
+            RemoteError: pushes of a round are under way.
+
+        >>> import numpy as np
+        >>> from mpips import VectorSpec, simulate
+        >>> def schedule(cluster):
+        ...     w = cluster.create_vector(VectorSpec("w", update="sgd"))
+        ...     w.set_rows(np.array([3, 8], np.uint64), np.array([0.5, 2.0])).result()
+        ...     return w.pull_wait(np.array([3, 5, 8], np.uint64)).tolist()
+        >>> simulate(schedule, worker=lambda context: None)
+        [0.5, 0.0, 2.0]
+        """
+        check_unmasked(rows, f"vector {self.spec.name}: rows")
+        plan = self._planner.plan(keys, None, False, Command.CALL)
+        given, width = np.asarray(rows), self.spec.width
+        if given.dtype != self.spec.dtype or given.shape not in (
+            (plan.n, width),
+            (plan.n,) * int(width == 1),
+        ):
+            raise UsageError(
+                f"vector {self.spec.name}: rows of {given.dtype} of shape {given.shape} to set, expected "
+                f"{self.spec.dtype} of ({plan.n}, {width})"
+            )
+        given, parts = np.ascontiguousarray(given).reshape(plan.n, width), []
+        for piece, address in zip(plan.slices, plan.addresses, strict=True):
+            assert plan.keys is not None
+            mine = slice(piece.begin, piece.end)
+            message = Message(Kind.REQUEST, Command.CALL, namespace=self.number, range=piece.range)
+            message.keys, message.values, message.exact = plan.keys[mine], given[mine], True
+            message.meta = {"call": BuiltInCall.SET_ROWS, "args": {"number": self.number}}
+            parts.append((address, message))
+        task = self.node.tasks.submit(parts, None, after)
+        task.what, task.location = f"set rows of vector {self.spec.name}", innermost(sys._getframe())
+        return task
 
     def flush(self, *, round: int = NO_ROUND, after: Iterable[Task] = ()) -> Task:
         """Push the parts of this vector's pushes that filters have held back; finished when they have been applied.

@@ -126,3 +126,37 @@ def test_masked_ids_are_refused() -> None:
 
     with pytest.raises(UsageError, match="ids are a masked array"):
         simulate(schedule, worker=lambda context: None)
+
+
+def test_states_go_to_trees_and_back_to_the_bit() -> None:
+    first = {"w": np.array([0.5, -3.0], np.float32), "b": np.ones(1, np.float32)}
+
+    class Worker:
+        def __init__(self, context: Context) -> None:
+            self.context = context
+
+        def train(self) -> Any:
+            items = mpips.jax.Embedding(self.context.vectors["w"])
+            layers = mpips.jax.Dense(self.context.vectors["layers"], first)
+            for _ in range(3):
+                batch = items.fetch([2**40, 3])
+                batch.push(0.1 * np.arange(8, dtype=np.float32).reshape(2, 4))
+                layers.step({"w": np.array([0.1, 0.7], np.float32), "b": np.ones(1, np.float32)})
+            trained = items.state(), layers.values
+            items.load({"ids": [3, 9], "rows": np.zeros((2, 4))})
+            layers.load(first)
+            assert [array.tolist() for array in layers.values.values()] == [[1.0], [0.5, -3.0]]
+            items.load(trained[0])
+            layers.load(trained[1])
+            again = items.state()
+            assert again["ids"].tolist() == [3, 9, 2**40]
+            kept = again["ids"] != 9
+            assert np.array_equal(again["rows"][kept], trained[0]["rows"]) and not again["rows"][~kept].any()
+            return [np.array_equal(layers.values[name], trained[1][name]) for name in first]
+
+    def schedule(cluster: Cluster) -> Any:
+        cluster.create_vector(SPEC)
+        cluster.create_vector(Dense.spec("layers", 3, "sgd", {"rate": RATE}))
+        return cluster.workers.call("train")
+
+    assert simulate(schedule, Worker, servers=2) == [[True, True]]

@@ -160,16 +160,107 @@ def test_mistakes_are_named() -> None:
     def buffers(context: Context) -> None:
         Dense(context.vectors["layers"], torch.nn.BatchNorm1d(1))
 
-    def loads(context: Context) -> None:
-        made = Dense(context.vectors["layers"], torch.nn.Linear(1, 1, bias=False))
-        made.load_state_dict(made.state_dict())
-
     for work, text in (
         (other_ids, "other ids than the mini-batch that was prefetched"),
         (no_backward, "mini-batch 0 was fetched, and its gradients are not pushed"),
         (twice, "make one Dense of it"),
         (buffers, "buffers .*num_batches_tracked"),
-        (loads, "load them into the module before"),
     ):
         with pytest.raises((UsageError, RemoteError), match=text):
             in_a_worker(work)
+
+
+def test_rows_go_to_a_state_and_back_to_the_bit() -> None:
+    """Of sparse ids, also those from 2^63 on; PyTorch's own layer loads the weight."""
+    from mpips.torch import Embedding, EmbeddingBag
+
+    ids = np.array([2**64 - 1, 5, 2**63, 0, 5], np.uint64)
+
+    def trained(context: Context) -> Any:
+        made = Embedding(context.vectors["w"])
+        for step in range(3):
+            (made(ids) * torch.arange(3) / (step + 3)).sum().backward()
+        return made.state_dict()
+
+    (state,) = in_a_worker(trained)
+    assert state["ids"].tolist() == [0, 5, -(2**63), -1]
+    assert state["weight"].shape == (4, 3)
+    own = torch.nn.Embedding(4, 3)
+    own.load_state_dict({"weight": state["weight"]})
+
+    def loaded(context: Context) -> Any:
+        bag = EmbeddingBag(context.vectors["w"], "sum")
+        assert str(bag.load_state_dict(state)) == "<All keys matched successfully>"
+        known = bag.eval()(np.array([[0], [5], [2**63], [2**64 - 1], [9]], np.uint64)).numpy()
+        return bag.state_dict(), known
+
+    ((again, known),) = in_a_worker(loaded)
+    for name in ("ids", "weight"):
+        assert torch.equal(again[name], state[name])
+    assert np.array_equal(known[:4], own.weight.detach().numpy())
+    # An id that was never trained.
+    assert known[4].tolist() == [0.5] * 3
+
+
+def test_the_state_of_pytorch_s_own_layers_is_loaded() -> None:
+    from mpips.torch import Dense, Embedding
+
+    own = torch.nn.ModuleDict({"users": torch.nn.Embedding(7, 3), "top": torch.nn.Linear(3, 2)})
+    given = own.state_dict()
+    of_top = {name[4:]: rows for name, rows in given.items() if name.startswith("top.")}
+
+    def work(context: Context) -> Any:
+        torch.manual_seed(5)
+        rows, top = Embedding(context.vectors["w"]), Dense(context.vectors["layers"], torch.nn.Linear(3, 2))
+        model = torch.nn.ModuleDict({"users": rows})
+        model.load_state_dict({"users.weight": given["users.weight"]})
+        top.load_state_dict(of_top)
+        ids = torch.arange(7)
+        found = top(model.eval()["users"](ids)).detach()
+        # Training goes on from there, and a fresh handle sees it.
+        model.train()
+        top(model["users"](ids)).sum().backward()
+        top.step()
+        state = top.state_dict()
+        torch.manual_seed(5)
+        other = Dense(context.vectors["layers"], torch.nn.Linear(3, 2))
+        assert all(torch.equal(state[name], other.state_dict()[name]) for name in state)
+        return found, model.state_dict(), state
+
+    ((found, rows, state),) = in_a_worker(work, layers=8)
+    with torch.no_grad():
+        torch.testing.assert_close(found, own["top"](own["users"](torch.arange(7))))
+    assert rows["users.ids"].tolist() == list(range(7))
+    step = own["top"](own["users"](torch.arange(7))).sum()
+    step.backward()
+    expected = given["users.weight"] - RATE * own["users"].weight.grad
+    torch.testing.assert_close(rows["users.weight"], expected)
+
+    def resumed(context: Context) -> Any:
+        torch.manual_seed(5)
+        top = Dense(context.vectors["layers"], torch.nn.Linear(3, 2))
+        top.load_state_dict(state)
+        return top.state_dict()
+
+    # Trained from the same first values: to the bit.
+    (again,) = in_a_worker(resumed, layers=8)
+    assert all(torch.equal(again[name], state[name]) for name in state)
+
+
+def test_a_state_that_does_not_fit_is_named() -> None:
+    from mpips.torch import Embedding
+
+    def loading(state: Any) -> Any:
+        return lambda context: Embedding(context.vectors["w"]).load_state_dict(state)
+
+    for state, text in (
+        ({}, "Missing key.*weight"),
+        ({"weight": torch.ones(2, 3), "bias": torch.ones(1)}, "Unexpected key.*bias"),
+        ({"weight": torch.ones(2, 4)}, r"rows of shape \(2, 4\) to load for 2 ids, and a width of 3"),
+        (
+            {"weight": torch.ones(2, 3), "ids": torch.tensor([4, 4])},
+            "2 ids to load, of which 1 are different",
+        ),
+    ):
+        with pytest.raises((RuntimeError, RemoteError), match=text):
+            in_a_worker(loading(state))
