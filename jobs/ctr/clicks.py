@@ -99,8 +99,8 @@ def _check_alike(paths: list[Path], loaded: list[Clicks]) -> None:
             )
 
 
-def load(path: Path) -> Clicks:
-    """Read a file .npz of `ids` [n, fields], `numbers` [n, k] and `labels` [n].
+def load(path: Path, labelled: bool = True) -> Clicks:
+    """Read a file .npz of `ids` [n, fields], `numbers` [n, k] and `labels` [n], which are 0 if it is not `labelled`.
 
     Raises:
         DataError: it is no such file.
@@ -108,7 +108,8 @@ def load(path: Path) -> Clicks:
     what = f"{path}: not a file of clicks (.npz of ids, numbers, labels)"
     try:
         held = npz.load(path, follow=True)
-        ids, numbers, labels = (held[name] for name in ("ids", "numbers", "labels"))
+        ids, numbers = held["ids"], held["numbers"]
+        labels = held["labels"] if labelled else np.zeros(len(ids))
         keys = field_keys(ids)
     except KeyError as error:
         raise DataError(f"{what}: it has no array {error}") from None

@@ -10,9 +10,10 @@ rows are pushed in rounds, too, so that results do not depend on the number of s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,22 +27,26 @@ from mpips import (
     Each,
     InputError,
     JobError,
+    Model,
     Normal,
     VectorSpec,
+    finish,
     progress,
     push_pull,
     retry_on_loss,
     schema_error,
 )
 from mpips.embedding import Dense as Parameters
+from mpips.jobs.ctr import trained
 from mpips.jobs.ctr.clicks import Clicks, crc, of_job
+from mpips.jobs.ctr.trained import MODEL, SCORED
 from mpips.jobs.sparse_lr.evaluate import measures
 
 # At the start of all ranks: loading PyTorch takes seconds, in which a rank does not answer.
 try:
     import torch
 
-    from mpips.jobs.ctr.model import begun, loss_of
+    from mpips.jobs.ctr.model import begun, loss_of, parameters
     from mpips.torch import Dense, Embedding
 except ImportError:
     torch = None
@@ -54,12 +59,12 @@ COLUMNS = (
 MOST_LOSS = 10.0 * math.log(2.0)
 """The largest mean loss of the last pass."""
 SCHEMA = {
-    "pass": COUNT, "rounds": COUNT, "clicks": COUNT, "layers": str,
+    "pass": COUNT, "rounds": COUNT, "clicks": COUNT, "layers": str, "shape?": Each(COUNT),
     "curve": Each({"loss": NUMBER, "auc": (int, float, None)}),
 }  # fmt: skip
-"""The form of the state in a checkpoint; `layers` is a digest of their first values."""
-SCORED = 8192
-"""Clicks that are scored at once."""
+"""The form of the state in a checkpoint; `layers` is a digest of their first values, `shape` the numbers and fields of a click."""
+OUTPUTS = (MODEL,)
+"""The file that a run writes."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +87,24 @@ class Settings:
     seed: int = field(default=0, metadata={"at_least": 0, "at_most": 2**31})
 
 
+def rows_spec(width: int, seed: int, alpha: float = 0.02, rounds: bool = False) -> VectorSpec:
+    """Return the vector of the rows of ids."""
+    normal, adagrad = Normal(0.0, 0.05, seed=seed), {"alpha": alpha, "beta": 1e-6}
+    return VectorSpec(
+        "rows", "float32", width, update="adagrad", settings=adagrad, init=normal, aggregate=rounds
+    )
+
+
 def specs(settings: Settings, layers: int, rounds: bool = False) -> tuple[VectorSpec, VectorSpec]:
     """Return the vectors of the rows of ids, and of the layers."""
-    normal = Normal(0.0, 0.05, seed=settings.seed)
-    adagrad = {"alpha": settings.alpha, "beta": 1e-6}
-    rows = VectorSpec("rows", "float32", settings.width, update="adagrad", settings=adagrad, init=normal,
-                      aggregate=rounds)  # fmt: skip
+    rows = rows_spec(settings.width, settings.seed, settings.alpha, rounds)
     return rows, Parameters.spec("layers", layers, "adam", {"alpha": settings.rate})
+
+
+def load_model(source: Path, job: Mapping[str, Any]) -> Model:
+    """Load a trained network; see `mpips.Model`."""
+    _check_installed()
+    return trained.load(source, job, rows_spec)
 
 
 def _check_installed() -> None:
@@ -125,6 +141,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
         state = {
             "pass": state["pass"] + 1, "rounds": state["rounds"] + found[0]["steps"],
             "clicks": state["clicks"] + clicks, "curve": [*state["curve"], line], "layers": state["layers"],
+            "shape": layers[0]["shape"],
         }  # fmt: skip
         table.row({"pass": state["pass"], **line})
         if cluster.due(state["pass"]):
@@ -132,7 +149,8 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
             if cluster.stopping():
                 break
     table.close()
-    return {**state["curve"][-1], "clicks": state["clicks"], "curve": state["curve"]}
+    metrics = {**state["curve"][-1], "clicks": state["clicks"], "curve": state["curve"]}
+    return metrics if cluster.stopped_early else finish(cluster, metrics, lambda: trained.export(cluster))
 
 
 def unfit(layers: str, about: dict[str, Any]) -> str:
@@ -192,14 +210,20 @@ class Worker:
         self.clicks, self.test = of_job(context.job)
         settings = self.settings
         self.digest = f"{crc(self.clicks):08x}{crc(self.test):08x}"
-        self.network = begun(self.clicks, settings.width, settings.hidden, settings.seed)
+        self.shape = self.clicks.numbers.shape[1], self.clicks.ids.shape[1]
+        self.network = begun(*self.shape, settings.width, settings.hidden, settings.seed)
         self.on_servers: tuple[Embedding, Dense] | None = None
 
     def layers(self) -> dict[str, Any]:
-        """Return the number of parameters of the layers, and digests of their first values and of the clicks."""
-        with torch.no_grad():
-            values = torch.cat([each.reshape(-1) for each in self.network.parameters()]).numpy()
-        return {"count": len(values), "digest": Parameters.digest_of(values), "data": self.digest}
+        """Return the number of parameters of the layers, digests of their first values and of the clicks, and a click's shape."""
+        values = parameters(self.network)
+        digest = Parameters.digest_of(values)
+        return {"count": len(values), "digest": digest, "data": self.digest, "shape": self.shape}
+
+    def parameters(self) -> Answer:
+        """Return the parameters of the layers, [n, 1], and what they are of: numbers, fields and hidden units."""
+        _, layers = self.begin()
+        return Answer({"shape": [*self.shape, self.settings.hidden]}, parameters(layers.module)[:, None])
 
     def begin(self, first: int = 0) -> tuple[Embedding, Dense]:
         """Take what the servers hold, and number the mini-batches from `first`."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mpips import InputError
 from mpips.jobs.ctr.clicks import Clicks
 
 
@@ -27,11 +30,27 @@ class DLRM(nn.Module):
         return self.top(torch.cat([of_numbers, dots], 1))[:, 0] + rows[:, :, 0].sum(1)
 
 
-def begun(clicks: Clicks, width: int, hidden: int, seed: int) -> DLRM:
+def begun(numbers: int, fields: int, width: int, hidden: int, seed: int) -> DLRM:
     """Return the network with its first values, the same in all workers."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    return DLRM(clicks.numbers.shape[1], clicks.ids.shape[1], width, hidden)
+    return DLRM(numbers, fields, width, hidden)
+
+
+def parameters(network: DLRM) -> NDArray[np.float32]:
+    """Return the parameters of all layers, one after the other, f4[n]: a copy."""
+    with torch.no_grad():
+        found: NDArray[np.float32] = torch.cat([each.reshape(-1) for each in network.parameters()]).numpy()
+    return found
+
+
+def with_parameters(layers: NDArray[np.float32], numbers: int, fields: int, width: int, hidden: int) -> DLRM:
+    """Return a network with such parameters; InputError if they are not as many as it has."""
+    network = DLRM(numbers, fields, width, hidden)
+    if sum(each.numel() for each in network.parameters()) != len(layers):
+        raise InputError(f"is damaged: it has {len(layers)} parameters of layers")
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(layers.copy()), network.parameters())
+    return network
 
 
 def loss_of(scores: Tensor, batch: Clicks) -> Any:

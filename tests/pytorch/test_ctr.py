@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpips import DataError
+from mpips import DataError, InputError, UsageError
 
 pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch")
 JOB = Path(__file__).parents[2] / "jobs" / "ctr" / "job.toml"
@@ -112,3 +112,43 @@ def test_a_file_that_holds_no_clicks(tmp_path: Path) -> None:
         np.savez(path, **{**whole, name: value})
         with pytest.raises(DataError, match=text):
             load(path)
+
+
+def test_a_model_scores_as_the_run_did(tmp_path: Path, run_mpips: Any) -> None:
+    """Also one of a checkpoint, without MPI; `infer`, `query` and `export` take the run."""
+    from mpips import load_model
+    from mpips.jobs.ctr.clicks import generated
+    from mpips.jobs.sparse_lr.evaluate import measures
+
+    kept = ("--set", f"checkpoint.directory={tmp_path / 'kept'}", "--set", "checkpoint.every=1")
+    folder = tmp_path / "run"
+    done = ctr(run_mpips, folder, "--twin", "--set", "ctr.clicks=6000", "--set", "ctr.passes=1", *kept)
+    test = generated(600, 0, 1)
+    model = load_model(folder)
+    scores = model.decision_function(test)
+    found = measures(scores, test.labels > 0)["auc"]
+    assert found == pytest.approx(done["metrics"]["auc"], rel=1e-6)
+    assert np.array_equal(load_model(folder / "model.npz").decision_function(test), scores)
+    of_checkpoint = load_model(next((tmp_path / "kept").rglob("step-*")))
+    assert np.array_equal(of_checkpoint.decision_function(test), scores)
+    ids = np.random.default_rng(0).integers(0, 10, (3, 8))
+    numbers = np.zeros((3, 4), np.float32)
+    np.savez(tmp_path / "new.npz", ids=ids, numbers=numbers)
+    scored = run_mpips("infer", folder, tmp_path / "new.npz", "--out", tmp_path / "scores.tsv")
+    assert scored.code == 0, scored.stderr
+    chances = model.predict_proba({"ids": ids, "numbers": numbers})[:, 1]
+    lines = (tmp_path / "scores.tsv").read_text().splitlines()
+    assert lines[0] == "example\tprobability"
+    assert np.allclose([float(line.split("\t")[1]) for line in lines[1:]], chances, rtol=1e-6)
+    exported = run_mpips("export", folder, "--vector", "rows", "--out", tmp_path / "rows.npz")
+    assert exported.code == 0, exported.stderr
+    (row,) = model.query([f"0:{ids[0, 0]}"])
+    assert len(row) == 16
+    for data, text in (
+        ({"ids": ids[:, :7], "numbers": numbers}, "trained with 8 fields of ids and 4 numbers"),
+        (np.ones(3), "data must be files .npz"),
+    ):
+        with pytest.raises(UsageError, match=text):
+            model.predict(data)
+    with pytest.raises(InputError, match="not of the form FIELD:ID"):
+        model.query(["9:1"])

@@ -94,7 +94,7 @@ def alone(settings: Sequence[str]) -> dict[str, Any]:
     count = len(train.labels)
     distinct, places = np.unique(np.concatenate([train.ids, test.ids]), return_inverse=True)
     ids = torch.from_numpy(places.reshape(-1, train.ids.shape[1]))
-    network = begun(train, own.width, own.hidden, own.seed)
+    network = begun(train.numbers.shape[1], train.ids.shape[1], own.width, own.hidden, own.seed)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     # As by default; said, since it warns otherwise.
     torch.sparse.check_sparse_tensor_invariants.disable()
