@@ -29,7 +29,6 @@ from mpips import (
 from mpips.embedding import Dense, field_keys
 from mpips.jobs.ctr.clicks import Clicks
 from mpips.jobs.ctr.clicks import load as load_clicks
-from mpips.keys import KeyArray
 
 MODEL = "model.npz"
 SCORED = 8192
@@ -54,7 +53,7 @@ class ClickModel(Model):
 
     def __init__(
         self,
-        keys: KeyArray,
+        keys: NDArray[np.uint64],
         rows: NDArray[np.float32],
         spec: VectorSpec,
         layers: NDArray[np.float32],
@@ -104,7 +103,7 @@ class ClickModel(Model):
             found.append(self._rows_of(field_keys(ids)[:, int(field)])[0].tolist())
         return found
 
-    def vectors(self) -> dict[str, tuple[KeyArray, NDArray[Any]]]:
+    def vectors(self) -> dict[str, tuple[NDArray[np.uint64], NDArray[Any]]]:
         """Return the rows of ids as vector `rows`, and the layers' parameters as `layers`."""
         return {
             "rows": (self.keys, self.rows),

@@ -17,7 +17,7 @@ EXPORT_ROWS = 1 << 18
 
 
 def export(node: Node, spec: VectorSpec, number: int) -> Iterator[tuple[KeyArray, NDArray[Any]]]:
-    """Yield a vector in key order: (keys, rows) chunks of bounded size, rows of initial values left out."""
+    """Yield a vector in key order: chunks of keys [n] and rows [n, width], without rows of initial values."""
     ring, extent = node.view.ring, spec.extent
     for shard in range(ring.shards):
         part = ring.range(shard, extent)
