@@ -194,8 +194,12 @@ class Dense:
         return self._tree_of(jnp.asarray(self._parameters.values))
 
     def load(self, values: Any) -> None:
-        """Set the parameters at the servers to those of a tree; see `mpips.embedding.Dense.load`."""
-        self._parameters.load(np.asarray(ravel_pytree(values)[0]))
+        """Set the parameters at the servers to those of a tree; see `mpips.embedding.Dense.load`.
+
+        Raises:
+            UsageError: they are not a tree of the same form as the parameters.
+        """
+        self._parameters.load(self._flat(values, "values"))
 
     def step(self, gradients: Any) -> Task:
         """Take part in the next round with a tree of gradients: the step is along the sum of all workers'.
@@ -203,15 +207,18 @@ class Dense:
         Raises:
             UsageError: they are not a tree of the same form as the parameters.
         """
-        if (form := _form(gradients)) != self._form:
-            raise UsageError(
-                f"dense parameters {self._name}: gradients {_text(form)} for parameters {_text(self._form)}"
-            )
-        return self._parameters.step(np.asarray(ravel_pytree(gradients)[0]))
+        return self._parameters.step(self._flat(gradients, "gradients"))
 
     def settle(self) -> None:
         """Wait until all rounds are finished."""
         self._parameters.settle()
+
+    def _flat(self, tree: Any, what: str) -> NDArray[Any]:
+        if (form := _form(tree)) != self._form:
+            raise UsageError(
+                f"dense parameters {self._name}: {what} {_text(form)} for parameters {_text(self._form)}"
+            )
+        return np.asarray(ravel_pytree(tree)[0])
 
 
 def _array(ids: ArrayLike) -> np.ndarray[Any, Any]:

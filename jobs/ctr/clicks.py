@@ -109,8 +109,8 @@ def load(path: Path, labelled: bool = True) -> Clicks:
     try:
         held = npz.load(path, follow=True)
         ids, numbers = held["ids"], held["numbers"]
-        labels = held["labels"] if labelled else np.zeros(len(ids))
         keys = field_keys(ids)
+        labels = held["labels"] if labelled else np.zeros(len(ids))
     except KeyError as error:
         raise DataError(f"{what}: it has no array {error}") from None
     except (OSError, ValueError, UsageError) as error:
