@@ -215,7 +215,9 @@ class Worker:
         self.on_servers: tuple[Embedding, Dense] | None = None
 
     def layers(self) -> dict[str, Any]:
-        """Return the number of parameters of the layers, digests of their first values and of the clicks, and a click's shape."""
+        """Return the number of the layers' parameters, digests of their first values and of the clicks, and a click's
+        numbers and fields.
+        """
         values = parameters(self.network)
         digest = Parameters.digest_of(values)
         return {"count": len(values), "digest": digest, "data": self.digest, "shape": self.shape}
