@@ -62,7 +62,7 @@ SCHEMA = {
     "pass": COUNT, "rounds": COUNT, "clicks": COUNT, "layers": str, "shape?": Each(COUNT),
     "curve": Each({"loss": NUMBER, "auc": (int, float, None)}),
 }  # fmt: skip
-"""The form of the state in a checkpoint: `layers` is a digest of their first values, `shape` a click's numbers and fields."""
+"""The form of the state in a checkpoint; `layers`: a digest of their first values; `shape`: numbers and fields."""
 OUTPUTS = (MODEL,)
 """The file that a run writes."""
 
