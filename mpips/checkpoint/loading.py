@@ -91,6 +91,30 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
     return found.rows
 
 
+def load_pieces(path: Path, name: str, ranges: Iterable[KeyRange], most: int) -> Iterator[Rows]:
+    """Yield the rows that `load_range` returns, in order, at most `most` at once; of a delta all are read before."""
+    path, wanted = Path(path), coalesce(ranges)
+    links = from_base(path)
+    entries = links[-1][1]["files"]
+    runs = runs_of(entries, name) if name in vector_names(entries) else []
+    used = [run for run in runs if any(intersection(KeyRange(run.begin, run.end), piece) for piece in wanted)]
+    if len(links) > 1 or not used or most >= sum(run.rows for run in used):
+        yield load_range(path, name, wanted)
+        return
+    for run in sorted(used, key=lambda run: run.begin):
+        with open_file(path / run.file) as file:
+            for _, rows in read_run(file[f"vectors/{name}"], run, wanted, most):
+                _check_types(path, entries, name, rows)
+                yield rows
+
+
+def _check_types(path: Path, entries: list[Entry], name: str, rows: Rows) -> None:
+    spec = spec_of(entries, name)
+    expected = spec["dtype"], spec["width"], dtype_of(spec.get("key_bits", 64))
+    if (rows.values.dtype, rows.values.shape[1], rows.keys.dtype) != expected:
+        raise CheckpointError(f"{path}: the rows of vector {name!r} are not what its specification says")
+
+
 def _common(ranges: list[KeyRange], others: Iterable[KeyRange]) -> list[KeyRange]:
     pieces = (intersection(a, b) for b in coalesce(others) for a in ranges)
     return coalesce(piece for piece in pieces if piece is not None)
@@ -113,15 +137,8 @@ def _stored(path: Path, entries: list[Entry], name: str, wanted: list[KeyRange])
             mine = [KeyRange(run.begin, run.end) for run in used if run.file == shard]
             deleted.append(read_deleted(group, _common(wanted, mine)))
     found.sort(key=lambda part: part[0])
-    spec = spec_of(entries, name)
     for _, rows in found:
-        of_keys = dtype_of(spec.get("key_bits", 64))
-        if (rows.values.dtype, rows.values.shape[1], rows.keys.dtype) != (
-            spec["dtype"],
-            spec["width"],
-            of_keys,
-        ):
-            raise CheckpointError(f"{path}: the rows of vector {name!r} are not what its specification says")
+        _check_types(path, entries, name, rows)
     with explained("read", path):
         gone = np.concatenate(deleted)
         return Delta(concatenate([rows for _, rows in found]), gone[order(gone, once=True)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from mpips.files.error_latching_file import ErrorLatchingFile
 from mpips.files.safe_open import inside
 from mpips.keys import KeyArray, ascend, from_pairs, upper
 from mpips.ranges import KeyRange, coalesce, intersection
+from mpips.storage.disk.sorted_copy import Pieces
 from mpips.storage.segment import Rows
 
 if TYPE_CHECKING:
@@ -40,8 +42,11 @@ def create_file(path: Path, meta: Mapping[str, Any] | None, version: int = VERSI
         sync(path.parent)
 
 
-def write_array(group: h5py.Group, name: str, array: NDArray[Any]) -> None:
+def write_array(group: h5py.Group, name: str, array: NDArray[Any] | Pieces) -> None:
     """Write an array little-endian, in checksummed chunks of about 1 MiB."""
+    if isinstance(array, Pieces):
+        _write_pieces(group, name, array)
+        return
     if array.dtype.kind not in "biuf" or "/" in name:
         raise CheckpointError(f"array {name!r} of {array.dtype} cannot be saved: numbers, and no / in names")
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -49,9 +54,22 @@ def write_array(group: h5py.Group, name: str, array: NDArray[Any]) -> None:
     if array.size == 0 or array.ndim == 0:
         group.create_dataset(name, data=array)
         return
-    row = array.nbytes // len(array)
-    chunk = (min(len(array), max(1, _CHUNK_BYTES // row)), *array.shape[1:])
-    group.create_dataset(name, data=array, chunks=chunk, fletcher32=True)
+    group.create_dataset(name, data=array, chunks=_chunk(array.dtype, array.shape), fletcher32=True)
+
+
+def _chunk(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[int, ...]:
+    row = dtype.itemsize * math.prod(shape[1:])
+    return (min(shape[0], max(1, _CHUNK_BYTES // row)), *shape[1:])
+
+
+def _write_pieces(group: h5py.Group, name: str, rows: Pieces) -> None:
+    dtype = rows.dtype.newbyteorder("<")
+    chunk = _chunk(dtype, rows.shape) if rows.shape[0] else None
+    data, at = group.create_dataset(name, rows.shape, dtype, chunks=chunk, fletcher32=chunk is not None), 0
+    for piece in rows:
+        if len(piece):
+            data[at : at + len(piece)] = piece
+        at += len(piece)
 
 
 def row_ranges(ranges: Iterable[KeyRange], keys: KeyArray) -> list[list[int]]:
@@ -99,8 +117,10 @@ def meta_of(file: h5py.File) -> dict[str, Any]:
     return dict(json.loads(file["meta"][()])) if "meta" in file else {}
 
 
-def read_run(group: h5py.Group, run: StoredRange, wanted: list[KeyRange]) -> list[tuple[int, Rows]]:
-    """Read the rows of a run that lie in the ranges; return (begin, rows) for each.
+def read_run(
+    group: h5py.Group, run: StoredRange, wanted: list[KeyRange], most: int = 2**63
+) -> Iterator[tuple[int, Rows]]:
+    """Yield the rows of a run that lie in the ranges, each with the begin of its range, at most `most` rows at once.
 
     Raises:
         CheckpointError: the keys are not those of the run.
@@ -113,15 +133,13 @@ def read_run(group: h5py.Group, run: StoredRange, wanted: list[KeyRange]) -> lis
     parts = upper(keys)
     if run.rows and not run.begin <= int(parts[0]) <= int(parts[-1]) < run.end:
         raise CheckpointError(f"{group.file.filename}: the keys of {group.name} leave their range")
-    found = []
     for piece in wanted:
         common = intersection(KeyRange(run.begin, run.end), piece)
         if common is not None:
             rows = rows_within(keys, common)
-            found.append(
-                (common.begin, read_rows(group, slice(run.first + rows.start, run.first + rows.stop)))
-            )
-    return found
+            first, last = run.first + rows.start, run.first + rows.stop
+            for begin in range(first, max(last, first + 1), most):
+                yield common.begin, read_rows(group, slice(begin, min(begin + most, last)))
 
 
 def read_rows(group: h5py.Group, rows: slice) -> Rows:

@@ -51,7 +51,7 @@ class ShardWriter:
         Raises:
             CheckpointError: the file cannot be written, or the earlier checkpoint cannot be read.
         """
-        now = {name: digest(saved.rows) for name, saved in parts.items()}
+        now = {name: digest(saved.in_memory) for name, saved in parts.items()}
         known: dict[str, dict[str, _Written]] = {}
         if follows is not None:
             earlier = Path(folder).with_name(follows)
@@ -64,7 +64,7 @@ class ShardWriter:
                 # A note may be replaced by another one.
                 same = name in there and _alike(VectorSpec(**spec_of(entries, name)), saved.spec)
                 before = _before(earlier, saved, mine.get(name), now[name]) if same else _nothing(now[name])
-                rows, deleted = since(before, saved.rows, now[name])
+                rows, deleted = since(before, saved.in_memory, now[name])
                 changed[name] = saved._replace(rows=rows, deleted=deleted)
             parts = changed
         entry = write_shard(folder, server, parts, meta)
@@ -97,7 +97,7 @@ def _before(earlier: Path, saved: Saved, mine: _Written | None, now: Digest) -> 
     if missing:
         rows = load_range(earlier, saved.spec.name, missing)
         if {name: column.dtype for name, column in rows.state.items()} != {
-            name: column.dtype for name, column in saved.rows.state.items()
+            name: column.dtype for name, column in saved.in_memory.state.items()
         }:
             raise CheckpointError(f"{earlier}: vector {saved.spec.name!r} has other state columns")
         found.append(digest(rows))

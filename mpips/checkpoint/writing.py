@@ -12,27 +12,56 @@ from numpy.typing import NDArray
 
 from mpips.checkpoint.manifest import DELTA_VERSION, NOTE, VERSION, Entry, entry_of
 from mpips.checkpoint.shard_file import concatenate, create_file, row_ranges, write_array
-from mpips.errors import CheckpointError
+from mpips.errors import CheckpointError, UsageError
 from mpips.keys import KeyArray, ascend, numbers, order, pairs
 from mpips.ranges import KeyRange, coalesce
+from mpips.storage.disk.sorted_copy import Pieces, joined
 from mpips.storage.segment import Rows, Segment
 from mpips.storage.updates import Setting, VectorSpec
 
 
+class PiecesOfRows(NamedTuple):
+    """`Rows` on disk: keys in order, and the rest piece by piece."""
+
+    keys: KeyArray
+    values: Pieces
+    state: dict[str, Pieces]
+
+
 class Saved(NamedTuple):
-    """One server's part of a vector, copied so that it can be written while training continues."""
+    """One server's part of a vector, copied so that it can be written while training continues.
+
+    The copy of rows on disk is on disk, too: its values and state are `Pieces`.
+    """
 
     spec: VectorSpec
     settings: dict[str, Setting]
     ranges: list[KeyRange]
-    rows: Rows
+    rows: Rows | PiecesOfRows
     deleted: KeyArray | None = None
     """Of a delta, whose rows are those that changed: the keys that have no row any more, ascending."""
+
+    @property
+    def in_memory(self) -> Rows:
+        """The rows; UsageError if they are on disk."""
+        if isinstance(self.rows, PiecesOfRows):
+            raise UsageError(
+                f"vector {self.spec.name!r}: its rows are on disk, so that there are no deltas of them"
+            )
+        return self.rows
 
 
 def save(segment: Segment) -> Saved:
     """Copy the saved parts of a segment: its rows in key order, its ranges and settings."""
-    return Saved(segment.spec, dict(segment.settings), list(segment.ranges), segment.export_state())
+    rows: Rows | PiecesOfRows
+    copied = segment.sorted_copy()
+    if copied is None:
+        rows = segment.export_state()
+    else:
+        keys, copy = copied
+        state = {name: copy.column(name) for name in segment.layout if name}
+        rows = PiecesOfRows(keys, copy.column(""), state)
+    return Saved(segment.spec, dict(segment.settings), list(segment.ranges), rows)
 
 
 def save_note(segment: Segment, note: str, slots_and_rows: tuple[NDArray[np.int32], NDArray[Any]]) -> Saved:
@@ -54,7 +83,11 @@ def merge(parts: Sequence[Saved]) -> Saved:
     first = parts[0]
     if len(parts) == 1:
         return first
-    keys, values, state = concatenate([part.rows for part in parts])
+    ranges = coalesce(piece for part in parts for piece in part.ranges)
+    on_disk = [part.rows for part in parts if isinstance(part.rows, PiecesOfRows)]
+    if on_disk:
+        return first._replace(ranges=ranges, rows=_in_order(on_disk, first.spec.name))
+    keys, values, state = concatenate([part.rows for part in parts if isinstance(part.rows, Rows)])
     if not ascend(keys):
         places = order(keys)
         keys, values = keys[places], values[places]
@@ -64,8 +97,18 @@ def merge(parts: Sequence[Saved]) -> Saved:
             raise CheckpointError(
                 f"key {numbers(twice)[0]} of vector {first.spec.name!r} is in two shards of one server"
             )
-    ranges = coalesce(piece for part in parts for piece in part.ranges)
     return first._replace(ranges=ranges, rows=Rows(keys, values, state))
+
+
+def _in_order(parts: Sequence[PiecesOfRows], name: str) -> PiecesOfRows:
+    """Join the rows of shards, each of which has one range of keys."""
+    filled = sorted((part for part in parts if len(part.keys)), key=lambda part: numbers(part.keys[:1]))
+    parts = filled or parts[:1]
+    keys = np.concatenate([part.keys for part in parts])
+    if not ascend(keys):
+        raise CheckpointError(f"two shards of one server have the same keys of vector {name!r}")
+    state = {name: joined([part.state[name] for part in parts]) for name in parts[0].state}
+    return PiecesOfRows(keys, joined([part.values for part in parts]), state)
 
 
 def write_shard(

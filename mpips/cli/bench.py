@@ -45,6 +45,7 @@ Run a benchmark. Each has its own --help.
   mpips bench trace                             cost of tracing a run
   mpips bench paper                             the paper's evaluation: docs/reproduction.md
   mpips bench index                             speed of a server's key index
+  mpips bench store                             a table larger than memory, compared with one in memory
 """
 
 

@@ -145,6 +145,8 @@ class Node:
         self.plain = harmless and not self.codec.pushes and not self.codec.pulls
         """Whether messages are sent unchanged: no filters, and no injected faults that concern them."""
         self.direct = self.plain and resend is None
+        self.announces = False
+        """Whether servers are told which keys will be used soon: rows are larger than memory."""
         """Whether requests may take the client fast path."""
         van.epoch, van.receive_buffer = view.epoch, self._receive_buffer
         self.callee = Callee(self.answer, self.keeps, self.describe)

@@ -26,6 +26,7 @@ from mpips.data.spec import DataSpec
 from mpips.errors import JobError
 from mpips.files.safe_open import NON_UTF8_NOTE
 from mpips.filters.named import chain_of
+from mpips.storage.disk.spec import StoreSpec
 from mpips.tracing.recorder import TraceSpec
 from mpips.typed import InvalidValue
 
@@ -188,6 +189,7 @@ TABLES: dict[str, type] = {
     "job": JobSpec,
     "layout": LayoutSpec,
     "ring": RingSpec,
+    "store": StoreSpec,
     "heartbeat": HeartbeatSpec,
     "consistency": ConsistencySpec,
     "filters": FiltersSpec,
@@ -220,6 +222,7 @@ class Job:
     time_limit: float
     layout: LayoutSpec
     ring: RingSpec
+    store: StoreSpec
     heartbeat: HeartbeatSpec
     consistency: ConsistencySpec
     filters: FiltersSpec
@@ -304,6 +307,11 @@ def load(
         }
         check_ranks(specs["faults"], specs["layout"])
         _check_holders(specs["layout"], specs["ring"])
+        if specs["store"].memory and specs["checkpoint"].incremental:
+            raise InvalidValue(
+                ("checkpoint", "incremental"),
+                "incremental checkpoints are of rows in memory: leave it out, or [store] memory",
+            )
     except InvalidValue as error:
         raise JobError(f"{place(error.path)}: {error}") from error
     settings = specs.pop(program.name)

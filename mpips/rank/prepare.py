@@ -28,6 +28,7 @@ from mpips.process.interpreter import check_working_folder
 from mpips.process.printable import one_line
 from mpips.provenance import provenance, run_json
 from mpips.rundir.folder import RunFolder
+from mpips.storage.disk.disk_file import check_folder
 
 
 class _Parser(argparse.ArgumentParser):
@@ -93,6 +94,8 @@ def prepare(options: argparse.Namespace) -> Prepared:
             facts = provenance.collect(job, queries=queries, batch=batch, module=module)
     try:
         named.check((*job.filters.push, *job.filters.pull))
+        if job.store.memory:
+            check_folder(job.store.folder)
     except InputError as error:
         raise InputError(f"{host_name()}: {error}") from error
     # The first rank finds it for all: there may be many runs and checkpoints to look at.

@@ -63,6 +63,7 @@ from mpips.scheduler.pending_orders import PendingOrders, keep_for_successors
 from mpips.scheduler.stopping import pass_on
 from mpips.server.server import Server
 from mpips.server.snapshot_file import SnapshotFile
+from mpips.storage.disk.store import Store
 from mpips.tracing.recorder import trace_node
 from mpips.tracing.trace_file import What
 from mpips.transport.backoff import Backoff
@@ -309,6 +310,7 @@ class RankRun:
 
     def _roles(self, node: Node, prepared: Prepared) -> int:
         job = prepared.job
+        node.announces = job.store.memory > 0
         beat = job.heartbeat
         membership = Membership(
             node, self.replicas, self.heartbeat, beat.patience, beat.give_up, lambda text: say(f"mpips: {text}"),
@@ -342,6 +344,7 @@ class RankRun:
                 file,
                 job.ring.key_cache,
                 ahead=not self.oversubscribed,
+                store=Store.of(job.store),
             ),
             partial(CallExecutor, node, prepared.program.worker, job, group, file, self._shared(node)),
             partial(self._lead, node, prepared, journal, membership, waits, repeats, stacks, orders),

@@ -30,6 +30,7 @@ from mpips.scheduler.pending_orders import PendingOrders, keep_for_successors
 from mpips.scheduler.scheduler import Cluster
 from mpips.server.server import Server
 from mpips.server.snapshot_file import SnapshotFile
+from mpips.storage.disk.store import Store
 from mpips.transport.in_memory import Deadlock, Network, TwinVan
 from mpips.transport.message import Command
 from mpips.transport.network_faults import Arrives, Delays, Fault, Jump, Split, all_arrive, no_delay
@@ -149,6 +150,7 @@ class Simulation:
         compacted_every: int = COMPACTED_EVERY,
         attach: Callable[[Node], object] = lambda node: None,
         out: TextIO | None = None,
+        store: Callable[[], Store | None] = lambda: None,
     ) -> None:
         self.layout, self.view, self.replicas, self.worker = layout, view, replicas, worker
         self.internals = internals or Internals()
@@ -159,7 +161,7 @@ class Simulation:
         self._filters = filters
         self._record, self._replay, self._compacted_every = record, replay, compacted_every
         self._out = out
-        self._attach = attach
+        self._attach, self._store = attach, store
 
     def run(
         self, network: Network, schedule: Callable[[Cluster], Any], place: Path, horizon: float = 60.0
@@ -215,10 +217,11 @@ class Simulation:
         keep_for_successors(me, orders)
         internals, rank = self.internals, van.rank
         internals.nodes[rank], internals.journals[rank], internals.memberships[rank] = me, journal, membership
-        file = SnapshotFile(me)
+        file, store = SnapshotFile(me), self._store()
+        me.announces = store is not None
 
         def serve() -> Server:
-            internals.servers[rank] = Server(me, self._bandwidth, file)
+            internals.servers[rank] = Server(me, self._bandwidth, file, store=store)
             return internals.servers[rank]
 
         roles = Roles(
@@ -321,6 +324,7 @@ def simulate(
     rates: Mapping[int, float] | None = None,
     attach: Callable[[Node], object] = lambda node: None,
     out: TextIO | None = None,
+    store: Callable[[], Store | None] = lambda: None,
 ) -> Any:
     """Run `schedule(cluster)` with workers made by `worker(context)`; return its result once all ranks have ended.
 
@@ -331,7 +335,7 @@ def simulate(
     answers. `hosts` are the ranks' host names; by default all are on one host. The order of effects is written to the
     folder `record`, or read from `replay` (`mpips.replay.history`). `compacted_every`: see `Journal`.
     `rates`: by rank, the seconds of its clocks in a second. `attach(node)` may observe a rank. The
-    program's table and messages go to `out`; None: nowhere.
+    program's table and messages go to `out`; None: nowhere. `store` makes a server's store, for rows on disk.
 
     >>> simulate(lambda cluster: len(cluster.workers), worker=lambda context: None, servers=2, workers=3)
     3
@@ -348,7 +352,7 @@ def simulate(
         layout, view, replicas, worker,
         job=job, window=window, resend=resend, bandwidth=bandwidth, patience=patience, give_up=give_up,
         internals=internals, filters=filters, record=record, replay=replay, compacted_every=compacted_every,
-        attach=attach, out=out,
+        attach=attach, out=out, store=store,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
         return simulation.run(network, schedule, folder or Path(temporary), horizon)

@@ -21,6 +21,7 @@ from mpips.rank.prepare import checkpoints
 from mpips.rank.simulation import simulate
 from mpips.rundir.folder import RunFolder, write_json, write_text
 from mpips.scheduler.scheduler import Cluster
+from mpips.storage.disk.store import Store
 from mpips.worker.buffer_check import BufferCheck
 
 FOR_EVER = 1e12
@@ -70,6 +71,7 @@ def run_twin(
         schedulers=layout.schedulers, seed=job.seed, job=job, horizon=FOR_EVER, folder=folder.path, out=out,
         filters=lambda: (chain_of(job.filters.push, job.seed), chain_of(job.filters.pull, job.seed)),
         attach=BufferCheck if job.debug.check_buffers else lambda node: None,
+        store=lambda: Store.of(job.store),
     )  # fmt: skip
     write_json(folder.result, result)
     return result

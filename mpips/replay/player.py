@@ -56,6 +56,7 @@ IGNORED = frozenset(
     (
         Command.VIEW,
         Command.NOTIFY,
+        Command.ANNOUNCE,
         Command.ASK_VIEW,
         Command.VIEWS,
         Command.PROPOSE,

@@ -80,6 +80,7 @@ def differences(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]
     known = {each["rank"]: each for each in before}
     return [
         {name: late.get(name) for name in ("rank", "role", "memory", "pss", "private")}
+        | ({"store": late["store"]} if "store" in late else {})
         | {name: late[name] - known.get(late["rank"], {}).get(name, 0) for name in SPENT}
         for late in after
     ]

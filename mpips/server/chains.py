@@ -18,6 +18,7 @@ from mpips.server.replication import Link
 from mpips.server.shard import Shard
 from mpips.server.shard_functions import BUILT_IN
 from mpips.server.shard_snapshot import unpack
+from mpips.storage.disk.store import Store
 from mpips.tasks.request_dedup import RequestDedup
 from mpips.transport.message import NO_SIGNATURE, Command, Message
 
@@ -28,7 +29,7 @@ MOST_BACKLOG = 64
 class Chains:
     """A node's links of chains, by shard.
 
-    `repair_bandwidth` bounds the bytes per second of copies (0: no limit).
+    `repair_bandwidth` bounds the bytes per second of copies (0: no limit). Rows are in `store`, if there is one.
     """
 
     def __init__(
@@ -37,7 +38,9 @@ class Chains:
         acknowledgements: Acknowledgements,
         repair_bandwidth: float,
         fast_path: FastPath,
+        store: Store | None = None,
     ) -> None:
+        self._store = store
         self._node, self._acknowledgements, self._fast_path = node, acknowledgements, fast_path
         self._rate_limit = RateLimit(repair_bandwidth, node.van.now)
         self._backlog: deque[Message] = deque()
@@ -64,7 +67,7 @@ class Chains:
             self.links[number].after_all(lambda: node.answer(origin, reply))
 
         inbox = RequestDedup(answer, node.keeps)
-        shard = Shard(number, node.view.ring, node.view.workers, inbox, node.describe)
+        shard = Shard(number, node.view.ring, node.view.workers, inbox, node.describe, self._store)
         shard.order = next((order(number) for order in node.observers.orders), None)
         return shard
 
@@ -73,7 +76,7 @@ class Chains:
         self.links[number] = Link(
             number, node.rank, node.view.chains[number], shard, self._send, self._repeat, self._rate_limit,
             node.new_timer(), node.resent, self._fast_path.settled,
-            self._fast_path.knows,
+            self._fast_path.knows, self._store,
         )  # fmt: skip
 
     def _send(self, dest: int, message: Message) -> None:

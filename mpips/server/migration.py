@@ -12,15 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mpips.server.shard import Shard
 from mpips.server.shard_snapshot import pack
+from mpips.storage.disk.buffer import Buffer
+from mpips.storage.disk.store import Store
 from mpips.transport.message import Command, Kind, Message
 
 Send = Callable[[int, Message], None]
-CHUNK = 1 << 17
-"""Words of 8 bytes in a chunk of a copy: 1 MiB."""
+CHUNK = 1 << 20
+"""Bytes in a chunk of a copy; sent as words of 8 bytes."""
 WINDOW = 4
 """Unacknowledged chunks at once."""
 
@@ -53,7 +54,7 @@ class OutgoingCopy:
     def send_chunks(self, learner: int, send: Send, rate_limit: RateLimit) -> None:
         """Send as many chunks as may be unacknowledged, within the rate limit."""
         while self._next < self._count and self._next < self._acknowledged + WINDOW and rate_limit.may():
-            chunk = self._packed[self._next * CHUNK : (self._next + 1) * CHUNK]
+            chunk = self._packed.read(self._next * CHUNK, (self._next + 1) * CHUNK).view(np.int64)
             message = Message(
                 Kind.CONTROL, Command.COPY_CHUNK, shard=self._number, time=self._changes, round=self._next
             )
@@ -68,22 +69,28 @@ class OutgoingCopy:
 
 
 class IncomingCopy:
-    """The chunks of a copy that a learner has received."""
+    """The chunks of a copy that a learner has received; on disk, if it has a `store`."""
 
-    def __init__(self) -> None:
-        self._chunks: dict[int, Message] = {}
+    def __init__(self, store: Store | None = None) -> None:
+        self._store = store
+        self._raw: Buffer | None = None
+        self._received: set[int] = set()
 
     def __bool__(self) -> bool:
-        return bool(self._chunks)
+        return bool(self._received)
 
-    def add(self, chunk: Message) -> NDArray[np.int64] | None:
+    def add(self, chunk: Message) -> Buffer | None:
         """Take a chunk; return the whole copy if this completes it."""
-        self._chunks[chunk.round] = chunk
-        if len(self._chunks) < chunk.meta["of"]:
-            return None
-        parts = [self._chunks[number].values for number in sorted(self._chunks)]
-        return np.concatenate([part.reshape(-1) for part in parts if part is not None])
+        if self._raw is None:
+            self._raw = Buffer(chunk.meta["of"] * CHUNK, self._store)
+        assert chunk.values is not None
+        self._raw.write(chunk.round * CHUNK, chunk.values.reshape(-1).view(np.uint8))
+        self._received.add(chunk.round)
+        if chunk.round + 1 == chunk.meta["of"]:
+            self._raw.cut(chunk.round * CHUNK + chunk.values.nbytes)
+        return self._raw if len(self._received) == chunk.meta["of"] else None
 
     def clear(self) -> None:
         """Drop all chunks."""
-        self._chunks.clear()
+        self._received.clear()
+        self._raw = None

@@ -24,12 +24,11 @@ from collections.abc import Callable, Iterable
 from itertools import starmap
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mpips.cluster.view import NOBODY, Chain
 from mpips.server.migration import IncomingCopy, OutgoingCopy, RateLimit, Send
 from mpips.server.shard import Shard
+from mpips.storage.disk.buffer import Buffer
+from mpips.storage.disk.store import Store
 from mpips.tasks.retransmission import Timer
 from mpips.transport.message import Command, Kind, Message
 
@@ -61,6 +60,7 @@ class Link:
         again: Counter[str] | None = None,
         settled: Callable[[int, int], None] = lambda number, last: None,
         knows: Callable[[Message], bool] = lambda change: True,
+        store: Store | None = None,
     ) -> None:
         self._settled, self._knows = settled, knows
         # The last change whose keys were asked for.
@@ -83,7 +83,7 @@ class Link:
         self.outgoing: OutgoingCopy | None = None
         """The copy that this server, the last member, sends to a learner."""
         self._releases: deque[_Release] = deque()
-        self._incoming = IncomingCopy()
+        self._incoming = IncomingCopy(store)
 
     @property
     def primary(self) -> bool:
@@ -349,7 +349,7 @@ class Link:
         return bool(self._incoming) or self.shard is not None
 
     def take_chunk(
-        self, message: Message, make: Callable[[int], Shard], fill: Callable[[NDArray[np.int64], Shard], None]
+        self, message: Message, make: Callable[[int], Shard], fill: Callable[[Buffer, Shard], None]
     ) -> bool:
         """Receive a chunk of this learner's copy; return whether the copy is complete."""
         if not self.learning or message.sender != self.previous or message.epoch < self.chain.since:

@@ -34,6 +34,7 @@ from mpips.server.executor import Executor
 from mpips.server.fast_path import FastPath
 from mpips.server.shard import Shard
 from mpips.server.snapshot_file import SnapshotFile
+from mpips.storage.disk.store import Store
 from mpips.storage.updates import VectorSpec
 from mpips.transport.key_cache import KeyCache
 from mpips.transport.message import Command, Kind, Message
@@ -52,18 +53,20 @@ class Server:
         file: SnapshotFile | None = None,
         key_cache: float = KEY_CACHE,
         ahead: bool = True,
+        store: Store | None = None,
     ) -> None:
         """Create the server; `ahead`: pushes of a round are answered before copies have them, and acknowledged later.
 
         This hides the latency of replication where each rank has a core. Where ranks outnumber cores there is no gain,
-        since the later acknowledgement wakes each worker once more.
+        since the later acknowledgement wakes each worker once more. Rows are in `store`, if there is one, and in memory
+        otherwise.
         """
-        self.node, self._file = node, file or SnapshotFile(node)
+        self.node, self._file, self._store = node, file or SnapshotFile(node), store
         self._shard_writer = ShardWriter()
         self.lists = KeyCache(key_cache)
         self.fast_path = FastPath(node, self.lists)
         self._acknowledgements = Acknowledgements(self._acknowledge)
-        self.chains = Chains(node, self._acknowledgements, repair_bandwidth, self.fast_path)
+        self.chains = Chains(node, self._acknowledgements, repair_bandwidth, self.fast_path, store)
         self.executor = Executor(node, self.lists, self.chains, self.fast_path, self._acknowledgements, ahead)
         self.admission = Admission(
             node, self.lists, self.chains, self.fast_path, self.executor, self._acknowledgements
@@ -85,6 +88,7 @@ class Server:
                     Command.COPY_CHUNK: self.chains.take_chunk,
                     Command.COPY_RECEIVED: self.chains.chunk_received,
                     Command.ASK_ROUNDS: self._send_rounds,
+                    Command.ANNOUNCE: self._announced,
                 },
                 ticks=(self._tick,),
                 views=(self._rewire,),
@@ -144,6 +148,14 @@ class Server:
             self.fast_path.record(shard)
         self.node.control(message.sender, Command.ROUNDS, applied_rounds(self.shards))
 
+    def _announced(self, message: Message) -> None:
+        """Begin to read rows that will be used soon."""
+        link = self.chains.links.get(message.shard)
+        if link is not None and link.shard is not None and message.namespace in link.shard.vectors:
+            link.shard.vectors[message.namespace].segment.announce(
+                message.range if message.keys is None else message.keys
+            )
+
     def _acknowledge(self, origin: int, pushes: tuple[Push, ...]) -> None:
         """Send acknowledgements to a caller in a message of their own."""
         message = Message(Kind.CONTROL, Command.ACKNOWLEDGED, origin=origin, after=pushes)
@@ -177,7 +189,8 @@ class Server:
 
     def _account(self) -> dict[str, Any]:
         held = [hosted for shard in self.shards for hosted in shard.vectors.values()]
-        return {**self.node.account(), "keys": sum(len(hosted.segment) for hosted in held)}
+        store = {} if self._store is None else {"store": self._store.account()}
+        return {**self.node.account(), "keys": sum(len(hosted.segment) for hosted in held), **store}
 
     def _snapshot(
         self,
@@ -241,3 +254,5 @@ class Server:
         self.executor.tick()
         self.admission.admit_keyless()
         self.chains.tick()
+        if self._store is not None:
+            self._store.settle(seldom=True)

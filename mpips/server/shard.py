@@ -22,6 +22,7 @@ from mpips.cluster.observer import ChangeOrder
 from mpips.errors import ProtocolError
 from mpips.server.update_call import KernelUpdate, UpdateCall
 from mpips.storage.aggregate import Aggregator
+from mpips.storage.disk.store import Store
 from mpips.storage.segment import Segment, Slots, one_by_one
 from mpips.storage.updates import VectorSpec, call_named, numbers_of
 from mpips.storage.vector_clock import RangedClock
@@ -106,7 +107,8 @@ class Hosted:
     def _described(self) -> ServedRows | None:
         segment = self.segment
         spec, update = segment.spec, segment.update
-        if len(segment.ranges) != 1:
+        # Kernels do not bring in what is on disk.
+        if len(segment.ranges) != 1 or segment.store is not None:
             return None
         values, owned = segment.values, segment.ranges[0]
         # Of uint64 keys, the int64 with the same bits.
@@ -189,13 +191,20 @@ class RoundAnswer:
 class Shard:
     """The state of a shard, and the changes of it; see the module.
 
-    `describe` returns the error metadata for the caller, `workers` are the present ones.
+    `describe` returns the error metadata for the caller, `workers` are the present ones. With a `store` large arrays of
+    rows are on disk.
     """
 
     def __init__(
-        self, number: int, ring: Ring, workers: Sequence[int], inbox: RequestDedup, describe: Describe
+        self,
+        number: int,
+        ring: Ring,
+        workers: Sequence[int],
+        inbox: RequestDedup,
+        describe: Describe,
+        store: Store | None = None,
     ) -> None:
-        self.number, self.ring, self.workers, self.inbox = number, ring, workers, inbox
+        self.number, self.ring, self.workers, self.inbox, self.store = number, ring, workers, inbox, store
         self.vectors: dict[int, Hosted] = {}
         self.changes = 0
         """The number of the last applied change."""
@@ -220,7 +229,7 @@ class Shard:
 
     def create(self, namespace: int, spec: VectorSpec, expect: int = 0) -> Hosted:
         """Create the shard's part of a vector."""
-        segment = Segment(spec, [self.ring.range(self.number, spec.extent)], expect=expect)
+        segment = Segment(spec, [self.ring.range(self.number, spec.extent)], expect=expect, store=self.store)
         hosted = self.vectors[namespace] = Hosted(segment, self.workers)
         return hosted
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips.calls import BuiltInCall
-from mpips.checkpoint.loading import load_clocks, load_range, vectors
+from mpips.checkpoint.loading import load_clocks, load_pieces, load_range, vectors
 from mpips.checkpoint.manifest import NOTE
 from mpips.errors import UsageError
 from mpips.keys import KeyArray
@@ -37,7 +37,8 @@ def restore(shard: Shard, folder: str) -> dict[str, Any]:
     names = vectors(path)
     for hosted in shard.vectors.values():
         segment = hosted.segment
-        segment.import_state(load_range(path, segment.spec.name, segment.ranges))
+        for piece in load_pieces(path, segment.spec.name, segment.ranges, segment.rows_at_once()):
+            segment.import_state(piece)
         for name in names:
             owner, _, note = name.partition(NOTE)
             if note and owner == segment.spec.name:

@@ -8,6 +8,8 @@ finished since, and the kept replies. It is packed at one instant, at memory ban
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +18,9 @@ from numpy.typing import NDArray
 
 from mpips.keys import from_pairs, pairs
 from mpips.server.shard import RoundAnswer, Shard
-from mpips.storage.segment import Rows
+from mpips.storage.disk.buffer import Buffer
+from mpips.storage.disk.store import Store
+from mpips.storage.segment import Rows, Segment
 from mpips.storage.updates import VectorSpec
 from mpips.storage.vector_clock import RangedClock
 from mpips.tasks.request_dedup import Kept
@@ -29,19 +33,31 @@ class _Writer:
     """Collects arrays and bytes; the snapshot's JSON refers to each by its number."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[str, tuple[int, ...], NDArray[np.uint8]]] = []
+        self.parts: list[tuple[np.dtype[Any], tuple[int, ...], Iterable[NDArray[Any]]]] = []
 
     def array(self, array: NDArray[Any]) -> int:
-        raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        self.parts.append((array.dtype.str, array.shape, raw))
+        return self.pieces(array.dtype, array.shape, (array,))
+
+    def pieces(self, dtype: np.dtype[Any], shape: tuple[int, ...], pieces: Iterable[NDArray[Any]]) -> int:
+        """Collect an array that consists of pieces, which are read when all are joined."""
+        self.parts.append((dtype, shape, pieces))
         return len(self.parts) - 1
+
+    def columns(self, segment: Segment) -> dict[str, int]:
+        """Collect all columns of a segment, by name ("": the values)."""
+        return {
+            name: self.pieces(np.dtype(column.dtype), (len(segment), column.width), pieces)
+            for (name, pieces), column in zip(
+                segment.in_pieces().items(), segment.layout.values(), strict=True
+            )
+        }
 
     def bytes(self, raw: bytes) -> int:
         return self.array(np.frombuffer(raw, np.uint8))
 
 
-def pack(shard: Shard) -> NDArray[np.int64]:
-    """Return the present state of a shard, as i8[n]."""
+def pack(shard: Shard) -> Buffer:
+    """Return the present state of a shard, as words of 8 bytes."""
     writer, rounds = _Writer(), dict[int, tuple[int, list[int]]]()
     text: dict[str, Any] = {
         "changes": shard.changes,
@@ -56,20 +72,21 @@ def pack(shard: Shard) -> NDArray[np.int64]:
         },
     }
     text["rounds"] = [each for _, each in rounds.values()]
-    return _joined(text, writer)
+    return _joined(text, writer, shard.store)
 
 
 def _vector(shard: Shard, number: int, writer: _Writer) -> dict[str, Any]:
     hosted = shard.vectors[number]
     segment = hosted.segment
-    rows = segment.in_slot_order()
+    keys = segment.keys_of(slice(0, len(segment)))
+    columns = writer.columns(segment)
     return {
         "spec": asdict(segment.spec),
         "settings": dict(segment.settings),
-        "rows": len(rows.keys),
-        "keys": writer.array(pairs(rows.keys)),
-        "values": writer.array(rows.values),
-        "state": {name: writer.array(column) for name, column in rows.state.items()},
+        "rows": len(keys),
+        "keys": writer.array(pairs(keys)),
+        "values": columns.pop(""),
+        "state": columns,
         "notes": {
             name: [writer.array(slots), writer.array(of)] for name, (slots, of) in segment.notes.items()
         },
@@ -92,35 +109,40 @@ def _kept(kept: Kept, shard: Shard, writer: _Writer, rounds: dict[int, tuple[int
     return [rounds[id(kept)][1][0], rounds[id(kept)][0]]
 
 
-def _joined(text: dict[str, Any], writer: _Writer) -> NDArray[np.int64]:
+def _joined(text: dict[str, Any], writer: _Writer, store: Store | None) -> Buffer:
     at = 0
     placed: list[tuple[str, list[int], int]] = []
-    for kind, shape, raw in writer.parts:
-        placed.append((kind, list(shape), at))
-        at += -(-len(raw) // 8) * 8
+    for dtype, shape, _ in writer.parts:
+        placed.append((dtype.str, list(shape), at))
+        at += -(-math.prod(shape) * dtype.itemsize // 8) * 8
     head = json.dumps({**text, "arrays": placed}).encode()
     begin = 8 + -(-len(head) // 8) * 8
-    out = np.zeros(begin + at, np.uint8)
-    out[:8] = np.array([len(head)], _WORD).view(np.uint8)
-    out[8 : 8 + len(head)] = np.frombuffer(head, np.uint8)
-    for (_, _, where), (_, _, raw) in zip(placed, writer.parts, strict=True):
-        out[begin + where : begin + where + len(raw)] = raw
-    return out.view(_WORD)
+    out = Buffer(begin + at, store)
+    out.write(0, np.array([len(head)], _WORD).view(np.uint8))
+    out.write(8, np.frombuffer(head, np.uint8))
+    for (_, _, where), (_, _, pieces) in zip(placed, writer.parts, strict=True):
+        to = begin + where
+        for piece in pieces:
+            raw = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
+            out.write(to, raw)
+            to += len(raw)
+    return out
 
 
-def unpack(packed: NDArray[np.int64], shard: Shard) -> None:
+def unpack(packed: Buffer, shard: Shard) -> None:
     """Restore a packed shard into an empty one."""
-    raw = packed.view(np.uint8)
-    size = int(packed[0])
-    text = json.loads(raw[8 : 8 + size].tobytes())
+    size = int(packed.read(0, 8).view(_WORD)[0])
+    text = json.loads(packed.read(8, 8 + size).tobytes())
     begin = 8 + -(-size // 8) * 8
 
-    def array(number: int) -> NDArray[Any]:
+    def array(number: int, first: int = 0, last: int = 2**63) -> NDArray[Any]:
+        """Return the rows of an array from `first` to `last`, or to the end."""
         kind, shape, where = text["arrays"][number]
         dtype = np.dtype(kind)
-        count = int(np.prod(shape, dtype=np.int64))
-        at = begin + where
-        found: NDArray[Any] = raw[at : at + count * dtype.itemsize].view(dtype).reshape(shape).copy()
+        row = dtype.itemsize * math.prod(shape[1:])
+        last = min(last, shape[0])
+        raw = packed.read(begin + where + first * row, begin + where + last * row)
+        found: NDArray[Any] = raw.view(dtype).reshape(last - first, *shape[1:]).copy()
         return found
 
     for number, facts in text["vectors"].items():
@@ -147,7 +169,10 @@ def _take_vector(shard: Shard, number: int, facts: dict[str, Any], array: Any) -
     hosted = shard.create(number, VectorSpec(**facts["spec"]), expect=facts["rows"])
     segment = hosted.segment
     segment.settings.update(facts["settings"])
-    state = {name: array(column) for name, column in facts["state"].items()}
-    segment.import_state(Rows(from_pairs(array(facts["keys"])), array(facts["values"]), state))
+    most = segment.rows_at_once()
+    for begin in range(0, max(facts["rows"], 1), most):
+        at = begin, begin + most
+        state = {name: array(column, *at) for name, column in facts["state"].items()}
+        segment.import_state(Rows(from_pairs(array(facts["keys"], *at)), array(facts["values"], *at), state))
     segment.notes = {name: (array(slots), array(rows)) for name, (slots, rows) in facts["notes"].items()}
     hosted.clock.merge(RangedClock.from_arrays(*(array(column) for column in facts["clock"])))

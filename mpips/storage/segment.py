@@ -7,6 +7,9 @@ usually 0. In a dense segment every owned key has a slot from the start, slots l
 key range is one run of slots. Wherever slots are one run, also in a sparse segment, operations on their rows use plain
 array views.
 
+With a store (`mpips.storage.disk.store`) large arrays are on disk. Operations are then made in parts whose rows fit
+into the store's memory, and each part is first brought in; an update in Python gets all rows of a push at once.
+
 All operations use slots: `resolve` maps keys to slots once, and a server that caches a worker's key list keeps the
 slots, which are valid until rows are dropped (`Segment.keep`).
 
@@ -17,7 +20,8 @@ dropped, though its number stays in the clock. The module is long because dense 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -28,12 +32,15 @@ from mpips.jit.kernel import kernel
 from mpips.keys import KeyArray, is_wide, upper
 from mpips.ranges import ALL, KeyRange, coalesce, intersection
 from mpips.storage import initial
+from mpips.storage.disk.paging import Paging
+from mpips.storage.disk.sorted_copy import SortedCopy
+from mpips.storage.disk.store import Store
 from mpips.storage.growable_array import GrowableArray
 from mpips.storage.key_index import MAX_KEYS, NO_ADDRESSES, KeyIndex
 from mpips.storage.key_index import Slots as Slots
 from mpips.storage.key_index import one_by_one as one_by_one
 from mpips.storage.pair_index import PairIndex
-from mpips.storage.updates import DTYPES, Column, Update, VectorSpec, settings_of, update_named
+from mpips.storage.updates import BUILT_IN, DTYPES, Column, Update, VectorSpec, settings_of, update_named
 
 Array = NDArray[Any]
 _TYPES = ("f4", "f8", "i4", "i8")
@@ -101,7 +108,7 @@ class Segment:
 
     `ranges` are the key ranges that the server owns, cut at the vector's extent. `update` is looked up by the vector's
     specification unless given. `settings` may be changed at any time. A sparse segment has room for `expect` keys
-    before it first grows.
+    before it first grows. With a `store` large arrays are on disk.
 
     Raises:
         LayoutError: there are more dense keys than slots, or the update has columns of no known type.
@@ -128,8 +135,9 @@ class Segment:
         ranges: Iterable[KeyRange] = (ALL,),
         update: Update | None = None,
         expect: int = 0,
+        store: Store | None = None,
     ) -> None:
-        self.spec = spec
+        self.spec, self.store = spec, store
         self.update = update_named(spec.update) if update is None else update
         self.settings = settings_of(spec) if update is None else dict(spec.settings)
         self.push_row = self.update.push_row(spec)
@@ -152,7 +160,8 @@ class Segment:
                     f"{column.fill!r} a number of {column.dtype}"
                 )
         expect = 0 if spec.dense else min(expect, MAX_KEYS)
-        self._wide, self._layout = spec.key_bits == 128, columns
+        self._wide, self.layout = spec.key_bits == 128, columns
+        """The columns by name, "" the values."""
         spans = [piece.span for piece in self.ranges]
         self._count = sum(spans) if spec.dense else 0
         if self._count > MAX_KEYS:
@@ -173,28 +182,60 @@ class Segment:
             for mine in self.ranges:
                 for begin in range(mine.begin, mine.end, _PIECE):
                     keys, run = self.select(KeyRange(begin, min(begin + _PIECE, mine.end)))
-                    initial.fill(spec.init, keys, self.values[run])
+                    for at, part in self._parts(run, [""]):
+                        initial.fill(spec.init, keys[at], self._rows[part])
 
     def _allocate(self, expect: int) -> None:
         """Make an empty index, and the arrays, with room for so many keys."""
         self._index: KeyIndex | PairIndex = PairIndex(expect) if self._wide else KeyIndex(expect)
         self._columns = {
             name: GrowableArray(
-                column.dtype, (column.width,), max(self._count, expect), column.fill, touch=expect > 0
+                column.dtype, (column.width,), max(self._count, expect), column.fill, touch=expect > 0,
+                file=None if self.store is None else self.store.file(),
             )
-            for name, column in self._layout.items()
-        }
+            for name, column in self.layout.items()
+        }  # fmt: skip
+        self._paging: Paging | None = None
+        if self.store is not None:
+            self._paging = Paging(self.store, self._columns, moves=not self.spec.dense)
+            self._paging.add(self._count, self._count)
         self._publish()
 
     def _publish(self) -> None:
         arrays = {name: column.array for name, column in self._columns.items()}
-        self.values: Array = arrays.pop("")
-        """[capacity, width]: only the first len(self) rows are valid."""
-        self.state = arrays
-        """State columns by name, [capacity, their width]."""
+        self._rows: Array = arrays.pop("")
+        self._state = arrays
         self.capacity = min(len(column) for column in self._columns.values())
         """Rows that fit into all arrays."""
         self.moves += 1
+        if self._paging is not None:
+            self._paging.hold(self._index.nbytes)
+
+    @property
+    def values(self) -> Array:
+        """[capacity, width], by slot: only the first len(self) rows are valid."""
+        if self._paging is not None:
+            self._paging.straighten()
+        return self._rows
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """State columns by name, [capacity, their width], by slot."""
+        if self._paging is not None:
+            self._paging.straighten()
+        return self._state
+
+    def _parts(self, slots: Slots, names: Iterable[str] | None = None) -> Iterator[tuple[slice, Slots]]:
+        """Yield parts of slots, as places among them and positions in some columns (default: all), brought in."""
+        if self._paging is None:
+            yield slice(0, slots.stop - slots.start if isinstance(slots, slice) else len(slots)), slots
+        else:
+            yield from self._paging.parts(slots, names)
+
+    def announce(self, keys: KeyArray | KeyRange) -> None:
+        """Begin to read the rows of keys that will be used soon, as many as may be brought in at once."""
+        if self._paging is not None and (self.spec.dense or not isinstance(keys, KeyRange)):
+            next(self._parts(self.resolve(keys)))
 
     def __len__(self) -> int:
         # Compiled requests insert keys, too.
@@ -256,11 +297,27 @@ class Segment:
         before = self._count
         slots = self._index.insert(keys)
         self._count = count = len(self._index)
-        if count > self.capacity:
-            self._grow()
-        if count > before and not self._zero:
-            initial.fill(self.spec.init, self._index.keys()[before:count], self.values[before:count])
+        room = count if self._paging is None else self._paging.room(count)
+        if room > self.capacity:
+            self._grow(room)
+        if count > before:
+            self._begin_rows(before, count)
         return slots
+
+    def _begin_rows(self, before: int, count: int) -> None:
+        """Set the rows of new slots to their initial values."""
+        new: Slots = slice(before, count)
+        if self._paging is not None:
+            new, used = self._paging.add(count, self.capacity)
+            self._paging.hold(self._index.nbytes)
+            if used:
+                for name, column in self.layout.items():
+                    self._columns[name].array[new] = column.fill
+                if not self._zero:
+                    self._rows[new] = self.spec.initial(self._index.keys()[before:count])
+                return
+        if not self._zero:
+            initial.fill(self.spec.init, self._index.keys()[before:count], self._rows[before:count])
 
     def _check_owned(self, keys: KeyArray) -> None:
         """Raise ProtocolError unless all of some sorted keys lie in the owned ranges."""
@@ -294,15 +351,18 @@ class Segment:
         size = sum(piece.span for owned in self.ranges if (piece := intersection(owned, wanted)))
         return slice(first, first + size)
 
-    def _grow(self) -> None:
-        """Grow the arrays in place to as many rows as there are keys: no request waits for a copy of rows."""
+    def _grow(self, rows: int) -> None:
+        """Grow the arrays in place to so many rows: no request waits for a copy of rows."""
         # Views, which would prevent the arrays from growing in place.
-        del self.values, self.state
+        del self._rows, self._state
         try:
             for column in self._columns.values():
-                column.reserve(column.next_capacity(self._count))
+                column.reserve(column.next_capacity(rows))
         finally:
             self._publish()
+        if self.store is not None:
+            # New rows were filled, or copied into a file.
+            self.store.settle()
 
     # Pull and push.
 
@@ -335,12 +395,13 @@ class Segment:
             target = out.reshape(size, width)
         else:
             raise TypeError(f"out must be {size} x {width} {self._dtype}, contiguous")
-        if isinstance(slots, slice):
-            target[...] = self.values[slots]
-        else:
-            _gather(self.values, slots, target)
-            if not self._zero and len(absent := np.flatnonzero(slots < 0)):
-                target[absent] = self.spec.initial(self._named(keys, absent))
+        for at, part in self._parts(slots, [""]):
+            if isinstance(part, slice):
+                target[at] = self._rows[part]
+            else:
+                _gather(self._rows, part, target[at])
+        if not (self._zero or isinstance(slots, slice)) and len(absent := np.flatnonzero(slots < 0)):
+            target[absent] = self.spec.initial(self._named(keys, absent))
         return target
 
     def _named(self, keys: KeyArray | KeyRange | None, places: NDArray[np.int64]) -> KeyArray:
@@ -366,7 +427,10 @@ class Segment:
     def _rows_read(self, slots: NDArray[np.int32]) -> Array:
         """Return what the update's `read` says the rows of slots are; ProtocolError if they are not so many."""
         assert self.update.read is not None
-        return self.checked(self.update.read(self.values, self.state, slots), len(slots), "read")
+        with nullcontext(slots) if self._paging is None else self._paging.whole(slots) as positions:
+            rows = self.update.read(self._rows, self._state, one_by_one(positions))
+            # They may be a view of rows that move.
+            return self.checked(rows if self._paging is None else rows.copy(), len(slots), "read")
 
     def checked(self, rows: Array, count: int, what: str) -> Array:
         """Return rows from the update, [count] or [count, any width]; ProtocolError if they are others."""
@@ -404,7 +468,7 @@ class Segment:
             return self.pull_slots(slots)
         answer = self.checked(answer, len(rows), "the function")
         # The next push changes these while the reply is being sent.
-        mine = (self.values, *self.state.values())
+        mine = (self._rows, *self._state.values())
         return answer.copy() if any(np.may_share_memory(answer, column) for column in mine) else answer
 
     def shaped(self, slots: Slots, rows: Array) -> Array:
@@ -422,17 +486,27 @@ class Segment:
 
     def apply(self, slots: Slots, rows: Array) -> Array | None:
         """Run the update on shaped rows; return what it returned, see `checked`."""
+        if self._paging is None:
+            return self._apply(slots, rows)
+        if self.update.name in BUILT_IN:
+            for at, part in self._paging.parts(slots):
+                self._apply(part, rows[at])
+            return None
+        with self._paging.whole(slots) as positions:
+            return self._apply(positions, rows)
+
+    def _apply(self, slots: Slots, rows: Array) -> Array | None:
         if self.update.kernel is not None:
             # As other kernels call it.
-            self.update.apply(self.values, self.state, one_by_one(slots), rows, self.settings)
+            self.update.apply(self._rows, self._state, one_by_one(slots), rows, self.settings)
             return None
         if not self.spec.dense and self.update.apply_range is None:
             # Its result may depend on the slots.
             slots = one_by_one(slots)
         if not isinstance(slots, slice):
-            return self.update.apply(self.values, self.state, slots, rows, self.settings)
-        values = self.values[slots]
-        state = {name: column[slots] for name, column in self.state.items()} if self.state else {}
+            return self.update.apply(self._rows, self._state, slots, rows, self.settings)
+        values = self._rows[slots]
+        state = {name: column[slots] for name, column in self._state.items()} if self._state else {}
         if self.update.apply_range is not None:
             return self.update.apply_range(values, state, rows, self.settings)
         return self.update.apply(values, state, np.arange(len(values), dtype=np.int32), rows, self.settings)
@@ -493,21 +567,53 @@ class Segment:
         does not depend on the layout.
         """
         keys, slots = self.select(wanted)
-        values = self.values[slots]
+        values = self._taken("", slots)
         kept = (values != (0 if self._zero else self.spec.initial(keys))).any(axis=1)
         return keys[kept], values[kept]
 
     def export_state(self, wanted: KeyRange = ALL) -> Rows:
         """Return copies of all rows of a range, zero or not, with the update's state: for a checkpoint."""
         keys, slots = self.select(wanted)
-        state = {name: column[slots].copy() for name, column in self.state.items()}
-        return Rows(keys, self.values[slots].copy(), state)
+        return Rows(keys, self._taken("", slots), {name: self._taken(name, slots) for name in self._state})
+
+    def in_pieces(self) -> dict[str, Iterable[Array]]:
+        """Return all rows by column ("": the values), in the order of their slots, in pieces that fit into memory."""
+        n = len(self)
+        if self._paging is None:
+            return {name: (column.array[:n],) for name, column in self._columns.items()}
+        copy = self._paging.sorted_copy(np.arange(n, dtype=np.int32))
+        return {name: copy.column(name) for name in self._columns}
+
+    def sorted_copy(self) -> tuple[KeyArray, SortedCopy] | None:
+        """Copy all rows of a segment with a store; return the keys in order, and the copy. None without a store."""
+        if self._paging is None:
+            return None
+        keys, slots = self.select()
+        ranks = np.empty(len(keys), np.int32)
+        ranks[slots] = np.arange(len(keys), dtype=np.int32)
+        return keys, self._paging.sorted_copy(ranks)
+
+    def rows_at_once(self) -> int:
+        """Return how many rows may be imported at once: all, but with a store as many as fit into its memory."""
+        row = sum(each.row for each in self._columns.values())
+        return MAX_KEYS if self.store is None else self.store.rows_together(row)
+
+    def _taken(self, name: str, slots: Slots) -> Array:
+        """Return a copy of a column's rows."""
+        column = self._columns[name].array
+        if self._paging is None:
+            return column[slots].copy() if isinstance(slots, slice) else column[slots]
+        count = slots.stop - slots.start if isinstance(slots, slice) else len(slots)
+        out = np.empty((count, *column.shape[1:]), column.dtype)
+        for at, part in self._paging.in_place(slots, name):
+            out[at] = column[part]
+        return out
 
     def in_slot_order(self) -> Rows:
         """Return all rows as `export_state` does, but in the order of their slots: for a copy with the same slots."""
-        n = len(self)
-        state = {name: column[:n].copy() for name, column in self.state.items()}
-        return Rows(self.keys_of(slice(0, n)), self.values[:n].copy(), state)
+        everything = slice(0, len(self))
+        state = {name: self._taken(name, everything) for name in self._state}
+        return Rows(self.keys_of(everything), self._taken("", everything), state)
 
     def import_state(self, rows: Rows) -> None:
         """Set the rows of their keys, values and state alike: the inverse of `export_state` and `in_slot_order`.
@@ -515,10 +621,10 @@ class Segment:
         Raises:
             ProtocolError: they have other state columns, or rows of other types or widths.
         """
-        if set(rows.state) != set(self.state):
-            have, want = sorted(rows.state), sorted(self.state)
+        if set(rows.state) != set(self._state):
+            have, want = sorted(rows.state), sorted(self._state)
             raise ProtocolError(f"vector {self.spec.name!r}: state columns {have}, expected {want}")
-        own = {"values": self.values, **self.state}
+        own = {"values": self._rows, **self._state}
         for name, column in {"values": rows.values, **rows.state}.items():
             found, wanted = ((each.dtype, each.shape[1]) for each in (column, own[name]))
             # They would be converted, and a single number repeated.
@@ -528,9 +634,10 @@ class Segment:
                     f"width {wanted[1]}"
                 )
         slots = self.resolve(rows.keys, create=True) if self.spec.dense else self._insert(rows.keys)
-        self.values[slots] = rows.values
-        for name, column in rows.state.items():
-            self.state[name][slots] = column
+        for at, part in self._parts(slots):
+            self._rows[part] = rows.values[at]
+            for name, column in rows.state.items():
+                self._state[name][part] = column[at]
 
     def set_rows(self, keys: KeyArray, values: Array) -> None:
         """Set the rows of keys, with the state that new rows have.
@@ -549,9 +656,10 @@ class Segment:
                 f"{self._dtype} of shape {[len(keys), self.spec.width]}"
             )
         slots = self.resolve(keys, create=True)
-        self.values[slots] = values
-        for name, column in self.state.items():
-            column[slots] = self._layout[name].fill
+        for at, part in self._parts(slots):
+            self._rows[part] = values[at]
+            for name, column in self._state.items():
+                column[part] = self.layout[name].fill
 
     def keep(self, kept: NDArray[np.bool_]) -> None:
         """Drop the rows of a sparse segment whose slots are not among `kept`, b1[len]; the others get new slots.
@@ -563,7 +671,7 @@ class Segment:
         keys, found = self.select()
         slots = one_by_one(found)
         keys, slots = keys[kept[slots]], slots[kept[slots]]
-        rows = Rows(keys, self.values[slots], {name: column[slots] for name, column in self.state.items()})
+        rows = Rows(keys, self._taken("", slots), {name: self._taken(name, slots) for name in self._state})
         places = np.full(len(kept), -1, np.int32)
         places[slots] = np.arange(len(slots), dtype=np.int32)
         for name, (of, noted) in self.notes.items():

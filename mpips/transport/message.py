@@ -149,6 +149,8 @@ class Command(IntEnum):
     ASK_STACKS = 40
     # Control: where ranks are in the program, and what they wait for, by rank.
     STACKS = 41
+    # Control: the sender will soon use these keys of a shard.
+    ANNOUNCE = 42
 
 
 READS = frozenset((Command.PULL, Command.EXPORT))

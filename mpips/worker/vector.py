@@ -146,6 +146,31 @@ class Vector:
         found: Rows = self._submit(Command.PULL, keys, None, within, NO_ROUND, (), out).result()
         return found
 
+    def announce(self, keys: Keys, *, within: KeyRange | None = None) -> None:
+        """Announce keys that are used soon, such as those of the next mini-batch; `keys` and `within` as of `pull`.
+
+        Servers whose rows are larger than memory (`[store] memory`) begin to read these from disk, and go on meanwhile.
+        There is no answer, and no effect on results; with all rows in memory nothing is sent.
+
+        >>> from mpips import VectorSpec, simulate
+        >>> def schedule(cluster):
+        ...     w = cluster.create_vector(VectorSpec("w", init=1.0))
+        ...     w.announce(np.array([3, 8], np.uint64))
+        ...     return w.pull_wait(np.array([3, 8], np.uint64)).tolist()
+        >>> simulate(schedule, worker=lambda context: None)
+        [1.0, 1.0]
+        """
+        node = self.node
+        if not node.announces:
+            return
+        plan = self._planner.plan(keys, within, False, Command.PULL)
+        for address, piece in zip(plan.addresses, plan.slices, strict=True):
+            message = Message(Kind.CONTROL, Command.ANNOUNCE, shard=piece.shard, range=piece.range)
+            message.namespace = self.number
+            if plan.keys is not None:
+                message.keys = plan.keys[piece.begin : piece.end]
+            node.outbox.send(node.view.rank_of(address), message)
+
     def start_lookup(self, ids: ArrayLike, *, after: Iterable[Task] = ()) -> Lookup:
         """Begin a `lookup`, such as of the next mini-batch; its `result()` waits for the rows.
 

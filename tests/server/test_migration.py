@@ -9,6 +9,7 @@ import pytest
 
 from mpips.server import migration
 from mpips.server.migration import IncomingCopy, OutgoingCopy, RateLimit
+from mpips.storage.disk.buffer import Buffer
 from mpips.transport.message import Command, Message
 
 
@@ -21,10 +22,10 @@ class Listed:
 def test_chunks_are_sent_within_the_window_and_make_the_copy_in_any_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    packed = np.arange(10, dtype=np.int64)
-    monkeypatch.setattr(migration, "CHUNK", 3)
+    packed = np.arange(80, dtype=np.uint8)
+    monkeypatch.setattr(migration, "CHUNK", 24)
     monkeypatch.setattr(migration, "WINDOW", 2)
-    monkeypatch.setattr(migration, "pack", lambda shard: packed)
+    monkeypatch.setattr(migration, "pack", lambda shard: Buffer.of(packed))
     sent: list[tuple[int, Message]] = []
     shard: Any = Listed()
     copy, free = OutgoingCopy(shard), RateLimit(0.0, lambda: 0.0)
@@ -40,7 +41,7 @@ def test_chunks_are_sent_within_the_window_and_make_the_copy_in_any_order(
     assert not received and all(received.add(each) is None for each in others) and received
     assert received.add(others[0]) is None, "a repeated chunk counts once"
     whole = received.add(last)
-    assert whole is not None and np.array_equal(whole, packed)
+    assert whole is not None and np.array_equal(whole.read(0, len(whole)), packed)
 
 
 def test_the_rate_limit_bounds_all_copies_together() -> None:

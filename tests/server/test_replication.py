@@ -36,6 +36,7 @@ from mpips.errors import ShardLost
 from mpips.server import migration
 from mpips.server.migration import RateLimit
 from mpips.server.replication import Link
+from mpips.storage.disk.buffer import Buffer
 from mpips.transport.message import Command, Kind, Message
 
 LEADER = 0
@@ -60,18 +61,22 @@ class Listed:
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migration, "CHUNK", 3)
+    monkeypatch.setattr(migration, "CHUNK", 24)
     monkeypatch.setattr(migration, "WINDOW", 2)
-    monkeypatch.setattr(migration, "pack", lambda shard: np.array([shard.changes, *shard.log], np.int64))
+    monkeypatch.setattr(migration, "pack", pack)
 
 
 def make_shard(_: int) -> Any:
     return Listed()
 
 
-def fill(packed: Any, shard: Any) -> None:
-    shard.log = packed[1:].tolist()
-    assert packed[0] == shard.changes
+def pack(shard: Any) -> Buffer:
+    return Buffer.of(np.array([shard.changes, *shard.log], np.int64).view(np.uint8))
+
+
+def fill(packed: Buffer, shard: Any) -> None:
+    changes, *shard.log = packed.read(0, len(packed)).view(np.int64).tolist()
+    assert changes == shard.changes
 
 
 def repeat(shard: Any, change: Message) -> None:

@@ -118,6 +118,7 @@ def test_a_server_registers_control_messages_a_tick_and_views_when_it_is_made() 
     rank = Rank()
     _, controls, ticks, views = rank.registered
     assert set(controls) - set(rank.before[1]) == {
+        Command.ANNOUNCE,
         Command.ASK_ACKNOWLEDGED,
         Command.ASK_ROUNDS,
         Command.COPY_CHUNK,

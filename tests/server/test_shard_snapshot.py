@@ -87,7 +87,7 @@ def test_an_unpacked_snapshot_equals_the_packed_shard(made: tuple[Shard, list[Me
     sent: list[tuple[int, Message]] = []
     copied = make(0, sent)
     packed = pack(shard)
-    assert packed.dtype == np.int64 and packed.ndim == 1
+    assert len(packed) % 8 == 0
     unpack(packed, copied)
     assert state(copied) == state(shard)
     for number, hosted in shard.vectors.items():
@@ -101,7 +101,10 @@ def test_an_unpacked_snapshot_equals_the_packed_shard(made: tuple[Shard, list[Me
         assert np.array_equal(other.pull(every), segment.pull(every))
     shard.inbox._send = lambda origin, reply: sent.append((origin, reply))
     assert again(copied, sent, asked) == again(shard, sent, asked)
-    assert np.array_equal(pack(copied), packed), "and packs as the same again"
+    twice = pack(copied)
+    assert np.array_equal(twice.read(0, len(twice)), packed.read(0, len(packed))), (
+        "and packs as the same again"
+    )
 
 
 @settings(max_examples=40)
@@ -133,7 +136,7 @@ def test_one_answer_of_a_round_is_sent_once_for_all_its_callers() -> None:
     assert len(kept) == 1 and len(shard.inbox.callers()) == len(WORKERS)
     for time in (1, 2, 3):
         push(shard, 1, list(range(50)), time, Command.PUSH_PULL, time)
-    assert len(pack(shard)) - one < 3 * 2 * 50 + 200, "rows and slots of each round once"
+    assert len(pack(shard)) - one < 8 * (3 * 2 * 50 + 200), "rows and slots of each round once"
     unpack(pack(shard), copied)
     found: dict[int, set[int]] = {}
     for _, _, replies in copied.inbox.callers().values():

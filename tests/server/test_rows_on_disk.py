@@ -1,0 +1,118 @@
+"""Runs whose rows are larger than memory: the same bits as in memory, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic import Hooks, run_twin
+
+from mpips.checkpoint.checkpoint import complete
+from mpips.config.job_file import load
+from mpips.errors import JobError
+from mpips.storage.disk.spec import LEAST
+from mpips.storage.disk.store import Store
+from mpips.transport.network_faults import Fault
+
+PROGRAM = """
+from dataclasses import dataclass
+import numpy as np
+from mpips import Uniform, VectorSpec
+
+@dataclass(frozen=True)
+class Settings:
+    steps: int = 12
+
+def schedule(cluster, settings):
+    state = cluster.restore() or {"step": 0}
+    rows = VectorSpec("rows", "float32", width=192, update="adagrad", init=Uniform(-1, 1, seed=2))
+    vectors = [cluster.vector(rows), cluster.vector(VectorSpec("dense", width=64, extent=6000, dense=True))]
+    for step in range(state["step"], settings.steps):
+        cluster.workers.call("train", {"step": step})
+        if cluster.due(step + 1):
+            cluster.checkpoint(step + 1, {"step": step + 1})
+    return {"sha": [cluster.digest(each) for each in vectors]}
+
+class Worker:
+    def __init__(self, context):
+        self.vectors = context.vectors
+
+    def train(self, step):
+        rng = np.random.default_rng(step)
+        rows, dense = self.vectors["rows"], self.vectors["dense"]
+        keys = np.unique((9000 * rng.random(1200) ** 1.3).astype(np.uint64))
+        rows.announce(keys)
+        rows.push(keys, 0.1 * rows.pull_wait(keys) + 1).result()
+        keys = np.unique(rng.integers(0, 6000, 300).astype(np.uint64))
+        dense.push(keys, 0.5 * dense.pull_wait(keys) + 1).result()
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    made = tmp_path / "paged.py"
+    made.write_text(PROGRAM)
+    return made
+
+
+def trained(
+    program: Path, stores: list[Store] | None, hooks: Hooks | None = None, **network: Any
+) -> list[str]:
+    """Train on the twin, with rows on disk if there is a list for the stores; return the digests."""
+
+    def store() -> Store | None:
+        if stores is None:
+            return None
+        stores.append(Store(LEAST, program.parent))
+        return stores[-1]
+
+    tables: dict[str, Any] = {"checkpoint": {"every": 6, "keep": 9}} if hooks else {}
+    network = {"replicas": 1, "virtual_servers": 2, "horizon": 600.0, "store": store, **network}
+    servers = network.pop("servers", 2)
+    outcome = run_twin(program, servers, program=str(program), hooks=hooks, network=network, **tables)
+    sha: list[str] = outcome.metrics["sha"]
+    return sha
+
+
+def test_rows_on_disk_end_as_the_same_bits_with_deaths_moves_and_checkpoints(
+    program: Path, tmp_path: Path
+) -> None:
+    expected = trained(program, None)
+    stores: list[Store] = []
+    saved = tmp_path / "saved"
+    assert trained(program, stores, Hooks(checkpoints=saved)) == expected
+    used = [each for each in stores if each.on_disk]
+    assert len(used) == 2 and all(each.on_disk > 2 * LEAST and each.used <= 1.02 * LEAST for each in used)
+    # Of a server whose rows are on disk, resumed by three, and by servers whose rows are in memory.
+    first = complete(saved)[0]
+    assert trained(program, [], Hooks(checkpoints=tmp_path / "more", resume=first), servers=3) == expected
+    assert trained(program, None, Hooks(checkpoints=tmp_path / "other", resume=first)) == expected
+    # A server dies; a spare gets copies of its shards.
+    stores = []
+    faults = [Fault("kill", 1, after_messages=150)]
+    assert trained(program, stores, spares=1, faults=faults) == expected
+    assert sum(each.on_disk > 0 for each in stores) >= 2
+
+
+def test_deltas_of_rows_on_disk_are_refused(program: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text('[job]\nprogram = "paged.py"\n[store]\nmemory = 1e9\n')
+    with pytest.raises(JobError, match="incremental checkpoints are of rows in memory"):
+        load(tmp_path / "job.toml", ["checkpoint.incremental=3"])
+
+
+@pytest.mark.ranks
+@pytest.mark.once
+def test_a_whole_run_with_rows_on_disk(program: Path, tmp_path: Path, run_mpips: Callable[..., Any]) -> None:
+    (tmp_path / "job.toml").write_text(
+        f'[job]\nprogram = "paged.py"\n[layout]\nservers = 2\nworkers = 1\n[store]\nmemory = {LEAST}\n'
+        f"folder = {json.dumps(str(tmp_path))}\n"
+    )
+    finished = run_mpips("run", tmp_path / "job.toml", "--run-dir", tmp_path / "run")
+    assert finished.code == 0, finished
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["metrics"]["sha"] == trained(program, None)
+    stores = [each["store"] for each in result["ranks"] if each["role"] == "server"]
+    assert all(each["limit"] == LEAST and each["disk"] > LEAST >= 0.98 * each["memory"] for each in stores)

@@ -1,0 +1,111 @@
+"""Rows on disk: the same rows as in memory, under a limit that is kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpips.errors import InputError, LayoutError
+from mpips.storage.disk.disk_file import PAGE, DiskFile
+from mpips.storage.disk.store import Store
+from mpips.storage.initial import Uniform
+from mpips.storage.segment import Segment
+from mpips.storage.updates import Column, VectorSpec, update
+
+MEMORY = 8 << 20
+ROWS = 60_000
+
+
+@update("disk_test_mean", columns=lambda spec: {"pushes": Column("int64", fill=1)})
+def mean(values: Any, state: Any, slots: Any, rows: Any, settings: Any) -> Any:
+    """A program's update, with a state whose fill is not 0, and an answer."""
+    state["pushes"][slots] += 1
+    values[slots] += (rows - values[slots]) / state["pushes"][slots]
+    return rows * 2
+
+
+def in_memory(segment: Segment) -> int:
+    """Return the bytes of a segment's files that the system says are in memory."""
+    files = [each.on_disk for each in segment._columns.values() if each.on_disk is not None]
+    return sum(int((each.resident() & 1).sum()) for each in files) * PAGE
+
+
+@pytest.mark.parametrize("update", ["add", "adagrad", "adam", "disk_test_mean"])
+def test_rows_on_disk_have_the_same_bits_and_no_more_than_the_limit_is_in_memory(
+    tmp_path: Path, update: str
+) -> None:
+    spec = VectorSpec("w", "float32", width=64, update=update, init=Uniform(-1, 1, seed=3))
+    store = Store(MEMORY, tmp_path)
+    alone, twin = Segment(spec), Segment(spec, store=store)
+    rng = np.random.default_rng(1)
+    for step in range(25):
+        keys = np.unique((ROWS * rng.random(1_500) ** 1.5).astype(np.uint64))
+        rows = rng.normal(size=(len(keys), 64)).astype(np.float32)
+        answers = [each.push(keys, rows.copy(), reply=step % 2 == 0) for each in (alone, twin)]
+        assert step % 2 or np.array_equal(*answers)  # type: ignore[arg-type]
+        asked = np.unique(rng.integers(0, ROWS, 500).astype(np.uint64))
+        assert np.array_equal(alone.pull(asked), twin.pull(asked))
+        assert store.used <= 1.05 * MEMORY
+        index = store.used - store.resident
+        # What one request has brought in more than once is counted once.
+        assert in_memory(twin) + index <= 1.15 * MEMORY
+    assert store.on_disk > MEMORY
+    mine, its = alone.export_state(), twin.export_state()
+    assert np.array_equal(mine.keys, its.keys) and mine.values.tobytes() == its.values.tobytes()
+    assert all(mine.state[name].tobytes() == its.state[name].tobytes() for name in mine.state)
+    store.settle()
+    assert in_memory(twin) + store.used - store.resident <= 1.02 * MEMORY
+    for each in (alone, twin):
+        each.set_rows(mine.keys[::2], np.ones((len(mine.keys[::2]), 64), np.float32))
+    kept = np.arange(len(alone)) % 3 == 0
+    alone.keep(kept)
+    twin.keep(kept)
+    assert all(np.array_equal(*each) for each in zip(alone.export(), twin.export(), strict=True))
+
+
+def test_a_dense_vector_is_on_disk_from_the_start(tmp_path: Path) -> None:
+    spec = VectorSpec("w", width=8, extent=200_000, dense=True, init=Uniform(0, 1, seed=2))
+    store = Store(MEMORY, tmp_path)
+    alone, twin = Segment(spec), Segment(spec, store=store)
+    assert store.on_disk >= 200_000 * 64 and store.used <= 1.05 * MEMORY
+    for each in (alone, twin):
+        each.push(each.ranges[0], np.ones((200_000, 8)))
+    assert np.array_equal(alone.pull(alone.ranges[0]), twin.pull(twin.ranges[0]))
+    assert store.used <= 1.05 * MEMORY and in_memory(twin) <= 1.1 * MEMORY
+
+
+def test_nothing_is_left_in_the_folder_and_the_space_is_given_back(tmp_path: Path) -> None:
+    store = Store(MEMORY, tmp_path)
+    segment = Segment(VectorSpec("w", width=64, extent=10_000, dense=True), store=store)
+    assert store.on_disk > 0 and not os.listdir(tmp_path)
+    del segment
+    assert store.on_disk == 0 and store.used == 0
+
+
+def test_an_index_that_takes_all_memory_is_an_error_that_says_what_would_be_enough(tmp_path: Path) -> None:
+    segment = Segment(VectorSpec("w"), store=Store(MEMORY, tmp_path))
+    with pytest.raises(
+        LayoutError, match=r"store.memory = 8,388,608: the key indexes alone take [0-9,]+ bytes"
+    ):
+        for begin in range(0, 10**7, 10**5):
+            segment.resolve(np.arange(begin, begin + 10**5, dtype=np.uint64) * np.uint64(7919), create=True)
+
+
+def test_a_full_disk_is_an_error_when_the_file_grows(tmp_path: Path) -> None:
+    file = DiskFile(tmp_path)
+    with pytest.raises(
+        LayoutError, match=rf"store.folder: {tmp_path} has no room for [0-9,]+ bytes of rows: "
+    ):
+        file.grow(1 << 50)
+
+
+@pytest.mark.parametrize(("folder", "says"), [("/dev/shm", "is in memory"), ("/nowhere", "is not a folder")])
+def test_folders_that_are_no_use_are_refused(folder: str, says: str) -> None:
+    if folder == "/dev/shm" and not os.path.isdir(folder):
+        pytest.skip("this system has none")
+    with pytest.raises(InputError, match=f"store.folder: {folder} {says}"):
+        Store(MEMORY, folder)
