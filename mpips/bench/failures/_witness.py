@@ -7,7 +7,7 @@ exists for, such as a second leader that dies. So the messages themselves are co
     promises       a rank promises no lower ballot than before, and accepts no view of one
     acceptances    it does not go back to an earlier view, unless the later one can never take effect
     agreement      a view that says so was accepted by a majority, or by half of the votes and a lease of its leader;
-                   its candidate had their promises
+                   its candidate had their promises, and it follows what they had accepted
     cut off        a leader that fewer than half of the votes confirm, or half without the last lease, is frozen, and so
                    is a server that does not hear its leader
     decisions      the program does not go on from a decision before the ranks that may succeed the leader have it
@@ -19,7 +19,7 @@ The votes are counted here, and silence is that of the simulated network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from mpips.cluster.layout import Cause, Role
@@ -38,6 +38,8 @@ GRACE = 0.03
 """Seconds for which a rank may go on then: it looks from time to time."""
 
 
+is_void = Proposed.is_void
+"""The rule of the protocol, also while a fault is put into it on purpose."""
 EVERY = 16
 """Messages between two looks at all ranks."""
 
@@ -61,8 +63,9 @@ class Witness:
         # By rank: what it has told last; and all that it has accepted.
         self._told: dict[int, Known] = {}
         self._promised: dict[int, Ballot] = {}
-        # By ballot: the ranks that have told its candidate so; by proposal, itself and the ranks that accept it.
-        self._promises: dict[Ballot, set[int]] = {}
+        # By ballot: the ranks that have told its candidate so, and what else they knew; by proposal, itself and the
+        # ranks that accept it.
+        self._promises: dict[Ballot, dict[int, Known]] = {}
         self._proposals: dict[Identity, Proposed] = {}
         self._acceptors: dict[Identity, set[int]] = {}
         # By rank: what it has accepted.
@@ -135,7 +138,7 @@ class Witness:
         if known.promised.leader == dest:
             if known.promised > self._promised.get(rank, Ballot.of(node.view)):
                 self._hears(node, known.promised)
-            self._promises.setdefault(known.promised, set()).add(rank)
+            self._promises.setdefault(known.promised, {})[rank] = known
         self._told[rank], self._promised[rank] = known, known.promised
 
     def _hears(self, node: Node, ballot: Ballot) -> None:
@@ -150,7 +153,7 @@ class Witness:
             self._say("promises", f"rank {rank} hears its leader {leader}, and follows {ballot}")
 
     def _goes_back(self, rank: int, latest: Proposed, to: Identity, view: View) -> None:
-        if not latest.is_void(view):
+        if not is_void(latest, view):
             self._say("acceptances", f"rank {rank} knew {latest.identity}, and goes back to {to}")
 
     def _see_proposal(self, node: Node, dest: int, message: Message) -> None:
@@ -165,10 +168,21 @@ class Witness:
         self._promised[rank] = ballot
         if ballot == Ballot.of(node.view):
             return
-        promised = {rank, *self._promises.get(ballot, ())}
+        told = self._promises.get(ballot, {})
+        self._follows(node, proposed, told)
+        promised = {rank, *told}
         twice, whole = self._count(promised, self._electors(proposed, promised))
         if twice < whole or (twice == whole and not proposed.by_lease):
             self._say("agreement", f"rank {rank} proposes {proposed.identity} with promises of {promised}")
+
+    def _follows(self, node: Node, proposed: Proposed, told: Mapping[int, Known]) -> None:
+        """See that a view follows the latest one that was accepted, of which its candidate was told."""
+        settled = max((node.view, *(each.view for each in told.values())), key=Identity.of)
+        base = max(each.identity for each in proposed.ancestors)
+        for rank, each in told.items():
+            if each.latest.identity > base and not is_void(each.latest, settled):
+                text = f"rank {node.rank} proposes {proposed.identity}, which does not follow"
+                self._say("agreement", f"{text} {each.latest.identity}, though rank {rank} has told of it")
 
     def _see_acceptance(self, node: Node, dest: int, message: Message) -> None:
         rank, identity = node.rank, Identity(*message.meta["of"])
