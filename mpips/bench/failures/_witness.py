@@ -7,7 +7,7 @@ exists for, such as a second leader that dies. So the messages themselves are co
     promises       a rank promises no lower ballot than before, and accepts no view of one
     acceptances    it does not go back to an earlier view, unless the later one can never take effect
     agreement      a view that says so was accepted by a majority, or by half of the votes and a lease of its leader;
-                   its candidate had their promises, and it follows what they had accepted
+                   its candidate had their promises, and follows what they had accepted
     cut off        a leader that fewer than half of the votes confirm, or half without the last lease, is frozen, and so
                    is a server that does not hear its leader
     decisions      the program does not go on from a decision before the ranks that may succeed the leader have it
@@ -19,7 +19,7 @@ The votes are counted here, and silence is that of the simulated network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 from mpips.cluster.layout import Cause, Role
@@ -168,21 +168,24 @@ class Witness:
         self._promised[rank] = ballot
         if ballot == Ballot.of(node.view):
             return
-        told = self._promises.get(ballot, {})
-        self._follows(node, proposed, told)
-        promised = {rank, *told}
+        promised = {rank, *self._followed(node, proposed)}
         twice, whole = self._count(promised, self._electors(proposed, promised))
         if twice < whole or (twice == whole and not proposed.by_lease):
             self._say("agreement", f"rank {rank} proposes {proposed.identity} with promises of {promised}")
 
-    def _follows(self, node: Node, proposed: Proposed, told: Mapping[int, Known]) -> None:
-        """See that a view follows the latest one that was accepted, of which its candidate was told."""
+    def _followed(self, node: Node, proposed: Proposed) -> set[int]:
+        """Return the ranks that have promised a view's ballot, and have accepted nothing later than it follows.
+
+        A candidate that takes another one for lost does without its promise.
+        """
+        told = self._promises.get(Ballot.of(proposed.view), {})
         settled = max((node.view, *(each.view for each in told.values())), key=Identity.of)
         base = max(each.identity for each in proposed.ancestors)
-        for rank, each in told.items():
-            if each.latest.identity > base and not is_void(each.latest, settled):
-                text = f"rank {node.rank} proposes {proposed.identity}, which does not follow"
-                self._say("agreement", f"{text} {each.latest.identity}, though rank {rank} has told of it")
+        return {
+            rank
+            for rank, each in told.items()
+            if each.latest.identity <= base or is_void(each.latest, settled)
+        }
 
     def _see_acceptance(self, node: Node, dest: int, message: Message) -> None:
         rank, identity = node.rank, Identity(*message.meta["of"])
