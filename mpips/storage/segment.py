@@ -577,7 +577,13 @@ class Segment:
         return Rows(keys, self._taken("", slots), {name: self._taken(name, slots) for name in self._state})
 
     def in_pieces(self) -> dict[str, Iterable[Array]]:
-        """Return all rows by column ("": the values), in the order of their slots, in pieces that fit into memory."""
+        """Return all rows by column ("": the values), in the order of their slots, in pieces that fit into memory.
+
+        >>> segment = Segment(VectorSpec("w"))
+        >>> segment.push(np.array([9], np.uint64), np.ones((1, 1)))
+        >>> [piece.tolist() for piece in segment.in_pieces()[""]]
+        [[[1.0]]]
+        """
         n = len(self)
         if self._paging is None:
             return {name: (column.array[:n],) for name, column in self._columns.items()}
@@ -585,7 +591,11 @@ class Segment:
         return {name: copy.column(name) for name in self._columns}
 
     def sorted_copy(self) -> tuple[KeyArray, SortedCopy] | None:
-        """Copy all rows of a segment with a store; return the keys in order, and the copy. None without a store."""
+        """Copy all rows of a segment with a store; return the keys in order, and the copy. None without a store.
+
+        >>> Segment(VectorSpec("w")).sorted_copy() is None
+        True
+        """
         if self._paging is None:
             return None
         keys, slots = self.select()
@@ -594,7 +604,11 @@ class Segment:
         return keys, self._paging.sorted_copy(ranks)
 
     def rows_at_once(self) -> int:
-        """Return how many rows may be imported at once: all, but with a store as many as fit into its memory."""
+        """Return how many rows may be imported at once: all, but with a store as many as fit into its memory.
+
+        >>> Segment(VectorSpec("w")).rows_at_once()
+        2147483646
+        """
         row = sum(each.row for each in self._columns.values())
         return MAX_KEYS if self.store is None else self.store.rows_together(row)
 

@@ -101,7 +101,7 @@ def test_every_benchmark_is_listed_and_its_help_has_examples(capsys: pytest.Capt
     assert list(modules()) == [
         "checkpoint", "coding", "ctr", "delay", "elastic", "factorization", "faults", "filters", "fm", "ftrl", "idle",
         "index", "lda", "memory", "overlap", "overload", "paper", "pushpull", "record", "recovery", "replication",
-        "restart", "scale", "sketch", "soak", "sparse_lr", "tables", "trace", "worlds",
+        "restart", "scale", "sketch", "soak", "sparse_lr", "store", "tables", "trace", "worlds",
     ]  # fmt: skip
     for name, module in modules().items():
         with pytest.raises(SystemExit) as caught:
