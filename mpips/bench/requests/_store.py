@@ -65,7 +65,7 @@ class Worker:
     def _ids(self, number: int) -> NDArray[np.uint64]:
         """Draw the ids of a mini-batch: hashes of ranks that follow Zipf's law."""
         settings: Settings = self.settings
-        rng, most = np.random.default_rng(number), 2 * settings.rows
+        rng, most = np.random.default_rng(number), 16 * settings.rows
         power = 1 - settings.skew
         ranks = (1 + rng.random(settings.ids) * (float(most) ** power - 1)) ** (1 / power)
         hashed = np.minimum(ranks.astype(np.uint64), np.uint64(most)) * np.uint64(0x9E3779B97F4A7C15)
