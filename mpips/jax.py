@@ -108,6 +108,8 @@ class Embedding:
     ...         batch = items.fetch([7, 3, 7])
     ...         batch.push(jax.grad(lambda rows: rows[batch.places].sum())(batch.rows))
     ...         items.settle()
+    ...         state = items.state()
+    ...         items.load({**state, "rows": state["rows"] + 1})
     ...         found = items.read([3, 7, 8])
     ...         return found.rows[found.places].tolist()
     >>> def schedule(cluster):
@@ -115,7 +117,7 @@ class Embedding:
     ...     cluster.create_vector(VectorSpec("items", "float32", 2, update="sgd", settings=sgd, init=1.0))
     ...     return cluster.workers.call("train")[0]
     >>> simulate(schedule, Worker)
-    [[0.5, 0.5], [0.0, 0.0], [1.0, 1.0]]
+    [[1.5, 1.5], [1.0, 1.0], [1.0, 1.0]]
     """
 
     def __init__(self, vector: Vector, consistency: Consistency = sequential) -> None:

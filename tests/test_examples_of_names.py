@@ -36,7 +36,7 @@ CALLED_BY_MPIPS = {
     "Group": "ranks",
     "Job": "digest tables to_toml",
     "RemoteError": "from_meta to_meta",
-    "Segment": "advance apply checked cut export export_state import_state in_slot_order index_addresses keep listed "
+    "Segment": "advance apply begins_otherwise checked cut export export_state import_state in_slot_order index_addresses keep listed "
     "pull_slots push push_slots shaped slots_of",
     "Task": "answer finish settled",
 }

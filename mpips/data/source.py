@@ -33,8 +33,8 @@ class Source:
     ...     spec = DataSpec(train=str(Path(folder, "a.csv")), label="y", numeric=["age"])
     ...     source = Source(spec)
     ...     source.take(learned([source.summarise(0, 1)]))
-    ...     [batch.values.tolist() for batch in source.read("train", 0, 1, Tally())]
-    [[-1.0, 1.0, 1.0, 1.0, 1.0, 1.0]]
+    ...     [batch.values.tolist() for batch in source.read("train", 0, 1, Tally())], source.field_count()
+    ([[-1.0, 1.0, 1.0, 1.0, 1.0, 1.0]], 3)
     """
 
     def __init__(self, spec: DataSpec, fields: bool = False) -> None:
