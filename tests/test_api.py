@@ -7,6 +7,7 @@ import doctest
 import inspect
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +15,7 @@ from unittest.mock import patch
 import pytest
 
 import mpips
+from mpips.config.program import built_in, load_program
 from mpips.filters.filter import known
 from mpips.storage import updates
 
@@ -81,7 +83,10 @@ def test_each_public_name_has_a_docstring(name: str) -> None:
 
 @pytest.fixture
 def registered() -> Iterator[None]:
-    """Forget the updates, calls and filters that examples register."""
+    """Forget the updates, calls and filters that examples register; not those of programs that they load."""
+    for program in built_in():
+        if program != "ctr" or find_spec("torch"):
+            load_program(program, Path())
     with patch.dict(updates._updates), patch.dict(updates._calls), patch.dict(known):
         yield
 
