@@ -183,8 +183,8 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> dict[int, Server]:
     found: dict[int, Server] = {}
 
     class Known(Server):
-        def __init__(self, node: Node, *more: Any) -> None:
-            super().__init__(node, *more)
+        def __init__(self, node: Node, *more: Any, **named: Any) -> None:
+            super().__init__(node, *more, **named)
             found[node.rank] = self
 
     monkeypatch.setattr(simulation, "Server", Known)

@@ -213,8 +213,8 @@ def test_kernels_handle_most_rounds_with_the_bits_of_python(
     complete = Executor._complete
 
     class Known(Server):
-        def __init__(self, node: Node, *more: Any) -> None:
-            super().__init__(node, *more)
+        def __init__(self, node: Node, *more: Any, **named: Any) -> None:
+            super().__init__(node, *more, **named)
             made.append(self)
 
     def counted(self: Executor, *round_: Any) -> Any:
@@ -301,8 +301,8 @@ def test_a_server_names_the_missing_workers_of_a_round_on_the_fast_path(
     seen: list[Any] = []
 
     class Known(Server):
-        def __init__(self, node: Node, *more: Any) -> None:
-            super().__init__(node, *more)
+        def __init__(self, node: Node, *more: Any, **named: Any) -> None:
+            super().__init__(node, *more, **named)
             servers[node.rank] = self
 
     def schedule(cluster: Cluster) -> None:
