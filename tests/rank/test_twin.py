@@ -108,7 +108,7 @@ def test_a_job_that_comes_with_mpips(job: Path, capsys: pytest.CaptureFixture[st
 def test_the_vectors_at_the_end_can_be_read(
     job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], key_bits: int
 ) -> None:
-    monkeypatch.setattr("mpips.scheduler.export.EXPORT_ROWS", 3)
+    monkeypatch.setattr("mpips.worker.export.EXPORT_ROWS", 3)
     Path("twinned.py").write_text(
         PROGRAM[: PROGRAM.index("def schedule")].replace("breakpoint()", "")
         + f"""

@@ -15,7 +15,6 @@ from mpips.checkpoint import checkpoint, loading
 from mpips.errors import InputError, RemoteError, UsageError
 from mpips.files.json_values import json_data
 from mpips.ranges import KeyRange
-from mpips.scheduler import export
 from mpips.scheduler.scheduler import Cluster
 from mpips.server.shard import AGGREGATE
 from mpips.storage.updates import VectorSpec, call, update
@@ -23,6 +22,7 @@ from mpips.storage.vector_clock import NOTHING, RangedClock
 from mpips.transport.in_memory import Deadlock
 from mpips.transport.message import Command, Kind, Message
 from mpips.transport.network_faults import random_delays
+from mpips.worker import export
 from mpips.worker.worker import Answer, Context, at_once
 
 SEVEN = np.array([7], np.uint64)

@@ -15,7 +15,7 @@ from mpips.errors import CheckpointError
 from mpips.ranges import KeyRange
 from mpips.server.checkpoint_copy import copied
 from mpips.server.shard import AGGREGATE, Shard
-from mpips.server.shard_functions import BUILT_IN, create_vector, evict, restore
+from mpips.server.shard_functions import BUILT_IN, create_vector, evict, restore, set_rows
 from mpips.storage.updates import VectorSpec
 from mpips.storage.vector_clock import NOTHING
 
@@ -33,6 +33,7 @@ def test_the_names_are_those_of_calls() -> None:
         "create_vector": create_vector,
         "evict": evict,
         "restore": restore,
+        "set_rows": set_rows,
     }
 
 

@@ -168,7 +168,7 @@ def test_a_recorded_run_is_replayed_to_the_same_bits(tmp_path: Path) -> None:
 
 def a_job(**settings: Any) -> Any:
     table = {"mf": {"seed": 1, "passes": 3} | settings}
-    kept = SimpleNamespace(keep=3)
+    kept = SimpleNamespace(keep=3, incremental=0)
     return SimpleNamespace(program="mf", table="mf", tables=lambda: table, checkpoint=kept, data=DataSpec())
 
 
