@@ -287,7 +287,13 @@ def test_liblinear_finds_the_optimum_and_remembers_it(
     assert best < 240 * np.log(2)
 
 
-@pytest.mark.parametrize("solver", _solvers.installed())
+# What another test starts, too.
+SOLVERS = [
+    pytest.param(each, marks=[pytest.mark.long] * (each == "liblinear")) for each in _solvers.installed()
+]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_every_installed_solver_reaches_the_target(tiny_data: TinyData, tmp_path: Path, solver: str) -> None:
     data = tmp_path / "data.npz"
     _liblinear.write_data(DataSpec(train=str(tiny_data.train)), tmp_path, data)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = 1000 if os.environ.get("MPIPS_TEST_LONG") else 75
+EXAMPLES = 1000 if os.environ.get("MPIPS_TEST_LONG") else 40
 
 
 @pytest.mark.parametrize("what", ["examples", "model", "sketch", "checkpoint", "sampler", "blocks"])

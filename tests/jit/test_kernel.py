@@ -220,7 +220,16 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("spoilt, suffix", list(zip(SPOILT, [".nbi", ".nbc"] * 4, strict=True)))
+FEW = ("a named pipe", "a folder", "random bytes")
+
+
+@pytest.mark.parametrize(
+    "spoilt, suffix",
+    [
+        pytest.param(spoilt, suffix, marks=[] if spoilt in FEW else [pytest.mark.long])
+        for spoilt, suffix in zip(SPOILT, [".nbi", ".nbc"] * 4, strict=True)
+    ],
+)
 def test_incomplete_files_in_the_cache_are_compiled_again(folder: Path, spoilt: str, suffix: str) -> None:
     files = sorted(folder.rglob(f"*double*{suffix}"))
     assert files

@@ -79,7 +79,7 @@ def test_resume_from_a_resumed_run(data_set: DataSet, written: tuple[Path, Outco
     assert {second.sha, third.sha} == {outcome.sha}
 
 
-@pytest.mark.parametrize("workers", [1, 3, 4])
+@pytest.mark.parametrize("workers", [1, 3, pytest.param(4, marks=pytest.mark.long)])
 def test_resume_on_other_workers_reaches_the_optimum(
     data_set: DataSet, written: tuple[Path, Outcome], tmp_path: Path, workers: int
 ) -> None:

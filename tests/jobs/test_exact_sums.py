@@ -63,7 +63,7 @@ def plain(data_set: Callable[[str], DataSet]) -> Callable[[str], Outcome]:
 # --- The same bits ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["binary", "mixed"])
+@pytest.mark.parametrize("kind", [pytest.param("binary", marks=pytest.mark.long), "mixed"])
 def test_the_same_bits_for_any_number_of_workers_and_servers(
     data_set: Callable[[str], DataSet], kind: str
 ) -> None:
@@ -150,6 +150,7 @@ def test_a_worker_is_lost_at_any_instant_to_the_same_bits(
     assert facts(outcome) == facts(plain(kind))
 
 
+LONG = ("start", "model", "losses")
 PHASES = ("start", "reset", "dual", "mix", "model", "losses", "weigh")
 
 
@@ -178,7 +179,9 @@ def instants(data_set: Callable[[str], DataSet]) -> dict[str, list[int]]:
     return watch_calls(data_set("binary"), 2, 3)
 
 
-@pytest.mark.parametrize("function", PHASES)
+@pytest.mark.parametrize(
+    "function", [pytest.param(each, marks=pytest.mark.long) if each in LONG else each for each in PHASES]
+)
 def test_one_is_lost_in_any_phase_to_the_same_bits(
     data_set: Callable[[str], DataSet],
     plain: Callable[[str], Outcome],

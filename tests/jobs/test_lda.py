@@ -209,7 +209,7 @@ def test_priors_are_learned(train: Path) -> None:
         assert 0.02 < last["alpha"] < 0.5 and last["beta"] > 0.02
 
 
-@pytest.mark.parametrize("replicas", [0, 1])
+@pytest.mark.parametrize("replicas", [pytest.param(0, marks=pytest.mark.long), 1])
 @pytest.mark.parametrize("share", [2, 5, 8])
 def test_a_lost_worker_loses_no_count(train: Path, share: int, replicas: int) -> None:
     plain = run(train, 2, 3, replicas=replicas)

@@ -91,6 +91,7 @@ def test_costs_are_means_of_a_rank_and_pass() -> None:
     assert found["private"] == 5 and found["cpu_worker"] == pytest.approx(0.2)
 
 
+@pytest.mark.long
 def test_only_the_schedulers_messages_grow_on_the_twin() -> None:
     """Two for each worker: a call, and an order; one more for each copy.
 
