@@ -26,7 +26,15 @@ from mpips.checkpoint.manifest import (
     spec_of,
     vector_names,
 )
-from mpips.checkpoint.shard_file import concatenate, meta_of, open_file, read_deleted, read_rows, read_run
+from mpips.checkpoint.shard_file import (
+    concatenate,
+    meta_of,
+    open_file,
+    read_deleted,
+    read_rows,
+    read_run,
+    rows_within,
+)
 from mpips.errors import CheckpointError, UsageError
 from mpips.keys import KeyArray, dtype_of, order
 from mpips.ranges import ALL, KeyRange, coalesce, intersection
@@ -77,7 +85,10 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
         if spec_of(manifest["files"], name) | {"settings": {}} != spec:
             break
         rows = held.rows_of(name, manifest["sha256"]) if held is not None else None
-        older = _stored(each, manifest["files"], name, wanted) if rows is None else Delta(rows, rows.keys[:0])
+        if rows is None:
+            older = _stored(each, manifest["files"], name, wanted)
+        else:
+            older = Delta(_within(rows, wanted), rows.keys[:0])
         # Of a damaged one, state columns may differ.
         with explained("read", each):
             found = older if found is None else then(older, found)
@@ -120,13 +131,23 @@ def _common(ranges: list[KeyRange], others: Iterable[KeyRange]) -> list[KeyRange
     return coalesce(piece for piece in pieces if piece is not None)
 
 
+def _within(rows: Rows, wanted: list[KeyRange]) -> Rows:
+    """Return the rows that lie in some ranges, in order: themselves if all do."""
+    places = [rows_within(rows.keys, piece) for piece in wanted]
+    if sum(each.stop - each.start for each in places) == len(rows.keys):
+        return rows
+    parts = [(at, {name: column[at] for name, column in rows.state.items()}) for at in (slice(0), *places)]
+    return concatenate([Rows(rows.keys[at], rows.values[at], state) for at, state in parts])
+
+
 def _stored(path: Path, entries: list[Entry], name: str, wanted: list[KeyRange]) -> Delta:
     """Read what the files of one checkpoint have of a vector in some ranges."""
+    holders = [entry["name"] for entry in entries if name in entry.get("vectors", {})]
     runs = runs_of(entries, name)
     used = [run for run in runs if any(intersection(KeyRange(run.begin, run.end), piece) for piece in wanted)]
     found: list[tuple[int, Rows]] = []
     deleted: list[KeyArray] = []
-    for shard in sorted({run.file for run in used}) or [runs[0].file]:
+    for shard in sorted({run.file for run in used}) or holders[:1]:
         with open_file(path / shard) as file:
             group = file[f"vectors/{name}"]
             # No rows, of the right types.

@@ -134,8 +134,19 @@ def complete_checkpoints(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
     """
     # Deltas need the same ones.
     read = cache(_read_if_whole)
-    found = ((path, manifest_if_complete(path, read)) for path in folders(directory))
-    return [(path, manifest) for path, manifest in found if manifest is not None]
+    found: dict[Path, dict[str, Any]] = {}
+    for path in folders(directory):
+        manifest = None
+        with suppress(OSError, CheckpointError):
+            manifest = read(path)
+            follows = manifest.get("follows")
+            before = found.get(path.with_name(follows["checkpoint"])) if follows else None
+            # Otherwise the way to the base of each delta would be taken again.
+            if follows and (before is None or before["sha256"] != follows["sha256"]):
+                manifest = manifest_if_complete(path, read)
+        if manifest is not None:
+            found[path] = manifest
+    return list(found.items())
 
 
 def manifest_if_complete(
@@ -165,9 +176,9 @@ def damaged(directory: Path, after: Path | None = None) -> list[str]:
     """
     found = []
     # By time: steps of different runs say nothing about which is newer.
-    since = 0 if after is None else _written(after)
+    since, whole = 0 if after is None else _written(after), dict(complete_checkpoints(directory))
     for path in folders(directory):
-        if _written(path) >= since and manifest_if_complete(path) is None:
+        if path not in whole and _written(path) >= since:
             try:
                 from_base(path, _read_if_whole)
             except CheckpointError as error:
@@ -286,7 +297,7 @@ def from_base(
             later = Path(os.path.realpath(later))
         before = later.with_name(follows["checkpoint"])
         # As everywhere, links in place of a folder are passed over.
-        if before.is_symlink() or not before.exists():
+        if os.path.islink(before) or not os.path.exists(before):
             raise CheckpointError(f"{delta} after {before.name}, which is missing in {before.parent}")
         try:
             manifest = read(before)

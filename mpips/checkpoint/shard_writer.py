@@ -1,8 +1,9 @@
 """Writes the files of one server: bases, and deltas, which have what changed since an earlier checkpoint.
 
-The writer keeps the digest of what it has written last: 16 bytes for each row of 64-bit keys, and twice as much while a
-checkpoint is being written. It is only a cache: the file of a checkpoint is recognised by its hash in the manifest, and
-of the ranges that another server has written, or a former primary, the rows are read from that checkpoint.
+The writer keeps the digests of what it has written last, and of what that follows, since it may be dropped: 16 bytes
+each for a row of 64-bit keys. It is only a cache: the file of a checkpoint is recognised by the checkpoint's name and
+the file's hash in the manifest, and of the ranges that another server has written, or a former primary, the rows are
+read from that checkpoint.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class ShardWriter:
     """Writes a server's files, in a thread of its own or not; see the module."""
 
     def __init__(self) -> None:
-        # By the hash of the file, and the vector's name.
-        self._written: dict[str, dict[str, _Written]] = {}
+        # By the name of the checkpoint and the hash of the file, and the vector's name. The hash alone is not enough:
+        # deltas without changes have the same bytes, whatever they follow.
+        self._written: dict[tuple[str, str], dict[str, _Written]] = {}
 
     def write(
         self,
@@ -51,13 +53,15 @@ class ShardWriter:
         Raises:
             CheckpointError: the file cannot be written, or the earlier checkpoint cannot be read.
         """
-        now = {name: digest(saved.in_memory) for name, saved in parts.items()}
-        known: dict[str, dict[str, _Written]] = {}
+        entries: list[Entry] = []
         if follows is not None:
             earlier = Path(folder).with_name(follows)
             entries = read_manifest(earlier)["files"]
-            hashes = [entry["sha256"] for entry in entries if entry["sha256"] in self._written]
-            known = {each: self._written[each] for each in hashes[:1]}
+        files = {(str(follows), entry["sha256"]) for entry in entries}
+        # Others are dropped before more is needed.
+        known = self._written = {each: held for each, held in self._written.items() if each in files}
+        now = {name: digest(saved.in_memory) for name, saved in parts.items()}
+        if follows is not None:
             mine = next(iter(known.values()), {})
             there, changed = vector_names(entries), {}
             for name, saved in parts.items():
@@ -69,7 +73,7 @@ class ShardWriter:
             parts = changed
         entry = write_shard(folder, server, parts, meta)
         held = {name: _Written(coalesce(saved.ranges), now[name]) for name, saved in parts.items()}
-        self._written = known | {entry["sha256"]: held}
+        self._written = known | {(Path(folder).name, entry["sha256"]): held}
         return entry
 
 

@@ -154,7 +154,7 @@ class CheckpointSpec:
     """Number of checkpoints to keep; older ones are removed, unless deltas that are kept need them."""
     incremental: int = field(default=0, metadata={"at_least": 0, "at_most": 1000})
     """Number of deltas, checkpoints of what has changed since the one before, between two whole ones; 0: all are whole.
-    Each server keeps 16 bytes for each row then."""
+    Each server keeps 32 bytes for each row then."""
     before_end: float = field(default=60.0, metadata=SECONDS)
     """Seconds left when the run stops by itself before the end of its allocation or of job.time_limit, at most a
     quarter of the time; the duration of a step and of checkpoints so far is added. 0: it does not stop for time."""

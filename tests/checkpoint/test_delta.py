@@ -331,13 +331,25 @@ def test_a_delta_whose_base_lost_a_byte_is_damaged(deltas: Path) -> None:
     assert len(damaged(deltas)) == 2, "the base, and the first delta of it for all"
 
 
-def test_a_delta_follows_a_checkpoint_beside_it_only(deltas: Path) -> None:
-    path = step(deltas, 4) / "manifest.json"
-    text = path.read_text().replace('"checkpoint": "step-000003"', '"checkpoint": "../step-000003"')
-    manifest = json.loads(text)
+def renamed(deltas: Path, base: str) -> Path:
+    """Have the last delta follow another checkpoint; return its manifest."""
     from mpips.checkpoint.manifest import _own_hash
 
+    path = step(deltas, 4) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["follows"]["checkpoint"] = base
     path.write_text(json.dumps(manifest | {"sha256": _own_hash(manifest)}))
+    return path
+
+
+def test_a_delta_of_a_name_that_no_file_can_have_is_damaged(deltas: Path) -> None:
+    path = renamed(deltas, "step-" + "1" * 300)
+    (problem,) = verify(path.parent)
+    assert f"which is missing in {deltas}" in problem and damaged(deltas) == [problem]
+
+
+def test_a_delta_follows_a_checkpoint_beside_it_only(deltas: Path) -> None:
+    path = renamed(deltas, "../step-000003")
     with pytest.raises(CheckpointError, match=r"'\.\./step-000003' is not named as a checkpoint's folder"):
         read_manifest(path.parent)
 
@@ -399,6 +411,71 @@ def test_a_follower_reads_only_what_has_changed(deltas: Path, monkeypatch: pytes
     assert names(4) == ["step-000004", "step-000003"]
     # Backwards, as after a resume from an earlier one.
     assert names(3) == ["step-000003", "step-000002", "step-000001"]
+
+
+NOTED = VectorSpec("w.n", "float64", update="assign")
+LOW, HIGH = KeyRange(0, 2**63), KeyRange(2**63, 2**64)
+
+
+def saved(spec: VectorSpec, piece: KeyRange, rows: dict[int, float]) -> Saved:
+    keys = np.array(sorted(rows), np.uint64)
+    values = np.array([rows[key] for key in sorted(rows)]).reshape(-1, 1)
+    return Saved(spec, {}, [piece], Rows(keys, values, {}))
+
+
+def written(place: Path, *files: tuple[ShardWriter, list[Saved]]) -> Path:
+    """Write a checkpoint after the last one."""
+    last = latest(place)
+    folder = begin(place, len(complete(place)) + 1)
+    follows = {"checkpoint": last.name, "sha256": read_manifest(last)["sha256"]} if last else None
+    entries = [
+        writer.write(folder, n, {each.spec.name: each for each in parts}, {"server": n}, last and last.name)
+        for n, (writer, parts) in enumerate(files)
+    ]
+    commit(folder, entries, {}, follows=follows)
+    return folder
+
+
+PLAIN = VectorSpec("w", "float64")
+
+
+def test_files_of_equal_bytes_may_follow_others(tmp_path: Path) -> None:
+    """The deltas without changes of two servers, of which one got the number of the other."""
+    a, b, key = ShardWriter(), ShardWriter(), 2**63 + 1
+    for _ in range(2):
+        written(tmp_path, (a, [saved(PLAIN, ALL, {key: 1.0})]))
+    for value in (2.0, 1.0):
+        last = written(tmp_path, (b, [saved(PLAIN, LOW, {})]), (a, [saved(PLAIN, HIGH, {key: value})]))
+        assert load_range(last, "w", [ALL]).values.tolist() == [[value]]
+
+
+def test_a_follower_drops_what_is_in_no_range_any_more(tmp_path: Path) -> None:
+    writers = ShardWriter(), ShardWriter()
+    low = [saved(PLAIN, LOW, {1: 1.0}), saved(NOTED, LOW, {1: 5.0})]
+    high = [saved(PLAIN, HIGH, {2**63: 1.0}), saved(NOTED, HIGH, {2**63: 6.0})]
+    held = HeldRows()
+    for parts, keys in ((high, [1, 2**63]), (high[:1], [1]), (high, [1, 2**63])):
+        last = written(tmp_path, (writers[0], low), (writers[1], parts))
+        with held.used():
+            found = load_range(last, "w.n", [ALL])
+        assert found.keys.tolist() == keys and same(found, load_range(last, "w.n", [ALL]))
+
+
+def test_a_note_without_ranges_has_no_rows(tmp_path: Path) -> None:
+    nothing = saved(NOTED, KeyRange(0, 0), {})
+    last = written(tmp_path, (ShardWriter(), [saved(PLAIN, ALL, {1: 1.0}), nothing]))
+    assert load_range(last, "w.n", [ALL]).keys.tolist() == []
+
+
+def test_complete_ones_are_found_without_each_way_to_the_base(
+    deltas: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mpips.checkpoint import manifest
+
+    walked: list[Path] = []
+    monkeypatch.setattr(manifest, "from_base", lambda path, read=None: walked.append(path))
+    assert complete(deltas) == [step(deltas, n) for n in (1, 2, 3, 4)]
+    assert damaged(deltas) == walked == []
 
 
 def test_a_commit_after_what_was_removed_is_refused(deltas: Path) -> None:
