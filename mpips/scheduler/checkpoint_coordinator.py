@@ -13,6 +13,7 @@ disk shows it, so a successor goes on alike. After a delta that was dropped the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -87,7 +88,7 @@ class CheckpointCoordinator:
         self._pending: _Pending | None = None
         self._began = 0.0
         self._unremoved = ""
-        # Whether the last delta was dropped: perhaps what it follows cannot be read.
+        # Whether a delta was dropped, and none was written since: perhaps what it follows cannot be read.
         self._delta_failed = False
         self.problem = ""
         """Why the last one was dropped; empty if it was not."""
@@ -127,13 +128,15 @@ class CheckpointCoordinator:
 
         def choose() -> dict[str, str] | None:
             run = self._cluster.lineage.run
-            own = [each for each in complete_checkpoints(folder.parent) if owner_of(each[1]) == run]
-            if not own or self._delta_failed:
-                return None
-            last, manifest = own[-1]
-            if order_of(last) > order_of(folder) or len(from_base(last)) > most:
-                return None
-            return {"checkpoint": last.name, "sha256": manifest["sha256"]}
+            # A whole one needs none of those that cannot be read now.
+            with suppress(CheckpointError, OSError):
+                own = [each for each in complete_checkpoints(folder.parent) if owner_of(each[1]) == run]
+                if not own or self._delta_failed:
+                    return None
+                last, manifest = own[-1]
+                if order_of(last) <= order_of(folder) and len(from_base(last)) <= most:
+                    return {"checkpoint": last.name, "sha256": manifest["sha256"]}
+            return None
 
         return self._cluster.decide(choose)
 
@@ -228,7 +231,8 @@ class CheckpointCoordinator:
             checkpoint.abandon(folder)
 
     def _give_up(self, folder: Path | None, why: str, delta: bool = False) -> None:
-        self.problem, self._delta_failed = why, delta
+        self.problem = why
+        self._delta_failed |= delta
         self.given_up += 1
         if folder is not None:
             self._abandon(folder)

@@ -14,12 +14,15 @@ from simulated import simulate
 from synthetic import job_of
 
 from mpips import Cluster, Column, VectorSpec, update
+from mpips.checkpoint import checkpoint
 from mpips.checkpoint.inspection import verify
 from mpips.checkpoint.loading import load_range, vectors
-from mpips.checkpoint.manifest import complete, read_manifest
+from mpips.checkpoint.manifest import complete, read_manifest, step_of
 from mpips.config.job_file import Job
+from mpips.errors import CheckpointError
 from mpips.keys import pairs
 from mpips.ranges import ALL
+from mpips.scheduler import checkpoint_coordinator
 from mpips.transport.network_faults import Fault
 
 
@@ -214,6 +217,38 @@ def test_after_a_delta_that_cannot_be_written_comes_a_base(
     assert [step for step in steps if "follows" not in read_manifest(steps[step])] == [1, dropped + 1]
     for step in range(dropped + 1, STEPS + 1):
         assert content(steps[step]) == whole[step] and sha(steps[step], TABLE) == digests[step][0]
+
+
+def test_a_base_comes_after_all_that_fails(
+    tmp_path: Path, whole: dict[int, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delta that is not committed, then a folder that is not made; later, a list that is not read."""
+    commit, begin, listed = checkpoint.commit, checkpoint.begin, checkpoint_coordinator.complete_checkpoints
+
+    def committed(folder: Path, *rest: Any) -> Path:
+        if step_of(folder) == 3:
+            raise CheckpointError("no commit")
+        return commit(folder, *rest)
+
+    def begun(directory: Path, step: int, lineage: Any) -> Path:
+        if step == 4:
+            raise CheckpointError("no folder")
+        return begin(directory, step, lineage)
+
+    def found(directory: Path) -> Any:
+        if (directory / "step-000007").exists() and not (directory / "step-000008").exists():
+            raise CheckpointError("no list")
+        return listed(directory)
+
+    monkeypatch.setattr(checkpoint, "commit", committed)
+    monkeypatch.setattr(checkpoint, "begin", begun)
+    monkeypatch.setattr(checkpoint_coordinator, "complete_checkpoints", found)
+    program = Program(tmp_path / "c")
+    digests = simulate(program, lambda context: None, job=job(tmp_path / "job", 9), servers=2)
+    monkeypatch.undo()
+    # Of steps 1, 2, 5, 6, ...
+    assert check(program, whole, digests) == [False, True, False, True, False, True, True, True]
+    assert [said.partition("(")[2].partition(")")[0] for said in program.said] == ["no commit", "no folder"]
 
 
 def test_old_ones_are_removed_with_their_base(tmp_path: Path) -> None:
