@@ -30,7 +30,9 @@ from mpips.rundir.folder import RunFolder
 from mpips.rundir.order_files import named_run
 
 PATIENCE = 2.0
-"""Seconds for which a refresh tries again: a run that starts again in its folder replaces files there."""
+"""Seconds for which a refresh tries the same again: a run that starts again in its folder replaces files there."""
+MOST = 5
+"""Models that a refresh gives up for a newer one."""
 AGAIN = 0.05
 """Seconds between two trials."""
 
@@ -45,6 +47,7 @@ class FollowedModel(Model):
         self._held, self._lock = HeldRows(), threading.Lock()
         self._looked = 0.0
         self._read: tuple[Path, int] | None = None
+        self._tried: tuple[Path, int] | None = None
         self._model = Model()
         self.refresh()
 
@@ -61,17 +64,23 @@ class FollowedModel(Model):
             InputError: there is no model, or it is damaged.
         """
         with self._lock:
-            until = time.monotonic() + PATIENCE
+            failed: list[tuple[Path, int] | None] = []
+            until = 0.0
             while True:
                 try:
                     return self._refreshed()
                 except InputError:
-                    if self._read is None or time.monotonic() >= until:
+                    now = time.monotonic()
+                    # What takes long to read may be gone meanwhile: then there is a newer one.
+                    if self._tried not in failed[-1:]:
+                        failed.append(self._tried)
+                        until = now + (AGAIN if self._read is None else PATIENCE)
+                    if now >= until or len(failed) > MOST:
                         raise
                 time.sleep(AGAIN)
 
     def _refreshed(self) -> bool:
-        self._looked = time.monotonic()
+        self._looked, self._tried = time.monotonic(), None
         found = model_of(RunFolder(self._run))
         mark = found / MANIFEST if (found / MANIFEST).exists() else RunFolder(found).result
         try:
@@ -80,6 +89,7 @@ class FollowedModel(Model):
             raise InputError(f"{found}: has no model or checkpoint: {mark.name}: {error.strerror}") from None
         if newest == self._read:
             return False
+        self._tried = newest
         with self._held.used():
             self._model = made_of(found, self._program)
         self._read = newest

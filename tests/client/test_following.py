@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,43 @@ def test_only_deltas_are_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(CheckpointError, match="gone"):
         model.refresh()
     assert np.array_equal(model._model.vectors()["t"][1], before)
+
+
+def test_what_is_removed_while_it_is_read_is_given_up_for_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it is read: a base may take minutes."""
+    now, newest, gone = [0.0], [0], {1, 2, 4}
+
+    def found(run: Any) -> Path:
+        folder = tmp_path / f"step-{newest[0]:06d}"
+        folder.mkdir(exist_ok=True)
+        (folder / "manifest.json").touch()
+        return folder
+
+    def made(path: Path, program: str | None) -> mpips.Model:
+        now[0] += 100.0
+        if step_of(path) in gone:
+            newest[0] += 1
+            raise CheckpointError(f"{path}: gone")
+        return mpips.Model()
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(following, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(following, "model_of", found)
+    monkeypatch.setattr(following, "made_of", made)
+    newest[0] = 1
+    model = following.FollowedModel(tmp_path, None, None)
+    assert step_of(model.source) == 3
+    newest[0] = 4
+    assert model.refresh() and step_of(model.source) == 5
+    gone |= set(range(6, 99))
+    newest[0] = 6
+    with pytest.raises(CheckpointError, match="gone"):
+        model.refresh()
+    assert step_of(model.source) == 5
 
 
 def test_models_of_fm_and_sparse_lr_are_followed_to_their_end(place: Path, tiny_data: TinyData) -> None:
