@@ -233,7 +233,7 @@ class Segment:
             yield from self._paging.parts(slots, names)
 
     def announce(self, keys: KeyArray | KeyRange) -> None:
-        """Begin to read the rows of keys that will be used soon, as many as may be brought in at once."""
+        """Bring in the rows of keys that will be used soon, as many as may be at once."""
         if self._paging is not None and (self.spec.dense or not isinstance(keys, KeyRange)):
             next(self._parts(self.resolve(keys)))
 
@@ -296,12 +296,15 @@ class Segment:
         """Insert keys, and create rows for new slots."""
         before = self._count
         slots = self._index.insert(keys)
-        self._count = count = len(self._index)
+        count = len(self._index)
         room = count if self._paging is None else self._paging.room(count)
         if room > self.capacity:
             self._grow(room)
         if count > before:
             self._begin_rows(before, count)
+            self._count = count
+            if self._paging is not None:
+                self._paging.hold(self._index.nbytes)
         return slots
 
     def _begin_rows(self, before: int, count: int) -> None:
@@ -309,7 +312,6 @@ class Segment:
         new: Slots = slice(before, count)
         if self._paging is not None:
             new, used = self._paging.add(count, self.capacity)
-            self._paging.hold(self._index.nbytes)
             if used:
                 for name, column in self.layout.items():
                     self._columns[name].array[new] = column.fill

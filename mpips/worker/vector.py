@@ -149,8 +149,9 @@ class Vector:
     def announce(self, keys: Keys, *, within: KeyRange | None = None) -> None:
         """Announce keys that are used soon, such as those of the next mini-batch; `keys` and `within` as of `pull`.
 
-        Servers whose rows are larger than memory (`[store] memory`) begin to read these from disk, and go on meanwhile.
-        There is no answer, and no effect on results; with all rows in memory nothing is sent.
+        Servers whose rows are larger than memory (`[store] memory`) read these from disk while the caller goes on.
+        There is no answer, and no effect on results; with all rows in memory nothing is sent. `keys` may be changed at
+        once.
 
         >>> from mpips import VectorSpec, simulate
         >>> def schedule(cluster):
@@ -168,7 +169,8 @@ class Vector:
             message = Message(Kind.CONTROL, Command.ANNOUNCE, shard=piece.shard, range=piece.range)
             message.namespace = self.number
             if plan.keys is not None:
-                message.keys = plan.keys[piece.begin : piece.end]
+                # Nobody waits for this message, so the caller may change its keys while it is sent.
+                message.keys = plan.keys[piece.begin : piece.end].copy()
             node.outbox.send(node.view.rank_of(address), message)
 
     def start_lookup(self, ids: ArrayLike, *, after: Iterable[Task] = ()) -> Lookup:

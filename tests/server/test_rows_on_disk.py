@@ -7,14 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from synthetic import Hooks, run_twin
 
 from mpips.checkpoint.checkpoint import complete
+from mpips.cluster.node import Node
 from mpips.config.job_file import load
 from mpips.errors import JobError
+from mpips.rank.simulation import simulate
+from mpips.scheduler.scheduler import Cluster
 from mpips.storage.disk.spec import LEAST
 from mpips.storage.disk.store import Store
+from mpips.storage.updates import VectorSpec
+from mpips.transport.message import Command, Message
 from mpips.transport.network_faults import Fault
 
 PROGRAM = """
@@ -95,6 +101,26 @@ def test_rows_on_disk_end_as_the_same_bits_with_deaths_moves_and_checkpoints(
     faults = [Fault("kill", 1, after_messages=150)]
     assert trained(program, stores, spares=1, faults=faults) == expected
     assert sum(each.on_disk > 0 for each in stores) >= 2
+
+
+def test_announced_keys_may_be_changed_at_once(tmp_path: Path) -> None:
+    """Nobody waits for the message, and keys that are no longer unique would be two rows of one slot."""
+    keys, sent = np.array([3, 8], np.uint64), list[Message]()
+
+    def note(message: Message) -> None:
+        if message.command is Command.ANNOUNCE:
+            sent.append(message)
+
+    def attach(node: Node) -> None:
+        node.observers.sent += (note,)
+
+    def schedule(cluster: Cluster) -> None:
+        cluster.create_vector(VectorSpec("w")).announce(keys)
+
+    simulate(schedule, worker=lambda context: None, store=lambda: Store(LEAST, tmp_path), attach=attach)
+    (message,) = sent
+    assert message.keys is not None and np.array_equal(message.keys, keys)
+    assert not np.shares_memory(message.keys, keys)
 
 
 def test_deltas_of_rows_on_disk_are_refused(program: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ gives some back.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import sys
@@ -30,6 +31,8 @@ _MEMORY = ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs")
 """File systems that are memory."""
 # sync_file_range(2): start writing; and wait until all is written.
 _START, _COMPLETE = 2, 7
+_LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
+"""Errors after which what has changed is not on the disk."""
 
 
 def check_folder(folder: str | Path) -> Path:
@@ -79,10 +82,8 @@ class DiskFile:
     """
 
     def __init__(self, folder: Path) -> None:
-        # Without a name from the start where the file system can do that; open as long as the array lives.
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
-        finalize(self, self._file.close)
-        self._folder = folder
+        self._file: Any = None
+        self._folder, self._failure = folder, ""
         self.size = self.present = 0
         self.heat: NDArray[np.uint8] = np.zeros(0, np.uint8)
         self.map: mmap.mmap | None = None
@@ -93,8 +94,12 @@ class DiskFile:
         self._residence = _system_call("mincore", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
     def grow(self, size: int) -> None:
-        """Allocate blocks of the disk for `size` bytes; LayoutError if it is full."""
+        """Allocate blocks of the disk for `size` bytes; LayoutError if it is full. The first call opens the file."""
         try:
+            if self._file is None:
+                # Without a name from the start where the file system can do that; open as long as the array lives.
+                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+                finalize(self, self._file.close)
             os.posix_fallocate(self._file.fileno(), self.size, size - self.size)
         except OSError as error:
             raise LayoutError(
@@ -119,10 +124,14 @@ class DiskFile:
         self._write(self._file.fileno(), first * PAGE, count * PAGE, _START)
 
     def drop(self, first: int, count: int) -> None:
-        """Remove some pages from memory, once what has changed in them is written."""
+        """Remove some pages from memory, once what has changed in them is written; LayoutError if it cannot be."""
         assert self.map is not None
         fd, begin, size = self._file.fileno(), first * PAGE, count * PAGE
-        self._write(fd, begin, size, _COMPLETE)
+        if self._write(fd, begin, size, _COMPLETE) and ctypes.get_errno() in _LOST:
+            self._failure = os.strerror(ctypes.get_errno())
+        if self._failure:
+            # The system says it once, and takes all pages for written: they would be read as they were before.
+            raise LayoutError(f"store.folder: {self._folder}: rows cannot be written: {self._failure}")
         # A mapped page cannot be removed.
         self.map.madvise(mmap.MADV_DONTNEED, begin, size)
         os.posix_fadvise(fd, begin, size, os.POSIX_FADV_DONTNEED)

@@ -29,7 +29,7 @@ class Paging:
         self.store, self._columns = store, columns
         self._row = sum(each.row for each in columns.values())
         self._placement = Placement() if moves else None
-        self._count = 0
+        self._count, self._straightened = 0, False
 
     def hold(self, index: int) -> None:
         """Tell the store how much of the segment, with its index of so many bytes, cannot be on disk."""
@@ -48,12 +48,14 @@ class Paging:
     def add(self, count: int, capacity: int) -> tuple[Positions, bool]:
         """Give positions to the slots up to `count`; return those of new ones, and whether other rows were there."""
         before, self._count = self._count, count
-        if self._placement is None:
-            return slice(before, count), False
-        positions = self._placement.add(count, self._hot, capacity)
-        if self._placement.moved:
+        positions: Positions = slice(before, count)
+        # Rows were behind those of the slots while they moved.
+        used = self._straightened
+        if self._placement is not None:
+            positions, used = self._placement.add(count, self._hot, capacity), self._placement.moved
+        if used:
             self._bring_in(positions, self._columns.values())
-        return positions, self._placement.moved
+        return positions, used
 
     def parts(
         self, slots: Positions, names: Iterable[str] | None = None
@@ -68,7 +70,8 @@ class Paging:
         if placement is None:
             step = self.store.rows_at_once(sum(each.row for each in columns))
         else:
-            step = max(self._hot // 2, 1)
+            # Rows for which there is no room are used where they are; of a vector without rows, all.
+            step = max(self._hot // 2, self.store.rows_at_once(self._row))
         for begin in range(0, max(size, 1), step):
             at = slice(begin, min(begin + step, size))
             part = _part(slots, at)
@@ -111,11 +114,14 @@ class Paging:
         for begin in range(0, len(cold), step):
             which = cold[begin : begin + step]
             leaving, targets, sources, found = placement.exchange(slots[which], hot, capacity)
-            self._bring_in(sources, columns)
-            self._bring_in(targets, columns)
-            for column in columns:
-                column.array[targets] = column.array[leaving]
-                column.array[found] = column.array[sources]
+            try:
+                self._bring_in(sources, columns)
+                self._bring_in(targets, columns)
+            finally:
+                # Also after an error, since they are looked for there.
+                for column in columns:
+                    column.array[targets] = column.array[leaving]
+                    column.array[found] = column.array[sources]
             positions[which[: len(found)]] = found
             if len(found) < len(which):
                 break
@@ -153,7 +159,7 @@ class Paging:
                     self._bring_in(slice(at, at + len(piece)), [column])
                     column.array[at : at + len(piece)] = piece
                     at += len(piece)
-            self._placement = None
+            self._placement, self._straightened = None, True
 
 
 class _Pinned:

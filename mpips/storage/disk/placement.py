@@ -120,9 +120,9 @@ class Placement:
     def add(self, count: int, hot: int, capacity: int) -> I32:
         """Give positions to the slots up to `count`, and return those of new ones; `capacity` is `room` or more."""
         before, self._count = self._count, count
-        for array in (self._places, self._owner, self._heat):
-            if len(array) < capacity:
-                array.reserve(max(capacity, array.next_capacity(capacity)))
+        if len(self._places) < count:
+            self._places.reserve(self._places.next_capacity(count))
+        self._reserve(capacity)
         new = np.arange(before, count, dtype=np.int32)
         if not self.moved:
             positions = new
@@ -136,6 +136,11 @@ class Placement:
         self._owner.array[positions] = new
         self._heat.array[positions] = 0
         return positions
+
+    def _reserve(self, capacity: int) -> None:
+        for array in (self._owner, self._heat):
+            if len(array) < capacity:
+                array.reserve(array.next_capacity(capacity))
 
     def _next_free(self, wanted: int, hot: int, capacity: int) -> I32:
         begin = min(hot, capacity)
@@ -157,6 +162,8 @@ class Placement:
 
         The first ones of `slots` come, as many as there is room for, and are pinned.
         """
+        # The arrays of rows have grown since, without new rows.
+        self._reserve(capacity)
         places, owner, heat = self._places.array, self._owner.array, self._heat.array
         hot = min(hot, capacity)
         found = np.empty(len(slots), np.int32)

@@ -81,8 +81,9 @@ class Store:
         Raises:
             LayoutError: they are so many that no room is left for rows.
         """
-        self._fixed[owner], self._rows[owner] = nbytes, rows
-        held = sum(self._fixed.values())
+        with self._lock:
+            self._fixed[owner], self._rows[owner] = nbytes, rows
+            held = sum(self._fixed.values())
         if held > self._limit - self._limit // _SHARE:
             raise LayoutError(
                 f"store.memory = {self._limit:,}: the key indexes alone take {held:,} bytes of it on this server, and "
@@ -98,7 +99,8 @@ class Store:
     @property
     def used(self) -> int:
         """Bytes of memory that count towards the limit."""
-        return self.resident + sum(self._fixed.values())
+        with self._lock:
+            return self.resident + sum(self._fixed.values())
 
     @property
     def on_disk(self) -> int:

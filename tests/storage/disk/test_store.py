@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from mpips.errors import InputError, LayoutError
 from mpips.storage.disk.disk_file import PAGE, DiskFile
+from mpips.storage.disk.spec import LEAST
 from mpips.storage.disk.store import Store
 from mpips.storage.initial import Uniform
 from mpips.storage.segment import Segment
@@ -76,6 +79,69 @@ def test_a_dense_vector_is_on_disk_from_the_start(tmp_path: Path) -> None:
         each.push(each.ranges[0], np.ones((200_000, 8)))
     assert np.array_equal(alone.pull(alone.ranges[0]), twin.pull(twin.ranges[0]))
     assert store.used <= 1.05 * MEMORY and in_memory(twin) <= 1.1 * MEMORY
+
+
+def test_new_rows_are_new_after_a_function_has_seen_all(tmp_path: Path) -> None:
+    """Rows were behind those of the slots while they moved."""
+    spec = VectorSpec("w", "float32", width=64, update="adagrad", init=Uniform(-1, 1, seed=3))
+    alone, twin = Segment(spec), Segment(spec, store=Store(LEAST, tmp_path))
+    rng = np.random.default_rng(1)
+    for _ in range(6):
+        keys = np.unique(rng.integers(0, 20_000, 2_500).astype(np.uint64))
+        for each in (alone, twin):
+            each.push(keys, np.ones((len(keys), 64), np.float32))
+    assert np.array_equal(*(each.values[: len(alone)] for each in (alone, twin)))
+    keys = np.arange(30_000, 34_000, dtype=np.uint64)
+    for each in (alone, twin):
+        each.push(keys, np.ones((len(keys), 64), np.float32))
+    mine, its = alone.export_state(), twin.export_state()
+    assert mine.values.tobytes() == its.values.tobytes() and np.array_equal(mine.state["n"], its.state["n"])
+
+
+def test_rows_move_when_another_vector_takes_their_memory(tmp_path: Path) -> None:
+    spec, store = VectorSpec("w", "float32", width=64, update="add"), Store(LEAST, tmp_path)
+    alone, twin, other = Segment(spec), Segment(spec, store=store), Segment(spec, store=store)
+    ones = np.ones((9_000, 64), np.float32)
+    for part in np.array_split(np.arange(9_000, dtype=np.uint64), 6):
+        for each in (alone, twin):
+            each.push(part, ones[: len(part)])
+    for begin in range(0, 48_000, 3_000):
+        other.push(np.arange(begin, begin + 3_000, dtype=np.uint64), ones[:3_000])
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        keys = np.unique(rng.integers(0, 9_000, 600).astype(np.uint64))
+        for each in (alone, twin):
+            each.push(keys, ones[: len(keys)])
+    assert alone.export()[1].tobytes() == twin.export()[1].tobytes()
+
+
+def test_keys_without_rows_are_not_read_one_by_one(tmp_path: Path) -> None:
+    paging = Segment(VectorSpec("w", width=8), store=Store(LEAST, tmp_path))._paging
+    assert paging is not None
+    assert len(list(paging.parts(np.full(2_000, -1, np.int32)))) < 20
+
+
+def test_small_vectors_open_no_files(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    store = Store(MEMORY, tmp_path)
+    segments = [Segment(VectorSpec("w", update="adam"), store=store) for _ in range(3)]
+    segments[0].push(np.array([1], np.uint64), np.ones((1, 1)))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_rows_that_cannot_be_written_are_an_error_and_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: int) -> int:
+        ctypes.set_errno(errno.EIO)
+        return -1
+
+    store = Store(MEMORY, tmp_path)
+    segment = Segment(VectorSpec("w", width=64, extent=30_000, dense=True), store=store)
+    for column in segment._columns.values():
+        monkeypatch.setattr(column.on_disk, "_write", fails)
+    with pytest.raises(LayoutError, match=f"store.folder: {tmp_path}: rows cannot be written: Input/output"):
+        segment.push(segment.ranges[0], np.ones((30_000, 64)))
 
 
 def test_nothing_is_left_in_the_folder_and_the_space_is_given_back(tmp_path: Path) -> None:
