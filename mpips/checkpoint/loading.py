@@ -168,7 +168,7 @@ def _stored(path: Path, entries: list[Entry], name: str, wanted: list[KeyRange])
 class HeldRows:
     """Whole vectors as `load_range` has read them last: within `used`, it reads only what has changed since.
 
-    The arrays are those that were returned.
+    The arrays are those that were returned; values and state are read-only from then on.
     """
 
     def __init__(self) -> None:
@@ -181,6 +181,9 @@ class HeldRows:
 
     def keep(self, name: str, manifest: str, rows: Rows) -> None:
         """Keep a vector as the checkpoint with this hash of its manifest has it."""
+        for array in (rows.values, *rows.state.values()):
+            # A change would be in all later ones, too.
+            array.flags.writeable = False
         self._rows[name] = (manifest, rows)
 
     @contextmanager

@@ -93,10 +93,15 @@ class FollowedModel(Model):
         with self._held.used():
             self._model = made_of(found, self._program)
         self._read = newest
+        if mark.name != MANIFEST:
+            # It has ended.
+            self._held = HeldRows()
         return True
 
     def _current(self) -> Model:
-        if self._every is not None and time.monotonic() - self._looked >= self._every:
+        due = self._every is not None and time.monotonic() - self._looked >= self._every
+        # While another thread reads a newer one, this one answers.
+        if due and not self._lock.locked():
             self.refresh()
         return self._model
 

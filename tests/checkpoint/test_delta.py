@@ -459,6 +459,8 @@ def test_a_follower_drops_what_is_in_no_range_any_more(tmp_path: Path) -> None:
         with held.used():
             found = load_range(last, "w.n", [ALL])
         assert found.keys.tolist() == keys and same(found, load_range(last, "w.n", [ALL]))
+        with pytest.raises(ValueError, match="read-only"):
+            found.values[:] = 2.0
 
 
 def test_a_note_without_ranges_has_no_rows(tmp_path: Path) -> None:

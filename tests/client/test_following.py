@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -185,6 +187,36 @@ def test_what_is_removed_while_it_is_read_is_given_up_for_the_newest(
     with pytest.raises(CheckpointError, match="gone"):
         model.refresh()
     assert step_of(model.source) == 5
+
+
+def test_other_threads_are_answered_while_one_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Constant(mpips.Model):
+        def __init__(self, value: int) -> None:
+            self.value = value
+
+        def predict(self, data: Any) -> Any:
+            return self.value
+
+    reading, done, made = threading.Event(), threading.Event(), [Constant(1), Constant(2)]
+
+    def read(path: Path, program: str | None) -> mpips.Model:
+        if len(made) == 1:
+            reading.set()
+            assert done.wait(patience(30.0))
+        return made.pop(0)
+
+    monkeypatch.setattr(following, "model_of", lambda run: tmp_path)
+    monkeypatch.setattr(following, "made_of", read)
+    mark = tmp_path / "manifest.json"
+    mark.touch()
+    model = following.FollowedModel(tmp_path, None, 0.0)
+    os.utime(mark, (1, 1))
+    with ThreadPoolExecutor(1) as pool:
+        later = pool.submit(model.predict, None)
+        assert reading.wait(patience(30.0))
+        assert model.predict(None) == 1
+        done.set()
+        assert later.result() == model.predict(None) == 2
 
 
 def test_models_of_fm_and_sparse_lr_are_followed_to_their_end(place: Path, tiny_data: TinyData) -> None:
