@@ -24,7 +24,7 @@ from mpips.server.chains import Chains
 from mpips.server.fast_path import FastPath
 from mpips.server.replication import Link
 from mpips.server.shard import Caller, Hosted, RoundAnswer, Shard, for_caller, slots_of
-from mpips.server.shard_functions import BUILT_IN
+from mpips.server.shard_functions import BUILT_IN, CHANGES_ROWS, check_no_round
 from mpips.storage.aggregate import Aggregator, Summed
 from mpips.storage.segment import Segment, Slots
 from mpips.storage.updates import call_named
@@ -318,6 +318,10 @@ class Executor:
         if built_in is None and call_named(name).reads:
             answer = call_named(name).run(shard.hosted(request.namespace).segment, args)
             return self._answer(link, shard, request, reply_to(request, meta=answer))
+        if name in CHANGES_ROWS:
+            # Kernels may have some of a round.
+            self.take_parts(link)
+            check_no_round(shard, name, args)
         return self._change(link, shard, request, lambda request: shard.call(request, built_in))
 
 

@@ -20,7 +20,7 @@ from mpips.keys import KeyArray
 from mpips.server.shard import AGGREGATE, Shard
 from mpips.storage.aggregate import Aggregator
 from mpips.storage.eviction import standings
-from mpips.storage.segment import one_by_one
+from mpips.storage.segment import Segment, one_by_one
 from mpips.storage.updates import VectorSpec
 from mpips.storage.vector_clock import NOTHING
 
@@ -58,33 +58,55 @@ def evict(shard: Shard, number: int, least: int, usage: str, decay: float, also:
     segment = hosted.segment
     kept = standings(segment, usage) >= np.uint64(least)
     dropped = len(kept) - int(np.count_nonzero(kept))
-    for other in [hosted, *map(shard.hosted, also)]:
-        if other.waiting or other.aggregator.pending():
-            raise UsageError(
-                f"vector {other.segment.spec.name!r}: rows are evicted while pushes are under way"
-            )
-    for other in map(shard.hosted, also):
-        slots = one_by_one(segment.resolve(other.segment.keys_of(slice(0, len(other.segment)))))
-        other.segment.keep((slots >= 0) & np.append(kept, False)[slots])
+    others = [shard.hosted(each) for each in dict.fromkeys(also) if each != number]
+    # An error comes before the first row is dropped.
+    stay = [_with_rows(other.segment, segment, kept) for other in others]
+    for other, rows in zip(others, stay, strict=True):
+        other.segment.keep(rows)
     segment.keep(kept)
     used = segment.state[usage][: len(segment)]
     used[...] = used * decay
-    for other in [hosted, *map(shard.hosted, also)]:
+    for other in [hosted, *others]:
         # It has notes by slot.
         other.aggregator = Aggregator(other.segment, shard.workers)
     shard.renumbered = True
     return {"dropped": dropped}
 
 
+def _with_rows(other: Segment, segment: Segment, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which slots of another segment have keys with a row that is kept; UsageError if it is dense."""
+    if other.spec.dense:
+        raise UsageError(f"vector {other.spec.name!r}: a dense vector has a row for each key")
+    slots = one_by_one(segment.resolve(other.keys_of(slice(0, len(other)))))
+    found: NDArray[np.bool_] = (slots >= 0) & np.append(kept, False)[slots]
+    return found
+
+
 def set_rows(shard: Shard, number: int, keys: KeyArray, values: NDArray[Any]) -> dict[str, Any]:
     """Set rows of a vector, with the state of new ones."""
-    hosted = shard.hosted(number)
-    if hosted.waiting or hosted.aggregator.pending():
-        raise UsageError(
-            f"vector {hosted.segment.spec.name!r}: rows are set while pushes of a round are under way"
-        )
-    hosted.segment.set_rows(keys, values)
+    shard.hosted(number).segment.set_rows(keys, values)
     return {}
+
+
+CHANGES_ROWS = {BuiltInCall.EVICT: "evicted", BuiltInCall.SET_ROWS: "set"}
+"""Functions for which no round may be under way, and what they do with rows."""
+
+
+def check_no_round(shard: Shard, name: str, args: dict[str, Any]) -> None:
+    """Check that no round of the vectors whose rows a function changes is under way.
+
+    Only a primary has parts of rounds, and copies would not refuse the call. So it is checked before it is a change.
+
+    Raises:
+        UsageError: there are parts of a round.
+    """
+    for number in (args["number"], *args.get("also", ())):
+        hosted = shard.hosted(number)
+        if hosted.waiting or hosted.aggregator.pending():
+            what = CHANGES_ROWS[BuiltInCall(name)]
+            raise UsageError(
+                f"vector {hosted.segment.spec.name!r}: rows are {what} while pushes of a round are under way"
+            )
 
 
 BUILT_IN: dict[str, Callable[..., dict[str, Any]]] = {

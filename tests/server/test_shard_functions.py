@@ -11,7 +11,7 @@ from server.test_shard import make
 from mpips.checkpoint.checkpoint import begin, commit
 from mpips.checkpoint.manifest import NOTE
 from mpips.checkpoint.writing import write_shard
-from mpips.errors import CheckpointError
+from mpips.errors import CheckpointError, UsageError
 from mpips.ranges import KeyRange
 from mpips.server.checkpoint_copy import copied
 from mpips.server.shard import AGGREGATE, Shard
@@ -84,3 +84,19 @@ def test_a_vector_that_the_checkpoint_lacks_is_an_error(checkpoint: Path) -> Non
     create_vector(shard, SPEC | {"name": "v"}, 1, 0)
     with pytest.raises(CheckpointError, match=f"has no vector 'v'; it has: w, w{NOTE}radius"):
         restore(shard, str(checkpoint))
+
+
+def test_an_eviction_that_is_refused_drops_nothing_and_one_of_the_same_vector_twice_drops_it_once() -> None:
+    """Else kernels would use slots of cached lists that are other keys' now."""
+    shard = make(0)
+    keys = np.arange(10, dtype=np.uint64)
+    specs = {"w": SPEC, "v": SPEC | {"name": "v"}, "d": SPEC | {"name": "d", "dense": True}}
+    for number, spec in enumerate(specs.values(), 1):
+        create_vector(shard, spec, number, 0)
+        shard.hosted(number).segment.push(keys, np.arange(10.0)[:, None])
+    least = int(np.float32(6.0).view(np.uint32)) << 32
+    with pytest.raises(UsageError, match="a dense vector has a row for each key"):
+        evict(shard, 1, least, "n", 1.0, [2, 3])
+    assert [len(shard.hosted(number).segment) for number in (1, 2)] == [10, 10]
+    assert evict(shard, 1, least, "n", 1.0, [2, 1, 2]) == {"dropped": 6}
+    assert [shard.hosted(number).segment.items()[0].tolist() for number in (1, 2)] == [[6, 7, 8, 9]] * 2
