@@ -240,10 +240,9 @@ class Dense(nn.Module):
     ...         tower.begin()
     ...         tower(torch.tensor([[1.0, 3.0]])).sum().backward()
     ...         tower.step()
-    ...         try:
-    ...             tower.load_state_dict(tower.state_dict())  # the servers hold the parameters
-    ...         except UsageError:
-    ...             return tower.refresh().module.weight.tolist()
+    ...         state = tower.state_dict()
+    ...         tower.load_state_dict(state)
+    ...         return state["module.weight"].tolist()
     >>> def schedule(cluster):
     ...     cluster.create_vector(Parameters.spec("tower", 3, "sgd", {"rate": 0.5}))
     ...     return cluster.workers.call("train")[0]
@@ -275,6 +274,9 @@ class Dense(nn.Module):
         for each in module.modules():
             object.__setattr__(each, "_on_servers", self)
         self._fresh = False
+        self._wrong: list[list[str]] = []
+        # Also where this is a part of the module whose state is loaded.
+        self.register_load_state_dict_post_hook(Dense._loaded)
 
     def begin(self, first: int = 0) -> Dense:
         """Take the parameters as the servers hold them, and number the rounds from `first`, the same in all workers.
@@ -310,16 +312,45 @@ class Dense(nn.Module):
         """Load parameters into the module, as `torch.nn.Module`, and set them at the servers.
 
         The state is one of this class, or of the module that it was made of. One worker loads it, or all do, while none
-        trains; see `mpips.embedding.Dense.load`.
+        trains; see `mpips.embedding.Dense.load`. A module that has this one loads a state with its parameters, too.
         """
+        if any(name.startswith("module.") for name in state_dict):
+            return super().load_state_dict(state_dict, *args, **kwargs)
         self.refresh()
-        of_module = not any(name.startswith("module.") for name in state_dict)
-        into = self.module.load_state_dict if of_module else super().load_state_dict
-        found = into(state_dict, *args, **kwargs)
+        # If the state does not fit, the parameters are those of the servers again.
+        self._fresh = False
+        found = self.module.load_state_dict(state_dict, *args, **kwargs)
+        self._set()
+        return found
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Take the parameters, of which the state may have some. A hook sets them when they are loaded."""
+        self.refresh()
+        self._fresh = False
+        self._wrong = [error_msgs, missing_keys, unexpected_keys] if strict else [error_msgs]
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _loaded(self, _: Any) -> None:
+        """Set the parameters that were loaded, unless the state does not fit."""
+        if not any(self._wrong):
+            self._set()
+
+    def _set(self) -> None:
+        """Set the module's parameters at the servers."""
         self._parameters_on_servers.load(_flat_values(self.module))
         self._fresh = False
         self.refresh()
-        return found
 
     def step(self) -> Task:
         """Push the gradients in a round with all workers, and clear them."""
@@ -351,9 +382,9 @@ def _flat(ids: Ids) -> np.ndarray[Any, Any]:
     return np.asarray(ids).reshape(-1)
 
 
-def _keys_of(ids: NDArray[np.int64]) -> KeyArray:
+def _keys_of(ids: NDArray[Any]) -> KeyArray:
     """Return the keys of the ids of a `state_dict`."""
-    keys: KeyArray = np.ascontiguousarray(ids).view(np.uint64)
+    keys: KeyArray = np.ascontiguousarray(ids, np.int64).view(np.uint64)
     return from_pairs(keys) if keys.ndim == 2 else keys
 
 

@@ -256,6 +256,10 @@ def test_a_state_that_does_not_fit_is_named() -> None:
     for state, text in (
         ({}, "Missing key.*weight"),
         ({"weight": torch.ones(2, 3), "bias": torch.ones(1)}, "Unexpected key.*bias"),
+        (
+            {"weight": torch.ones(3, 3), "ids": torch.tensor([4, 5, 4], dtype=torch.int32)},
+            "3 ids to load, of which 2 are different",
+        ),
         ({"weight": torch.ones(2, 4)}, r"rows of shape \(2, 4\) to load for 2 ids, and a width of 3"),
         (
             {"weight": torch.ones(2, 3), "ids": torch.tensor([4, 4])},
@@ -264,3 +268,34 @@ def test_a_state_that_does_not_fit_is_named() -> None:
     ):
         with pytest.raises((RuntimeError, RemoteError), match=text):
             in_a_worker(loading(state))
+
+
+def test_layers_of_a_larger_module_are_set_at_the_servers_and_a_state_that_does_not_fit_sets_nothing() -> (
+    None
+):
+    from mpips.torch import Dense, Embedding
+
+    def work(context: Context) -> Any:
+        torch.manual_seed(5)
+        layers = Dense(context.vectors["layers"], torch.nn.Linear(3, 2))
+        model = torch.nn.ModuleDict({"users": Embedding(context.vectors["w"]), "top": layers})
+        state = {name: torch.full_like(rows, 2.0) for name, rows in model.state_dict().items()}
+        model.load_state_dict(state)
+        first = layers.module.weight.tolist()
+        layers.begin()
+        wrong = [
+            {"weight": torch.zeros(2, 3), "bias": torch.zeros(3)},
+            {"module.weight": torch.zeros(2, 3), "module.bias": torch.zeros(3)},
+            {"module.weight": torch.zeros(2, 3)},
+        ]
+        for each in wrong:
+            with pytest.raises(RuntimeError, match="in loading state_dict"):
+                layers.load_state_dict(each)
+            layers(torch.ones(1, 3))
+            assert layers.module.weight.tolist() == first
+        layers.load_state_dict({"bias": torch.ones(2)}, strict=False)
+        return first, layers.begin().state_dict()
+
+    ((first, state),) = in_a_worker(work, layers=8)
+    assert first == state["module.weight"].tolist() == [[2.0] * 3] * 2
+    assert state["module.bias"].tolist() == [1.0, 1.0]
