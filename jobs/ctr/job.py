@@ -206,6 +206,7 @@ class Worker:
 
     def __init__(self, context: Context) -> None:
         _check_installed()
+        torch.set_num_threads(1)
         self.context, self.settings = context, context.job.settings
         self.clicks, self.test = of_job(context.job)
         settings = self.settings

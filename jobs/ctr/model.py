@@ -32,7 +32,6 @@ class DLRM(nn.Module):
 
 def begun(numbers: int, fields: int, width: int, hidden: int, seed: int) -> DLRM:
     """Return the network with its first values, the same in all workers."""
-    torch.set_num_threads(1)
     torch.manual_seed(seed)
     return DLRM(numbers, fields, width, hidden)
 
@@ -44,9 +43,17 @@ def parameters(network: DLRM) -> NDArray[np.float32]:
     return found
 
 
+def first_parameters(numbers: int, fields: int, width: int, hidden: int, seed: int) -> NDArray[np.float32]:
+    """Return the parameters with which all layers begin."""
+    with torch.random.fork_rng(devices=[]):
+        return parameters(begun(numbers, fields, width, hidden, seed))
+
+
 def with_parameters(layers: NDArray[np.float32], numbers: int, fields: int, width: int, hidden: int) -> DLRM:
     """Return a network with such parameters; InputError if they are not as many as it has."""
-    network = DLRM(numbers, fields, width, hidden)
+    # The random numbers of a program that loads a model stay as they are.
+    with torch.random.fork_rng(devices=[]):
+        network = DLRM(numbers, fields, width, hidden)
     if sum(each.numel() for each in network.parameters()) != len(layers):
         raise InputError(f"is damaged: it has {len(layers)} parameters of layers")
     torch.nn.utils.vector_to_parameters(torch.from_numpy(layers.copy()), network.parameters())

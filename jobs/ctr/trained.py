@@ -228,7 +228,7 @@ def load(source: Path, job: Mapping[str, Any], specs: Any) -> ClickModel:
 
 def _of_checkpoint(source: Path, job: Mapping[str, Any], specs: Any) -> ClickModel:
     """Read the model of a checkpoint, which has what the layers differ by from their first values."""
-    from mpips.jobs.ctr.model import begun, parameters
+    from mpips.jobs.ctr.model import first_parameters
 
     about, own = read_manifest(source)["about"]["state"], job["ctr"]
     if "shape" not in about:
@@ -236,7 +236,7 @@ def _of_checkpoint(source: Path, job: Mapping[str, Any], specs: Any) -> ClickMod
             "is a checkpoint of a version that has no models of ctr: resume the run, which writes one"
         )
     numbers, fields = about["shape"]
-    first = parameters(begun(numbers, fields, own["width"], own["hidden"], own["seed"]))
+    first = first_parameters(numbers, fields, own["width"], own["hidden"], own["seed"])
     if Dense.digest_of(first) != about["layers"]:
         raise InputError("its layers began with values that this version of PyTorch does not make")
     rows, layers = (load_range(source, name, [ALL]) for name in ("rows", "layers"))

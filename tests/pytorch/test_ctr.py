@@ -11,7 +11,7 @@ import pytest
 
 from mpips import DataError, InputError, UsageError
 
-pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch")
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch")
 JOB = Path(__file__).parents[2] / "jobs" / "ctr" / "job.toml"
 SMALL = ("--set", "ctr.clicks=20000", "--set", "ctr.batch=512")
 
@@ -129,7 +129,12 @@ def test_a_model_scores_as_the_run_did(tmp_path: Path, run_mpips: Any) -> None:
     found = measures(scores, test.labels > 0)["auc"]
     assert found == pytest.approx(done["metrics"]["auc"], rel=1e-6)
     assert np.array_equal(load_model(folder / "model.npz").decision_function(test), scores)
+    # A program that loads a model keeps its random numbers and threads.
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(2)
     of_checkpoint = load_model(next((tmp_path / "kept").rglob("step-*")))
+    assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
     assert np.array_equal(of_checkpoint.decision_function(test), scores)
     ids = np.random.default_rng(0).integers(0, 10, (3, 8))
     numbers = np.zeros((3, 4), np.float32)
