@@ -62,9 +62,10 @@ class Minibatch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its arrays; with the keys once more, in a list."""
-        arrays = self.labels, self.indptr, self.values, self.fields, self.positions, self.keys, self.keys
-        return sum(array.nbytes for array in arrays if array is not None)
+        """Bytes of its arrays, and of lists of its keys for two vectors, one of them with the mask of some."""
+        arrays = self.labels, self.indptr, self.values, self.fields, self.positions, self.keys
+        lists = 2 * self.keys.nbytes + len(self.keys)
+        return lists + sum(array.nbytes for array in arrays if array is not None)
 
     def keys_for(
         self, vector: Vector, some: NDArray[np.bool_] | None = None
@@ -118,6 +119,9 @@ class Minibatches:
 
     def stream(self, part: int, of: int, done: int, again: bool) -> Stream:
         """Return the mini-batches of a part after the first `done`; they are kept if a pass takes them `again`."""
+        if any(name[1] != of for name in self._kept):
+            # After the loss of a worker a pass cuts the data into other parts: those before do not come again.
+            self._kept, self._nbytes, self._listed = {}, 0, 0
         kept = self._kept.get((part, of))
         if kept is not None:
             # As when they are read again.

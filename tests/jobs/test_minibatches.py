@@ -72,3 +72,8 @@ def test_a_part_is_kept_whole_or_not_at_all(data_set: DataSet) -> None:
             assert one.listed
     # Not read again: the file need not be there.
     assert made.stream(0, 1, 0, again=True).take() is made.stream(0, 1, 0, again=False).take()
+    # After the loss of a worker the data are cut into other parts, which get the memory.
+    of_two = made.stream(0, 2, 0, again=True)
+    while of_two.take() is not None:
+        pass
+    assert set(made._kept) == {(0, 2)} and made._nbytes == sum(each.nbytes for each in made._kept[0, 2])
