@@ -83,15 +83,16 @@ def check_directory(directory: Path) -> None:
         )
 
 
-def begin(directory: Path, step: int, lineage: Lineage = NO_LINEAGE) -> Path:
+def begin(directory: Path, step: int, lineage: Lineage = NO_LINEAGE, abandoned: Path | None = None) -> Path:
     """Create the folder of a step's checkpoint, before any rank writes; return it.
 
     An incomplete attempt of this run at the same step is removed. Complete checkpoints and other runs' attempts of that
-    step stay: the new folder then has a suffix. No two runs get the same folder.
+    step stay: the new folder then has a suffix. No two runs get the same folder. A file may still be written for the
+    attempt that was `abandoned`: the new folder has another name.
     """
     directory = Path(directory)
     complete_paths = set(complete(directory))
-    attempts = [0]
+    attempts = [0 if abandoned is None else order_of(abandoned)[1]]
     with explained("make", step_folder(directory, step)):
         make_folder(directory, exist_ok=True)
         for draft in directory.glob(".step-*"):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -105,17 +106,19 @@ class CheckpointCoordinator:
         """Have all ranks copy their state, and start to write it; return the folder, or "" if it cannot be made."""
         self.settle()
         self._began = self._cluster.node.van.now()
+        former: Path | None = None
         for _ in range(5):
-            folder = self._cluster.decide(lambda: self._make(directory, step))
+            folder = self._cluster.decide(partial(self._make, directory, step, former))
             if not folder or self._snapshot(Path(folder), about, self._follows(Path(folder))):
                 return folder
-            self._abandon(Path(folder))
+            former = Path(folder)
+            self._abandon(former)
         self._give_up(None, "servers died in each of 5 attempts")
         return ""
 
-    def _make(self, directory: Path, step: int) -> str:
+    def _make(self, directory: Path, step: int, abandoned: Path | None) -> str:
         try:
-            return str(checkpoint.begin(directory, step, self._cluster.lineage))
+            return str(checkpoint.begin(directory, step, self._cluster.lineage, abandoned))
         except CheckpointError as error:
             self._give_up(None, str(error))
             return ""

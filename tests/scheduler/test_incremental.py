@@ -230,10 +230,10 @@ def test_a_base_comes_after_all_that_fails(
             raise CheckpointError("no commit")
         return commit(folder, *rest)
 
-    def begun(directory: Path, step: int, lineage: Any) -> Path:
+    def begun(directory: Path, step: int, *rest: Any) -> Path:
         if step == 4:
             raise CheckpointError("no folder")
-        return begin(directory, step, lineage)
+        return begin(directory, step, *rest)
 
     def found(directory: Path) -> Any:
         if (directory / "step-000007").exists() and not (directory / "step-000008").exists():
@@ -249,6 +249,28 @@ def test_a_base_comes_after_all_that_fails(
     # Of steps 1, 2, 5, 6, ...
     assert check(program, whole, digests) == [False, True, False, True, False, True, True, True]
     assert [said.partition("(")[2].partition(")")[0] for said in program.said] == ["no commit", "no folder"]
+
+
+def test_each_attempt_has_a_folder_of_its_own(tmp_path: Path, whole: dict[int, dict[str, Any]]) -> None:
+    """A server may still have to write a file for an attempt that was given up."""
+    folders: list[Path] = []
+
+    class Losing(Program):
+        def __call__(self, cluster: Cluster) -> dict[int, tuple[str, str]]:
+            snapshot = cluster.coordinator._snapshot
+
+            def copied(folder: Path, about: dict[str, Any], follows: dict[str, str] | None) -> bool:
+                folders.append(folder)
+                return len(folders) not in (2, 3) and snapshot(folder, about, follows)
+
+            cluster.coordinator._snapshot = copied  # type: ignore[method-assign]
+            return super().__call__(cluster)
+
+    program = Losing(tmp_path / "c", stop=3)
+    digests = simulate(program, lambda context: None, job=job(tmp_path / "job", 9), servers=2)
+    names = ["step-000001", "step-000002", "step-000002-2", "step-000002-3", "step-000003"]
+    assert [folder.name for folder in folders] == names
+    assert check(program, whole, digests) == [False, True, True]
 
 
 def test_old_ones_are_removed_with_their_base(tmp_path: Path) -> None:
