@@ -242,7 +242,7 @@ class Dense(nn.Module):
     ...         tower.step()
     ...         state = tower.state_dict()
     ...         tower.load_state_dict(state)
-    ...         return state["module.weight"].tolist()
+    ...         return tower.refresh().module.weight.tolist()
     >>> def schedule(cluster):
     ...     cluster.create_vector(Parameters.spec("tower", 3, "sgd", {"rate": 0.5}))
     ...     return cluster.workers.call("train")[0]
