@@ -44,19 +44,18 @@ def generated(count: int, seed: int = 0) -> Array:
     return np.stack([user, item, 3.5 + (u[user] * v[item]).sum(1) + random.normal(0, 0.3, count)], axis=1)
 
 
-@kernel("f8(f4[:, ::1], f4[:, ::1], f8[::1], f4)")
-def gradients(u: Array, v: Array, ratings: Array, l2: float) -> float:
-    """Replace each rating's rows u and v, [n, rank], by the gradients of its loss; return the sum of squared errors."""
+@kernel("f8(f4[:, ::1], i4[::1], f4[:, ::1], i4[::1], f8[::1], f4, f4[:, ::1], f4[:, ::1])")
+def gradients(u: Array, at: Array, v: Array, to: Array, y: Array, l2: float, du: Array, dv: Array) -> float:
+    """Add the gradients of ratings y to du and dv, y_n of rows u[at[n]] and v[to[n]]; return the squared errors."""
     squares = 0.0
-    for i in range(len(ratings)):
-        error = ratings[i]
-        for j in range(u.shape[1]):
-            error -= u[i, j] * v[i, j]
+    for n in range(len(y)):
+        i, j, error = at[n], to[n], y[n]
+        for k in range(u.shape[1]):
+            error -= u[i, k] * v[j, k]
         squares += error * error
-        for j in range(u.shape[1]):
-            old = u[i, j]
-            u[i, j] = l2 * old - np.float32(error) * v[i, j]
-            v[i, j] = l2 * v[i, j] - np.float32(error) * old
+        for k in range(u.shape[1]):
+            du[i, k] += l2 * u[i, k] - np.float32(error) * v[j, k]
+            dv[j, k] += l2 * v[j, k] - np.float32(error) * u[i, k]
     return squares
 
 
@@ -111,9 +110,10 @@ class Worker:
                 ahead.append((users.start_lookup(batch[0]), items.start_lookup(batch[1]), batch[2]))
             if len(ahead) > early or (ahead and not batch):
                 of_users, of_items, ratings = ahead.popleft()
-                (u, at_u), (v, at_v) = of_users.result(), of_items.result()
+                u, v, at, to = of_users.pull.result(), of_items.pull.result(), of_users.where, of_items.where
+                du, dv = np.zeros_like(u), np.zeros_like(v)
                 with self.context.working():
-                    squares += gradients(u, v, ratings, self.settings.l2)
-                pushes += [users.push_grad(at_u, u), items.push_grad(at_v, v)]
+                    squares += gradients(u, at.places, v, to.places, ratings, self.settings.l2, du, dv)
+                pushes += [users.push(at.keys, du), items.push(to.keys, dv)]
         self.context.wait_all(pushes)
         return {"error": squares / self.count}

@@ -176,6 +176,9 @@ class Vector:
     def start_lookup(self, ids: ArrayLike, *, after: Iterable[Task] = ()) -> Lookup:
         """Begin a `lookup`, such as of the next mini-batch; its `result()` waits for the rows.
 
+        Its `pull.result()` are the rows of the distinct ids, `where.keys`, and `where.places` says which is whose: for
+        a kernel that adds up gradients itself, and `push`.
+
         >>> from mpips import VectorSpec, simulate
         >>> def schedule(cluster):
         ...     w = cluster.create_vector(VectorSpec("w", init=1.0))

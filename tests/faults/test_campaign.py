@@ -6,8 +6,8 @@ import pytest
 
 from mpips.bench.failures import _trial, faults
 
-SEEDS = 60
-SLICE = 20
+SEEDS = 1000
+SLICE = 50
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, SLICE))
