@@ -240,7 +240,7 @@ class Membership:
         self._detect()
         if self.leading:
             # It may be a candidate next, if others do not follow it.
-            self._quorum.hears_enough()
+            self._quorum.listen()
         self._freeze()
         if self.leading and not self._outbid:
             if not self.node.frozen:

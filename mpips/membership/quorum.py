@@ -179,21 +179,25 @@ class Quorum:
         fresh = self._confirming(detection.detector, living, detection.patience / 2)
         return self.electorate.outcome(fresh, living) is not Outcome.MINORITY
 
+    @property
     def hears_enough(self) -> bool:
-        """Return whether a candidate may exclude silent ranks: as a leader, not if it is itself being cut off.
+        """Whether a candidate may exclude silent ranks: as a leader, not if it is itself being cut off.
 
-        It must hear half of the votes, and have done so for `patience`: else those that are heard again would be
-        excluded. The caller asks all the time, since it begins to count when it does not.
+        It must hear half of the votes, and have done so for `patience` (`listen`): else those that are heard again
+        would be excluded.
         """
+        return self._node.van.now() >= self._deaf_until
+
+    def listen(self) -> None:
+        """Record whether half of the votes are heard, all the time that this rank leads or is a candidate."""
         node, detection = self._node, self._detection
         if detection.detector is None:
-            return True
-        now, living = node.van.now(), self.living(node.view.alive)
+            return
+        living = self.living(node.view.alive)
         others = [rank for rank in self.electorate.voters(living) if rank != node.rank]
         heard = {node.rank, *others} - set(detection.detector.silent(others, detection.patience / 2))
         if self.electorate.outcome(heard, living) is Outcome.MINORITY:
-            self._deaf_until = now + detection.patience
-        return now >= self._deaf_until
+            self._deaf_until = node.van.now() + detection.patience
 
     def heard(self) -> bool:
         """Return whether this rank hears a majority."""

@@ -123,7 +123,7 @@ class Succession:
         """
         now = self._node.van.now()
         # Also while a proposal is pending.
-        hears_enough = self._quorum.hears_enough()
+        self._quorum.listen()
         if self._consensus.denied or now < self._excluded_until:
             return None
         everyone = self._quorum.living(self._node.view.alive)
@@ -138,7 +138,7 @@ class Succession:
             agreed = self._consensus.pursue()
             if agreed is not None or not self._is_outdated(proposal.proposed):
                 return agreed
-        if self._detection.hung - {self._node.view.leader} and not hears_enough:
+        if self._detection.hung - {self._node.view.leader} and not self._quorum.hears_enough:
             self._ask_again(now, everyone)
         elif self._awaited() <= self._answers.keys():
             self._count(now)
