@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+from conftest import Finished
 from hypothesis import given
 
 from mpips.cluster.layout import Layout, LayoutSpec, Place, Role, assign, check_singleton, split
@@ -172,20 +171,11 @@ open(f"rank-{world.rank}", "w").close()
 """
 
 
-def test_split_on_five_ranks(tmp_path: Path) -> None:
+def test_split_on_five_ranks(tmp_path: Path, run_ranks: Callable[..., Finished]) -> None:
     script = tmp_path / "split.py"
     script.write_text(SPLIT)
-    environ = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-    }
-    launch = ["mpiexec", "-n", "5", sys.executable, "-m", "mpi4py", str(script)]
-    done = subprocess.run(launch, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    done = run_ranks(5, "-m", "mpi4py", script, cwd=tmp_path)
+    assert done.code == 0, done.stderr
     assert len(list(tmp_path.glob("rank-*"))) == 5
 
 
