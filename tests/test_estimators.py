@@ -15,8 +15,13 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import check_estimator
 
-from mpips import InputError, Run, estimators, load_model
-from mpips.estimators import FactorizationMachine, LatentDirichletAllocation, SparseLogisticRegression
+from mpips import InputError, Run, load_model
+from mpips.estimators import (
+    FactorizationMachine,
+    LatentDirichletAllocation,
+    SparseLogisticRegression,
+    sparse_logistic_regression,
+)
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +142,8 @@ def test_fits_at_once_in_one_folder_do_not_share_files(
             inner.append(SparseLogisticRegression(l1=9.0, folder=tmp_path, **how))
             inner[0].fit(-x, y)
 
-    real = estimators.write
-    monkeypatch.setattr(estimators, "write", write)
+    real = sparse_logistic_regression.write
+    monkeypatch.setattr(sparse_logistic_regression, "write", write)
     ours = SparseLogisticRegression(l1=0.5, folder=tmp_path, **how).fit(x, y)
     assert np.array_equal(ours.coef_, alone.coef_) and not np.array_equal(inner[0].coef_, alone.coef_)
 
