@@ -112,7 +112,9 @@ def of_run(folder: RunFolder, facts: Mapping[str, Any] | None, resume: Path | No
     # The file may be another's.
     ancestry = [each for each in ancestry if "\0" not in each["checkpoint"]]
     origin = os.path.dirname(os.path.realpath(ancestry[-1]["checkpoint"])) if ancestry else ""
-    return Lineage(run, str(folder.path), tuple(map(_ancestor, ancestry)), origin, tuple(earlier))
+    return Lineage(
+        run, str(folder.path), tuple([_ancestor(each) for each in ancestry]), origin, tuple(earlier)
+    )
 
 
 def _ancestry_of(resume: Path | None) -> list[dict[str, Any]]:

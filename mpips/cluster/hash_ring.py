@@ -115,7 +115,7 @@ class Ring:
         """Return the ring without a server; its slot stays vacant until another joins."""
         if server not in self.servers:
             raise ValueError(f"server {server} is not on the ring")
-        slots = tuple(VACANT if each == server else each for each in self.slots)
+        slots = tuple([VACANT if each == server else each for each in self.slots])
         return replace(self, slots=slots)
 
     def host(self, server: int) -> int:
@@ -149,7 +149,7 @@ class Ring:
 def numbered(hosts: Sequence[Hashable]) -> tuple[int, ...]:
     """Return the number of each host, in order of first appearance; empty where all are the same."""
     numbers = {host: number for number, host in enumerate(dict.fromkeys(hosts))}
-    return tuple(numbers[host] for host in hosts) if len(numbers) > 1 else ()
+    return tuple([numbers[host] for host in hosts]) if len(numbers) > 1 else ()
 
 
 def moved(old: Ring, new: Ring) -> list[int]:
@@ -217,7 +217,7 @@ def _holders(ring: Ring, k: int) -> tuple[tuple[int, ...], ...]:
                 remaining -= 1
                 if not remaining:
                     break
-        chains.append(tuple(server for level in by_level for server in level))
+        chains.append(tuple([server for level in by_level for server in level]))
     return tuple(chains)
 
 

@@ -131,7 +131,7 @@ def assign(size: int, spec: LayoutSpec) -> tuple[Place, ...]:
         roles += [(Role.WORKER, name)] * count
     roles += [(Role.SPARE, "")] * spec.spares
     first = {role: next((r for r, (taken, _) in enumerate(roles) if taken is role), 0) for role in Role}
-    return tuple(Place(rank, role, rank - first[role], group) for rank, (role, group) in enumerate(roles))
+    return tuple([Place(rank, role, rank - first[role], group) for rank, (role, group) in enumerate(roles)])
 
 
 def _count(number: int, noun: str) -> str:
@@ -169,7 +169,7 @@ class Layout:
             ("workers", Role.WORKER),
             ("spares", Role.SPARE),
         ):
-            ranks = tuple(place.rank for place in self.places if place.role is role)
+            ranks = tuple([place.rank for place in self.places if place.role is role])
             object.__setattr__(self, name, ranks)
 
     @classmethod
@@ -188,7 +188,7 @@ class Layout:
 
     def group(self, name: str) -> tuple[int, ...]:
         """Return the ranks of a worker group; KeyError if there is none of that name."""
-        ranks = tuple(rank for rank in self.workers if self.places[rank].group == name)
+        ranks = tuple([rank for rank in self.workers if self.places[rank].group == name])
         if not ranks:
             raise KeyError(f"no worker group {name!r}; there are {', '.join(self.groups())}")
         return ranks
@@ -205,11 +205,11 @@ class Layout:
         for rank in [rank for rank, group in group_of.items() if group not in names]:
             group_of[rank] = max(names, key=lambda name: missing[name])
             missing[group_of[rank]] -= 1
-        return {name: tuple(rank for rank in workers if group_of[rank] == name) for name in names}
+        return {name: tuple([rank for rank in workers if group_of[rank] == name]) for name in names}
 
     def groups(self) -> tuple[str, ...]:
         """Return the names of the worker groups, in the order of the job file."""
-        return tuple(dict.fromkeys(self.places[rank].group for rank in self.workers))
+        return tuple(dict.fromkeys([self.places[rank].group for rank in self.workers]))
 
 
 class Communicators(NamedTuple):

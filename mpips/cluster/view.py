@@ -168,8 +168,8 @@ def first_view(
     `hosts` are the ranks' host names, so that copies are on different hosts; without them all ranks count as on one.
     """
     ring = Ring.of(layout.servers, virtual_servers, len(layout.servers) + len(layout.spares), hosts)
-    chains = tuple(map(Chain, ring.chains(replicas)))
-    roles = tuple(place.role for place in layout.places)
+    chains = tuple([Chain(members) for members in ring.chains(replicas)])
+    roles = tuple([place.role for place in layout.places])
     leader, successors = layout.schedulers[0], layout.schedulers + layout.spares + layout.servers
     return View(0, leader, roles, layout.workers, 0, ring, chains, successors, origin=leader)
 
@@ -200,25 +200,25 @@ def without(view: View, losses: Iterable[Loss]) -> View:
     """
     losses = [loss for loss in losses if view.roles[loss.rank] is not None]
     gone = {loss.rank for loss in losses}
-    chains = tuple(_without_members(view, chain, gone) for chain in view.chains)
+    chains = tuple([_without_members(view, chain, gone) for chain in view.chains])
     if not all(chain.members for chain in chains):
         raise ShardLost(_shard_lost_text(view, gone))
-    slots = tuple(VACANT if rank in gone else rank for rank in view.ring.slots)
+    slots = tuple([VACANT if rank in gone else rank for rank in view.ring.slots])
     ring = view.ring
     if any(rank != VACANT for rank in slots):
         ring = replace(ring, slots=slots)
     else:
         # Only servers that were leaving are left: one of them stays.
         ring = replace(ring, slots=(chains[0].members[0], *slots[1:]))
-    workers = tuple(rank for rank in view.workers if rank not in gone)
+    workers = tuple([rank for rank in view.workers if rank not in gone])
     return replace(
         view,
-        roles=tuple(None if rank in gone else role for rank, role in enumerate(view.roles)),
+        roles=tuple([None if rank in gone else role for rank, role in enumerate(view.roles)]),
         workers=workers,
         workers_since=view.epoch if workers != view.workers else view.workers_since,
         ring=ring,
         chains=chains,
-        successors=tuple(rank for rank in view.successors if rank not in gone),
+        successors=tuple([rank for rank in view.successors if rank not in gone]),
         losses=view.losses + tuple(losses),
     )
 
@@ -226,7 +226,7 @@ def without(view: View, losses: Iterable[Loss]) -> View:
 def _without_members(view: View, chain: Chain, gone: set[int]) -> Chain:
     if not gone & set(chain.everyone):
         return chain
-    members = tuple(rank for rank in chain.members if rank not in gone)
+    members = tuple([rank for rank in chain.members if rank not in gone])
     # An incomplete copy is started again.
     return Chain(members, since=view.epoch)
 
@@ -268,7 +268,7 @@ def with_server(view: View, rank: int) -> View:
     """Return the view with a spare as an additional server, if a slot is vacant; it gets its shards one by one."""
     if view.roles[rank] is not Role.SPARE or VACANT not in view.ring.slots:
         return view
-    roles = tuple(Role.SERVER if each == rank else role for each, role in enumerate(view.roles))
+    roles = tuple([Role.SERVER if each == rank else role for each, role in enumerate(view.roles)])
     return replace(view, roles=roles, ring=view.ring.join(rank))
 
 
@@ -341,15 +341,17 @@ def repaired(view: View, replicas: int) -> View:
             busy |= {chain.members[-1], missing[0]}
             view = _set_chain(view, shard, Chain(chain.members, missing[0], False, view.epoch))
         elif not missing and wanted != chain.members:
-            in_order = wanted == tuple(rank for rank in chain.members if rank in wanted)
+            in_order = wanted == tuple([rank for rank in chain.members if rank in wanted])
             if in_order:
                 view = _set_chain(view, shard, Chain(wanted, since=view.epoch))
             elif not chain.closing:
                 view = _set_chain(view, shard, Chain(chain.members, closing=True, since=view.epoch))
     holding = {rank for chain in view.chains for rank in chain.everyone} | set(view.ring.servers)
     roles = tuple(
-        Role.SPARE if role is Role.SERVER and rank not in holding else role
-        for rank, role in enumerate(view.roles)
+        [
+            Role.SPARE if role is Role.SERVER and rank not in holding else role
+            for rank, role in enumerate(view.roles)
+        ]
     )
     return view if roles == view.roles else replace(view, roles=roles)
 

@@ -151,7 +151,7 @@ def _field(value: Any, hint: Any) -> Any:
             raise TypeError(f"{value!r} is no list")
         kind = get_args(hint)[0]
         if kind is Part:
-            return tuple(Part(*map(_integer, each)) for each in value)
+            return tuple([Part(*map(_integer, each)) for each in value])
         if not set(map(type, value)) <= {kind}:
             raise TypeError(f"{value!r} are no {kind.__name__}")
         return tuple(value)

@@ -64,9 +64,9 @@ class HistoryRecorder:
         numbers[time], self._parts[time] = number, []
         self._decodes = bool(keys) and op.pulls
         rows = None if op.rows is None else _ints(op.rows) if keys else ()
-        after = tuple(numbers[each.time] for each in op.after if each.time in numbers)
+        after = tuple([numbers[each.time] for each in op.after if each.time in numbers])
         group = node.view.workers if op.round != NO_ROUND else ()
-        shards = tuple(~address for address in op.addresses)
+        shards = tuple([~address for address in op.addresses])
         self._sink(Issued(node.rank, number, op.vector, keys, rows, op.pulls, op.round, after, group, shards))
 
     def _issued(self, task: Task) -> None:
@@ -104,7 +104,7 @@ class HistoryRecorder:
         self._sink(Called(self._node.rank, request.origin, request.time))
 
     def _viewed(self, before: View, view: View) -> None:
-        primaries = tuple(chain.members[0] for chain in view.chains)
+        primaries = tuple([chain.members[0] for chain in view.chains])
         made = view.leader == self._node.rank
         self._sink(Viewed(self._node.rank, view.epoch, view.leader, primaries, view.workers, made))
 

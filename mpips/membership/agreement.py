@@ -124,7 +124,10 @@ class Electorate(NamedTuple):
         whole = math.lcm(*shares.values())
         return cls(
             tuple(
-                whole // shares[host_of[rank]] if rank in host_of else 0 for rank in range(len(layout.places))
+                [
+                    whole // shares[host_of[rank]] if rank in host_of else 0
+                    for rank in range(len(layout.places))
+                ]
             )
         )
 
@@ -209,7 +212,7 @@ class Proposed(NamedTuple):
     def from_meta(cls, meta: Mapping[str, Any]) -> Proposed:
         """Return the proposal that `to_meta` encoded."""
         ancestors = tuple(
-            Ancestor(Identity(*each), tuple(ranks), by_lease) for each, ranks, by_lease in meta["ancestors"]
+            [Ancestor(Identity(*each), tuple(ranks), by_lease) for each, ranks, by_lease in meta["ancestors"]]
         )
         return cls(View.from_meta(meta["view"]), ancestors, meta["by_lease"])
 

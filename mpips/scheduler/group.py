@@ -49,7 +49,7 @@ class Group:
     @property
     def ranks(self) -> tuple[int, ...]:
         """Return the ranks that the addresses mean now."""
-        return tuple(self.node.view.rank_of(address) for address in self.addresses)
+        return tuple([self.node.view.rank_of(address) for address in self.addresses])
 
     def start(
         self,
@@ -75,7 +75,7 @@ class Group:
         """
         check_arrays(f"call of {function}", keys, values)
         self.node.step(self.node.tasks.issued)
-        ranks = self.addresses if only is None else tuple(self.addresses[i] for i in only)
+        ranks = self.addresses if only is None else tuple([self.addresses[i] for i in only])
         if each is not None and len(each) != len(ranks):
             raise UsageError(f"call of {function}: each has {len(each)} tables for {len(ranks)} ranks")
         replies: list[Message | None] = [None] * len(ranks)

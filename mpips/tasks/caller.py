@@ -463,7 +463,11 @@ class Tasks:
             if part.message.after:
                 peer = self._peers[part.address]
                 part.message.after = tuple(
-                    pair for pair in part.message.after if pair[0] in peer.unanswered or pair[0] in peer.ahead
+                    [
+                        pair
+                        for pair in part.message.after
+                        if pair[0] in peer.unanswered or pair[0] in peer.ahead
+                    ]
                 )
             self._dispatch(part)
             count += 1

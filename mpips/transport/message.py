@@ -386,7 +386,7 @@ def decode(
     after: tuple[tuple[int, int], ...] = ()
     if n_after:
         flat = struct.unpack_from(f"<{2 * n_after}q", frame, at)
-        after = tuple(zip(flat[::2], flat[1::2], strict=True))
+        after = tuple([flat[i : i + 2] for i in range(0, 2 * n_after, 2)])
         at += 16 * n_after
     meta = _NO_META
     if n_meta:
@@ -424,7 +424,7 @@ def bundle(messages: Sequence[Message]) -> Message:
     frames = [encode(each)[0] for each in messages]
     raw = b"".join(frame.ljust(_padded(len(frame)), b"\0") for frame in frames)
     bundled.values = np.frombuffer(raw, "<i8")
-    bundled.after = tuple((len(frame), 0) for frame in frames)
+    bundled.after = tuple([(len(frame), 0) for frame in frames])
     return bundled
 
 
@@ -469,7 +469,7 @@ def frame_bytes(raw: bytearray | memoryview) -> int:
 def bodies(message: Message) -> tuple[memoryview, ...]:
     """Return the writable buffers that receive the detached keys and values of a decoded message."""
     arrays: tuple[NDArray[Any] | None, ...] = (message.keys, message.values)
-    return tuple(_raw(array) for array in arrays if array is not None and array.size)
+    return tuple([_raw(array) for array in arrays if array is not None and array.size])
 
 
 def _raw(array: NDArray[Any]) -> memoryview:

@@ -39,7 +39,7 @@ def joined(parts: list[Pieces]) -> Pieces:
     """Return the rows of some parts one after the other."""
     rows = sum(each.shape[0] for each in parts)
     return Pieces(
-        parts[0].dtype, (rows, *parts[0].shape[1:]), tuple(read for each in parts for read in each.read)
+        parts[0].dtype, (rows, *parts[0].shape[1:]), tuple([read for each in parts for read in each.read])
     )
 
 
