@@ -77,7 +77,9 @@ class Consensus:
         assert proposal is not None
         self._sent_at = self._node.van.now()
         meta = proposal.proposed.to_meta()
-        for rank in self._quorum.electorate.voters(self._quorum.living(proposal.proposed.view.alive)):
+        # Also ranks that it excludes: they may be heard again, and the others have too few votes without theirs.
+        ranks = {rank for each in proposal.proposed.ancestors for rank in each.ranks}
+        for rank in self._quorum.electorate.voters(self._quorum.living(sorted(ranks))):
             if rank not in proposal.acceptors:
                 self._node.control(rank, Command.PROPOSE, meta)
 

@@ -168,12 +168,13 @@ class Quorum:
         """Whether this leader may exclude silent ranks: not if it is itself being cut off, or was a moment ago.
 
         Of ranks that fall silent together, one is the first. So half of the votes must have confirmed this leader since
-        then; and after it was frozen, silences count from when it is in touch again.
+        then; and after it was frozen, or heard less than half of the votes, silences count from when it is in touch
+        again.
         """
         node, detection = self._node, self._detection
         if detection.detector is None:
             return True
-        if node.van.now() - self._mended_at < detection.patience:
+        if node.van.now() - self._mended_at < detection.patience or not self.hears_enough:
             return False
         living = self.living(node.view.alive)
         fresh = self._confirming(detection.detector, living, detection.patience / 2)
@@ -181,10 +182,9 @@ class Quorum:
 
     @property
     def hears_enough(self) -> bool:
-        """Whether a candidate may exclude silent ranks: as a leader, not if it is itself being cut off.
+        """Whether this rank, as candidate or leader, has heard half of the votes for `patience` (`listen`).
 
-        It must hear half of the votes, and have done so for `patience` (`listen`): else those that are heard again
-        would be excluded.
+        Else it may be cut off itself, and would exclude those that are heard again a moment later.
         """
         return self._node.van.now() >= self._deaf_until
 

@@ -82,10 +82,18 @@ class ObservableJournal(Journal):
 
 
 class ReachableLeases(Leases):
-    """Leases in a folder that may be out of reach."""
+    """Leases in a folder that may be out of reach for a while, by the clock of a network."""
 
-    reachable = True
-    """Whether this rank reaches the folder."""
+    def __init__(self, folder: Path, run: str, network: Network) -> None:
+        super().__init__(folder, run)
+        self._network = network
+        self.unreachable_until = 0.0
+        """The simulated time from which this rank reaches the folder."""
+
+    @property
+    def reachable(self) -> bool:
+        """Whether this rank reaches the folder."""
+        return self._network.time >= self.unreachable_until
 
     def take(self, number: int, view: str) -> str | None:
         """Take a lease; see `Leases`."""
@@ -202,7 +210,7 @@ class Simulation:
             Recorder(me, self._record)
         if self._replay is not None:
             me.follow(Player(me, self._replay))
-        leases = self.internals.leases[van.rank] = ReachableLeases(place, self._start)
+        leases = self.internals.leases[van.rank] = ReachableLeases(place, self._start, network)
         membership = Membership(
             me,
             self.replicas,

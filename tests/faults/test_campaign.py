@@ -29,7 +29,10 @@ def test_every_promise_is_kept_whatever_happens(first: int) -> None:
 # 1000079: a leader that was elected again when it had just been deaf excluded its only successor, and the next one,
 # for which it had been silent, took it for lost at once: the journal was on no other rank.
 # 1000159: a worker that was to leave while the leader was frozen became a spare later, and got the next call.
-@pytest.mark.parametrize("seed", [10260, 20080, 50522, 1000079, 1000159])
+# 4002488: the folder of the leases was out of reach until a message was sent, and all ranks waited for it.
+# 4002637: a leader that had been deaf as a candidate excluded four of seven voters, which were heard again at once. The
+# others had too few votes without theirs, and nobody asked these.
+@pytest.mark.parametrize("seed", [10260, 20080, 50522, 1000079, 1000159, 4002488, 4002637])
 def test_what_trials_have_found_does_not_happen_again(seed: int) -> None:
     outcome = _trial.run(seed)
     assert outcome.ok, outcome.text()

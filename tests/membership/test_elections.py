@@ -324,6 +324,41 @@ def test_a_candidate_that_hears_nobody_for_a_moment_excludes_nobody_but_the_lead
     assert five.left == {0} and [loss.rank for view in five.published for loss in view.losses] == [0]
 
 
+def test_a_candidate_that_hears_nobody_after_it_has_proposed_excludes_nobody_as_the_leader(
+    five: Ranks,
+) -> None:
+    kept: list[tuple[int, int, Message]] = []
+
+    def late(sender: int, rank: int, message: Message) -> bool:
+        if rank == 6:
+            kept.append((sender, rank, message))
+        return rank != 6
+
+    five.left = {0}
+    five.stand(6)
+    five.hears, five.arrives = lambda sender, rank: rank != 6, late
+    five.run(1.2)
+    assert not five.leaders() and kept
+    five.hears, five.arrives = lambda sender, rank: True, lambda sender, rank, message: True
+    five.queue += kept
+    five.run(5.0)
+    five.check()
+    assert five.left == {0} and [loss.rank for loss in five.published[-1].losses] == [0]
+
+
+def test_ranks_that_are_heard_again_vote_for_a_view_that_excludes_them_if_others_are_too_few() -> None:
+    ranks = Ranks(LayoutSpec(servers=3, workers=2, spares=3), [f"h{rank}" for rank in range(9)])
+    ranks.run(2.0)
+    ranks.stalled = {6, 7, 8}
+    ranks.stand(0)
+    # Four of seven votes are needed, of which the leader and two others are left.
+    ranks.stalled = {3}
+    ranks.run(5.0)
+    ranks.check()
+    assert ranks.leaders() == [0] and ranks.left == {6, 7, 8}
+    assert {loss.rank for loss in ranks.published[-1].losses} == {3, 6, 7, 8}
+
+
 def test_a_majority_continues_though_its_leases_do_not_answer(five: Ranks) -> None:
     five.unanswered, five.stalled = set(range(7)), {2}
     five.run(5.0)

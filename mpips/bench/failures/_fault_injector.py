@@ -80,8 +80,6 @@ class FaultInjector:
         self._between = -1, -1
         # By split: until when, and the sides of which one may be excluded.
         self._splits: list[tuple[float, list[set[int]]]] = []
-        # Until when the leases are out of reach.
-        self._unreachable_until = 0.0
         # Servers that were ordered to leave.
         self._leaving: set[int] = set()
 
@@ -106,8 +104,6 @@ class FaultInjector:
         network = self._internals.network
         assert network is not None
         self._witness.see(source, dest, message)
-        if self._unreachable_until:
-            self._reach(network)
         if self._events and not self._program_ended:
             self._between = source, dest
             is_checked = network.posted % EVERY == 0
@@ -191,14 +187,11 @@ class FaultInjector:
 
     def _unreach(self, event: Disturbance, network: Network) -> bool:
         """Let no rank reach the leases for a while."""
-        self._unreachable_until = max(self._unreachable_until, network.time + (event.duration or 0.0))
-        self._record_event(event.what, network, f"for {event.duration} s")
-        self._reach(network)
-        return True
-
-    def _reach(self, network: Network) -> None:
+        until = network.time + (event.duration or 0.0)
         for leases in self._internals.leases.values():
-            leases.reachable = network.time >= self._unreachable_until
+            leases.unreachable_until = max(leases.unreachable_until, until)
+        self._record_event(event.what, network, f"for {event.duration} s")
+        return True
 
     def _victims(self, event: Disturbance, network: Network, view: View, here: list[int]) -> list[int]:
         """Choose the ranks of an event among those that run; none if it is not possible now."""
