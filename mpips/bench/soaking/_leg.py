@@ -82,7 +82,7 @@ class LegRun:
         self._metrics, self._read = run / "metrics.jsonl", 0
         self._pids: dict[int, int] = {}
         self._roles: dict[int, str] = {}
-        self._held: dict[tuple[int, str], Held] = {}
+        self._held: dict[int, Held] = {}
         self._segments: set[Path] = set()
         self._stopped: dict[int, Timer] = {}
         # Ranks that were hung or killed, and must be lost.
@@ -331,8 +331,7 @@ class LegRun:
         self._sampled = now
         for rank, role in self._roles.items():
             if rank not in self._expended and rank not in self._stopped:
-                held = self._held.setdefault((rank, role), Held(rank, role))
-                held.add(now, self._pids[rank])
+                self._held.setdefault(rank, Held(rank)).add(now, role, self._pids[rank])
         self._segments |= shared_memory(self._pids.values())
 
     def progress(self) -> str:

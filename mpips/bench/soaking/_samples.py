@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,10 +20,10 @@ MOST_PAIRS = 400
 
 @dataclass
 class Held:
-    """The samples of one rank while it has one role, perhaps several times."""
+    """The samples of one rank of a leg: of one process."""
 
     rank: int
-    role: str
+    roles: list[str] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     """Seconds."""
     rss: list[int] = field(default_factory=list)
@@ -34,29 +35,60 @@ class Held:
     shared: list[int] = field(default_factory=list)
     """Number of mapped files in /dev/shm."""
 
-    def add(self, now: float, pid: int) -> None:
+    @property
+    def role(self) -> str:
+        """The role of most samples."""
+        return Counter(self.roles).most_common(1)[0][0]
+
+    def add(self, now: float, role: str, pid: int) -> None:
         """Sample a process; nothing if it has ended."""
         sizes = resident(pid)
         with suppress(OSError):
             files = len(os.listdir(f"/proc/{pid}/fd"))
             if sizes:
+                self.roles.append(role)
                 self.times.append(now)
                 self.rss.append(sizes["Rss"])
                 self.anonymous.append(sizes["Anonymous"])
                 self.files.append(files)
                 self.shared.append(len(shared_memory([pid])))
 
-    def warm(self, count: int) -> Held:
-        """Return the samples without the first ones."""
+    def part(self, begin: int, end: int) -> Held:
+        """Return the samples from `begin` up to, but without, `end`."""
+        cut = slice(begin, end)
         return Held(
             self.rank,
-            self.role,
-            self.times[count:],
-            self.rss[count:],
-            self.anonymous[count:],
-            self.files[count:],
-            self.shared[count:],
+            self.roles[cut],
+            self.times[cut],
+            self.rss[cut],
+            self.anonymous[cut],
+            self.files[cut],
+            self.shared[cut],
         )
+
+    def by_role(self, values: Sequence[float]) -> list[tuple[list[float], list[float]]]:
+        """Return the times and values of the samples in each role: roles need different things."""
+        found: dict[str, tuple[list[float], list[float]]] = {}
+        for role, time, value in zip(self.roles, self.times, values, strict=True):
+            times, those = found.setdefault(role, ([], []))
+            times.append(time)
+            those.append(value)
+        return list(found.values())
+
+    def warm(self, count: int) -> list[Held]:
+        """Return the runs of samples, each as long as possible, without the first `count` samples in any role.
+
+        A role's first minutes load what it needs, which stays when the rank has another role.
+        """
+        seen, found, begin = Counter[str](), list[Held](), 0
+        for at, role in enumerate([*self.roles, None]):
+            if role is not None:
+                seen[role] += 1
+            if role is None or seen[role] <= count:
+                if begin < at:
+                    found.append(self.part(begin, at))
+                begin = at + 1
+        return found
 
 
 def resident(pid: int) -> dict[str, int]:
@@ -67,15 +99,19 @@ def resident(pid: int) -> dict[str, int]:
     return {}
 
 
-def slope(times: Sequence[float], values: Sequence[float]) -> float:
-    """Return the median slope of all pairs of samples (Theil and Sen), per unit of time: few steps do not change it.
+def slope(series: Iterable[tuple[Sequence[float], Sequence[float]]]) -> float:
+    """Return the median slope of all pairs of samples in one series of (times, values), per unit of time.
 
-    >>> slope([0.0, 1.0, 2.0, 3.0, 4.0], [0.0, 2.0, 4.0, 90.0, 8.0])
+    A few steps do not change it (Theil and Sen).
+
+    >>> slope([([0.0, 1.0, 2.0, 3.0, 4.0], [0.0, 2.0, 4.0, 90.0, 8.0]), ([5.0, 6.0], [70.0, 72.0])])
     2.0
     """
-    every = -(-len(times) // MOST_PAIRS)
-    points = list(zip(times[::every], values[::every], strict=True)) if every else []
-    slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(points, 2) if b[0] > a[0]]
+    slopes = []
+    for times, values in series:
+        every = -(-len(times) // MOST_PAIRS) or 1
+        points = zip(times[::every], values[::every], strict=True)
+        slopes += [(b[1] - a[1]) / (b[0] - a[0]) for a, b in combinations(points, 2) if b[0] > a[0]]
     return median(slopes) if slopes else 0.0
 
 
@@ -87,8 +123,3 @@ def growth(values: Sequence[float]) -> float:
     """
     third = len(values) // 3
     return median(values[-third:]) - median(values[:third]) if third else 0.0
-
-
-def existing(paths: Iterable[Path]) -> list[Path]:
-    """Return the paths that exist, sorted."""
-    return sorted(path for path in paths if path.exists())

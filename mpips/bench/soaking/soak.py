@@ -6,7 +6,7 @@ import argparse
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,8 +24,9 @@ values on the servers are compared with the pushes every few seconds. The run is
 ends by an order to stop, the next one by the death of all ranks at once, and each leg continues from the last
 checkpoint. In every second leg 1 % of all messages are lost, and 1 % doubled.
 
-The memory of each rank, its open files and its files in /dev/shm are sampled, and must not grow once it has
-warmed up in its role. Memory is what is resident of the process's own pages: those of files are read once, and shared.
+The memory of each rank, its open files and its files in /dev/shm are sampled, and must not grow. Not judged are the
+first two minutes in each role, and what they have added. Memory is what is resident of the process's own pages: those
+of files are read once, and shared.
 
   mpips bench soak --minutes 5                  try it
   mpips bench soak --hours 2 --json soak.json   2 hours; all samples are in the file
@@ -38,7 +39,7 @@ STEEPEST = 1.0
 NOISE = 0.3
 """Growth within the samples of a rank that is not judged, MB: allocators return memory late."""
 WARM_UP = 24
-"""Samples of a rank in a role that are not judged, the first: two minutes."""
+"""Samples of a rank in a role that are not judged, the first: two minutes. Its samples begin anew after them."""
 FEWEST = 24
 """Samples that are needed to judge growth."""
 MB, HOUR = 1e6, 3600.0
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
             print(leg_text(legs[-1]), flush=True)
             if last or legs[-1].wrong:
                 break
-    rows = [judged(held) for leg in legs for held in leg.held]
+    rows = [judged(part) for leg in legs for held in leg.held for part in held.warm(WARM_UP)]
     wrong = [f"leg {leg.number}: {each}" for leg in legs for each in leg.wrong] + grown(rows)
     report = {
         "benchmark": "soak",
@@ -105,22 +106,26 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if wrong else 0
 
 
-def judged(held: Held) -> dict[str, Any]:
-    """Return the growth of a rank in a role after the warm-up; None where there are too few samples."""
-    row: dict[str, Any] = {"rank": held.rank, "role": held.role, "samples": len(held.times)}
-    warm = held.warm(WARM_UP)
+def judged(warm: Held) -> dict[str, Any]:
+    """Return the growth of a rank while no role is new to it; its numbers are missing where it was too short."""
+    row: dict[str, Any] = {"rank": warm.rank, "role": warm.role, "samples": len(warm.times)}
     if len(warm.times) < FEWEST:
         return row
-    hours = [now / HOUR for now in warm.times]
+    memory = warm.by_role([each / MB for each in warm.anonymous])
     return row | {
-        "hours": hours[-1] - hours[0],
+        "hours": (warm.times[-1] - warm.times[0]) / HOUR,
         "rss": warm.rss[-1] / MB,
         "mb": warm.anonymous[-1] / MB,
-        "slope": slope(hours, [each / MB for each in warm.anonymous]),
-        "growth": growth([each / MB for each in warm.anonymous]),
-        "files": growth(warm.files),
-        "shared": growth(warm.shared),
+        "slope": HOUR * slope(memory),
+        "growth": most_growth(memory),
+        "files": most_growth(warm.by_role(warm.files)),
+        "shared": most_growth(warm.by_role(warm.shared)),
     }
+
+
+def most_growth(series: Iterable[tuple[Sequence[float], Sequence[float]]]) -> float:
+    """Return the largest growth in one series of (times, values)."""
+    return max(growth(values) for _, values in series)
 
 
 def grown(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -132,9 +137,9 @@ def grown(rows: Sequence[dict[str, Any]]) -> list[str]:
         name = f"rank {row['rank']} ({row['role']})"
         if row["slope"] > STEEPEST and row["growth"] > NOISE:
             found.append(f"{name}: memory grows by {row['slope']:.1f} MB/h ({row['growth']:+.2f} MB)")
-        if row["files"] > 0:
+        if row["files"] >= 1:
             found.append(f"{name}: {row['files']:+.0f} open files")
-        if row["shared"] > 0:
+        if row["shared"] >= 1:
             found.append(f"{name}: {row['shared']:+.0f} files in /dev/shm")
     return found
 

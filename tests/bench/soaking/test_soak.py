@@ -77,8 +77,8 @@ def test_a_worker_s_file_gives_the_bounds_of_its_keys(tmp_path: Path) -> None:
     assert _soaking.judge({1: 8, 3: 1}, {1: (6, 7)})[:2] == (0, 2)
 
 
-def held(values: list[float]) -> Held:
-    found = Held(3, "servers")
+def held(values: list[float], roles: list[str] | None = None) -> Held:
+    found = Held(3, roles or ["servers"] * len(values))
     for at, value in enumerate(values):
         found.times.append(5.0 * at)
         # Pages of files come when they are used, and are no growth.
@@ -96,9 +96,30 @@ def test_growth_is_told_from_noise(per_hour: float, told: bool) -> None:
     rng = np.random.default_rng(1)
     values = [per_hour * 5 * at / 3600 + 0.05 * rng.random() for at in range(soak.WARM_UP, 400)]
     # What happens while it warms up does not count.
-    row = soak.judged(held([*np.linspace(-9, 0, soak.WARM_UP).tolist(), *values]))
+    row = soak.judged(*held([*np.linspace(-9, 0, soak.WARM_UP).tolist(), *values]).warm(soak.WARM_UP))
     assert row["slope"] == pytest.approx(per_hour, abs=0.1)
     assert bool(soak.grown([row])) is told
+
+
+def test_what_a_role_loads_is_no_growth_of_the_role_before_and_after_it() -> None:
+    stays = [("spares", 60), ("servers", 10), ("spares", 30), ("servers", 30), ("spares", 100)]
+    roles = [role for role, count in stays for _ in range(count)]
+    # With its first checkpoint, a server needs 9 MB more.
+    values = [0.0 if at < 105 else 9.0 for at in range(len(roles))]
+    parts = held(values, roles).warm(soak.WARM_UP)
+    assert [(part.role, len(part.times)) for part in parts] == [
+        ("spares", 36),
+        ("spares", 30),
+        ("spares", 116),
+    ]
+    assert soak.grown([soak.judged(part) for part in parts]) == []
+    # A worker has a file more than a spare; what each further change of the role keeps is growth.
+    roles = [("spares", "workers")[at // 10 % 2] for at in range(600)]
+    *_, part = held([0.05 * (at // 10) for at in range(600)], roles).warm(soak.WARM_UP)
+    part.files = [20 + (role == "workers") for role in part.roles]
+    row = soak.judged(part)
+    assert row["slope"] == pytest.approx(3.6, rel=0.01) and row["files"] == 0.0
+    assert len(soak.grown([row])) == 1
 
 
 def test_open_files_that_stay_open_are_told() -> None:
@@ -114,7 +135,7 @@ def test_the_memory_of_a_process_is_read() -> None:
     sizes = resident(os.getpid())
     assert sizes["Rss"] >= sizes["Anonymous"] > 1e6
     assert resident(2**22 + 1) == {}
-    assert slope([], []) == growth([]) == 0.0
+    assert slope([]) == slope([([], [])]) == growth([]) == 0.0
 
 
 def test_ranks_are_chosen_by_their_roles(tmp_path: Path) -> None:
