@@ -89,9 +89,7 @@ def _find(memory: Any, asked: Any, heads: Any, lists: Any, tails: Any) -> Any:
     return -1
 
 
-@kernel(
-    "i8(i8[::1], i8, i8, i8, i8, i8, u1[::1], b1, i8, i8, u1[::1], b1, i8, i8, i8, b1, u8[::1], i8, i8, i8)"
-)
+@kernel("i8(i8[::1], i8, i8, i8, i8, i8, u1[::1], b1, i8, i8, u1[::1], i8, i8, i8, b1, u8[::1], i8, i8, i8)")
 def ask(
     memory: Any,
     head: int,
@@ -104,7 +102,6 @@ def ask(
     first: int,
     nbytes: int,
     out: Any,
-    pulls: bool,
     out_first: int,
     out_bytes: int,
     kind: int,
@@ -117,8 +114,9 @@ def ask(
     """Send a request; return its slot, -1 if none is free.
 
     A push sends `nbytes` of `rows` from byte `first` on; a pull receives its answer, of the wire type `kind`, in `out`,
-    `out_bytes` from `out_first` on, which the server may write into this process's memory if `may_write`. `head` is the
-    address of the prepared header. The request lists `count` of `keys` from `begin` on, unless there are none.
+    `out_bytes` (0: nothing) from `out_first` on, which the server may write into this process's memory if `may_write`.
+    `head` is the address of the prepared header. The request lists `count` of `keys` from `begin` on, unless there are
+    none. Calls with 20 arguments would each leave a tuple (`tests/test_tuples.py`).
     """
     asked = table(memory[ASKED], SLOTS, OPEN + 1, _INT8)
     heads = table(memory[HEADS], SLOTS, 3, _INT8)
@@ -142,7 +140,7 @@ def ask(
     asked[slot, SHARD] = small[header.SHARD]
     asked[slot, DEST] = dest
     asked[slot, PLACE] = place
-    asked[slot, BYTES] = out_bytes if pulls else 0
+    asked[slot, BYTES] = out_bytes
     asked[slot, DTYPE] = kind
     asked[slot, OPEN] = 1 if may_write else 0
     if may_write:

@@ -360,9 +360,8 @@ class MPIVan:
         may_write = fresh and out_bytes >= LEAST and self.process_memory.has(dest)
         slot: int = ask(
             self._memory, head, time, acked, self.epoch, dest, NO_BYTES if rows is None else rows, rows is not None,
-            first, nbytes, NO_BYTES if out is None else out, out is not None, out_first, out_bytes, wire_type,
-            may_write,
-            keys, begin, count, round,
+            first, nbytes, NO_BYTES if out is None else out, out_first, 0 if out is None else out_bytes, wire_type,
+            may_write, keys, begin, count, round,
         )  # fmt: skip
         if self._cells[ERROR]:
             self._handle_error()
