@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +32,10 @@ class HistoryRecorder:
     def __init__(self, node: Node, sink: Sink) -> None:
         self._node, self._sink = node, sink
         self._number = 0
-        # By time of the operations of the present caller: their numbers; of unfinished ones, their answers so far.
-        self._numbers: dict[int, int] = {}
-        self._parts: dict[int, list[Part]] = {}
+        # By time of the present caller's unfinished operations: their numbers, and their answers so far.
+        self._unfinished: dict[int, tuple[int, list[Part]]] = {}
+        # As long as a program has the task of an operation, others may be declared to depend on it.
+        self._numbers: WeakKeyDictionary[Task, int] = WeakKeyDictionary()
         # Whether the rows that answer the operation that is being issued are recorded.
         self._decodes = False
         events = node.observers
@@ -50,7 +52,7 @@ class HistoryRecorder:
         self._sink = lambda event: None
 
     def _watch(self, tasks: Tasks) -> None:
-        self._numbers, self._parts = {}, {}
+        self._unfinished, self._numbers = {}, WeakKeyDictionary()
         before, now = tasks.on_reply, self._replied
         if before is None:
             tasks.on_reply = now
@@ -61,22 +63,23 @@ class HistoryRecorder:
         node, keys, numbers = self._node, self._keys(op), self._numbers
         number, time = self._number, node.tasks.time
         self._number += 1
-        numbers[time], self._parts[time] = number, []
+        self._unfinished[time] = number, []
         self._decodes = bool(keys) and op.pulls
         rows = None if op.rows is None else _ints(op.rows) if keys else ()
-        after = tuple([numbers[each.time] for each in op.after if each.time in numbers])
+        after = tuple([numbers[each] for each in op.after if each in numbers])
         group = node.view.workers if op.round != NO_ROUND else ()
         shards = tuple([~address for address in op.addresses])
         self._sink(Issued(node.rank, number, op.vector, keys, rows, op.pulls, op.round, after, group, shards))
 
     def _issued(self, task: Task) -> None:
-        number, parts, decodes = self._numbers[task.time], self._parts[task.time], self._decodes
+        (number, parts), decodes = self._unfinished[task.time], self._decodes
+        self._numbers[task] = number
 
         def ended(task: Task) -> None:
             good = task.error is None
             rows = _ints(task.values) if decodes and good else None
             self._sink(Answered(self._node.rank, number, good, rows, tuple(parts)))
-            self._parts.pop(task.time, None)
+            self._unfinished.pop(task.time, None)
 
         task.then(ended)
 
@@ -86,19 +89,19 @@ class HistoryRecorder:
         return tuple(keys.tolist()) if known and keys is not None else ()
 
     def _replied(self, address: int, time: int, reply: Message, given_up: bool) -> None:
-        parts = self._parts.get(time)
-        if parts is not None and address < 0 and not given_up:
+        known = self._unfinished.get(time)
+        if known is not None and address < 0 and not given_up:
             version = reply.round if reply.command in _READS else -1
-            parts.append(Part(~address, reply.sender, reply.epoch, version, self._node.view.epoch))
+            known[1].append(Part(~address, reply.sender, reply.epoch, version, self._node.view.epoch))
 
     def _answered(self, slot: int) -> None:
         """Record the answer to a request of the fast path, which has no message."""
         node = self._node
         address, time = node.tasks.asked_at(slot)
-        parts = self._parts.get(time)
-        if parts is not None and address < 0:
+        known = self._unfinished.get(time)
+        if known is not None and address < 0:
             epoch = node.view.epoch
-            parts.append(Part(~address, node.view.rank_of(address), epoch, node.van.version(), epoch))
+            known[1].append(Part(~address, node.view.rank_of(address), epoch, node.van.version(), epoch))
 
     def _called(self, request: Message) -> None:
         self._sink(Called(self._node.rank, request.origin, request.time))

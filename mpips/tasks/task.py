@@ -49,8 +49,8 @@ class Task:
     """
 
     __slots__ = (
-        "_callbacks", "_deliver", "_wait", "error", "expected", "handled", "location", "nbytes", "received",
-        "time", "under_way", "values", "what",
+        "__weakref__", "_callbacks", "_deliver", "_wait", "error", "expected", "handled", "location", "nbytes",
+        "received", "time", "under_way", "values", "what",
     )  # fmt: skip
 
     def __init__(
