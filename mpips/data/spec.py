@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import glob
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +13,8 @@ from mpips import typed
 from mpips.data.compression import open_data
 from mpips.data.examples import empty_files_note
 from mpips.data.stream import is_empty
-from mpips.errors import JobError
+from mpips.errors import InputError, JobError
+from mpips.files.patterns import matching
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,10 @@ def find(names: str | list[str], base: str = "") -> FoundFiles:
         path = os.path.join(base, os.path.expanduser(name))
         if "\0" in path:
             raise JobError(f"[data] {name!r} is not a file name")
-        found = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        try:
+            found = [path] if os.path.exists(path) else matching(path)
+        except InputError as error:
+            raise JobError(f"[data] {error}") from None
         if not found:
             raise JobError(f"[data] {_reason_missing(name, path, base)}")
         for file in found:
