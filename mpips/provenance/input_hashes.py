@@ -8,33 +8,25 @@ MiB.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpips.data.spec import DataSpec, expand
 from mpips.errors import InputError
-from mpips.files.safe_open import inside, open_regular
+from mpips.files.fingerprint import QUICK_LIMIT, Facts, fingerprint, hash_kind, stat_facts
+from mpips.files.safe_open import inside
 
 if TYPE_CHECKING:
     from mpips.config.job_file import Job
 
-QUICK_LIMIT = 2**24
-"""Size up to which a file is hashed as a whole in "quick" mode."""
-SAMPLE = 2**20
-HASHES = ("sha256", "sample_sha256")
 OUTPUT_LIMIT = 2**30
 """The same for output files, which are still in the page cache."""
-_PIECE = 2**22
 _NICE = 10
-
-Facts = dict[str, Any]
 
 
 def files_of(data: DataSpec, base: Path) -> list[tuple[str, Path]]:
@@ -47,36 +39,6 @@ def files_of(data: DataSpec, base: Path) -> list[tuple[str, Path]]:
     return found
 
 
-def stat_facts(path: Path) -> Facts:
-    """Return `bytes` and `modified` (UTC) of a file, or the `problem`."""
-    try:
-        found = path.stat()
-        when = datetime.fromtimestamp(found.st_mtime_ns / 1e9, UTC).isoformat(timespec="microseconds")
-    except (OSError, ValueError, OverflowError) as error:
-        # OverflowError: a time beyond the year 9999.
-        return {"problem": getattr(error, "strerror", None) or str(error)}
-    return {"bytes": found.st_size, "modified": when}
-
-
-def fingerprint(path: Path, whole: float, stop: Callable[[], bool] = lambda: False) -> Facts:
-    """Return {`sha256`} of a file of up to `whole` bytes, {`sample_sha256`} of a larger one.
-
-    Empty if `stop` returns True before it is done; {`problem`} if the file cannot be read.
-    """
-    try:
-        with open_regular(path, follow=True) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size <= whole:
-                done = _hash(file.readinto, stop)
-                return {} if done is None else {"sha256": done}
-            sha = hashlib.sha256(size.to_bytes(8, "little"))
-            sha.update(os.pread(file.fileno(), SAMPLE, 0))
-            sha.update(os.pread(file.fileno(), SAMPLE, max(0, size - SAMPLE)))
-            return {"sample_sha256": sha.hexdigest()}
-    except (OSError, ValueError) as error:
-        return {"problem": getattr(error, "strerror", None) or str(error)}
-
-
 class Altered(NamedTuple):
     """A changed file: the kind of hash (`sha256`, `sample_sha256`), the recorded hash, and the present one."""
 
@@ -84,11 +46,6 @@ class Altered(NamedTuple):
     kind: str
     expected: str
     found: str
-
-
-def hash_kind(facts: Mapping[str, Any]) -> str:
-    """Return the kind of hash that `Inputs` has of a file, "" if none, or if the file changed while it was read."""
-    return "" if facts.get("changed") else next((kind for kind in HASHES if kind in facts), "")
 
 
 def first_altered(recorded: Iterable[Mapping[str, Any]]) -> Altered | None:
@@ -127,16 +84,6 @@ def altered_output(folder: Path, recorded: Mapping[str, Any]) -> str:
         else now.get("problem", f"it has {now.get('bytes')} bytes")
     )
     return f"{path}: is not what the run has written: {found}, and run.json has {recorded[kind]}"
-
-
-def _hash(readinto: Callable[[memoryview], int | None], stop: Callable[[], bool]) -> str | None:
-    sha, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
-    while count := readinto(piece):
-        if stop():
-            return None
-        # Releases the GIL.
-        sha.update(piece[:count])
-    return sha.hexdigest()
 
 
 class Inputs:

@@ -25,10 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mpips.files.fingerprint import fingerprint
 from mpips.process.host import host_name
 from mpips.provenance import git_state
 from mpips.provenance.git_state import GitQueries
-from mpips.provenance.input_hashes import fingerprint
 from mpips.rundir.folder import utc_now
 
 if TYPE_CHECKING:

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mpips.errors import InputError, cannot_write
+from mpips.files.fingerprint import fingerprint, stat_facts
 from mpips.files.safe_open import inside
 from mpips.process.printable import printable, printable_in
-from mpips.provenance.input_hashes import altered_output, fingerprint, stat_facts
+from mpips.provenance.input_hashes import altered_output
 from mpips.provenance.run_json import state_line
 from mpips.report import crate_files
 from mpips.report.diff import RUN_SPECIFIC

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from mpips.checkpoint.manifest import read_manifest
 from mpips.config.job_file import Job
 from mpips.data.spec import DataSpec, expand
 from mpips.errors import CheckpointError, InputError
+from mpips.files.fingerprint import QUICK_LIMIT, SAMPLE, fingerprint, hash_kind, stat_facts
 from mpips.files.json_schema import ANY, NUMBER, Each, schema_error
 from mpips.files.json_schema import Table as Form
 from mpips.files.json_values import json_data, keep
@@ -29,6 +29,10 @@ _RESUMED = {
 """The fields of a manifest's `about` in a checkpoint that a run can resume from."""
 _FILES = ("train", "test", "vocab", "parts", "keep_parsed", "keep_unpacked", "keep_minibatches")
 """The settings in [data] that do not say how files are read."""
+_DECIDE = {"job": ("seed",), "layout": ("exact_sums",), "consistency": (), "filters": ()}
+"""Other tables whose settings decide the result, and which ones; (): all."""
+_READ_AGAIN = 2**26
+"""Bytes of training files that are read to see whether those of the same name and size have the same content."""
 
 
 def newest_sound(candidates: Iterable[Path], turn: Callable[[], object]) -> tuple[Path, list[str]]:
@@ -61,7 +65,8 @@ def read(
     """Read the descriptions of the first sound checkpoint, and of its vectors. Arguments and errors: `newest_sound`.
 
     Of the description, `path` is the checkpoint; `passed over`: what is wrong with those before it; `other files`: how
-    the job's training data differ; `other reading`: see `changed_reading`.
+    the job's training data differ; `other reading`: see `changed_reading`; `other job`: see `changed_program`
+    and `changed_job`.
     """
     resume, passed = newest_sound(candidates, turn)
     manifest = read_manifest(resume)
@@ -75,8 +80,9 @@ def read(
     run = manifest.get("provenance") or {}
     about = manifest["about"]
     added = {
-        "other files": changed_files(run.get("inputs", []), job),
+        "other files": changed_files(run.get("inputs", []), job, turn),
         "other reading": changed_reading(about, job),
+        "other job": changed_program(run, job) + changed_job(about, job),
     }
     added |= {"path": str(resume), "passed over": passed}
     return about | {"run": run.get("folder", "")} | added, specs
@@ -112,29 +118,76 @@ def changed_reading(about: dict[str, Any], job: Job) -> dict[str, str]:
     }
 
 
-def changed_files(inputs: Sequence[Mapping[str, Any]], job: Job) -> list[str]:
-    """Describe the first of a job's training files that differs from `inputs` of a run, by name or size; [] if none.
+def changed_job(about: dict[str, Any], job: Job) -> list[str]:
+    """Describe other settings that decide the result, outside of [data] and the program's table, and have changed.
 
-    A program that has read some of the old ones would take the same places of the new ones as read.
+    One that did not exist in the version that wrote the checkpoint is not compared.
     """
-    was = [
-        (Path(each["path"]).name, each["bytes"])
-        for each in inputs
-        if each.get("role") == "train" and "path" in each and "bytes" in each
+    before, now = about.get("job", {}), job.tables()
+    return [
+        f"[{table}] {key} = {json.dumps(now[table][key])}, was {json.dumps(before[table][key])}"
+        for table, keys in _DECIDE.items()
+        for key in keys or now[table]
+        if key in before.get(table, {})
+        and json_data(before[table][key], keep) != json_data(now[table][key], keep)
     ]
+
+
+def changed_program(run: Mapping[str, Any], job: Job) -> list[str]:
+    """Describe a program of the user's own that was changed since a run; [] if it was not, or it is not known."""
+    known = (run.get("program") or {}).get("sha256")
+    if known is None or not job.program.endswith(".py"):
+        return []
+    path = job.base / job.program
+    found = fingerprint(path, QUICK_LIMIT).get("sha256", known)
+    return [] if found == known else [f"[job] program: {path.name} has another content"]
+
+
+def changed_files(
+    inputs: Sequence[Mapping[str, Any]], job: Job, turn: Callable[[], object] = lambda: None
+) -> list[str]:
+    """Describe the first of a job's training files that differs from `inputs` of a run; [] if none.
+
+    By name, size, or content: that of files that were written since, as far as `_READ_AGAIN` bytes go. A program that
+    has read some of the old ones would take the same places of the new ones as read.
+    """
+    facts = [each for each in inputs if each.get("role") == "train" and "path" in each and "bytes" in each]
+    was = [(Path(each["path"]).name, each["bytes"]) for each in facts]
     if not was:
         return []
-    now = []
+    now, paths = [], []
     # Where they are read, the error is reported.
     with suppress(InputError, OSError):
-        now = [(Path(path).name, os.stat(path).st_size) for path in expand(job.data.train, str(job.base))]
-    if not now or was == now:
+        paths = [Path(path) for path in expand(job.data.train, str(job.base))]
+        now = [(path.name, path.stat().st_size) for path in paths]
+    if not now:
         return []
+    if was == now:
+        return _other_content(paths, facts, turn)
     shown = (
         "none" if each is None else f"{each[0]} of {each[1]:,} bytes"
         for each in next(pair for pair in zip_longest(now, was) if pair[0] != pair[1])
     )
     return [f"[data] train: {', was '.join(shown)}"]
+
+
+def _other_content(
+    paths: Sequence[Path], facts: Sequence[Mapping[str, Any]], turn: Callable[[], object]
+) -> list[str]:
+    """Describe the first file with another content than its facts say; [] if none is found."""
+    left = _READ_AGAIN
+    for path, each in zip(paths, facts, strict=True):
+        kind, now = hash_kind(each), stat_facts(path)
+        if not kind or now.get("modified") == each.get("modified"):
+            continue
+        size = now["bytes"] if kind == "sha256" else 0
+        left -= size or 2 * SAMPLE
+        if left < 0:
+            break
+        found = fingerprint(path, size, lambda: bool(turn() and False))
+        if kind in found and found[kind] != each[kind]:
+            return [f"[data] train: {path.name} has another content"]
+    return []
 
 
 def changed_settings(resume: Path, about: dict[str, Any], specs: dict[str, Any], job: Job) -> list[str]:

@@ -546,6 +546,7 @@ class Cluster:
             self._take_checkpoint(self.resume, about)
             resuming.check(self.resume, about, self.job, self.facts)
             changed = [*about.get("other files", []), *about.get("other reading", {}).values()]
+            changed += about.get("other job", [])
             changed += resuming.changed_settings(self.resume, about, specs, self.job)
             if unfit is not None and (problem := unfit(about)):
                 raise CheckpointError(f"checkpoint {self.resume} cannot be resumed: {problem}")

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from mpips.data.spec import DataSpec
+from mpips.files.fingerprint import fingerprint, stat_facts
 from mpips.provenance import input_hashes
-from mpips.provenance.input_hashes import Inputs, fingerprint, outputs_of
+from mpips.provenance.input_hashes import Inputs, outputs_of
 
 
 @pytest.fixture
@@ -109,8 +110,8 @@ def test_a_file_of_a_year_that_no_calendar_has_is_a_problem_and_no_more(
     def fail(*_: object) -> object:
         raise ValueError("year 14645 is out of range")
 
-    monkeypatch.setattr(input_hashes, "datetime", type("Odd", (), {"fromtimestamp": fail}))
-    assert input_hashes.stat_facts(file) == {"problem": "year 14645 is out of range"}
+    monkeypatch.setattr("mpips.files.fingerprint.datetime", type("Odd", (), {"fromtimestamp": fail}))
+    assert stat_facts(file) == {"problem": "year 14645 is out of range"}
 
 
 def test_an_error_of_the_input_search_does_not_end_the_rank() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,14 @@ from synthetic import Hooks, job_of, run_twin
 
 from mpips.checkpoint.manifest import complete
 from mpips.errors import CheckpointError, UsageError
-from mpips.scheduler.resuming import changed_files, changed_reading, check, kept_fields
+from mpips.scheduler.resuming import (
+    changed_files,
+    changed_job,
+    changed_program,
+    changed_reading,
+    check,
+    kept_fields,
+)
 from mpips.storage.initial import Uniform
 from mpips.storage.updates import VectorSpec
 
@@ -28,7 +37,7 @@ from mpips.storage.updates import VectorSpec
 def test_training_files_that_differ_are_named(tmp_path: Path, changed: dict[str, Any], found: str) -> None:
     inputs = [
         {"role": "train", "path": "/was/elsewhere/a.tsv", "bytes": 1},
-        {"role": "train", "path": "/was/elsewhere/b.tsv", "bytes": 2, "sha256": "00"},
+        {"role": "train", "path": "/was/elsewhere/b.tsv", "bytes": 2},
         {"role": "test", "path": "/was/elsewhere/c.tsv", "bytes": 9},
     ]
     for name, text in ({"a.tsv": "1", "b.tsv": "22"} | changed).items():
@@ -37,6 +46,72 @@ def test_training_files_that_differ_are_named(tmp_path: Path, changed: dict[str,
     job = job_of(tmp_path, {"job": {"program": "sketch"}, "data": {"train": "*.tsv"}})
     assert changed_files(inputs, job) == ([f"[data] train: {found}"] if found else [])
     assert changed_files([{"role": "train"}], job) == [] and changed_files([], job) == []
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_file_of_the_same_name_and_size_with_another_content_is_named(tmp_path: Path, large: bool) -> None:
+    path, text = tmp_path / "a.tsv", b"+1 1:1\n"
+    path.write_bytes(text)
+    known = (
+        {"sample_sha256": sha256(len(text).to_bytes(8, "little") + text + text)}
+        if large
+        else {"sha256": sha256(text)}
+    )
+    fact = {"role": "train", "path": "/was/a.tsv", "bytes": 7, "modified": "2026-01-01"}
+    fact |= {name: found.hexdigest() for name, found in known.items()}
+    job = job_of(tmp_path, {"job": {"program": "sketch"}, "data": {"train": "*.tsv"}})
+    assert changed_files([fact], job) == []
+    path.write_bytes(b"-1 1:1\n")
+    turns: list[bool] = []
+    assert changed_files([fact], job, lambda: turns.append(True)) == [
+        "[data] train: a.tsv has another content"
+    ]
+    assert large or turns
+    # It was not hashed as a whole while it was the same.
+    assert changed_files([fact | {"changed": True}], job) == []
+    os.truncate(path, 0)
+    assert changed_files([fact], job) == ["[data] train: a.tsv of 0 bytes, was a.tsv of 7 bytes"]
+
+
+def test_other_settings_that_decide_the_result_are_compared(tmp_path: Path) -> None:
+    tables: dict[str, Any] = {
+        "job": {"program": "sketch", "seed": 1},
+        "layout": {"servers": 2, "workers": 2},
+    }
+    before = {"job": job_of(tmp_path, tables).tables()}
+    assert changed_job({}, job_of(tmp_path, tables)) == changed_job(before, job_of(tmp_path, tables)) == []
+    tables["job"]["seed"] = 2
+    tables["layout"] |= {"servers": 1}
+    before["job"]["layout"]["exact_sums"] = True
+    tables |= {"consistency": {"tau": 4}, "filters": {"push": [{"name": "random_skip", "keep": 0.5}]}}
+    seed, sums, tau, push = changed_job(before, job_of(tmp_path, tables))
+    assert seed == "[job] seed = 2, was 1"
+    assert sums == "[layout] exact_sums = false, was true"
+    assert tau == "[consistency] tau = 4, was 0"
+    assert push.startswith("[filters] push = [") and "random_skip" in push and ", was [" in push
+    del before["job"]["consistency"]
+    assert len(changed_job(before, job_of(tmp_path, tables))) == 3
+
+
+def test_a_program_of_a_users_own_that_was_changed_is_named(tmp_path: Path) -> None:
+    program = tmp_path / "own.py"
+    program.write_text(OWN)
+    job = job_of(tmp_path, {"job": {"program": "own.py"}})
+    known = {"program": {"file": "/was/own.py", "sha256": sha256(OWN.encode()).hexdigest()}}
+    assert changed_program(known, job) == changed_program({}, job) == []
+    program.write_text(OWN + "# changed\n")
+    assert changed_program(known, job) == ["[job] program: own.py has another content"]
+    assert changed_program(known, job_of(tmp_path, {"job": {"program": "sketch"}})) == []
+
+
+OWN = """
+from dataclasses import dataclass
+@dataclass(frozen=True)
+class Settings:
+    pass
+def schedule(cluster): pass
+class Worker: pass
+"""
 
 
 def test_settings_by_which_data_are_read_are_compared_with_the_defaults_of_their_time(tmp_path: Path) -> None:

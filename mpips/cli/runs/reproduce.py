@@ -193,7 +193,8 @@ def check_origin(recorded: RunFolder, checkpoint: Path) -> None:
 def same_inputs(recorded: RunFolder, sizes: Mapping[str, int]) -> str:
     """Hash the inputs as the recorded run did (`provenance`); describe the check. InputError if one differs."""
     from mpips.errors import RecordError
-    from mpips.provenance.input_hashes import HASHES, first_altered, hash_kind
+    from mpips.files.fingerprint import HASHES, hash_kind
+    from mpips.provenance.input_hashes import first_altered
     from mpips.provenance.run_json import read_run
 
     inputs = (read_run(recorded) or {}).get("inputs")

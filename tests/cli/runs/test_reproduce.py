@@ -14,6 +14,7 @@ from mpips.checkpoint.checkpoint import begin, commit
 from mpips.checkpoint.writing import write_shard
 from mpips.cli.main import main
 from mpips.cli.runs.reproduce import check_origin, compare_results, same_inputs
+from mpips.files import fingerprint
 from mpips.provenance import input_hashes
 from mpips.provenance.input_hashes import Inputs
 from mpips.provenance.run_json import ancestry
@@ -71,7 +72,7 @@ def refused(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def kinds(folder: RunFolder) -> list[str]:
-    return [input_hashes.hash_kind(each) for each in json.loads(folder.run.read_text())["inputs"]]
+    return [fingerprint.hash_kind(each) for each in json.loads(folder.run.read_text())["inputs"]]
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_a_file_of_the_same_size_with_other_contents_is_refused(
     ][kind]
     path = data / name
     path.write_text(path.read_text().replace("+1", "-1", 1))
-    found = input_hashes.fingerprint(path, 2**20)[kind]
+    found = fingerprint.fingerprint(path, 2**20)[kind]
     assert refused(recorded, capsys) == (
         f"mpips: error: {path}: had {kind} {expected} when the run was recorded, and has {found}"
     )
