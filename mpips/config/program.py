@@ -32,8 +32,12 @@ from typing import Any
 
 from mpips.calls import check_runs, check_worker
 from mpips.errors import JobError, MpipsError, UsageError
+from mpips.filters import filter as filters
 from mpips.process import program_line
+from mpips.storage import updates
 
+_REGISTERED = "__mpips_registered__"
+"""The attribute of a program's module with what it has registered: updates, calls and filters, by name."""
 VECTORS = "vectors.h5"
 """The file in a run's folder with the vectors of a program of one's own, as they are at the end."""
 
@@ -71,7 +75,7 @@ def load_program(name: str, base: Path) -> Program:
             method with a reserved name.
     """
     try:
-        module = _module(name, base)
+        module = _registered(name, base)
     except MpipsError:
         raise
     except (Exception, SystemExit) as error:
@@ -79,6 +83,33 @@ def load_program(name: str, base: Path) -> Program:
         text = f"program {name!r} does not load: {type(error).__name__}: {error}"
         raise JobError(f"{text}, at {at}" if at else text) from error
     return program_of(module, name)
+
+
+def _registered(name: str, base: Path) -> ModuleType:
+    """Load a program's module; what it has registered is what its names mean from now on.
+
+    So it is after another program in this process, whose functions have the same names. One that does not load
+    registers nothing.
+    """
+    tables: tuple[dict[str, Any], ...] = (*updates.registered(), filters.known)
+    before = [dict(table) for table in tables]
+    try:
+        module = _module(name, base)
+    except BaseException:
+        for table, entries in zip(tables, before, strict=True):
+            table.clear()
+            table.update(entries)
+        raise
+    found = [
+        {key: value for key, value in table.items() if was.get(key) is not value}
+        for table, was in zip(tables, before, strict=True)
+    ]
+    # A module that is loaded already registers nothing more.
+    if not hasattr(module, _REGISTERED):
+        setattr(module, _REGISTERED, found)
+    for table, entries in zip(tables, getattr(module, _REGISTERED), strict=True):
+        table.update(entries)
+    return module
 
 
 def program_of(module: ModuleType, name: str) -> Program:
@@ -156,6 +187,7 @@ def _module(name: str, base: Path) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         spec.loader_state = version
         program_line.register(str(path))
+        updates.program_files.add(str(path))
         sys.modules[alias] = module
         try:
             spec.loader.exec_module(module)

@@ -217,6 +217,15 @@ BUILT_IN = frozenset(("add", "assign", "sgd", "adagrad", "ftrl", "adam"))
 """The names of the built-in updates: pushed rows, and answers, are like the values."""
 _updates: dict[str, Update] = {}
 _calls: dict[str, Call] = {}
+program_files: set[str] = set()
+"""Files that were loaded as programs: one process may run several in turn, whose functions have the same names."""
+
+
+def registered() -> tuple[dict[str, Update], dict[str, Call]]:
+    """Return the tables of registered updates and calls, by name."""
+    return _updates, _calls
+
+
 A = TypeVar("A", bound=Callable[..., Any])
 
 
@@ -311,16 +320,36 @@ def call(name: str, reads: bool = False) -> Callable[[Function], Function]:
 def check_unused(kind: str, name: str, new: Callable[..., Any], old: Callable[..., Any] | None) -> None:
     """Raise UsageError for a second function of one name; the same function, loaded again, replaces itself.
 
-    Also for a function that does not run when it is called.
+    So does that of another program (`program_files`). Also for a function that does not run when it is called.
     """
     check_runs(new, f"{kind} {name!r}")
-    if old is not None and _place(old) != _place(new):
+    if old is None or _place(old) == _place(new) or _is_loaded_again(new, old):
+        return
+    if not {_file(old), _file(new)} <= program_files:
         raise UsageError(f"{kind} {name!r} is already defined at {_place(old)}: choose another name")
+
+
+def _is_loaded_again(new: Callable[..., Any], old: Callable[..., Any]) -> bool:
+    """Return whether a function is an older one that has been edited: in a file, or in a cell of a notebook."""
+    new, old = _plain(new), _plain(old)
+    names = [(each.__module__, each.__qualname__) for each in (new, old) if hasattr(each, "__globals__")]
+    # Two of one file that was loaded once are two functions.
+    twice = getattr(new, "__globals__", 0) is getattr(old, "__globals__", 1) and _file(new) == _file(old)
+    return len(names) == 2 and names[0] == names[1] and "<" not in names[0][1] and not twice
+
+
+def _plain(function: Callable[..., Any]) -> Any:
+    return getattr(function, "py_func", function)
+
+
+def _file(function: Callable[..., Any]) -> str:
+    code = getattr(_plain(function), "__code__", None)
+    return code.co_filename if code else ""
 
 
 def _place(function: Callable[..., Any]) -> str:
     """Return the file and line where a function, plain or compiled, is defined."""
-    code = getattr(getattr(function, "py_func", function), "__code__", None)
+    code = getattr(_plain(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
 
 

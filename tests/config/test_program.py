@@ -7,14 +7,18 @@ import json
 import pickle
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import h5py
+import numpy as np
 import pytest
 
 from mpips.cli.main import main
 from mpips.config.program import load_program, trusted_loader
-from mpips.errors import JobError
+from mpips.errors import JobError, UsageError
 from mpips.rundir.folder import RunFolder
+from mpips.storage import updates
+from mpips.storage.updates import update_named
 
 OWN = """
 from dataclasses import dataclass
@@ -152,3 +156,49 @@ def test_a_program_is_loaded_once_until_its_file_changes(
     with pytest.raises(JobError, match="does not load"):
         load_program("never_loaded.py", tmp_path)
     assert "never_loaded" not in sys.modules
+
+
+UPDATE = """
+from dataclasses import dataclass
+from mpips import update
+@dataclass(frozen=True)
+class Settings: pass
+schedule = Worker = lambda *_: None
+@update("of_programs")
+def of_programs(values, state, slots, rows, settings):
+    values[slots] += {factor} * rows
+"""
+
+
+def test_the_functions_of_a_program_are_its_own_in_a_process_that_loads_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it is edited, so that a function has moved: as in a notebook, and in tests of several programs."""
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+
+    def pushed(name: str) -> float:
+        load_program(name, tmp_path)
+        values = np.zeros(1)
+        update_named("of_programs").apply(values, {}, np.zeros(1, np.int32), np.ones(1), {})
+        return float(values[0])
+
+    with patch.dict(updates._updates):
+        (tmp_path / "one_of_two.py").write_text(UPDATE.format(factor=1))
+        assert pushed("one_of_two.py") == 1
+        (tmp_path / "one_of_two.py").write_text("\n\n" + UPDATE.format(factor=2))
+        assert pushed("one_of_two.py") == 2
+        (tmp_path / "two_of_two.py").write_text(UPDATE.format(factor=3))
+        assert [pushed(name) for name in ("two_of_two.py", "one_of_two.py", "two_of_two.py")] == [3, 2, 3]
+        # One that does not load changes nothing.
+        (tmp_path / "one_of_two.py").write_text(UPDATE.format(factor=4) + "1 / 0\n")
+        with pytest.raises(JobError, match="ZeroDivisionError"):
+            load_program("one_of_two.py", tmp_path)
+        values = np.zeros(1)
+        update_named("of_programs").apply(values, {}, np.zeros(1, np.int32), np.ones(1), {})
+        assert values[0] == 3
+        # What others have taken away is there again.
+        del updates._updates["of_programs"]
+        assert pushed("two_of_two.py") == 3
+    with pytest.raises(UsageError, match="unknown update 'of_programs'"):
+        update_named("of_programs")

@@ -309,6 +309,19 @@ def test_a_second_function_of_one_name_is_refused_and_a_reload_is_not() -> None:
         call("mine")(lambda segment, args: {})
 
 
+@pytest.mark.usefixtures("registry")
+def test_a_cell_of_a_notebook_may_be_run_again_and_two_functions_of_a_file_are_two() -> None:
+    cell = "@update('of a cell')\ndef ours(values, state, slots, rows, settings):\n    values[slots] = {}\n"
+    names = {"update": update, "__name__": "__main__"}
+    for number in (1, 2):
+        exec(compile("\n" * number + cell.format(number), f"cell {number}", "exec"), names)
+        values = np.zeros(1)
+        update_named("of a cell").apply(values, {}, np.zeros(1, np.int32), np.ones(1), {})
+        assert values[0] == number
+    with pytest.raises(UsageError, match="update 'of a cell' is already defined at cell 3:1"):
+        exec(compile(cell.format(3) + cell.format(4), "cell 3", "exec"), names)
+
+
 def test_settings_are_checked_and_can_be_changed_by_a_call() -> None:
     spec = VectorSpec("w", update="ftrl", settings={"l1": 3})
     assert settings_of(spec) == {"alpha": 0.1, "beta": 1.0, "l1": 3, "l2": 0.0}
