@@ -107,6 +107,8 @@ def libffm_error(text: bytearray, code: int, begin: int) -> str:
     word = token(text, begin)
     if code == k.TWICE:
         return f"id in {word} comes twice in the line"
+    if code == k.FAR_OUT_OF_ORDER:
+        return f"id in {word} is too far out of order: sort the ids of long lines"
     if code in (k.BAD_FIELD, k.BAD_PAIR, k.QID):
         return (
             f"{word} is not of the form field:id:value, as in 2:7:0.5, with a field below {k.MOST_FIELDS:,}"

@@ -61,6 +61,23 @@ def test_wrong_lines_of_libffm(tmp_path: Path, line: str, text: str) -> None:
         list(read([str(path)], DataSpec()))
 
 
+def test_a_long_line_is_sorted_within_a_bound(tmp_path: Path) -> None:
+    """Moving each id to the beginning of a line of 16 MB takes hours, in which no signal is heeded."""
+    path = tmp_path / "a.ffm"
+    for n in (4000, 100_000):
+        path.write_text("1 " + " ".join(f"0:{key}:1" for key in range(n, 0, -1)) + "\n")
+        if n == 4000:
+            assert concatenate(read([str(path)], DataSpec())).keys.tolist() == list(range(1, n + 1))
+        else:
+            with pytest.raises(
+                DataError, match=r"a.ffm:1: id in '0:\d+:1' is too far out of order: sort the ids"
+            ):
+                list(read([str(path)], DataSpec()))
+    # An id that is out of place costs its distance only.
+    path.write_text("1 " + " ".join(f"0:{key}:1" for key in (*range(1, n), 0)) + "\n")
+    assert concatenate(read([str(path)], DataSpec())).keys.tolist() == list(range(n))
+
+
 def fields_by_column(found: Examples) -> list[dict[int, int]]:
     assert found.fields is not None
     return [

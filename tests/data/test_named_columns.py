@@ -396,6 +396,15 @@ def test_broken_rows_are_counted_once_and_other_rows_keep_their_numbers(tmp_path
         assert of != 2 or "row 8: label '3'" in errors[0] + errors[1]
 
 
+def test_a_broken_row_that_is_not_utf_8_is_one_line_without_a_traceback(tmp_path: Path) -> None:
+    """Arrow decodes the row for the handler of broken rows, and printed that it could not."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"a,y\nu,1\n\xf6,0,1\nv,0\n")
+    for on_error in ("stop", "skip"):
+        with pytest.raises(DataError, match=r"a.csv: row 3: has 3 columns where the first row has 2"):
+            load(path, DataSpec(label="y", on_error=on_error))
+
+
 @pytest.mark.parametrize(
     ("labels", "how"),
     [

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import re
+import sys
 from bisect import bisect
 from collections import Counter
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -159,26 +160,31 @@ def csv_batches(
     first, begin = index, head + 1
     with closing(_Text(path, parts)) as stream:
         try:
-            reader = pa_csv.open_csv(
-                io.BufferedReader(stream, BLOCK),
-                read_options=pa_csv.ReadOptions(
+            options: dict[str, Any] = {
+                "read_options": pa_csv.ReadOptions(
                     use_threads=False,
                     block_size=BLOCK,
                     column_names=raw,
                     skip_rows_after_names=head,
                 ),
-                parse_options=pa_csv.ParseOptions(
+                "parse_options": pa_csv.ParseOptions(
                     delimiter=separator, newlines_in_values=True,
                     # A handler is given texts, so that one that is not UTF-8 is an error in any case.
                     invalid_row_handler=broken_row if spec.on_error == "skip" else None,
                 ),
-                convert_options=pa_csv.ConvertOptions(
+                "convert_options": pa_csv.ConvertOptions(
                     check_utf8=False, include_columns=columns,
                     column_types=dict.fromkeys(raw, pa.binary()), null_values=list(spec.missing),
                     strings_can_be_null=True, quoted_strings_can_be_null=True,
                 ),
-            )  # fmt: skip
-            for batch in reader:
+            }  # fmt: skip
+            with _without_trace(broken_row):
+                reader = pa_csv.open_csv(io.BufferedReader(stream, BLOCK), **options)
+            while True:
+                with _without_trace(broken_row):
+                    batch = next(reader, None)
+                if batch is None:
+                    break
                 size = batch.num_rows
                 if size:
                     last = batch.column(raw[-1])[size - 1].as_py() or b""
@@ -200,6 +206,22 @@ def csv_batches(
         except pa.ArrowInvalid as error:
             raise DataError(f"{path}: {_csv_error(str(error))}") from None
     return index
+
+
+@contextmanager
+def _without_trace(handler: Callable[..., Any]) -> Iterator[None]:
+    """Print no traceback for rows that are no UTF-8, which Arrow decodes for a handler: it reports them itself."""
+    before = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if found.object is not handler:
+            before(found)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _numbers(sound: NDArray[np.int64], begin: int, broken: Sequence[int]) -> NDArray[np.int64]:
