@@ -254,13 +254,13 @@ class Vector:
         """
         return export(self.node, self.spec, self.number)
 
-    def set_rows(self, keys: KeyArray, rows: Rows, *, after: Iterable[Task] = ()) -> Task:
+    def set_rows(self, keys: Keys, rows: Rows, *, after: Iterable[Task] = ()) -> Task:
         """Set the rows of keys, whatever the update does; the task is finished when all copies have them.
 
         The update's state of these rows, such as AdaGrad's sums, is that of new rows. Other rows stay.
 
         Args:
-            keys: sorted and unique, [n].
+            keys: sorted and unique, [n], or a range of n keys.
             rows: [n, width] of the vector's dtype ([n] for width 1).
             after: as of `push`.
 
@@ -278,8 +278,8 @@ class Vector:
         [0.5, 0.0, 2.0]
         """
         check_unmasked(rows, f"vector {self.spec.name}: rows")
-        plan = self._planner.plan(keys, None, False, Command.CALL)
         given, width = np.asarray(rows), self.spec.width
+        plan = self._planner.plan(keys, None, False, Command.CALL)
         if given.dtype != self.spec.dtype or given.shape not in (
             (plan.n, width),
             (plan.n,) * int(width == 1),
@@ -288,12 +288,13 @@ class Vector:
                 f"vector {self.spec.name}: rows of {given.dtype} of shape {given.shape} to set, expected "
                 f"{self.spec.dtype} of ({plan.n}, {width})"
             )
+        listed = np.arange(*keys, dtype=np.uint64) if isinstance(keys, KeyRange) else plan.keys
+        assert listed is not None
         given, parts = np.ascontiguousarray(given).reshape(plan.n, width), []
         for piece, address in zip(plan.slices, plan.addresses, strict=True):
-            assert plan.keys is not None
             mine = slice(piece.begin, piece.end)
             message = Message(Kind.REQUEST, Command.CALL, namespace=self.number, range=piece.range)
-            message.keys, message.values, message.exact = plan.keys[mine], given[mine], True
+            message.keys, message.values, message.exact = listed[mine], given[mine], True
             message.meta = {"call": BuiltInCall.SET_ROWS, "args": {"number": self.number}}
             parts.append((address, message))
         task = self.node.tasks.submit(parts, None, after)

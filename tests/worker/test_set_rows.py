@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from simulated import simulate
 
-from mpips import Context, UsageError, VectorSpec
+from mpips import Context, KeyRange, UsageError, VectorSpec
 from mpips.embedding import Dense, Embedding
 from mpips.embedding.dense import offsets_between
 from mpips.keys import from_pairs
@@ -108,6 +108,21 @@ def test_what_was_trained_from_the_same_values_is_loaded_to_the_bit() -> None:
         if dtype == np.float32:
             assert np.array_equal(again, trained)
         assert np.allclose(again, trained, rtol=1e-6, atol=0)
+
+
+def test_keys_can_be_a_range_as_elsewhere() -> None:
+    def schedule(cluster: Cluster) -> Any:
+        w = cluster.create_vector(VectorSpec("w", width=2, extent=9))
+        w.set_rows(KeyRange(2, 6), np.arange(8.0).reshape(4, 2)).result()
+        with pytest.raises(UsageError, match=r"of shape \(4, 2\) to set, expected float64 of \(9, 2\)"):
+            w.set_rows(KeyRange(0, 9), np.ones((4, 2)))
+        wide = cluster.create_vector(VectorSpec("wide", key_bits=128))
+        with pytest.raises(UsageError, match="128-bit keys must be listed"):
+            wide.set_rows(KeyRange(0, 1), np.ones(1))
+        return w.pull_wait(KeyRange(1, 7)).tolist()
+
+    rows = [[0.0, 0.0], [0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0], [0.0, 0.0]]
+    assert simulate(schedule, lambda context: None, servers=2) == rows
 
 
 def test_mistakes_are_named() -> None:
