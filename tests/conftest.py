@@ -21,7 +21,7 @@ from forking import Fork, Forker
 from hypothesis import settings
 
 from mpips.cli.main import parser
-from mpips.launch.processes import clear_session
+from mpips.process import dependent
 from mpips.process.interpreter import python
 
 # What is slow is not therefore wrong. Each run of the suite draws other examples, so few are enough for one of them;
@@ -132,16 +132,13 @@ class Started:
                 self.process = forker.begin(words, cwd, env, self._out, self._err)
                 return
             self.process = subprocess.Popen(
-                words,
+                dependent.line(words),  # tests kill launchers, whose numbers come again
                 cwd=cwd,
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
-                preexec_fn=lambda: clear_session(
-                    os.getpid()
-                ),  # tests kill launchers, whose numbers come again
             )
 
     @property

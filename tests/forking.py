@@ -98,7 +98,7 @@ def serve() -> None:
 if __name__ == "__main__":
     from mpips import cli
     from mpips.cli.main import main
-    from mpips.launch.processes import clear_session
+    from mpips.process.dependent import clear_session
 
     # What most commands load.
     for module in ("checkpoint.loading", "data.convert", "launch.mpi_launcher", "config.program"):

@@ -22,7 +22,8 @@ from mpips.errors import InputError
 from mpips.files.json_schema import parse_json, schema_error
 from mpips.files.safe_open import read_text
 from mpips.launch import slurm_env
-from mpips.process import interpreter, subprocess_output, ucx, user_folders
+from mpips.process import interpreter, subprocess_output, user_folders
+from mpips.process.mpi import ucx
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 """Set to 1 unless the user has set them: there is already one rank per core."""
@@ -234,6 +235,10 @@ class Launch:
     def environment(self) -> dict[str, str]:
         """Return the whole environment of the launch."""
         return {**os.environ, **self.added}
+
+    def run(self, timeout: float) -> subprocess_output.Output:
+        """Launch it, and return its output; it is ended after `timeout` seconds."""
+        return subprocess_output.run(self.line, timeout, environ=self.environment(), launcher=True)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import errno
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mpips.errors import in_a_line
+from mpips.process import dependent
 from mpips.process.stop_signals import WARNINGS, StopRequests
 
 if TYPE_CHECKING:
@@ -171,11 +171,10 @@ class LauncherProcess:
         adopt_orphans()
         try:
             self._process = subprocess.Popen(
-                self._launch.line,
+                dependent.line(self._launch.line),
                 env=self._launch.environment(),
                 stdin=subprocess.DEVNULL,
                 process_group=0,
-                preexec_fn=_prepare_child,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
@@ -191,7 +190,7 @@ class LauncherProcess:
                 if self._deadline is not None and time.monotonic() > self._deadline:
                     self._kill()
             self._end_orphans()
-            clear_session(self._process.pid)
+            dependent.clear_session(self._process.pid)
             self._finish_output(requests.received)
             return self._process.returncode
         except BaseException as error:
@@ -318,7 +317,7 @@ class LauncherProcess:
             kill(descendants(os.getpid()))
 
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def adopt_orphans() -> None:
@@ -354,31 +353,6 @@ def copy(source: int, sink: Sink) -> None:
     """Copy the output that can be read from a file descriptor, until its end."""
     while data := os.read(source, 1 << 16):
         sink.write(data)
-
-
-def end_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
-    """Request a signal when the parent ends, even by KILL; without effect where unsupported.
-
-    It may come several times: the kernel sends it for each thread of the parent that ends.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by, 0, 0, 0)
-
-
-def clear_session(pid: int) -> None:
-    """Remove the session folder of a killed Open MPI launcher: a launcher that gets the same pid would fail."""
-    folder = next((os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if name in os.environ), "/tmp")
-    path = Path(folder, f"ompi.{pid}")
-    with suppress(OSError):
-        # As root this process could remove another user's.
-        if path.lstat().st_uid == os.geteuid():
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _prepare_child() -> None:
-    """Prepare the process that will become the launcher."""
-    end_with_parent()
-    clear_session(os.getpid())
 
 
 def kill(pids: Iterable[int]) -> None:

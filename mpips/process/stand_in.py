@@ -17,7 +17,6 @@ that takes minutes. So a process stays for some time when the run is over, and t
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import select
@@ -28,6 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from mpips.process.dependent import end_with_parent
 from mpips.process.host import is_gone
 from mpips.process.stop_signals import STOP_SIGNALS
 from mpips.process.supervisor import option
@@ -46,7 +46,6 @@ DAEMON_GRACE = 3.0
 
 LOST = ".lost-{}"
 """The name of the file about a rank that has failed before it was released, with the claim of `mpips run`."""
-_PR_SET_PDEATHSIG = 1
 _NONE = -1
 _to_stand_in = _NONE
 """In the rank: the pipe to which it writes when it is released."""
@@ -63,7 +62,7 @@ def begin(argv: Sequence[str]) -> None:
         _stand_in(pid, released, Path(option(argv, "--run-dir") or "-"), option(argv, "--claim"))
     os.close(released)
     os.setsid()
-    _end_with_parent(signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     # It has ended before that.
     if os.getppid() != parent:
         os._exit(1)
@@ -73,7 +72,7 @@ def release() -> None:
     """Let this rank outlive its stand-in from now on."""
     global _to_stand_in
     if _to_stand_in != _NONE:
-        _end_with_parent(0)
+        end_with_parent(0)
         # Children that the program has forked may hold the pipe open.
         with suppress(OSError):
             os.write(_to_stand_in, b"released")
@@ -166,12 +165,6 @@ def _report(path: Path, code: int) -> None:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         os.write(file, f"rank {os.environ.get('PMIX_RANK', '?')} on {os.uname().nodename}: {how}".encode())
         os.close(file)
-
-
-def _end_with_parent(kind: int) -> None:
-    """Request a signal when the parent ends; 0: none."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, kind, 0, 0, 0)
 
 
 def _without_core_file() -> None:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from mpips.process import dependent
+
 LARGEST_OUTPUT = 1 << 22
 """Bytes of stdout, and of stderr, that are kept; a program that writes more is ended."""
 _AFTER_END = 0.5
@@ -38,6 +40,7 @@ def run(
     environ: Mapping[str, str] | None = None,
     cwd: str | None = None,
     stdin_text: str = "",
+    launcher: bool = False,
     at_deadline: Callable[[], object] | None = None,
     after_term: Sequence[float] = AFTER_TERM,
 ) -> Output:
@@ -49,8 +52,11 @@ def run(
         environ: its environment; default: this process's.
         cwd: its working folder; default: this process's.
         stdin_text: its stdin.
+        launcher: it is a launcher of ranks: it ends with this process, and the folder that Open MPI leaves when its
+            launcher is killed is removed.
         at_deadline: is called when it has not ended in time, before it is ended.
-        after_term: seconds that it has to end after each of so many SIGTERMs, before it is killed.
+        after_term: seconds that it has to end after each of so many SIGTERMs, before it is killed; also when an
+            exception, such as KeyboardInterrupt, ends this call.
 
     Raises:
         OSError: it cannot be started.
@@ -59,8 +65,8 @@ def run(
         stdin.write(stdin_text.encode(errors="surrogateescape"))
         stdin.seek(0)
         process = subprocess.Popen(
-            command, env=environ, cwd=cwd, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            process_group=0,
+            dependent.line(command) if launcher else command, env=environ, cwd=cwd, stdin=stdin,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
         )  # fmt: skip
     with process:
         captured = (bytearray(), bytearray())
@@ -70,16 +76,29 @@ def run(
             if not ended:
                 if at_deadline is not None:
                     at_deadline()
-                for seconds in after_term:
-                    process.terminate()
-                    if _read(process, captured, time.monotonic() + seconds):
-                        break
+                _ask_to_end(process, captured, after_term)
+        except BaseException:
+            # This process is to end: a launcher that is killed leaves its ranks.
+            _ask_to_end(process, captured, after_term)
+            raise
         finally:
             if not ended:
                 with suppress(OSError):
                     os.killpg(process.pid, signal.SIGKILL)
+            if launcher:
+                process.wait()
+                dependent.clear_session(process.pid)
     stdout, stderr = (bytes(each[:LARGEST_OUTPUT]).decode(errors="replace") for each in captured)
     return Output(process.returncode if ended else None, stdout, stderr)
+
+
+def _ask_to_end(
+    process: subprocess.Popen[bytes], captured: tuple[bytearray, bytearray], after_term: Sequence[float]
+) -> None:
+    for seconds in after_term:
+        process.terminate()
+        if _read(process, captured, time.monotonic() + seconds):
+            return
 
 
 def _read(process: subprocess.Popen[bytes], captured: tuple[bytearray, bytearray], deadline: float) -> bool:

@@ -33,8 +33,8 @@ from mpips.errors import InputError
 from mpips.exit_codes import ExitCode
 from mpips.launch.oversubscription import oversubscription
 from mpips.process import parent_daemon
-from mpips.process.open_mpi import initialize
-from mpips.process.ucx import without_ucx_conf
+from mpips.process.mpi.open_mpi import initialize
+from mpips.process.mpi.ucx import without_ucx_conf
 from mpips.rank import stacks
 from mpips.rank.ending import LAST, LONGER, alarm, end_for_thread, say
 from mpips.rank.prepare import parser, prepare

@@ -25,15 +25,22 @@ sys.exit(importlib.import_module("mpips.cli.main").main())
 """
 
 
+def python(code: str, action: str = "SIG_DFL") -> list[str]:
+    """Return a command that runs code, with an action for the signals of a terminal that this process may ignore."""
+    # A shell sets none that was ignored when it began.
+    first = f"for each in (signal.SIGHUP, signal.SIGINT): signal.signal(each, signal.{action})"
+    become = f"import os, signal, sys\n{first}\nos.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    return [sys.executable, "-I", "-S", "-c", become, "-P", "-c", code]
+
+
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda kind: kind.name)
 def test_temporary_files_are_removed_when_a_signal_ends_a_command(
     tmp_path: Path, kind: signal.Signals
 ) -> None:
     root = str(Path(__file__).parents[2])
     run = subprocess.Popen(
-        [sys.executable, "-P", "-c", SLOW], cwd=tmp_path, env={**os.environ, "PYTHONPATH": root},
+        python(SLOW), cwd=tmp_path, env={**os.environ, "PYTHONPATH": root},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in (signal.SIGHUP, signal.SIGINT)],
     )  # fmt: skip
     assert run.stdout is not None
     assert run.stdout.readline() == "up\n"
@@ -95,9 +102,8 @@ def test_a_signal_ends_a_command_without_a_word_whenever_it_comes(
     tmp_path: Path, code: str, kind: signal.Signals
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code.format(kind=int(kind))], cwd=tmp_path, timeout=30, check=False,
+        python(code.format(kind=int(kind))), cwd=tmp_path, timeout=30, check=False,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, capture_output=True, text=True,
-        preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in (signal.SIGHUP, signal.SIGINT)],
     )  # fmt: skip
     assert done.returncode in (128 + kind, -kind) and (done.stdout, done.stderr) == ("", "")
 
@@ -105,9 +111,9 @@ def test_a_signal_ends_a_command_without_a_word_whenever_it_comes(
 def test_a_command_that_ignores_a_signal_goes_on_ignoring_it(tmp_path: Path) -> None:
     """As under nohup, and in the background of a script."""
     done = subprocess.run(
-        [sys.executable, "-P", "-c", EARLY.format(at="mpips.rundir.order_files", kind=int(signal.SIGINT))],
+        python(EARLY.format(at="mpips.rundir.order_files", kind=int(signal.SIGINT)), "SIG_IGN"),
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, capture_output=True, text=True,
-        cwd=tmp_path, timeout=30, check=False, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        cwd=tmp_path, timeout=30, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (
         2,

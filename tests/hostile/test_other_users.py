@@ -25,7 +25,7 @@ from mpips.cli.main import main
 from mpips.errors import InputError
 from mpips.files.safe_open import replacing
 from mpips.jit import kernel_cache
-from mpips.launch import processes
+from mpips.process import dependent
 from mpips.rundir import order_files
 from mpips.rundir.claim import release
 from mpips.rundir.folder import RunFolder, write_json, write_text
@@ -293,5 +293,5 @@ def test_a_session_of_another_users_launcher_is_not_removed(
     monkeypatch.setenv("TMPDIR", str(shared))
     (shared / "ompi.17").mkdir()
     os.chown(shared / "ompi.17", *((0, 0) if ours else (NOBODY, NOBODY)))
-    processes.clear_session(17)
+    dependent.clear_session(17)
     assert (shared / "ompi.17").exists() is not ours

@@ -59,3 +59,18 @@ def test_a_child_that_holds_the_pipe_is_not_waited_for() -> None:
 def test_output_has_a_bound() -> None:
     answer = shell("yes")
     assert answer.code is None and len(answer.stdout) == LARGEST_OUTPUT
+
+
+def test_one_is_asked_to_end_when_this_process_is(tmp_path: Path) -> None:
+    """`mpips validate` runs `mpips run`, whose ranks would go on if it were killed."""
+    told = tmp_path / "told"
+
+    def interrupt() -> None:
+        while not (tmp_path / "up").exists():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    text = f"trap 'touch {told}; exit' TERM; touch {tmp_path}/up; while :; do sleep 0.02; done"
+    with pytest.raises(KeyboardInterrupt):
+        run(["sh", "-c", text], 0.0, at_deadline=interrupt)
+    assert told.exists()

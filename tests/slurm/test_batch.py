@@ -207,7 +207,7 @@ def test_an_interrupted_job_continues_to_the_same_bits(
     job = jobs[name]
     result = job.finish()
     assert result["status"] == "completed" and result["metrics"]["passes"] == PASSES
-    # Open MPI may crash in MPI_Init (see `mpips.process.open_mpi`): such a start trains nothing, and another follows.
+    # Open MPI may crash in MPI_Init, see `mpips.process.mpi.open_mpi`: then nothing is trained, and it starts again.
     assert job.restarts() == 1 + job.text().count("requeued, to start again")
     assert result["parameters_sha256"] == bits()
 

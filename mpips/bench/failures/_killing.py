@@ -27,7 +27,7 @@ from mpips.checkpoint.inspection import verify
 from mpips.checkpoint.manifest import MANIFEST, complete, folders, latest, read_manifest, step_of
 from mpips.config.job_file import load
 from mpips.launch import mpi_launcher
-from mpips.launch.processes import end_with_parent
+from mpips.process import dependent
 
 LONGEST = 300.0
 """Seconds after which a run that has not ended counts as hung."""
@@ -242,13 +242,12 @@ class Campaign:
         scratch.mkdir()
         with (at / "output.txt").open("wb") as out:
             return subprocess.Popen(
-                planned.line,
+                dependent.line(planned.line),
                 env={**planned.environment(), "TMPDIR": str(scratch)},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 process_group=0,
-                preexec_fn=end_with_parent,
             )
 
     # --- a full disk -------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from mpips.bench.failures._killing import GONE, is_alive, kill, shared_memory, w
 from mpips.bench.soaking import _soaking
 from mpips.bench.soaking._samples import Held
 from mpips.exit_codes import ExitCode
-from mpips.launch.processes import end_with_parent
+from mpips.process import dependent
 from mpips.process.interpreter import python
 from mpips.rundir import order_files
 
@@ -118,12 +118,11 @@ class LegRun:
         leg.ended, self._began, self._lasts = ends, began, seconds
         with self._output.open("wb") as out:
             process = subprocess.Popen(
-                self._command,
+                dependent.line(self._command),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 process_group=0,
-                preexec_fn=end_with_parent,
             )
         try:
             if self._waits(process, self._begins, BEGINS, "begin to push"):

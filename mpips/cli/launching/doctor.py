@@ -158,7 +158,7 @@ def outliving(starter: Any, ping: Mapping[str, Any]) -> str | None:
     from pathlib import Path
 
     from mpips.launch import mpi_launcher
-    from mpips.process import interpreter, subprocess_output
+    from mpips.process import interpreter
 
     if not starter.mpi.ulfm or ping.get("size") != 2 or mpi_launcher.node_count(os.environ) < 2:
         return None
@@ -170,7 +170,7 @@ def outliving(starter: Any, ping: Mapping[str, Any]) -> str | None:
         result: dict[str, Any] = {}
         program = [*interpreter.python(), "-m", "mpips.launch.checks.outliving", str(report), killed]
         planned = mpi_launcher.plan(starter, 2, program, survive=mpi_launcher.Survival.NODES)
-        subprocess_output.run(planned.line, PATIENCE, environ=planned.environment())
+        planned.run(PATIENCE)
         # Ranks that outlive the launcher report after its end.
         deadline = time.monotonic() + REPORTED
         while not result.get("outlives") and time.monotonic() < deadline:

@@ -83,7 +83,7 @@ def command(arguments: argparse.Namespace) -> int:
         if arguments.caller is not None:
             import signal
 
-            from mpips.launch.processes import end_with_parent
+            from mpips.process.dependent import end_with_parent
 
             # One that may be repeated: a second TERM kills the run.
             end_with_parent(signal.SIGUSR2)
@@ -249,8 +249,7 @@ def compile_kernels(job: Job, file: str | Path, settings: Sequence[str]) -> None
     """
     from mpips.exit_codes import ExitCode
     from mpips.jit.warm_up import Mark
-    from mpips.launch.processes import end_with_parent
-    from mpips.process import interpreter
+    from mpips.process import dependent, interpreter
 
     mark = Mark(job.program, job.base, (job.filters, job.table))
     if mark.path is None or mark.is_set:
@@ -258,7 +257,7 @@ def compile_kernels(job: Job, file: str | Path, settings: Sequence[str]) -> None
     passed = [part for setting in settings for part in ("--set", setting)]
     line = [*interpreter.python(), "-m", "mpips", "--warm-up", str(file), *passed]
     # In its own process group: an interrupt from the terminal reaches this process, which ends the other.
-    done = subprocess.run(line, check=False, process_group=0, preexec_fn=end_with_parent)
+    done = subprocess.run(dependent.line(line), check=False, process_group=0)
     if done.returncode:
         raise SystemExit(done.returncode if done.returncode > 0 else ExitCode.FAILED)
     mark.set()

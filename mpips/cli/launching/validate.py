@@ -194,7 +194,7 @@ class Validation:
         """Check what ranks on all nodes find; return whether a run can be started."""
         from mpips.launch import mpi_launcher
         from mpips.launch.checks import reports, world
-        from mpips.process import interpreter, subprocess_output
+        from mpips.process import interpreter
 
         seconds = self._left(PROBE_SHARE)
         where = f"{nodes} node{'' if nodes == 1 else 's'} and {folder.parent}"
@@ -207,7 +207,7 @@ class Validation:
             str(seconds + ENDS_AFTER),
         ]
         planned = mpi_launcher.plan(starter, ranks, program, pmi=self._arguments.pmi)
-        answer = subprocess_output.run(planned.line, seconds, environ=planned.environment())
+        answer = planned.run(seconds)
         found = reports.read(answer.stdout)
         self.hosts = [each.host for each in found.values()]
         started = world.Started(

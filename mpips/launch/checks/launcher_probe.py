@@ -85,7 +85,7 @@ def start(
 ) -> Trial:
     """Start two ranks by a command line, and return the outcome within `timeout` seconds."""
     try:
-        answer = subprocess_output.run(command, timeout, environ=environ)
+        answer = subprocess_output.run(command, timeout, environ=environ, launcher=True)
     except OSError as error:
         return Trial(launcher, False, f"cannot be started: {error.strerror}", {})
     return outcome(launcher, answer.stdout, answer.code, answer.stderr)

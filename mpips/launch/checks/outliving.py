@@ -20,8 +20,8 @@ import mpi4py
 import numpy as np
 
 from mpips.process import parent_daemon, stand_in
-from mpips.process.open_mpi import initialize
-from mpips.process.ucx import without_ucx_conf
+from mpips.process.mpi.open_mpi import initialize
+from mpips.process.mpi.ucx import without_ucx_conf
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -22,8 +22,8 @@ import numpy as np
 
 from mpips.launch.checks.exchange import host_names, times
 from mpips.launch.checks.launcher_probe import REPORT_PREFIX
-from mpips.process.open_mpi import initialize
-from mpips.process.ucx import without_ucx_conf
+from mpips.process.mpi.open_mpi import initialize
+from mpips.process.mpi.ucx import without_ucx_conf
 from mpips.rundir.folder import write_json
 
 mpi4py.rc(initialize=False, finalize=True)

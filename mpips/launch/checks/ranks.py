@@ -24,8 +24,8 @@ from mpips.launch.checks import file_system, reports, wire
 from mpips.launch.checks.exchange import host_names, times
 from mpips.launch.oversubscription import cores
 from mpips.process.host import LOOPBACK, clock_name, host_address, host_name, machine
-from mpips.process.open_mpi import initialize
-from mpips.process.ucx import without_ucx_conf
+from mpips.process.mpi.open_mpi import initialize
+from mpips.process.mpi.ucx import without_ucx_conf
 
 if TYPE_CHECKING:
     from mpi4py import MPI

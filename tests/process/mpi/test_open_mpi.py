@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mpips.process.open_mpi import await_world, leave_out_ofi
+from mpips.process.mpi.open_mpi import await_world, leave_out_ofi
 
 
 def selection(environ: dict[str, str], **options: object) -> str | None:

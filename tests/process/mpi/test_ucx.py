@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from mpips.process import ucx
 from mpips.process.interpreter import python
+from mpips.process.mpi import ucx
 
 FIND = """
 import subprocess

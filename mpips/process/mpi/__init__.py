@@ -1,0 +1,1 @@
+"""Faults of MPI libraries that mpips avoids before they are initialized."""
