@@ -37,8 +37,8 @@ HUNG = 12.0
 """Seconds for which a hung rank is stopped, at most: until it is excluded."""
 SLOW = (20, 0.02, 0.03)
 """A slow rank: how often it is stopped, for how long, and how long it runs in between, s."""
-BEGINS, ENDS = 120.0, 120.0
-"""Seconds within which a leg must begin to push, and end."""
+BEGINS, ENDS = 300.0, 300.0
+"""Seconds within which a leg must begin to push, and end: beside other work, 15 ranks on 2 cores need minutes."""
 CHECKPOINTED_EVERY = 10
 """Seconds between two checkpoints that the run writes by itself."""
 LEAST_SPARES = 1
