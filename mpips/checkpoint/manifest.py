@@ -75,6 +75,9 @@ SCHEMA = {
 Entry = dict[str, Any]
 """One file of a checkpoint as its manifest lists it."""
 
+Link = tuple[Path, dict[str, Any]]
+"""A checkpoint, and its manifest."""
+
 
 class StoredRange(NamedTuple):
     """Where a range of a vector lies: `rows` rows of `file`, from row `first` on, in key order."""
@@ -132,21 +135,47 @@ def complete_checkpoints(directory: Path) -> list[tuple[Path, dict[str, Any]]]:
     A checkpoint is complete if its manifest is valid and all files exist with the right size; a delta, if those that it
     needs are complete, too.
     """
-    # Deltas need the same ones.
-    read = cache(_read_if_whole)
-    found: dict[Path, dict[str, Any]] = {}
+    return [(path, found) for path, found in _examined(directory) if isinstance(found, dict)]
+
+
+def _examined(directory: Path) -> Iterator[tuple[Path, dict[str, Any] | CheckpointError]]:
+    """Yield each folder, oldest first, with its manifest, or the error if it is no complete checkpoint.
+
+    Each folder is read once, however many deltas need it, also where one of these is missing or damaged.
+    """
+    read, known = _once(_read_if_whole), dict[Path, CheckpointError | None]()
     for path in folders(directory):
-        manifest = None
-        with suppress(OSError, CheckpointError):
-            manifest = read(path)
-            follows = manifest.get("follows")
-            before = found.get(path.with_name(follows["checkpoint"])) if follows else None
-            # Otherwise the way to the base of each delta would be taken again.
-            if follows and (before is None or before["sha256"] != follows["sha256"]):
-                manifest = manifest_if_complete(path, read)
-        if manifest is not None:
-            found[path] = manifest
-    return list(found.items())
+        way: list[Link] = []
+        problem: CheckpointError | None = None
+        try:
+            way.append((path, read(path)))
+            while way[-1][0] not in known and way[-1][1].get("follows"):
+                way.append(_before(*way[-1], read))
+            problem = known.get(way[-1][0])
+        except CheckpointError as error:
+            problem = error
+        # What one lacks, all deltas after it lack.
+        known |= {each: problem for each, _ in way}
+        yield path, problem or way[0][1]
+
+
+def _once(read: Callable[[Path], dict[str, Any]]) -> Callable[[Path], dict[str, Any]]:
+    """Return a function that reads each manifest once, and raises the same error again where that fails."""
+
+    @cache
+    def tried(path: Path) -> dict[str, Any] | CheckpointError:
+        try:
+            return read(path)
+        except CheckpointError as error:
+            return error
+
+    def found(path: Path) -> dict[str, Any]:
+        manifest = tried(path)
+        if isinstance(manifest, CheckpointError):
+            raise manifest
+        return manifest
+
+    return found
 
 
 def manifest_if_complete(
@@ -174,15 +203,13 @@ def damaged(directory: Path, after: Path | None = None) -> list[str]:
     `after`: only those whose manifest was written no earlier than this checkpoint's. What a killed run has left has no
     manifest, and is not damage.
     """
-    found = []
     # By time: steps of different runs say nothing about which is newer.
-    since, whole = 0 if after is None else _written(after), dict(complete_checkpoints(directory))
-    for path in folders(directory):
-        if path not in whole and _written(path) >= since:
-            try:
-                from_base(path, _read_if_whole)
-            except CheckpointError as error:
-                found.append(str(error))
+    since = 0 if after is None else _written(after)
+    found = [
+        str(problem)
+        for path, problem in _examined(directory)
+        if isinstance(problem, CheckpointError) and _written(path) >= since
+    ]
     # One that is missing is that of all deltas after it.
     return list(dict.fromkeys(found))
 
@@ -278,9 +305,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def from_base(
-    path: Path, read: Callable[[Path], dict[str, Any]] | None = None
-) -> list[tuple[Path, dict[str, Any]]]:
+def from_base(path: Path, read: Callable[[Path], dict[str, Any]] | None = None) -> list[Link]:
     """Return a checkpoint and its manifest, after those that it needs: a base first, deltas in their order.
 
     `read` reads a manifest; default: `read_manifest`.
@@ -290,26 +315,30 @@ def from_base(
     """
     read, path = read or read_manifest, Path(path)
     found = [(path, read(path))]
-    while follows := found[-1][1].get("follows"):
-        later = found[-1][0]
-        delta = f"{later} is a delta: it has what changed"
-        if later.is_symlink() or not later.name:
-            later = Path(os.path.realpath(later))
-        before = later.with_name(follows["checkpoint"])
-        # As everywhere, links in place of a folder are passed over.
-        if os.path.islink(before) or not os.path.exists(before):
-            raise CheckpointError(f"{delta} after {before.name}, which is missing in {before.parent}")
-        try:
-            manifest = read(before)
-        except CheckpointError as error:
-            raise CheckpointError(f"{delta} after {before.name}, which cannot be read: {error}") from None
-        if manifest["sha256"] != follows["sha256"]:
-            raise CheckpointError(
-                f"{delta} after another {before.name} than the one in {before.parent}: the sha256 of its manifest "
-                f"was {follows['sha256'][:16]}..., not {manifest['sha256'][:16]}..."
-            )
-        found.append((before, manifest))
+    while found[-1][1].get("follows"):
+        found.append(_before(*found[-1], read))
     return found[::-1]
+
+
+def _before(later: Path, manifest: dict[str, Any], read: Callable[[Path], dict[str, Any]]) -> Link:
+    """Return the checkpoint that a delta follows, and its manifest. Errors: as of `from_base`."""
+    follows, delta = manifest["follows"], f"{later} is a delta: it has what changed"
+    if later.is_symlink() or not later.name:
+        later = Path(os.path.realpath(later))
+    before = later.with_name(follows["checkpoint"])
+    # As everywhere, links in place of a folder are passed over.
+    if os.path.islink(before) or not os.path.exists(before):
+        raise CheckpointError(f"{delta} after {before.name}, which is missing in {before.parent}")
+    try:
+        found = read(before)
+    except CheckpointError as error:
+        raise CheckpointError(f"{delta} after {before.name}, which cannot be read: {error}") from None
+    if found["sha256"] != follows["sha256"]:
+        raise CheckpointError(
+            f"{delta} after another {before.name} than the one in {before.parent}: the sha256 of its manifest "
+            f"was {follows['sha256'][:16]}..., not {found['sha256'][:16]}..."
+        )
+    return before, found
 
 
 def check_present(path: Path) -> None:

@@ -469,15 +469,25 @@ def test_a_note_without_ranges_has_no_rows(tmp_path: Path) -> None:
     assert load_range(last, "w.n", [ALL]).keys.tolist() == []
 
 
-def test_complete_ones_are_found_without_each_way_to_the_base(
-    deltas: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("missing", [None, 1, 2])
+def test_each_manifest_is_read_once_also_where_a_base_is_missing(
+    deltas: Path, monkeypatch: pytest.MonkeyPatch, missing: int | None
 ) -> None:
     from mpips.checkpoint import manifest
 
-    walked: list[Path] = []
-    monkeypatch.setattr(manifest, "from_base", lambda path, read=None: walked.append(path))
-    assert complete(deltas) == [step(deltas, n) for n in (1, 2, 3, 4)]
-    assert damaged(deltas) == walked == []
+    if missing:
+        shutil.rmtree(step(deltas, missing))
+    read: list[Path] = []
+    whole = manifest._read_if_whole
+    monkeypatch.setattr(manifest, "_read_if_whole", lambda path: [read.append(path), whole(path)][1])
+    there = [step(deltas, n) for n in (1, 2, 3, 4) if n != missing]
+    assert complete(deltas) == [each for each in there if not missing or each < step(deltas, missing)]
+    assert sorted(read) == there
+    first = step(deltas, (missing or 0) + 1)
+    said = f"{first} is a delta: it has what changed after step-00000{missing}, which is missing"
+    read.clear()
+    assert [line.split(" in ")[0] for line in damaged(deltas)] == ([said] if missing else [])
+    assert sorted(read) == there
 
 
 def test_a_commit_after_what_was_removed_is_refused(deltas: Path) -> None:
