@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         LayoutError as LayoutError,
         MpipsError as MpipsError,
         NoWorkerLeft as NoWorkerLeft,
+        Outdated as Outdated,
         ProtocolError as ProtocolError,
         RecordError as RecordError,
         RemoteError as RemoteError,
@@ -121,7 +122,7 @@ _HOMES = {
     "mpips.consistency": "Bounded Consistency ConsistencySpec PushPull bounded eventual push_pull "
     "sequential unmet",
     "mpips.errors": "CheckpointError ClosedError DataError Diverged FilterError InputError JobError "
-    "JournalLost LayoutError MpipsError NoWorkerLeft ProtocolError RecordError RemoteError "
+    "JournalLost LayoutError MpipsError NoWorkerLeft Outdated ProtocolError RecordError RemoteError "
     "RunFailed ShardLost StopOverdue UsageError WorkerLost",
     "mpips.files.json_schema": "ANY COUNT Each NUMBER schema_error",
     "mpips.files.safe_open": "replacing",

@@ -16,6 +16,7 @@
     +-- NoWorkerLeft (RuntimeError)    all workers have died, and there is no spare
     +-- ShardLost (RuntimeError)       all servers that held a shard have died
     +-- JournalLost (RuntimeError)     all ranks that held the scheduler's journal have died
+    +-- Outdated (RuntimeError)        a followed model is further behind the run than the caller allows
     +-- RunFailed (RuntimeError)       a run that this process has started has failed
     +-- StopOverdue (RuntimeError)     a run that was asked to stop has not stopped in time
     +-- Diverged (RuntimeError)        a replay differs from the recorded run
@@ -107,6 +108,10 @@ class ShardLost(MpipsError, RuntimeError):
 
 class StopOverdue(MpipsError, RuntimeError):
     """A run that was asked to stop has not finished its step in time. Its text says what it waits for."""
+
+
+class Outdated(MpipsError, RuntimeError):
+    """A model that follows a run is further behind it than `max_lag` allows; see `mpips.follow`."""
 
 
 class RunFailed(MpipsError, RuntimeError):

@@ -90,6 +90,12 @@ class TopicModel(Model):
         every = np.arange(len(topics.n_k), dtype=np.uint64)
         return {"words": (keys, topics.counts[:, None]), "topics": (every, topics.n_k[:, None])}
 
+    def score_lines(self, lines: Sequence[str], head: str = "") -> list[str]:
+        """Return the shares of all topics, separated by tabs, in the document of text in each line. Errors as
+        `transform`.
+        """
+        return ["\t".join(f"{share:.6g}" for share in row) for row in self.transform(texts=lines).tolist()]
+
     def score_files(self, files: Sequence[Path], out: Path | None) -> None:
         """Write a tab-separated table: a line per document, its number from 0 and the shares of all topics.
 

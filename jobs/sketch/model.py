@@ -46,6 +46,10 @@ class SketchModel(Model):
         found: list[int] = self.predict(keys).tolist()
         return found
 
+    def score_lines(self, lines: Sequence[str], head: str = "") -> list[str]:
+        """Return the estimated count of the key in each line. InputError as `predict`."""
+        return [str(count) for count in self.query(lines)]
+
     def score_files(self, files: Sequence[Path], out: Path | None) -> None:
         """Write a line KEY<TAB>COUNT for each line of files of keys."""
         with ExitStack() as stack:

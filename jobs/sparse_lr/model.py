@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from mpips import (
     ALL,
     KEY128,
     MANIFEST,
+    DataError,
     InputError,
     Model,
     UsageError,
@@ -35,6 +38,7 @@ from mpips.data.tables.encoding import Encoding
 from mpips.data.tables.names import key_names
 from mpips.jobs.sparse_lr import kernels
 from mpips.jobs.sparse_lr.evaluate import MODEL
+from mpips.jobs.sparse_lr.lines import format_of_lines, names_columns, names_line
 
 F8 = NDArray[np.float64]
 SHOWN = 20
@@ -152,6 +156,46 @@ class LogisticModel(Model):
             print(f"mpips: {line}", file=sys.stderr)
         if out is not None:
             print(f"{out}: {number:,} examples")
+
+    def is_head(self, line: str) -> bool:
+        """Return whether a first line of text names the columns, by the format of the training data."""
+        return names_columns(line, self._of_lines)
+
+    def score_lines(self, lines: Sequence[str], head: str = "") -> list[str]:
+        """Return the probability of the label +1 of the example in each line, in the format of the training data.
+
+        Without a `head`, delimited columns are those of the training data.
+
+        Raises:
+            InputError: a line holds no example, or a wrong one.
+        """
+        if not lines:
+            return []
+        spec = self._of_lines
+        with tempfile.TemporaryDirectory(prefix="mpips-lines-") as folder:
+            path = os.path.join(folder, "lines")
+            head = head or self._names
+            with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                file.writelines(f"{line}\n" for line in ([head] if head else []) + list(lines))
+            try:
+                batches = read([path], spec, encoding=self.encoding, fields=self.with_fields)
+                scores = np.concatenate([np.empty(0), *(self._score(batch) for batch in batches)])
+            except DataError as error:
+                raise DataError(re.sub(rf"{re.escape(path)}(:\d+)?: ", "", str(error))) from None
+        if len(scores) != len(lines):
+            raise DataError(f"{len(lines)} lines hold {len(scores)} examples")
+        return [f"{chance:.9g}" for chance in probabilities(scores)[:, 1].tolist()]
+
+    @cached_property
+    def _of_lines(self) -> DataSpec:
+        """How lines of text are read: as the training data are, each of them."""
+        return replace(
+            self.data, format=format_of_lines(self.data, self.encoding is not None), on_error="stop"
+        )
+
+    @cached_property
+    def _names(self) -> str:
+        return names_line(self._of_lines)
 
     def show(self, out: Path | None) -> None:
         """Print the largest weights, a line KEY<TAB>WEIGHT each, of a model of tables KEY<TAB>WEIGHT<TAB>NAME."""

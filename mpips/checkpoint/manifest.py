@@ -41,7 +41,7 @@ _PIECE = 2**24
 SCHEMA = {
     "about": {
         "step?": int, "program?": str, "workers?": int, "servers?": int, "groups?": Table(int), "trained?": NUMBER,
-        "job?": Table(Table(ANY)),
+        "taken?": NUMBER, "job?": Table(Table(ANY)),
         "state?": Table(ANY), "facts?": Table(ANY), "vectors?": Each(Each((str, int))),
     },
     "files": Each(

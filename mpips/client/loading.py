@@ -62,9 +62,9 @@ def made_of(path: Path, program: str | None) -> Model:
 
 def check_has_model(latest: Path) -> None:
     """Raise InputError if the run that was started last has no model, but another has: that is not taken for it."""
-    if _has_model(RunFolder(latest)):
+    if has_model(RunFolder(latest)):
         return
-    others = [path for path in latest.parent.glob("*/") if path != latest and _has_model(RunFolder(path))]
+    others = [path for path in latest.parent.glob("*/") if path != latest and has_model(RunFolder(path))]
     if others:
         other = newest(latest.parent, others)
         raise InputError(
@@ -72,7 +72,8 @@ def check_has_model(latest: Path) -> None:
         )
 
 
-def _has_model(folder: RunFolder) -> bool:
+def has_model(folder: RunFolder) -> bool:
+    """Return whether a run has a model, or a checkpoint that may have one."""
     try:
         return _has_written_model(folder) or newest_checkpoint(folder) is not None
     except InputError:

@@ -13,7 +13,16 @@ from mpips.keys import KeyArray
 
 Job = Mapping[str, Mapping[str, Any]]
 """The tables of a job file."""
-ANSWERS = ("predict", "predict_proba", "decision_function", "transform", "query", "score_files", "show")
+ANSWERS = (
+    "predict",
+    "predict_proba",
+    "decision_function",
+    "transform",
+    "query",
+    "score_lines",
+    "score_files",
+    "show",
+)
 
 
 class Model:
@@ -35,7 +44,7 @@ class Model:
         ...
     mpips.errors.UsageError: Mean has no `transform`; it has: predict
 
-    With these, `mpips query` and both forms of `mpips infer` work, too:
+    With these, `mpips query` and all forms of `mpips infer` work, too:
 
     >>> class Rates(Mean):
     ...     def query(self, keys):
@@ -46,6 +55,12 @@ class Model:
     ...
     ...     def score_files(self, files, out):
     ...         print(*(file.name for file in files))
+    ...
+    ...     def is_head(self, line):
+    ...         return line == "rate"
+    ...
+    ...     def score_lines(self, lines, head=""):
+    ...         return [str(2 * float(line)) for line in lines]
     ...
     ...     def vectors(self):
     ...         return {"rates": (np.array([3, 8], np.uint64), np.ones((2, 1)))}
@@ -59,6 +74,8 @@ class Model:
     new.txt
     >>> model.query(["a", "bcd"]), list(model.vectors()), model.names()
     ([1, 3], ['rates'], ['slow', 'fast'])
+    >>> model.is_head("rate"), model.score_lines(["1.5", "2"])
+    (True, ['3.0', '4.0'])
     """
 
     def predict(self, data: Any) -> NDArray[Any]:
@@ -84,6 +101,20 @@ class Model:
     def score_files(self, files: Sequence[Path], out: Path | None) -> None:
         """Write the predictions for the examples of files to `out`, None: standard output: `mpips infer RUN FILE`."""
         raise self._missing("score_files")
+
+    def is_head(self, line: str) -> bool:
+        """Return whether a first line of text is no example, but names the columns of those after it."""
+        return False
+
+    def score_lines(self, lines: Sequence[str], head: str = "") -> Sequence[str]:
+        """Return the prediction for the example in each line of text, as text: the answers of `mpips infer --follow`.
+
+        `head` is the line that names their columns, if there was one (`is_head`).
+
+        Raises:
+            InputError: a line is no example.
+        """
+        raise self._missing("score_lines")
 
     def show(self, out: Path | None) -> None:
         """Describe the model on standard output, and in `out` if it is given: `mpips infer RUN`."""

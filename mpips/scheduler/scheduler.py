@@ -499,6 +499,8 @@ class Cluster:
             "state": state,
             "facts": self.facts,
             "trained": self.trained,
+            # Before the rows are copied: they are no older.
+            "taken": self.node.van.wall(),
             "vectors": [[vector.spec.name, vector.number] for vector in self.vectors.values()],
         }
         # A successor that repeats an earlier checkpoint may have a later order.

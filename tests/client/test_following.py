@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from mpips.checkpoint.manifest import read_manifest, step_of
 from mpips.checkpoint.writing import write_shard
 from mpips.cli import main
 from mpips.client import following
-from mpips.errors import CheckpointError, InputError, UsageError
+from mpips.errors import CheckpointError, InputError, Outdated, UsageError
 from mpips.storage.segment import Segment
 from mpips.storage.updates import VectorSpec
 
@@ -177,8 +178,9 @@ def test_what_is_removed_while_it_is_read_is_given_up_for_the_newest(
     monkeypatch.setattr(following, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
     monkeypatch.setattr(following, "model_of", found)
     monkeypatch.setattr(following, "made_of", made)
+    monkeypatch.setattr(following, "taken_at", lambda checkpoint, written: 0.0)
     newest[0] = 1
-    model = following.FollowedModel(tmp_path, None, None)
+    model = following.FollowedModel(lambda: tmp_path, None, None)
     assert step_of(model.source) == 3
     newest[0] = 4
     assert model.refresh() and step_of(model.source) == 5
@@ -207,9 +209,10 @@ def test_other_threads_are_answered_while_one_reads(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(following, "model_of", lambda run: tmp_path)
     monkeypatch.setattr(following, "made_of", read)
+    monkeypatch.setattr(following, "taken_at", lambda checkpoint, written: 0.0)
     mark = tmp_path / "manifest.json"
     mark.touch()
-    model = following.FollowedModel(tmp_path, None, 0.0)
+    model = following.FollowedModel(lambda: tmp_path, None, 0.0)
     os.utime(mark, (1, 1))
     with ThreadPoolExecutor(1) as pool:
         later = pool.submit(model.predict, None)
@@ -258,6 +261,82 @@ def test_the_program_of_the_page(place: Path) -> None:
     assert scope["load_model"](folder, {}).query(["7", "5"]) == [[3.0, 4.0], [1.0, 2.0]]
 
 
+def run_of(runs: Path, name: str, started: str, job: str = "a") -> Path:
+    """Make the folder of a run without checkpoints."""
+    folder = runs / name
+    folder.mkdir(parents=True)
+    (folder / "job.toml").write_text(f'[job]\nname = "{job}"\nprogram = "{PROGRAM}"\n')
+    (folder / "run.json").write_text(json.dumps({"started": f"2026-12-01T{started}Z"}))
+    return folder
+
+
+def test_latest_follows_later_runs_of_its_job_once_they_have_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = {run_of(tmp_path, "one", "01:00:00")}
+    (first,) = ready
+    monkeypatch.setattr(following, "has_model", lambda folder: folder.path in ready)
+    latest = following._Latest(tmp_path)
+    assert latest() == first
+    ready.add(run_of(tmp_path, "of-another-job", "02:00:00", job="b"))
+    ready.add(run_of(tmp_path, "older", "00:30:00"))
+    second, third = run_of(tmp_path, "two", "03:00:00"), run_of(tmp_path, "three", "04:00:00")
+    assert latest() == first, "the newer ones have no checkpoint"
+    ready.add(second)
+    assert latest() == second
+    shutil.rmtree(third)
+    assert latest() == second, "the folder is gone"
+    # The first one is resumed in its folder.
+    (first / "run.json").write_text(json.dumps({"started": "2026-12-01T05:00:00Z"}))
+    assert latest() == first
+
+
+def saved(run: Path, step: int, taken: float) -> None:
+    """Write a checkpoint of the followed program's table, with `step` in it."""
+    segment = Segment(VectorSpec("t", "float32"))
+    segment.push(np.array([1], np.uint64), np.array([step], np.float32))
+    folder = begin(run / "checkpoints", step)
+    about = {"step": step, "taken": taken, "program": str(PROGRAM), "job": {"job": {"base": str(run)}}}
+    commit(folder, [write_shard(folder, 0, {"t": segment})], about)
+
+
+def test_a_model_that_is_too_far_behind_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path, "run", "01:00:00")
+    now = [1000.0]
+    monkeypatch.setattr(following, "time", SimpleNamespace(monotonic=time.monotonic, time=lambda: now[0]))
+    monkeypatch.setattr(
+        following, "model_of", lambda folder: max((run / "checkpoints").iterdir()) if not done else run
+    )
+    done: list[bool] = []
+    saved(run, 1, 990.0)
+    model = mpips.follow(run, program=str(PROGRAM), every=None, max_lag=30.0)
+    assert model.lag == 10.0 and model.vectors()["t"][1].tolist() == [[1.0]]
+    saved(run, 2, 995.0)
+    assert model.vectors()["t"][1].tolist() == [[1.0]], "the one before is not too old"
+    now[0] = 1021.0
+    assert model.vectors()["t"][1].tolist() == [[2.0]] and model.lag == 26.0
+    now[0] = 1026.5
+    with pytest.raises(
+        Outdated, match=r"is 31\.5 s behind the run, and at most 30 s are allowed: .*step-000002"
+    ):
+        model.vectors()
+    now[0] = 900.0
+    assert model.lag == 0.0, "the leader's clock is ahead"
+    now[0] = 2000.0
+    done.append(True)
+    (run / "result.json").write_text('{"status": "completed"}')
+    monkeypatch.setattr(following, "made_of", lambda path, program: mpips.Model())
+    assert model.vectors() == {} and model.lag == 0.0, "a run that has completed goes on no more"
+
+
+def test_a_checkpoint_without_the_time_is_as_old_as_its_manifest(tmp_path: Path) -> None:
+    folder = begin(tmp_path, 1)
+    commit(folder, [], {"step": 1})
+    assert following.taken_at(folder, 5 * 10**9) == 5.0
+
+
 def test_what_cannot_be_followed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such run"):
         mpips.follow(tmp_path / "no")
@@ -266,5 +345,7 @@ def test_what_cannot_be_followed(tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text('[job]\nprogram = "sparse_lr"\n')
     with pytest.raises(UsageError, match=r"every -1\.0 is no number of seconds"):
         mpips.follow(tmp_path, every=-1.0)
+    with pytest.raises(UsageError, match=r"max_lag nan is no number of seconds"):
+        mpips.follow(tmp_path, max_lag=float("nan"))
     with pytest.raises(InputError, match=r"has no model or checkpoint: result\.json"):
         mpips.follow(tmp_path)

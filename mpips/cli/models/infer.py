@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from mpips.cli import own_program
+from mpips.errors import InputError
 from mpips.process.argument_parser import add_command
 from mpips.provenance import output_file
 
@@ -20,6 +21,14 @@ checkpoint is read. The output depends on the program:
   mpips infer runs/lda-20260101T120000Z                         lda: the topics' top words, also as a picture
   mpips infer runs/lda-20260101T120000Z new.txt --out t.tsv     lda: the shares of topics in each document
   mpips infer runs/sketch-20260101T120000Z keys.txt             sketch: the count of each line's key
+
+With --follow, answer the examples in the lines of the standard input, while RUN goes on: a line on the standard output
+for each, in order and at once, by the model of its newest checkpoint. RUN is a run's folder, or `latest`: then later
+runs of the same job are followed, too. The lines are as those of the training data; a first line may name the columns.
+A line that cannot be answered has the answer `error: REASON`, and the exit code is 1 at the end. How far each new model
+is behind the run is said on the standard error.
+
+  producer | mpips infer latest --follow --max-lag 60 | consumer
 
 `mpips.load_model(RUN)` is the same model in Python. Your own program supports both if its module has a function
 `load_model(source, job)` that returns a `mpips.Model`. Name it by --program FILE.py: the code of a program that RUN
@@ -36,6 +45,13 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "files", metavar="FILE", nargs="*", help="new data, in a format that the program trains on"
     )
+    parser.add_argument(
+        "--follow", action="store_true", help="answer lines of the standard input while the run goes on"
+    )
+    parser.add_argument(
+        "--max-lag", type=_seconds, metavar="S",
+        help="with --follow: do not answer by a model that is more than S seconds behind the run",
+    )  # fmt: skip
     parser.add_argument("--out", metavar="FILE", help="the file to write; default: standard output")
     output_file.add_force(parser)
     own_program.add(parser)
@@ -43,6 +59,16 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def command(arguments: argparse.Namespace) -> int:
     """Apply the model."""
+    if arguments.follow:
+        from mpips.cli.models import serving
+
+        if arguments.files or arguments.out:
+            raise InputError(
+                "infer --follow reads the standard input, and writes the standard output: leave out FILE and --out"
+            )
+        return serving.serve(arguments.run, arguments.program, arguments.max_lag)
+    if arguments.max_lag is not None:
+        raise InputError("infer --max-lag needs --follow: other models do not become newer")
     from mpips.client.loading import check_has_model, load_model
     from mpips.rundir.order_files import LATEST, named_run
 
@@ -60,3 +86,10 @@ def command(arguments: argparse.Namespace) -> int:
         else:
             model.show(out)
     return 0
+
+
+def _seconds(text: str) -> float:
+    """Read a number of seconds from 0 on."""
+    if not (seconds := float(text)) >= 0:
+        raise ValueError(text)
+    return seconds
