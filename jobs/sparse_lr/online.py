@@ -6,7 +6,12 @@
         record each part's progress      g = gradient; push g
 
 Under sequential consistency a step is one mini-batch of every worker, and the servers sum the gradients in worker
-order; otherwise every push is applied separately when it arrives.
+order; otherwise every push is applied separately when it arrives. Then a gradient is of weights that lack the others'
+steps of meanwhile, which are about two mini-batches of every worker. At the start, where steps are long and all point
+the same way, the weights would go too far by as many steps, and FTRL and AdaGrad take all later steps too short for the
+gradients that follow from it. So the first calls are of few mini-batches, of few workers: a gradient lacks at most a
+twentieth of the steps so far (`most_at_once`). What a delay costs falls with the steps that are taken (Agarwal and
+Duchi, NIPS 2011).
 
 The workload table has the worker of each part, and the number of its mini-batches whose push was applied. Another
 worker continues a lost worker's part from there. The lost worker's mini-batches of the present call are repeated, and
@@ -29,6 +34,7 @@ from mpips import (
     COUNT,
     NO_ROUND,
     NUMBER,
+    CheckpointError,
     Cluster,
     ConsistencySpec,
     Context,
@@ -66,6 +72,10 @@ COLUMNS = (
 )
 # Batches per call: few, so that progress shows and workers that have read their part can wait for the others.
 BATCHES = 16
+BEHIND = 20
+"""Mini-batches that were learned for each that a gradient lacks, at the start."""
+MOST_BEHIND = 8
+"""Mini-batches of each worker that a gradient may lack from then on, where one worker is slower."""
 HASHED = 2**64
 PARTS_PER_WORKER = 4
 """Parts per worker where parts can be reassigned, unless the job sets the number."""
@@ -83,12 +93,15 @@ class Progress(NamedTuple):
     loss: float = 0.0
     positive: int = 0
     """Number of positive ones of them."""
+    earlier: int = 0
+    """Number of examples of earlier passes."""
 
 
 SCHEMA = {
     **dict.fromkeys(("number", "rounds", "seen"), COUNT),
     "loss": NUMBER,
     "positive?": COUNT,
+    "earlier?": COUNT,
     "parts": Each([COUNT, COUNT, bool]),
     "finished?": {
         "nonzeros": COUNT,
@@ -101,6 +114,26 @@ SCHEMA = {
     "encoding?": ANY,
 }
 """The form of the state in a checkpoint; a part is its worker's index, mini-batches done, and whether finished."""
+
+
+def most_at_once(learned: int, batches: int, have: Sequence[bool]) -> list[int]:
+    """Return how many mini-batches each worker learns in a call, at most `batches`, after `learned` ones of all.
+
+    `have`: which workers have some left. One alone lacks no steps of others.
+
+    >>> most_at_once(0, 16, [True, True]), most_at_once(60, 16, [True, True]), most_at_once(320, 16, [True, True])
+    ([1, 0], [2, 1], [16, 16])
+    >>> most_at_once(0, 16, [False, True, True]), most_at_once(0, 16, [True])
+    ([0, 1, 0], [16])
+    """
+    most, count = max(learned // BEHIND, 1), sum(have)
+    if count < 2 or most >= MOST_BEHIND * count:
+        return [batches] * len(have)
+    places = np.cumsum(have) - 1
+    return [
+        min(most // count + (place < most % count), batches) * some
+        for place, some in zip(places.tolist(), have, strict=True)
+    ]
 
 
 def unfit(about: dict[str, Any]) -> str:
@@ -165,7 +198,9 @@ class Online:
                 cluster.event(
                     "pass", **facts, objective=last.loss + settings.l1 * self.size, active=sizes["nonzeros"]
                 )
-                self.at, self.parts = Progress(last.number + 1, last.rounds), self._cut()
+                earlier = last.earlier + last.seen
+                self.at = Progress(last.number + 1, last.rounds, earlier=earlier)
+                self.parts = self._cut()
             stop = self.at.number > passes
             if not stop and cluster.due(self.at.number - 1):
                 retry_on_loss(
@@ -224,8 +259,14 @@ class Online:
                 cluster.create_vector(spec)
             self.parts = self._cut()
             return
+        for spec in specs:
+            if spec.extent > (known := cluster.vectors[spec.name].spec.extent):
+                raise CheckpointError(
+                    f"[data] train has keys up to {spec.extent - 1}, and that of the checkpoint had none above"
+                    f" {known - 1}: resume with its data, or start a new run"
+                )
         # One without this number does not say that there is no positive example.
-        state = {"positive": state["seen"]} | state
+        state = {"positive": state["seen"], "earlier": 0} | state
         self.at = Progress(**{name: state[name] for name in Progress._fields})
         self.finished = state.get("finished")
         self.parts = self._cut(len(state["parts"]))
@@ -236,9 +277,14 @@ class Online:
     def learn(self) -> list[dict[str, Any]]:
         """Let every worker learn from some more mini-batches; return their accounts, none if a worker was lost."""
         cluster, first = self.cluster, self.at.rounds
-        each = [{"parts": self._todo(worker)} for worker in cluster.workers.addresses]
-        self.at = self.at._replace(rounds=first + self.batches)
-        asked = {"count": self.batches, "first_round": first, "number": self.at.number}
+        todo = [self._todo(worker) for worker in cluster.workers.addresses]
+        counts = [self.batches] * len(todo)
+        if not synchronization(cluster.job.consistency).aggregate:
+            learned = (self.at.earlier + self.at.seen) // self.settings.batch
+            counts = most_at_once(learned, self.batches, [bool(parts) for parts in todo])
+        each = [{"parts": parts, "count": count} for parts, count in zip(todo, counts, strict=True)]
+        self.at = self.at._replace(rounds=first + max(counts))
+        asked = {"first_round": first, "number": self.at.number}
         try:
             done = cluster.workers.call("learn", asked, each=each)
         except WorkerLost:

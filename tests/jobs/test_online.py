@@ -15,7 +15,8 @@ from synthetic import F8, DataSet, Hooks, Outcome, make, objective, run_twin, sv
 from mpips.checkpoint.manifest import complete, read_manifest
 from mpips.data import DataSpec, read, text
 from mpips.data.convert import convert
-from mpips.errors import MpipsError
+from mpips.errors import CheckpointError, MpipsError
+from mpips.jobs.sparse_lr.online import Learner
 from mpips.scheduler.scheduler import Cluster
 from mpips.transport.network_faults import random_delays
 from mpips.worker.vector import Vector
@@ -180,6 +181,34 @@ def test_workers_with_unequal_numbers_of_batches(
     assert outcome.passes("mean loss")[1] < outcome.passes("mean loss")[0] < np.log(2.0)
 
 
+@pytest.mark.parametrize("consistency", [{}, {"model": "bounded", "tau": 2}, {"model": "eventual"}])
+def test_a_gradient_lacks_few_of_the_steps_at_the_start(
+    data_set: DataSet, monkeypatch: pytest.MonkeyPatch, consistency: dict[str, Any]
+) -> None:
+    """At most a twentieth, as long as eight of each worker are more; a sequential step is one of every worker."""
+    calls: dict[int, list[int]] = {}
+    learn = Learner.learn
+
+    def watched(self: Any, parts: Any, count: int, first_round: int, number: int) -> Any:
+        found = learn(self, parts, count, first_round, number)
+        calls.setdefault(first_round, []).append(found["examples"])
+        return found
+
+    monkeypatch.setattr(Learner, "learn", watched)
+    settings = {"algorithm": "ftrl", "batch": 1, "passes": 3}
+    outcome = run_twin(data_set, 1, 3, consistency=consistency, settings=settings)
+    assert outcome.passes("examples") == [len(data_set.y)] * 3
+    learned, most = 0, []
+    for call in calls.values():
+        most.append(sum(call))
+        alone = max(call) == sum(call)
+        assert not consistency or learned >= 480 or alone or sum(call) <= learned // 20
+        learned += sum(call)
+    assert learned == 3 * len(data_set.y) >= 600
+    assert most[:20] == [1] * 20 if consistency else most[0] == 48
+    assert max(most) == 48, "all of a call of three workers, in the end"
+
+
 # --- Data --------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +287,23 @@ def test_other_keys_of_the_data_are_refused_on_resume_or_told(
     else:
         with pytest.raises(MpipsError, match=re.escape(said)):
             run_twin(train, 1, 1, data=data | changed, settings=settings, hooks=hooks)
+
+
+@pytest.mark.parametrize("program", ["sparse_lr", "fm"])
+def test_other_data_with_larger_keys_are_refused_on_resume(tmp_path: Path, program: str) -> None:
+    for name, key in (("one", 5), ("other", 9)):
+        (tmp_path / f"{name}.svm").write_text(f"+1 1:1 {key}:1\n-1 2:1\n" * 9)
+    settings: dict[str, Any] = {"passes": 2, "batch": 4} | (
+        {"algorithm": "ftrl"} if program == "sparse_lr" else {}
+    )
+    how: dict[str, Any] = {"program": program, "settings": settings}
+    run_twin(tmp_path / "one.svm", 1, 1, **how, hooks=Hooks(checkpoints=tmp_path, stop_after=1))
+    hooks = Hooks(resume=complete(tmp_path)[-1])
+    with pytest.raises(
+        CheckpointError, match=r"^\[data\] train has keys up to 9, and .* had none above 5: resume"
+    ):
+        run_twin(tmp_path / "other.svm", 1, 1, **how, hooks=hooks)
+    assert run_twin(tmp_path / "one.svm", 1, 2, **how, hooks=hooks).metrics["passes"] == 2
 
 
 def test_a_model_is_compared_with_no_weights_on_all_examples(

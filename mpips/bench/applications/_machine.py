@@ -104,12 +104,12 @@ def learn_pass(
                 steps[j, f] = 0.0
 
 
-def learn(train: Rows, features: int, settings: Any) -> tuple[F8, F8]:
-    """Learn as the settings of `fm` say; return weights f8[m] and factors f8[m, k]."""
+def learn(train: Rows, features: int, settings: Any, seed: int) -> tuple[F8, F8]:
+    """Learn as the settings of `fm` say, from factors of a seed; return weights f8[m] and factors f8[m, k]."""
     k = settings.factors
     linear, gradients, steps = np.zeros((features, 3)), np.zeros((features, 2)), np.zeros((features, k))
     factors = np.zeros((2, features, k))
-    factors[0] = np.random.default_rng(0).normal(0.0, settings.init, (features, k))
+    factors[0] = np.random.default_rng(seed).normal(0.0, settings.init, (features, k))
     names = "alpha", "beta", "l1", "l2", "factor_alpha", "factor_beta", "factor_l2"
     rates = np.array([float(getattr(settings, name)) for name in names])
     for _ in range(settings.passes):
