@@ -1,29 +1,26 @@
 """The search through all orders of events of a small world.
 
-It is depth-first, over states: two orders of events that lead to the same state are one from then on. Of events that
-commute, since they are of different ranks, only one order is tried, by *sleep sets*: an event that was tried before
-another one is not tried right after it again (Godefroid, "Partial-order methods for the verification of concurrent
-systems", 1996; Flanagan and Godefroid, "Dynamic partial-order reduction for model checking software", 2005). A sleep
-set is kept with each state that was met; if the state is met again, what slept then and does not now is tried.
-
-Sleep sets omit no state, so whatever can go wrong in a state is found.
+It is depth-first, over states: two orders of events that lead to the same state are one from then on. Of a state in
+which no fault can strike, only events are tried that suffice (`mpips.bench.worlds._reduced`): so states are left out
+that others lead to. No state is left out in which time passes or the run ends, and no event of a rank in one of its
+own states.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from mpips.bench.worlds._world import State, Step, World
+from mpips.bench.worlds._reduced import Reduction
+from mpips.bench.worlds._world import State, Status, Step, World
 
-Sleep = frozenset[Step]
 FAULTS = frozenset(("kill", "pause", "lose"))
 OFTEN = 1 / 12
 """How often a fault is tried before other events, in a random order."""
-LOCAL = frozenset(("receive", "tick", "report"))
-"""Events of one rank, which commute with those of others, unless both use the leases."""
+LOCAL = frozenset(("receive", "tick", "report", "hear"))
+"""Events of one rank."""
 
 
 @dataclass
@@ -45,9 +42,14 @@ class Found:
     ends: int = 0
     """Orders that were followed to their end, or to a state that was met before."""
     orders: int = 0
-    """Orders of events from the beginning to an end that the states and transitions contain, at least."""
+    """Orders of events from the beginning to an end that the states and transitions contain, as far as they were
+    followed."""
+    quiet: frozenset[int] = frozenset()
+    """The states, by hash, in which time may pass, or the run ends."""
     executed: int = 0
     """Events of single ranks that were executed by real code, each once."""
+    passes: int = 0
+    """How often the search was repeated, until no event of a rank was new."""
     deepest: int = 0
     seconds: float = 0.0
     complete: bool = False
@@ -56,15 +58,81 @@ class Found:
 
 
 class _Visit:
-    """A state on the present path."""
+    """A state on the present path, and the event that was tried last."""
 
-    __slots__ = ("key", "orders", "pending", "sleep", "state", "step", "tried")
+    __slots__ = ("key", "orders", "state", "step", "todo", "tried")
 
-    def __init__(self, state: State, key: int, pending: Iterator[Step], sleep: Sleep, step: Step) -> None:
-        self.state, self.key, self.pending, self.sleep, self.step = state, key, pending, sleep, step
-        # Events tried from here that may sleep.
-        self.tried: list[Step] = []
-        self.orders = 0
+    def __init__(self, state: State, key: int, todo: list[Step]) -> None:
+        self.state, self.key, self.todo = state, key, todo
+        self.tried = self.orders = 0
+        self.step = Step("")
+
+
+class _Search:
+    """One depth-first search; see the module."""
+
+    def __init__(self, world: World, found: Found, reduction: Reduction | None) -> None:
+        self.world, self.found, self.reduction = world, found, reduction
+        self.path: list[_Visit] = []
+        self.quiet: set[int] = set()
+        """The states in which time may pass, or the run ends."""
+        # By state: the number of orders of events from there.
+        self._orders: dict[int, int] = {}
+
+    @property
+    def orders(self) -> int:
+        """The number of orders of events from the beginning on, as far as they were followed."""
+        return self.path[0].orders if self.path else self._orders[hash(self.world.first())]
+
+    def visit(self, state: State) -> None:
+        """Go to a state, the first, or that after the last event."""
+        world, found, path = self.world, self.found, self.path
+        key = hash(state)
+        orders = self._orders.get(key)
+        if orders is not None:
+            found.ends += 1
+            path[-1].orders += orders
+            return
+        found.states += 1
+        todo: list[Step] = []
+        if not world.is_over(state):
+            todo, faults = world.certain(state), world.faults_in(state)
+            if not todo:
+                self.quiet.add(key)
+                todo = world.passing(state)
+                if not todo and Status.PAUSED not in state.status and (wrong := world.ended(state)):
+                    self.violate(wrong)
+            elif self.reduction is not None and not faults:
+                todo = self.reduction.choose(state, todo)
+            todo = todo + faults
+        path.append(_Visit(state, key, todo))
+        found.deepest = max(found.deepest, len(path))
+
+    def violate(self, what: str) -> None:
+        steps = [node.step for node in self.path]
+        self.found.violations.append(Violation(what, steps, self.found.transitions))
+
+    def leave(self) -> None:
+        """Leave the last state: all that is needed was tried from it."""
+        node = self.path.pop()
+        self.found.ends += not node.todo
+        total = self._orders[node.key] = node.orders or 1
+        if self.path:
+            self.path[-1].orders += total
+
+    def go(self) -> None:
+        """Try the next event in the last state."""
+        world, node = self.world, self.path[-1]
+        node.step = step = node.todo[node.tried]
+        node.tried += 1
+        self.found.transitions += 1
+        if self.reduction is not None and step.what in LOCAL:
+            self.reduction.learn(node.state, step)
+        after = world.after(node.state, step)
+        if wrong := world.wrong(node.state, after, step):
+            self.violate(wrong)
+        else:
+            self.visit(after)
 
 
 def search(
@@ -72,76 +140,38 @@ def search(
     *,
     most: int = 1 << 62,
     seconds: float = float("inf"),
+    reduces: bool = True,
     progress: Callable[[Found], None] = lambda found: None,
 ) -> Found:
-    """Try all orders of events, or `most` transitions, or for so many `seconds`; stop at the first violation."""
-    found, began = Found(), time.perf_counter()
-    # By state: the events that slept there; and the orders from there on.
-    slept: dict[int, Sleep] = {}
-    orders: dict[int, int] = {}
-    # Equal sets, once.
-    same: dict[Sleep, Sleep] = {}
-    stack: list[_Visit] = []
+    """Try all orders of events, or `most` transitions, or for so many `seconds`; stop at the first violation.
 
-    def visit(state: State, sleep: Sleep, step: Step) -> None:
-        key = hash(state)
-        before = slept.get(key)
-        if before is None:
-            steps = [] if world.is_over(state) else world.steps(state)
-            found.states += 1
-            if not steps and not world.is_over(state) and (wrong := world.ended(state)):
-                violate(wrong, step)
-                return
-            sleeping = sleep & frozenset(steps)
-            slept[key] = same.setdefault(sleeping, sleeping)
-            todo = [each for each in steps if each not in sleep]
-        else:
-            todo = [each for each in before if each not in sleep]
-            sleeping = before & sleep
-            slept[key] = same.setdefault(sleeping, sleeping)
-        if not todo:
-            found.ends += 1
-            orders.setdefault(key, 1)
-            if stack:
-                stack[-1].orders += orders[key]
-            return
-        stack.append(_Visit(state, key, iter(todo), sleep, step))
-        found.deepest = max(found.deepest, len(stack))
-
-    def violate(what: str, step: Step) -> None:
-        steps = [each.step for each in stack[1:]]
-        found.violations.append(Violation(what, [*steps, step], found.transitions))
-
-    visit(world.first(), frozenset(), Step(""))
-    while stack and not found.violations:
-        here = stack[-1]
-        step = next(here.pending, None)
-        if step is None:
-            stack.pop()
-            total = orders[here.key] = orders.get(here.key, 0) + (here.orders or 1)
-            if stack:
-                stack[-1].orders += total
-            continue
-        found.transitions += 1
-        if found.transitions % 4096 == 0:
-            found.seconds = time.perf_counter() - began
-            progress(found)
-        if found.transitions >= most or (
-            found.transitions % 64 == 0 and time.perf_counter() - began > seconds
-        ):
+    `reduces`: of orders that only differ by events that commute, not all are tried. Then the search is repeated until
+    no event of a rank is new; what is found is that of the last time.
+    """
+    began, reduction, times = time.perf_counter(), Reduction(world) if reduces else None, 0
+    while True:
+        learned, times = reduction.learned if reduction is not None else 0, times + 1
+        found = Found(passes=times)
+        running = _Search(world, found, reduction)
+        running.visit(world.first())
+        path = running.path
+        while path and not found.violations:
+            node = path[-1]
+            if node.tried == len(node.todo):
+                running.leave()
+                continue
+            if found.transitions >= most or (
+                found.transitions % 64 == 63 and time.perf_counter() - began > seconds
+            ):
+                break
+            if found.transitions % 4096 == 4095:
+                found.seconds = time.perf_counter() - began
+                progress(found)
+            running.go()
+        if path or reduction is None or reduction.learned == learned:
             break
-        after, looked = world.after(here.state, step)
-        if wrong := world.wrong(here.state, after, step):
-            violate(wrong, step)
-            break
-        own = step.what in LOCAL and not looked and after.ages == here.state.ages
-        sleep = frozenset(each for each in (*here.sleep, *here.tried) if own and each.rank != step.rank)
-        if own:
-            here.tried.append(step)
-        visit(after, sleep, step)
-    else:
-        found.complete = not found.violations
-    found.orders = max(orders.get(hash(world.first()), 0), sum(each.orders for each in stack[:1]))
+    found.complete = not path and not found.violations
+    found.orders, found.quiet = running.orders, frozenset(running.quiet)
     found.executed, found.seconds = world.ranks.executed, time.perf_counter() - began
     return found
 
@@ -165,14 +195,14 @@ def sample(
             if steps is None:
                 found.states += 1
                 steps = left[key] = [] if world.is_over(state) else world.steps(state)
-                if not steps and not world.is_over(state) and (wrong := world.ended(state)):
+                if world.is_end(state) and (wrong := world.ended(state)):
                     found.violations.append(Violation(wrong, [step for _, step in path], found.ends + 1))
             if not steps:
                 break
             step = _chosen(steps, random)
             path.append((key, step))
             found.transitions += 1
-            after, _ = world.after(state, step)
+            after = world.after(state, step)
             if wrong := world.wrong(state, after, step):
                 found.violations.append(Violation(wrong, [step for _, step in path], found.ends + 1))
                 break
@@ -206,12 +236,12 @@ def shortest(world: World, depth: int, most: int = 2_000_000) -> list[Step] | No
         following = []
         for state in states:
             for step in [] if world.is_over(state) else world.steps(state):
-                after, _ = world.after(state, step)
+                after = world.after(state, step)
                 key = hash(after)
                 if key in met and not world.wrong(state, after, step):
                     continue
                 met.setdefault(key, (hash(state), step))
-                ends = not world.is_over(after) and not world.steps(after) and world.ended(after)
+                ends = world.is_end(after) and world.ended(after)
                 if world.wrong(state, after, step) or ends:
                     return [*_path(met, hash(state)), step]
                 following.append(after)
@@ -240,8 +270,8 @@ def replayed(world: World, events: Sequence[str]) -> str:
         if step is None:
             possible = "; ".join(map(world.text, world.steps(state)))
             raise ValueError(f"{event} cannot happen, but {possible}")
-        after, _ = world.after(state, step)
+        after = world.after(state, step)
         if wrong := world.wrong(state, after, step):
             return wrong
         state = after
-    return "" if world.steps(state) or world.is_over(state) else world.ended(state)
+    return world.ended(state) if world.is_end(state) else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 from mpips.bench.worlds._rank import RESEND, ROUNDS, SINGLES, Condition, Program, Script, Setting
@@ -63,8 +63,10 @@ WORLDS: dict[str, tuple[Script, int]] = {
 """By name: the program, and the vector that it pushes into."""
 
 
-def world(name: str, faults: int, kinds: tuple[str, ...]) -> World:
-    """Return a small world."""
+def world(
+    name: str, faults: int, kinds: tuple[str, ...], ordered: bool = False, victims: Collection[int] = ()
+) -> World:
+    """Return a small world; see `World`."""
     script, vector = WORLDS[name]
     layout = Layout.of(SPEC.size(), SPEC)
     joins = name == "join"
@@ -73,4 +75,6 @@ def world(name: str, faults: int, kinds: tuple[str, ...]) -> World:
     view = replace(first_view(layout, 1, 1), ring=ring, chains=tuple(map(Chain, ring.chains(1))))
     begin: Callable[[Membership], None] = _join if joins else lambda membership: None
     resend = RESEND if "lose" in kinds else None
-    return World(Setting(layout, view, 1, script, ((vector, KEY),), resend, begin), faults, kinds)
+    return World(
+        Setting(layout, view, 1, script, ((vector, KEY),), resend, begin), faults, kinds, ordered, victims
+    )

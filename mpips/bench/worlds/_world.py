@@ -5,8 +5,8 @@ report a death that it has not reported yet. Time passes in steps, when nothing 
 early, but by faults. Faults, at most `faults` of them in all:
 
     kill    a rank ends; any of its messages that are under way are lost with it
-    pause   a rank does nothing; time may pass before it goes on, and perhaps it has received one message before it
-            finds out
+    pause   a rank does nothing until time has passed; then it may receive one message before it finds out, and the
+            others hear it again one after another
     lose    a message other than a control message is lost
 
 What must hold, in every order of events, is in `World.wrong` and `World.ended`.
@@ -14,7 +14,7 @@ What must hold, in every order of events, is in `World.wrong` and `World.ended`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from enum import IntEnum
 from itertools import combinations
 from typing import NamedTuple, TypeVar
@@ -56,12 +56,16 @@ class State(NamedTuple):
 
     ranks: tuple[int, ...]
     messages: tuple[int, ...]
-    """Those under way, sorted."""
+    """Those under way: sorted, or by receiver and sender, as they were sent."""
     status: tuple[Status, ...]
+    fresh: tuple[int, ...]
+    """The ranks that have just gone on after a pause, and may receive one message before their callbacks run."""
     ahead: tuple[int, ...]
-    """The ranks that have just gone on after a pause: their callbacks run before they receive another message."""
+    """Those that have received it: their callbacks run before they receive another message."""
     unreported: tuple[tuple[int, int], ...]
     """(rank, dead rank): deaths that MPI has not reported to a rank."""
+    unheard: tuple[tuple[int, int], ...]
+    """(rank, other): heartbeats under way, after one of the two has gone on."""
     ages: tuple[Ages, ...]
     time: int
     paused_at: int
@@ -77,9 +81,21 @@ class State(NamedTuple):
 class World:
     """The events of a world, and what must hold in it; see the module."""
 
-    def __init__(self, setting: Setting, faults: int, kinds: Sequence[str] = ("kill", "pause")) -> None:
-        self.ranks, self.faults, self.kinds = Ranks(setting), faults, kinds
+    def __init__(
+        self,
+        setting: Setting,
+        faults: int,
+        kinds: Sequence[str] = ("kill", "pause"),
+        ordered: bool = False,
+        victims: Collection[int] = (),
+    ) -> None:
+        """Create it; if `ordered`, messages of one rank to another arrive as they were sent.
+
+        `victims` are the ranks that are killed or pause (empty: any).
+        """
+        self.ranks, self.faults, self.kinds, self.ordered = Ranks(setting), faults, kinds, ordered
         self.size = setting.layout.size
+        self.victims = frozenset(victims or range(self.size))
         self.views: list[View] = []
         self._view_numbers: dict[View, int] = {}
         self._wrong_behaviours: dict[tuple[int, ...], str] = {}
@@ -89,48 +105,56 @@ class World:
     def first(self) -> State:
         """Return the first state."""
         effects = [self.ranks.first(rank) for rank in range(self.size)]
-        messages = tuple(sorted(message for effect in effects for message in effect.sent))
+        messages = self._sorted(message for effect in effects for message in effect.sent)
         zero = (0,) * self.size
         return State(
-            tuple(effect.state for effect in effects), messages, (Status.RUNS,) * self.size, (), (),
+            tuple(effect.state for effect in effects), messages, (Status.RUNS,) * self.size, (), (), (), (),
             (Ages(zero, zero, zero),) * self.size, 0, 0, self.faults, (), (), (),
         )  # fmt: skip
+
+    def _sorted(self, messages: Iterable[int]) -> tuple[int, ...]:
+        """Return messages under way as in a state: those of one rank to another as they were sent, if that counts."""
+        return tuple(sorted(messages, key=self._pair if self.ordered else None))
+
+    def _pair(self, message: int) -> tuple[int, int]:
+        return self.ranks.messages[message][0], self.ranks.headers[message].sender
 
     # --- what may happen -----------------------------------------------------------------------
 
     def steps(self, state: State) -> list[Step]:
         """List the events that may come next."""
-        found = list(self._own_steps(state))
-        if not found and self._time_may_pass(state):
-            found.append(Step("time"))
-        for rank, status in enumerate(state.status):
-            if status is Status.PAUSED and state.time > state.paused_at:
-                found.append(Step("go on", rank))
-                found += [
-                    Step("go on", rank, (message,))
-                    for message in dict.fromkeys(state.messages)
-                    if self.ranks.messages[message][0] == rank
-                ]
-        if state.faults:
-            found += self._fault_steps(state)
-        return found
+        found = self.certain(state)
+        return (found or self.passing(state)) + self.faults_in(state)
 
-    def _own_steps(self, state: State) -> Iterator[Step]:
-        """Yield all events but faults and time."""
+    def passing(self, state: State) -> list[Step]:
+        """List the events by which time passes, if no event is certain."""
+        if state.time >= HORIZON:
+            return []
+        if Status.PAUSED in state.status:
+            # It goes on when an instant begins: what it does, and that others hear it, comes at any time later.
+            found = [Step("go on", state.status.index(Status.PAUSED))]
+            return found if state.time + 1 - state.paused_at == LONGEST_PAUSE else [Step("time"), *found]
+        return [] if self.finished(state) else [Step("time")]
+
+    def certain(self, state: State) -> list[Step]:
+        """List the events that come before time passes, if nothing prevents them."""
         messages, status = self.ranks.messages, state.status
+        found = []
+        before: tuple[int, int] | None = None
         for message in dict.fromkeys(state.messages):
             rank = messages[message][0]
+            if self.ordered and before == (before := self._pair(message)):
+                continue
             if status[rank] is Status.RUNS and rank not in state.ahead:
-                yield Step("receive", rank, (message,))
-        for rank, dead in state.unreported:
-            if status[rank] is Status.RUNS:
-                yield Step("report", rank, (dead,))
+                found.append(Step("receive", rank, (message,)))
+        for what, pairs in (("report", state.unreported), ("hear", state.unheard)):
+            found += [Step(what, rank, (other,)) for rank, other in pairs if status[rank] is Status.RUNS]
         for rank in range(self.size):
-            if status[rank] is Status.RUNS:
-                if rank in state.ahead or self._changes(state, rank):
-                    yield Step("tick", rank)
-                if self._unheard(state, rank):
-                    yield Step("confirm", rank)
+            if status[rank] is Status.RUNS and (
+                rank in state.ahead or rank in state.fresh or self._changes(state, rank)
+            ):
+                found.append(Step("tick", rank))
+        return found
 
     def _changes(self, state: State, rank: int) -> bool:
         """Return whether a rank's callbacks change anything now."""
@@ -141,83 +165,70 @@ class World:
     def _tick_of(self, state: State, rank: int, died: tuple[int, ...] = ()) -> Event:
         return Event(state.time, -1, died, state.ages[rank], state.leases)
 
-    def _unheard(self, state: State, rank: int) -> list[int]:
-        """List the ranks that follow one whose confirmations it has not received since it went on."""
-        ages = state.ages[rank].unconfirmed
-        return [
-            other
-            for other in range(self.size)
-            if ages[other] and other != rank and state.status[other] is Status.RUNS
-            and self.ranks.facts[state.ranks[other]].follows == rank
-        ]  # fmt: skip
-
-    def _time_may_pass(self, state: State) -> bool:
-        if state.time >= HORIZON:
-            return False
-        if Status.PAUSED in state.status:
-            return state.time - state.paused_at < LONGEST_PAUSE
-        return not self.finished(state)
-
-    def _fault_steps(self, state: State) -> Iterator[Step]:
+    def faults_in(self, state: State) -> list[Step]:
+        """List the faults that may strike in a state."""
+        if not state.faults:
+            return []
+        found = []
         for rank, status in enumerate(state.status):
-            if status in (Status.DEAD, Status.LEFT):
+            if status >= Status.DEAD or rank not in self.victims:
                 continue
             if "kill" in self.kinds:
-                for lost in self._losses(state, rank):
-                    yield Step("kill", rank, lost)
+                found += [Step("kill", rank, lost) for lost in self._losses(state, rank)]
             if "pause" in self.kinds and Status.PAUSED not in state.status:
-                yield Step("pause", rank)
+                found.append(Step("pause", rank))
         if "lose" in self.kinds:
             for message in dict.fromkeys(state.messages):
                 if not self.ranks.is_control(message):
-                    yield Step("lose", self.ranks.messages[message][0], (message,))
+                    found.append(Step("lose", self.ranks.messages[message][0], (message,)))
+        return found
 
     def _losses(self, state: State, rank: int) -> list[tuple[int, ...]]:
         """List the sets of messages that may be lost with a rank."""
         own = [each for each in dict.fromkeys(state.messages) if self.ranks.headers[each].sender == rank]
-        sizes = range(len(own) + 1)
-        if len(own) > MOST_SUBSETS:
-            sizes = (0, 1, len(own) - 1, len(own))  # type: ignore[assignment]
-        return [lost for size in sizes for lost in combinations(own, size)]
+        sizes = range(len(own) + 1) if len(own) <= MOST_SUBSETS else (0, 1, len(own) - 1, len(own))
+        sets = [lost for size in sizes for lost in combinations(own, size)]
+        return [lost for lost in sets if not self.ordered or self._are_last(own, lost)]
+
+    def _are_last(self, own: Sequence[int], lost: Sequence[int]) -> bool:
+        """Return whether some messages are the last ones to each of their receivers."""
+        arrive = {self._pair(each): at for at, each in enumerate(own) if each not in lost}
+        return all(at > arrive.get(self._pair(each), -1) for at, each in enumerate(own) if each in lost)
 
     # --- what it does --------------------------------------------------------------------------
 
-    def after(self, state: State, step: Step) -> tuple[State, bool]:
-        """Return the state after an event, and whether it used the leases."""
+    def after(self, state: State, step: Step) -> State:
+        """Return the state after an event."""
         what, rank, of = step
         if what == "receive":
             effect = self.ranks.arrival(state.ranks[rank], state.time, of[0])
-            return self._with(state, rank, effect, of), False
+            if rank in state.fresh:
+                state = state._replace(
+                    fresh=_without(state.fresh, rank), ahead=tuple(sorted((*state.ahead, rank)))
+                )
+            return self._with(state, rank, effect, of)
         if what in ("tick", "report"):
             effect = self.ranks.tick(state.ranks[rank], self._tick_of(state, rank, of))
             if what == "report":
-                state = state._replace(
-                    unreported=tuple(each for each in state.unreported if each != (rank, *of))
-                )
-            if rank in state.ahead:
-                state = state._replace(ahead=tuple(each for each in state.ahead if each != rank))
-            return self._with(state, rank, effect, ()), effect.looked
+                state = state._replace(unreported=_without(state.unreported, (rank, of[0])))
+            if rank in state.ahead or rank in state.fresh:
+                state = state._replace(ahead=_without(state.ahead, rank), fresh=_without(state.fresh, rank))
+            return self._with(state, rank, effect, ())
+        if what == "hear":
+            return self._heard(state, rank, of[0])
         if what == "time":
-            return self._later(state), True
-        if what == "confirm":
-            return state._replace(ages=self._confirmed(state, rank, self._unheard(state, rank))), False
+            return self._later(state)
+        if what == "go on":
+            return self._goes_on(self._later(state), rank)
+        state = state._replace(faults=state.faults - 1)
         if what == "pause":
             status = _put(state.status, rank, Status.PAUSED)
-            return state._replace(status=status, paused_at=state.time, faults=state.faults - 1), False
-        if what == "go on":
-            state = self._heard_again(state, rank)._replace(
-                ahead=tuple(sorted({*state.ahead, rank})), silent=tuple(sorted({*state.silent, rank}))
-            )
-            if not of:
-                return state, False
-            return self._with(
-                state, rank, self.ranks.arrival(state.ranks[rank], state.time, of[0]), of
-            ), False
+            return state._replace(status=status, paused_at=state.time)
         messages = list(state.messages)
         for message in of:
             messages.remove(message)
-        state = state._replace(messages=tuple(messages), faults=state.faults - 1)
-        return (state if what == "lose" else self._gone(state, rank, Status.DEAD)), False
+        state = state._replace(messages=tuple(messages))
+        return state if what == "lose" else self._gone(state, rank, Status.DEAD)
 
     def _with(self, state: State, rank: int, effect: Effect, received: tuple[int, ...]) -> State:
         """Return the state after an event of one rank."""
@@ -228,25 +239,24 @@ class World:
         for message in received:
             messages.remove(message)
         if own != state.ranks[rank]:
-            messages = [each for each in messages if to[each][0] != rank or not self._is_moot(each, own)]
+            messages = [each for each in messages if to[each][0] != rank or not self.is_moot(each, own)]
         if effect.sent:
-            status = state.status
             messages += [
                 each for each in effect.sent
-                if status[to[each][0]] < Status.DEAD and not self._is_moot(each, ranks[to[each][0]])
+                if state.status[to[each][0]] < Status.DEAD and not self.is_moot(each, ranks[to[each][0]])
             ]  # fmt: skip
-            messages.sort()
         published = state.published
         if effect.published:
             published += tuple(map(self._number, effect.published))
-        unreported = state.unreported
+        unreported, unheard = state.unreported, state.unheard
         if after.excluded != before.excluded:
-            unreported = tuple(
-                each for each in unreported if each[0] != rank or each[1] not in after.excluded
+            unreported, unheard = (
+                tuple(each for each in pairs if each[0] != rank or each[1] not in after.excluded)
+                for pairs in (unreported, unheard)
             )
-        state = State(
-            ranks, tuple(messages), state.status, state.ahead, unreported, state.ages, state.time, state.paused_at,
-            state.faults, effect.leases or state.leases, published, state.silent,
+        state = state._replace(
+            ranks=ranks, messages=self._sorted(messages), unreported=unreported, unheard=unheard, published=published,
+            leases=effect.leases or state.leases,
         )  # fmt: skip
         if after.follows != before.follows and after.follows >= 0:
             state = state._replace(ages=self._confirmed(state, after.follows, [rank]))
@@ -254,7 +264,7 @@ class World:
             state = state._replace(ages=self._confirmed(state, rank, range(self.size)))
         return self._gone(state, rank, Status.LEFT) if after.left else state
 
-    def _is_moot(self, message: int, state: int) -> bool:
+    def is_moot(self, message: int, state: int) -> bool:
         """Return whether a message will never change anything at its receiver, which is in a state.
 
         It is for statistics only, reports deaths that are known, is of a rank that is excluded, or has a view that is
@@ -284,18 +294,21 @@ class World:
 
     def _gone(self, state: State, rank: int, status: Status) -> State:
         """Return the state in which a rank has ended."""
-        others = [
-            each for each in range(self.size)
-            if state.status[each] < Status.DEAD and each != rank
+        # Where keys are lost, all ranks end.
+        is_over = self.ranks.facts[state.ranks[rank]].wrong.startswith("ShardLost")
+        unreported = [each for each in state.unreported if each[0] != rank]
+        unreported += [
+            (each, rank) for each in range(self.size)
+            if state.status[each] < Status.DEAD and each != rank and not is_over
             and rank not in self.ranks.facts[state.ranks[each]].excluded
         ]  # fmt: skip
-        unreported = [each for each in state.unreported if each[0] != rank]
-        unreported += [(each, rank) for each in others]
         return state._replace(
             messages=tuple(each for each in state.messages if self.ranks.messages[each][0] != rank),
             status=_put(state.status, rank, status),
             unreported=tuple(sorted(unreported)),
-            ahead=tuple(each for each in state.ahead if each != rank),
+            unheard=tuple(each for each in state.unheard if rank not in each),
+            fresh=_without(state.fresh, rank),
+            ahead=_without(state.ahead, rank),
         )
 
     def _later(self, state: State) -> State:
@@ -328,18 +341,36 @@ class World:
         unconfirmed = tuple(0 if each in by else age for each, age in enumerate(mine.unconfirmed))
         return _put(state.ages, rank, mine._replace(unconfirmed=unconfirmed))
 
-    def _heard_again(self, state: State, rank: int) -> State:
-        """Return the state in which a rank that has paused goes on: the others hear it at once."""
-        follows = self.ranks.facts[state.ranks[rank]].follows
-        ages = tuple(
-            mine if other == rank else Ages(
-                _put(mine.silent, rank, 0),
-                _put(mine.unconfirmed, rank, 0) if follows == other else mine.unconfirmed,
-                _put(mine.deaf, rank, 0),
-            )
-            for other, mine in enumerate(state.ages)
+    def _goes_on(self, state: State, rank: int) -> State:
+        """Return the state in which a rank that has paused goes on; it and others hear of each other later."""
+        facts, ages = self.ranks.facts, state.ages
+        unheard = list(state.unheard)
+        for other in range(self.size):
+            if other == rank or state.status[other] is not Status.RUNS:
+                continue
+            knows = rank not in facts[state.ranks[other]].excluded
+            if knows and (
+                ages[other].silent[rank] or ages[other].deaf[rank] or ages[other].unconfirmed[rank]
+            ):
+                unheard.append((other, rank))
+            if ages[rank].unconfirmed[other] and facts[state.ranks[other]].follows == rank:
+                unheard.append((rank, other))
+        return state._replace(
+            status=_put(state.status, rank, Status.RUNS), paused_at=0, unheard=tuple(sorted(unheard)),
+            fresh=tuple(sorted((*state.fresh, rank))), silent=tuple(sorted({*state.silent, rank})),
         )  # fmt: skip
-        return state._replace(ages=ages, status=_put(state.status, rank, Status.RUNS))
+
+    def _heard(self, state: State, rank: int, other: int) -> State:
+        """Return the state in which a rank has received a heartbeat of another one."""
+        mine, follows = state.ages[rank], self.ranks.facts[state.ranks[other]].follows
+        heard = Ages(
+            _put(mine.silent, other, 0),
+            _put(mine.unconfirmed, other, 0) if follows == rank else mine.unconfirmed,
+            _put(mine.deaf, other, 0),
+        )
+        return state._replace(
+            ages=_put(state.ages, rank, heard), unheard=_without(state.unheard, (rank, other))
+        )
 
     # --- what must hold ------------------------------------------------------------------------
 
@@ -401,8 +432,17 @@ class World:
         """Return whether the run has ended because keys are lost."""
         return any(self.ranks.facts[each].wrong.startswith("ShardLost") for each in state.ranks)
 
+    def is_end(self, state: State) -> bool:
+        """Return whether a run has come to its end in a state, unless there is another fault."""
+        return (
+            Status.PAUSED not in state.status
+            and not self.is_over(state)
+            and not self.certain(state)
+            and not self.passing(state)
+        )
+
     def ended(self, state: State) -> str:
-        """Return what is wrong at the end of a run, where no event is left."""
+        """Return what is wrong at the end of a run."""
         if not self.finished(state):
             waits = [
                 f"{rank}{' frozen' if facts.frozen else ''}{'' if facts.settled else ' waits'}"
@@ -428,7 +468,7 @@ class World:
     def text(self, step: Step) -> str:
         """Describe an event."""
         where = "" if step.rank < 0 else f" rank {step.rank}"
-        if step.what in ("receive", "lose", "go on", "kill"):
+        if step.what in ("receive", "lose", "kill"):
             return f"{step.what}{where} {', '.join(map(self._message_text, step.of))}".strip()
         return f"{step.what}{where}{' of ' + str(step.of[0]) if step.of else ''}"
 
@@ -436,6 +476,10 @@ class World:
         head, to = self.ranks.headers[number], self.ranks.messages[number][0]
         shard = f" shard {head.shard}" if head.shard >= 0 else ""
         return f"[{head.kind.name} {head.command.name} {head.time}{shard} of {head.sender} to {to}, epoch {head.epoch}]"
+
+
+def _without(values: tuple[T, ...], value: T) -> tuple[T, ...]:
+    return tuple(each for each in values if each != value)
 
 
 def _put(values: tuple[T, ...], at: int, value: T) -> tuple[T, ...]:

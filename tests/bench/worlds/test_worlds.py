@@ -11,6 +11,7 @@ from mpips.bench.worlds._settings import WORLDS, world
 from mpips.bench.worlds._world import World
 
 SEED, ORDERS = 1, 8
+SCHEDULER, PRIMARY, COPY, WORKER, SPARE = range(5)
 
 
 def check(made: World, found: worlds.Found) -> None:
@@ -20,20 +21,75 @@ def check(made: World, found: worlds.Found) -> None:
         raise AssertionError(f"{violation.what}, by\n{events}")
 
 
-@pytest.mark.parametrize(("name", "states"), [("push", 12), ("pushes", 40), ("rounds", 20)])
-def test_all_orders_without_faults_are_right(name: str, states: int) -> None:
-    made = world(name, 0, ())
-    found = search(made)
+@pytest.mark.parametrize(
+    ("name", "kinds", "victims", "in_order"),
+    [
+        ("push", (), (), False),
+        ("rounds", (), (), True),
+        ("push", ("lose",), (), False),
+        pytest.param("pushes", (), (), False, marks=pytest.mark.long),
+        pytest.param("rounds", (), (), False, marks=pytest.mark.long),
+        pytest.param("push", ("kill",), (WORKER,), True, marks=pytest.mark.long),
+        pytest.param("push", ("kill",), (SPARE,), True, marks=pytest.mark.long),
+    ],
+)
+def test_orders_that_are_left_out_lead_to_no_other_states(
+    name: str, kinds: tuple[str, ...], victims: tuple[int, ...], in_order: bool
+) -> None:
+    made = world(name, len(kinds), kinds, in_order, victims)
+    all_orders, found = search(made, reduces=False), search(made)
+    check(made, all_orders)
     check(made, found)
-    assert found.complete and found.states >= states
+    assert found.complete and all_orders.complete
+    # In which time passes, or the run ends.
+    assert found.quiet == all_orders.quiet
+    assert found.states < all_orders.states and found.orders < all_orders.orders
 
 
 def test_all_orders_with_a_lost_message_are_right() -> None:
     made = world("push", 1, ("lose",))
-    found = search(made)
+    found = search(made, reduces=False)
     check(made, found)
     # Of the events, each of which real code has executed once.
     assert found.complete and found.orders > 1_000_000 > found.executed
+
+
+@pytest.mark.parametrize(
+    ("mutation", "kinds", "victims", "what"),
+    [
+        ("dependencies", (), (), "stale"),
+        ("keep replies", ("lose",), (), "stale"),
+        ("probes", ("lose",), (), "hangs"),
+    ],
+)
+def test_what_breaks_a_promise_is_found_with_and_without_the_reduction(
+    mutation: str, kinds: tuple[str, ...], victims: tuple[int, ...], what: str
+) -> None:
+    for reduces in (True, False):
+        with applied(MUTATIONS[mutation]):
+            found = search(world("push", len(kinds), kinds, False, victims), reduces=reduces)
+        (violation,) = found.violations
+        assert what in violation.what
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("kinds", "victims"),
+    [
+        (("lose", "lose"), ()),
+        (("kill",), (SCHEDULER,)),
+        (("kill",), (COPY,)),
+        (("kill",), (WORKER,)),
+        (("kill",), (SPARE,)),
+        (("pause",), (WORKER,)),
+        (("pause",), (SPARE,)),
+    ],
+)
+def test_all_orders_with_these_faults_are_right(kinds: tuple[str, ...], victims: tuple[int, ...]) -> None:
+    made = world("push", len(kinds), kinds, True, victims)
+    found = search(made)
+    check(made, found)
+    assert found.complete
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -45,7 +101,7 @@ def test_random_orders_with_two_faults_are_right(name: str) -> None:
 
 
 def test_the_searches_meet_the_same_states() -> None:
-    found, other = search(world("push", 0, ())), sample(world("push", 0, ()), SEED)
+    found, other = search(world("push", 0, ()), reduces=False), sample(world("push", 0, ()), SEED)
     assert found.complete and other.complete and found.states == other.states
 
 
