@@ -38,7 +38,9 @@ def line(command: Sequence[str | os.PathLike[str]], by: signal.Signals = signal.
         if not os.access(program, os.X_OK):
             raise PermissionError(13, os.strerror(13), program)
     parts = [os.fspath(part) for part in command]
-    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(by)), *parts]
+    # A Python that was moved finds its library by PYTHONHOME, which -I ignores.
+    alone = ["-P", "-s", "-S"] if os.environ.get("PYTHONHOME") else ["-I", "-S"]
+    return [sys.executable, *alone, __file__, str(os.getpid()), str(int(by)), *parts]
 
 
 def clear_session(pid: int) -> None:

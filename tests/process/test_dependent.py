@@ -34,6 +34,13 @@ def test_it_becomes_its_program_with_the_same_number_arguments_and_signals() -> 
     assert int(status.split()[1], 16) == mine & ~sum(1 << kind - 1 for kind in python)
 
 
+def test_it_is_started_by_a_python_that_needs_pythonhome(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHOME", sys.base_prefix)
+    assert subprocess.run(dependent.line(["sh", "-c", "exit 3"]), check=False).returncode == 3
+    monkeypatch.setenv("PYTHONHOME", "/nonexistent")
+    assert subprocess.run(dependent.line(["true"]), check=False, capture_output=True).returncode == 1
+
+
 def test_one_whose_program_is_not_there_is_an_error_and_one_that_cannot_be_run_ends_with_a_line(
     tmp_path: Path,
 ) -> None:
