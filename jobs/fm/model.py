@@ -31,7 +31,7 @@ from mpips.jobs.fm.form import Form
 from mpips.jobs.fm.kernels import F4, F8, I4, SEEN, WEIGHT
 from mpips.jobs.fm.settings import MOST, Settings
 from mpips.jobs.fm.training import factors_spec, form_of, places_of
-from mpips.jobs.sparse_lr.model import LogisticModel, finite, reading
+from mpips.jobs.sparse_lr.model import LogisticModel, finite, held_keys, reading
 
 MODEL = "model.npz"
 SCHEMA: dict[str, dict[str, Any]] = {
@@ -201,16 +201,16 @@ def load(source: Path, job: Any) -> FactorizationModel:
             if not file.exists():
                 raise InputError(f"holds no {MODEL}; a run writes it when it has trained")
             held = npz.load(file, follow=file == source)
-            keys, weights = key_arrays.from_pairs(held["keys"]), held["weights"]
+            keys, weights = held_keys(held), held["weights"]
             has, factors = held["has"], held["factors"]
             # A model without fields may be of a version that had none.
             form = _form(held, factors)
             table = json.loads(str(held["encoding"])) if "encoding" in held else None
         encoding = None if table is None else Encoding.of_table(table, f"{source}: its encoding")
     types = [array.dtype for array in (weights, has, factors)] == [np.float32, np.bool_, np.float32]
-    if not types or weights.shape != keys.shape or has.shape != keys.shape:
+    if not types or factors.ndim != 2 or weights.shape != keys.shape or has.shape != keys.shape:
         raise InputError(f"{source}: is not a model of fm: its arrays have wrong types or sizes")
-    if factors.ndim != 2 or len(factors) != has.sum() or factors.shape[1] != form.width:
+    if len(factors) != has.sum() or factors.shape[1] != form.width:
         raise InputError(f"{source}: is damaged: it has factors of {len(factors)} features")
     if not 1 <= factors.shape[1] <= MOST:
         raise InputError(f"{source}: is damaged: it has {factors.shape[1]:,} factors, not 1 to {MOST:,}")
@@ -224,7 +224,7 @@ def load(source: Path, job: Any) -> FactorizationModel:
 def _form(held: Any, factors: F4) -> Form:
     """Return the form of a model file: k, fields and whether examples are normalised."""
     if "form" not in held:
-        return Form(factors.shape[-1])
+        return Form(factors.shape[-1] if factors.ndim else 0)
     found = held["form"]
     if found.dtype != np.int64 or found.shape != (3,) or (found < 0).any() or not found[0]:
         raise InputError("is damaged: its form is no list of factors, fields and normalise")

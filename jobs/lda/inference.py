@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from mpips import (
     ALL,
     MANIFEST,
+    NUMBER,
+    Each,
     InputError,
     Model,
     UsageError,
@@ -23,18 +25,26 @@ from mpips import (
     load_range,
     read_manifest,
     replacing,
+    schema_error,
 )
 from mpips import keys as key_arrays
 from mpips.data.examples import empty_files_note
 from mpips.data.stream import is_empty
 from mpips.jobs.lda.corpus import Block, Corpus, open_corpus
 from mpips.jobs.lda.evaluate import Phi, distinct, infer_theta
-from mpips.jobs.lda.model import CELLS, SHOWN, TrainedTopics, read_model
+from mpips.jobs.lda.model import CELLS, SHOWN, TrainedTopics, flaw_of, read_model
 from mpips.jobs.lda.parse import MOST_COUNT
 from mpips.jobs.lda.readers import read_vocabulary
 from mpips.jobs.lda.topics import draw, named, table
 
 F8 = NDArray[np.float64]
+SCHEMA = {
+    "facts": {"vocabulary": range(1, 2**31), "topics": range(1, 2**31)},
+    "state": {"alpha": Each(NUMBER), "beta": NUMBER},
+}
+"""What a checkpoint says of a model."""
+WORDS, WORDS_OF_ROW = 1 << 26, 64
+"""Words of a checkpoint's vocabulary, and further ones for each row: a small file may declare any number."""
 
 
 class TopicModel(Model):
@@ -210,11 +220,15 @@ def load(source: Path, job: Any) -> TopicModel:
         return TopicModel(read_model(source), source if source.is_dir() else source.parent)
     with explained("read", source):
         about = read_manifest(source)["about"]
-        vocabulary, topics = int(about["facts"]["vocabulary"]), int(about["facts"]["topics"])
+        if problem := schema_error(about, SCHEMA, "about"):
+            raise ValueError(problem)
+        vocabulary, topics = about["facts"]["vocabulary"], about["facts"]["topics"]
         alpha, beta = np.array(about["state"]["alpha"], np.float64), float(about["state"]["beta"])
         rows = load_range(source, "words", [ALL])
         if rows.keys[-1:] >= vocabulary * topics or alpha.shape != (topics,) or rows.values.dtype != np.int32:
             raise ValueError(f"its counts are not of {topics} topics of {vocabulary} words")
+        if vocabulary > WORDS + WORDS_OF_ROW * len(rows.keys):
+            raise ValueError(f"it declares {vocabulary:,} words, and has rows of {len(rows.keys):,} only")
         some = np.flatnonzero(rows.values[:, 0] > 0)
         word, topic = np.divmod(rows.keys[some].astype(np.int64), topics)
         counts = rows.values[some, 0]
@@ -230,4 +244,6 @@ def load(source: Path, job: Any) -> TopicModel:
         if words is not None and len(words) != vocabulary:
             words = None
     made = TrainedTopics(alpha, beta, n_k, vocabulary, words, indptr, topic.astype(np.int32), counts)
+    if flaw := flaw_of(made):
+        raise InputError(f"{source}: is damaged: {flaw}")
     return TopicModel(made, source.parent)

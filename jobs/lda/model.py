@@ -143,7 +143,7 @@ def read_model(path: Path) -> TrainedTopics:
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{file_name}: is not a model of lda: {' '.join(why.split())}") from None
-    flaw = _flaw(model)
+    flaw = flaw_of(model)
     if flaw:
         raise InputError(f"{file_name}: is damaged: {flaw}; copy it again")
     return model._replace(
@@ -155,7 +155,7 @@ def read_model(path: Path) -> TrainedTopics:
     )
 
 
-def _flaw(model: TrainedTopics) -> str:
+def flaw_of(model: TrainedTopics) -> str:
     """Return why a model from a file is invalid, so that no kernel gets it; "" if it is valid."""
     alpha, beta, n_k, vocabulary, words, indptr, topics, counts = model
     arrays = [np.asarray(each) for each in (alpha, n_k, indptr, topics, counts)]

@@ -338,7 +338,7 @@ def load(source: Path, job: Any) -> LogisticModel:
             if not file.exists():
                 raise InputError(f"holds no {MODEL}; a run writes it when it has trained")
             held = npz.load(file, follow=file == source)
-            keys, weights = key_arrays.from_pairs(held["keys"]), held["values"]
+            keys, weights = held_keys(held), held["values"]
             table = json.loads(str(held["encoding"])) if "encoding" in held else None
         encoding = None if table is None else Encoding.of_table(table, f"{source}: its encoding")
     if weights.dtype != np.float64 or weights.ndim != 1 or len(keys) != len(weights):
@@ -349,6 +349,14 @@ def load(source: Path, job: Any) -> LogisticModel:
         raise InputError(f"{source}: is not a sound model: a weight is not finite")
     some = weights != 0.0
     return LogisticModel(keys[some], np.ascontiguousarray(weights[some]), spec, encoding)
+
+
+def held_keys(held: Mapping[str, NDArray[Any]]) -> key_arrays.KeyArray:
+    """Return the keys in a model file, u8[n] or KEY128[n]; ValueError if they are none."""
+    keys = held["keys"]
+    if keys.dtype != np.uint64 or (keys.ndim, *keys.shape[1:]) not in ((1,), (2, 2)):
+        raise ValueError("is damaged: its keys are no list of keys")
+    return key_arrays.from_pairs(keys)
 
 
 def reading(job: Any) -> DataSpec:

@@ -312,7 +312,7 @@ def _checkpoints_of(checkpoints: Path, run: object) -> list[Facts]:
 def summary(facts: Mapping[str, Any]) -> list[str]:
     """Return a readable summary of a run's provenance, in a few lines."""
     ranks: list[Facts] = facts.get("ranks", [])
-    hosts = list(dict.fromkeys(str(rank["host"]) for rank in ranks))
+    hosts = list(dict.fromkeys(str(rank.get("host", "?")) for rank in ranks))
     shown = ", ".join(hosts[:3]) + (f" and {len(hosts) - 3} more" if len(hosts) > 3 else "")
     lines = [
         f"run: {facts.get('folder', '?')}, started {facts.get('started', '?')}",
@@ -328,7 +328,9 @@ def summary(facts: Mapping[str, Any]) -> list[str]:
     for each in facts.get("inputs", []):
         value = each.get("sha256") or each.get("sample_sha256") or "not hashed"
         kind = "sha256 " if "sha256" in each else "sample_sha256 " if "sample_sha256" in each else ""
-        lines.append(f"{each['role']}: {each['path']}, {each.get('bytes', 0):,} bytes, {kind}{value}")
+        lines.append(
+            f"{each.get('role', '?')}: {each.get('path', '?')}, {each.get('bytes', 0):,} bytes, {kind}{value}"
+        )
     for each in facts.get("ancestry", []):
         lines.append(f"resumed from: {each['checkpoint']}")
     return lines
@@ -339,5 +341,5 @@ def state_line(state: Mapping[str, Any]) -> str:
     if not state.get("commit"):
         return f"installed, files' sha256 {state.get('record_sha256', '?')}"
     if state.get("dirty"):
-        return f"commit {state['commit']}, changed: diff sha256 {state['diff_sha256']}"
+        return f"commit {state['commit']}, changed: diff sha256 {state.get('diff_sha256', '?')}"
     return f"commit {state['commit']}" + ("" if state.get("dirty", False) is False else ", perhaps changed")

@@ -51,6 +51,7 @@ LINES = [
     {"event": "pass", "pass": n, "seconds": 0.1 * n, "objective": 9.0 - n, "waiting": 0.1}
     for n in range(1, 5)
 ]
+ABSENT: Any = object()
 OTHERS: tuple[Any, ...] = (None, True, -7, 1e999, 10**400, "x", "\ud800", [], [7], {}, {"x": {}})
 
 COMMANDS = (
@@ -86,12 +87,15 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def changed(value: Any, at: tuple[Any, ...], new: Any) -> Any:
     if not at:
-        return new
+        return None if new is ABSENT else new
     whole = copy.deepcopy(value)
     part = whole
     for key in at[:-1]:
         part = part[key]
-    part[at[-1]] = new
+    if new is ABSENT:
+        del part[at[-1]]
+    else:
+        part[at[-1]] = new
     return whole
 
 
@@ -103,9 +107,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_parser: None) -> 
     return tmp_path
 
 
-def some(number: int) -> Iterator[Any]:
-    """Return three invalid values, different ones for each place."""
-    return (OTHERS[(3 * number + each) % len(OTHERS)] for each in range(3))
+def some(number: int) -> tuple[Any, ...]:
+    """Return three invalid values, different ones for each place, and one that is not there."""
+    return (*(OTHERS[(3 * number + each) % len(OTHERS)] for each in range(3)), ABSENT)
 
 
 def judge(command: tuple[str, ...], capsys: pytest.CaptureFixture[str], what: object) -> None:

@@ -347,6 +347,9 @@ def test_entries_of_one_place_are_added_before_they_are_scored() -> None:
         ({"weights": np.array([1.0, np.inf], "f4")}, "is not a sound model"),
         ({"has": np.array([True, False])}, "it has factors of 2 features"),
         ({"has": np.ones(2, "i1")}, "wrong types or sizes"),
+        ({"keys": np.empty((2, 0), "u8")}, "its keys are no list of keys"),
+        ({"keys": np.array(3, "u8")}, "its keys are no list of keys"),
+        ({"factors": np.array(1, "f4")}, "wrong types or sizes"),
     ],
 )
 def test_models_of_others_are_checked(tmp_path: Path, changed: dict[str, Any], text: str) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint.test_damaged_checkpoints import rewrite
 from scipy.sparse import csr_matrix, random_array
 from synthetic import DataSet, Hooks, job_of, make, run_twin
 
 from mpips import InputError, JobError, Run, UsageError, load_model
-from mpips.checkpoint.manifest import complete
+from mpips.checkpoint.manifest import complete, read_manifest
 from mpips.cli.main import main
 from mpips.client.rows import rows_at_end
 from mpips.config.program import load_program
@@ -184,6 +185,10 @@ def test_dense_matrices_are_converted_in_parts(monkeypatch: pytest.MonkeyPatch) 
         {"values": np.ones(2, "f4")},
         {"values": np.array([1.0, np.nan])},
         {"keys": np.array([3, 3], "u8")},
+        {"keys": np.array(3, "u8")},
+        {"keys": np.array("x")},
+        {"keys": np.empty((2, 0), "u8")},
+        {"keys": np.empty((2, 0), "f4")},
     ],
 )
 def test_invalid_files_are_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
@@ -312,6 +317,19 @@ def test_topics_of_a_checkpoint(tmp_path: Path) -> None:
     assert int(model.topics.n_k.sum()) == int(model.topics.counts.sum()) == 40
     assert model.transform(texts=["church church", "peace"]).shape == (2, 3)
     assert load(saved, {}).topics.words is None
+    manifest = read_manifest(saved)
+    for part, changed, text in (
+        ("facts", {"vocabulary": None}, "about.facts.vocabulary is null, and should be an integer"),
+        ("facts", {"topics": 2**40}, "about.facts.topics is an integer out of bounds"),
+        ("facts", {"vocabulary": 2**31 - 1}, "declares 2,147,483,647 words, and has rows of"),
+        ("state", {"alpha": [[1.0]] * 3}, r"about.state.alpha\[0\] is a list, and should be"),
+        ("state", {"alpha": [-1.0] * 3}, "is damaged: alpha and beta must be above 0"),
+        ("state", {"beta": {}}, "about.state.beta is a table, and should be"),
+    ):
+        about = manifest["about"] | {part: manifest["about"][part] | changed}
+        rewrite(saved, manifest | {"about": about})
+        with pytest.raises(InputError, match=text):
+            load(saved, {})
 
 
 def test_counts_of_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
