@@ -63,6 +63,7 @@ from mpips.scheduler.pending_orders import PendingOrders, keep_for_successors
 from mpips.scheduler.stopping import pass_on
 from mpips.server.server import Server
 from mpips.server.snapshot_file import SnapshotFile
+from mpips.storage.disk.failure import StoreFailed
 from mpips.storage.disk.store import Store
 from mpips.tracing.recorder import trace_node
 from mpips.tracing.trace_file import What
@@ -299,6 +300,8 @@ class RankRun:
                     return self._roles(node, prepared)
             except (Stopped, Fenced):
                 raise
+            except StoreFailed as error:
+                self._end_as_dead(node, error)
             except BaseException as error:
                 self._report(node, error)
         except Stopped as stopped:
@@ -440,6 +443,15 @@ class RankRun:
         if not self.result.reported_by_launcher:
             say(f"mpips: first to fail: {first_failure.sentence(facts)}")
         return first
+
+    def _end_as_dead(self, node: Node, error: StoreFailed) -> NoReturn:
+        """End this rank alone, if copies of its shards can take over."""
+        if self.survives and self.replicas:
+            log.note("failed", logging.ERROR, error=str(error))
+            facts = node.describe(error)
+            say(f"mpips: error: rank {facts['rank']} ({facts['role']} on {facts['host']}) ends: {error}")
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._report(node, error)
 
     def _report(self, node: Node, error: BaseException) -> NoReturn:
         """Report this rank's error to the scheduler, and wait for its stop message (`Stopped`)."""

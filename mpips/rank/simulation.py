@@ -30,6 +30,7 @@ from mpips.scheduler.pending_orders import PendingOrders, keep_for_successors
 from mpips.scheduler.scheduler import Cluster
 from mpips.server.server import Server
 from mpips.server.snapshot_file import SnapshotFile
+from mpips.storage.disk.failure import StoreFailed
 from mpips.storage.disk.store import Store
 from mpips.transport.in_memory import Deadlock, Network, TwinVan
 from mpips.transport.message import Command
@@ -247,6 +248,10 @@ class Simulation:
             except Stopped:
                 left = me.departure.leave()
                 assert left or self._is_disturbed(me)
+            except StoreFailed:
+                if not self.replicas:
+                    raise
+                network.kill(rank)
         internals.left.add(rank)
 
     def _lead(

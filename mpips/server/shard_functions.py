@@ -64,8 +64,7 @@ def evict(shard: Shard, number: int, least: int, usage: str, decay: float, also:
     for other, rows in zip(others, stay, strict=True):
         other.segment.keep(rows)
     segment.keep(kept)
-    used = segment.state[usage][: len(segment)]
-    used[...] = used * decay
+    segment.scale(usage, decay)
     for other in [hosted, *others]:
         # It has notes by slot.
         other.aggregator = Aggregator(other.segment, shard.workers)

@@ -45,15 +45,16 @@ def standings(segment: Segment, usage: str) -> NDArray[np.uint64]:
     >>> (standings(segment, "n") >> np.uint64(32)).astype(np.uint32).view(np.float32).tolist()
     [1.0, 2.0]
     """
-    if usage not in segment.state or segment.spec.dense:
+    columns = [name for name in segment.layout if name]
+    if usage not in columns or segment.spec.dense:
         raise UsageError(
             f"vector {segment.spec.name!r}: rows of {'a dense vector' if segment.spec.dense else 'update '}"
             f"{'' if segment.spec.dense else repr(segment.spec.update)} cannot be evicted by {usage!r}; its state "
-            f"columns are: {', '.join(segment.state) or 'none'}"
+            f"columns are: {', '.join(columns) or 'none'}"
         )
     n = len(segment)
     keys = np.array(folded(segment.keys_of(slice(0, n))), np.uint64)
-    used = np.maximum(segment.state[usage][:n, 0], 0).astype(np.float32)
+    used = np.maximum(segment.taken(usage, slice(0, n))[:, 0], 0).astype(np.float32)
     out = np.empty(n, np.uint64)
     _standings(keys, used, out)
     return out

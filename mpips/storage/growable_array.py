@@ -25,6 +25,8 @@ _MAPPED = 2**20
 """Size in bytes at and above which an array is mapped."""
 _ON_DISK = 2**18
 """Size in bytes at and above which an array is on disk, if it may be."""
+_TIGHT = 2**16
+"""Size in bytes at and above which a tight array is mapped."""
 _PAGE = mmap.PAGESIZE
 _HUGE = 2 * 2**20
 """Mappings have a multiple of this size, so that they are aligned to huge pages, also after they were moved."""
@@ -34,7 +36,8 @@ class GrowableArray:
     """An array of rows that grows in place: `array`, [capacity, *shape], every new row filled with `fill`.
 
     Use `array` only until the next `reserve`. With `touch`, memory is mapped now, so that the first writes cause no
-    page faults. With a `file` a large array is on disk.
+    page faults. With a `file` a large array is on disk. A `tight` one grows in small steps and has no huge pages, so
+    that it takes as much memory as has been used of it.
     """
 
     def __init__(
@@ -45,10 +48,14 @@ class GrowableArray:
         fill: float = 0,
         touch: bool = False,
         file: DiskFile | None = None,
+        tight: bool = False,
     ) -> None:
         self._dtype, self._shape, self._fill, self._file = np.dtype(dtype), shape, fill, file
         self._row = self._dtype.itemsize * math.prod(shape)
-        self._least, self._unit = (_MAPPED, _HUGE) if file is None else (_ON_DISK, _ON_DISK)
+        self._tight = tight or file is not None
+        self._least, self._unit = (_MAPPED, _HUGE)
+        if self._tight:
+            self._least = self._unit = _TIGHT if file is None else _ON_DISK
         self._map: mmap.mmap | None = None
         self.array: NDArray[Any] = np.empty((0, *shape), dtype)
         self.reserve(rows, touch=touch)
@@ -76,7 +83,7 @@ class GrowableArray:
         held = len(self) * self._row
         if rows * self._row < self._least:
             return max(rows, 2 * len(self))
-        return max(rows, (held + max(held // 32, _HUGE)) // self._row)
+        return max(rows, (held + max(held // 32, self._unit)) // self._row)
 
     def reserve(self, rows: int, touch: bool = False) -> None:
         """Make room for `rows`, which may be fewer than there are."""
@@ -99,7 +106,7 @@ class GrowableArray:
             self._file.map = self._map
         with suppress(OSError):
             # A system without huge pages. Neighbours in a file are not read with a row.
-            self._map.madvise(mmap.MADV_HUGEPAGE if self._file is None else mmap.MADV_RANDOM)
+            self._map.madvise(self._advice())
         rows = size // self._row
         self.array = np.frombuffer(
             self._map, self._dtype, size // self._row * self._row // self._dtype.itemsize
@@ -109,6 +116,17 @@ class GrowableArray:
             self.array[had:] = self._fill
         elif touch and self._file is None:
             np.frombuffer(self._map, np.uint8)[had * self._row :: _PAGE] = 0
+
+    def _advice(self) -> int:
+        if self._file is not None:
+            return mmap.MADV_RANDOM
+        return mmap.MADV_NOHUGEPAGE if self._tight else mmap.MADV_HUGEPAGE
+
+    def release(self, rows: int) -> None:
+        """Give back the memory of the rows behind the first ones of a mapped array, whose content is lost."""
+        begin = -(-rows * self._row // _PAGE) * _PAGE
+        if self._map is not None and self._file is None and begin < len(self._map):
+            self._map.madvise(mmap.MADV_DONTNEED, begin)
 
     def _resized(self, size: int) -> bool:
         """Grow the mapping in place, if there is one and no view of it is in use."""

@@ -43,22 +43,22 @@ Slots = NDArray[np.int32] | slice
 class KeyIndex:
     """Map uint64 keys to dense int32 slots, numbered from 0 in order of first appearance.
 
-    `capacity_hint` keys fit before the index first grows; their memory is mapped from the start. The same calls always
-    return the same slots.
+    `capacity_hint` keys fit before the index first grows; their memory is mapped from the start. A `tight` one grows in
+    small steps. The same calls always return the same slots.
 
     Raises:
         LayoutError: more keys than MAX_KEYS are to fit.
     """
 
-    def __init__(self, capacity_hint: int = 0) -> None:
+    def __init__(self, capacity_hint: int = 0, tight: bool = False) -> None:
         if capacity_hint > MAX_KEYS:
             raise LayoutError(full(capacity_hint))
         self._head = np.zeros(5, np.int64)
         self._head[index_layout.FIRST] = index_layout.UNSET
-        self._known = GrowableArray(np.uint64, rows=capacity_hint, touch=True)
+        self._known = GrowableArray(np.uint64, rows=capacity_hint, touch=True, tight=tight)
         # If all leaves become explicit, they are two thirds full.
         pages = capacity_hint and capacity_hint * 3 // (2 * index_layout.LEAF) + index_insert.SPARE_PAGES + 2
-        self._arena = GrowableArray(np.uint64, (index_layout.PAGE,), rows=pages, touch=True)
+        self._arena = GrowableArray(np.uint64, (index_layout.PAGE,), rows=pages, touch=True, tight=tight)
         # Nodes that split are half full, and each step of an insertion needs spare ones.
         tops = pages // (index_layout.FAN // 2) + 2 * index_insert.SPARE_TOPS
         self._top = np.empty(2 * tops, np.uint64)

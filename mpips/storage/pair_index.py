@@ -88,10 +88,10 @@ class PairIndex:
     addresses = NO_ADDRESSES
     """Compiled requests do not look up 128-bit keys; they use cached lists of them."""
 
-    def __init__(self, capacity_hint: int = 0) -> None:
+    def __init__(self, capacity_hint: int = 0, tight: bool = False) -> None:
         if capacity_hint > MAX_KEYS:
             raise LayoutError(full(capacity_hint))
-        self._known = GrowableArray(np.uint64, (2,), rows=capacity_hint)
+        self._known = GrowableArray(np.uint64, (2,), rows=capacity_hint, tight=tight)
         self._count = 0
         self._table = np.zeros(_size(capacity_hint), np.int32)
 

@@ -7,8 +7,10 @@ usually 0. In a dense segment every owned key has a slot from the start, slots l
 key range is one run of slots. Wherever slots are one run, also in a sparse segment, operations on their rows use plain
 array views.
 
-With a store (`mpips.storage.disk.store`) large arrays are on disk. Operations are then made in parts whose rows fit
-into the store's memory, and each part is first brought in; an update in Python gets all rows of a push at once.
+With a store (`mpips.storage.disk.store`) rows are on disk that do not fit into its memory. Operations are then made in
+parts that do, and each part is first brought in; an update in Python gets all rows of a push at once. Arrays of a
+sparse segment have the rows in memory, until a function asks for all: then they are in mapped files, in the order of
+slots.
 
 All operations use slots: `resolve` maps keys to slots once, and a server that caches a worker's key list keeps the
 slots, which are valid until rows are dropped (`Segment.keep`).
@@ -20,8 +22,7 @@ dropped, though its number stays in the clock. The module is long because dense 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -32,7 +33,8 @@ from mpips.jit.kernel import kernel
 from mpips.keys import KeyArray, is_wide, upper
 from mpips.ranges import ALL, KeyRange, coalesce, intersection
 from mpips.storage import initial
-from mpips.storage.disk.paging import Paging
+from mpips.storage.disk.cached_rows import CachedRows
+from mpips.storage.disk.mapped_rows import MappedRows, Positions
 from mpips.storage.disk.sorted_copy import SortedCopy
 from mpips.storage.disk.store import Store
 from mpips.storage.growable_array import GrowableArray
@@ -187,19 +189,34 @@ class Segment:
 
     def _allocate(self, expect: int) -> None:
         """Make an empty index, and the arrays, with room for so many keys."""
-        self._index: KeyIndex | PairIndex = PairIndex(expect) if self._wide else KeyIndex(expect)
-        self._columns = {
+        self._index = self._empty_index(expect)
+        self._paging: CachedRows | MappedRows | None = None
+        if self.store is not None and not self.spec.dense:
+            # As many as may be in memory are made as keys come.
+            self._columns = {
+                name: GrowableArray(column.dtype, (column.width,), tight=True)
+                for name, column in self.layout.items()
+            }
+            self._paging = CachedRows(self.store, self._columns, self._begin)
+        else:
+            self._columns = self._arrays(max(self._count, expect), touch=expect > 0)
+            if self.store is not None:
+                self._paging = MappedRows(self.store, self._columns)
+        self._publish()
+
+    def _empty_index(self, expect: int) -> KeyIndex | PairIndex:
+        tight = self.store is not None
+        return PairIndex(expect, tight) if self._wide else KeyIndex(expect, tight)
+
+    def _arrays(self, rows: int, touch: bool = False) -> dict[str, GrowableArray]:
+        """Make arrays of new rows, each at its slot."""
+        return {
             name: GrowableArray(
-                column.dtype, (column.width,), max(self._count, expect), column.fill, touch=expect > 0,
+                column.dtype, (column.width,), rows, column.fill, touch=touch,
                 file=None if self.store is None else self.store.file(),
             )
             for name, column in self.layout.items()
         }  # fmt: skip
-        self._paging: Paging | None = None
-        if self.store is not None:
-            self._paging = Paging(self.store, self._columns, moves=not self.spec.dense)
-            self._paging.add(self._count, self._count)
-        self._publish()
 
     def _publish(self) -> None:
         arrays = {name: column.array for name, column in self._columns.items()}
@@ -209,21 +226,44 @@ class Segment:
         """Rows that fit into all arrays."""
         self.moves += 1
         if self._paging is not None:
-            self._paging.hold(self._index.nbytes)
+            self._paging.hold(self._index.nbytes, self._count)
 
     @property
     def values(self) -> Array:
         """[capacity, width], by slot: only the first len(self) rows are valid."""
-        if self._paging is not None:
-            self._paging.straighten()
+        self._straighten()
         return self._rows
 
     @property
     def state(self) -> dict[str, Array]:
         """State columns by name, [capacity, their width], by slot."""
-        if self._paging is not None:
-            self._paging.straighten()
+        self._straighten()
         return self._state
+
+    def _straighten(self) -> None:
+        """Have each row at its slot, from now on in mapped files if it was not."""
+        paging = self._paging
+        if paging is None or paging.straight:
+            return
+        copy = paging.sorted_copy(np.arange(self._count, dtype=np.int32))
+        columns = self._arrays(self._count)
+        assert self.store is not None
+        mapped = MappedRows(self.store, columns)
+        mapped.hold(self._index.nbytes, self._count)
+        for name in columns:
+            mapped.write(name, copy.column(name))
+        self._columns, self._paging = columns, mapped
+        self._publish()
+
+    def taken(self, name: str, slots: Slots) -> Array:
+        """Return a copy of some rows of a column ("": the values), without bringing in others."""
+        return self._taken([name], slots)[name]
+
+    def scale(self, name: str, by: float) -> None:
+        """Multiply a state column of all rows."""
+        column = self._state[name]
+        for _, part in self._parts(slice(0, len(self)), [name]) if by != 1 else ():
+            column[part] = column[part] * by
 
     def _parts(self, slots: Slots, names: Iterable[str] | None = None) -> Iterator[tuple[slice, Slots]]:
         """Yield parts of slots, as places among them and positions in some columns (default: all), brought in."""
@@ -235,7 +275,7 @@ class Segment:
     def announce(self, keys: KeyArray | KeyRange) -> None:
         """Bring in the rows of keys that will be used soon, as many as may be at once."""
         if self._paging is not None and (self.spec.dense or not isinstance(keys, KeyRange)):
-            next(self._parts(self.resolve(keys)))
+            self._paging.prefetch(self.resolve(keys))
 
     def __len__(self) -> int:
         # Compiled requests insert keys, too.
@@ -297,29 +337,37 @@ class Segment:
         before = self._count
         slots = self._index.insert(keys)
         count = len(self._index)
-        room = count if self._paging is None else self._paging.room(count)
-        if room > self.capacity:
-            self._grow(room)
-        if count > before:
-            self._begin_rows(before, count)
+        if self._paging is None:
+            if count > self.capacity:
+                self._grow(count)
+            if count > before and not self._zero:
+                initial.fill(self.spec.init, self._index.keys()[before:count], self._rows[before:count])
             self._count = count
-            if self._paging is not None:
-                self._paging.hold(self._index.nbytes)
+        elif count > before:
+            self._count = count
+            self._add_rows(self._paging, before)
         return slots
 
-    def _begin_rows(self, before: int, count: int) -> None:
-        """Set the rows of new slots to their initial values."""
-        new: Slots = slice(before, count)
-        if self._paging is not None:
-            new, used = self._paging.add(count, self.capacity)
-            if used:
-                for name, column in self.layout.items():
-                    self._columns[name].array[new] = column.fill
-                if not self._zero:
-                    self._rows[new] = self.spec.initial(self._index.keys()[before:count])
-                return
-        if not self._zero:
-            initial.fill(self.spec.init, self._index.keys()[before:count], self._rows[before:count])
+    def _add_rows(self, paging: CachedRows | MappedRows, before: int) -> None:
+        """Create rows for new slots with a store."""
+        count = self._count
+        paging.hold(self._index.nbytes, count)
+        room = paging.room(count)
+        if room > self.capacity:
+            self._grow(room)
+        if isinstance(paging, CachedRows):
+            paging.place(before, count)
+        elif not self._zero:
+            for _, part in paging.parts(slice(before, count), [""]):
+                self._rows[part] = self.spec.initial(self._index.keys()[part])
+
+    def _begin(self, slots: NDArray[np.int32], arrays: Mapping[str, Array], at: Positions) -> None:
+        """Set the rows of new slots in some arrays, by column."""
+        for name, array in arrays.items():
+            if name or self._zero:
+                array[at] = self.layout[name].fill
+            else:
+                array[at] = self.spec.initial(self._index.keys()[slots])
 
     def _check_owned(self, keys: KeyArray) -> None:
         """Raise ProtocolError unless all of some sorted keys lie in the owned ranges."""
@@ -429,10 +477,13 @@ class Segment:
     def _rows_read(self, slots: NDArray[np.int32]) -> Array:
         """Return what the update's `read` says the rows of slots are; ProtocolError if they are not so many."""
         assert self.update.read is not None
-        with nullcontext(slots) if self._paging is None else self._paging.whole(slots) as positions:
-            rows = self.update.read(self._rows, self._state, one_by_one(positions))
+        if self._paging is None:
+            return self.checked(self.update.read(self._rows, self._state, slots), len(slots), "read")
+        with self._paging.whole(slots) as (arrays, positions):
+            values = arrays.pop("")
             # They may be a view of rows that move.
-            return self.checked(rows if self._paging is None else rows.copy(), len(slots), "read")
+            rows = np.array(self.update.read(values, arrays, one_by_one(positions)))
+        return self.checked(rows, len(slots), "read")
 
     def checked(self, rows: Array, count: int, what: str) -> Array:
         """Return rows from the update, [count] or [count, any width]; ProtocolError if they are others."""
@@ -489,26 +540,27 @@ class Segment:
     def apply(self, slots: Slots, rows: Array) -> Array | None:
         """Run the update on shaped rows; return what it returned, see `checked`."""
         if self._paging is None:
-            return self._apply(slots, rows)
+            return self._apply(self._rows, self._state, slots, rows)
         if self.update.name in BUILT_IN:
             for at, part in self._paging.parts(slots):
-                self._apply(part, rows[at])
+                self._apply(self._rows, self._state, part, rows[at])
             return None
-        with self._paging.whole(slots) as positions:
-            return self._apply(positions, rows)
+        with self._paging.whole(slots) as (arrays, positions):
+            values = arrays.pop("")
+            return self._apply(values, arrays, positions, rows)
 
-    def _apply(self, slots: Slots, rows: Array) -> Array | None:
+    def _apply(self, values: Array, state: dict[str, Array], slots: Slots, rows: Array) -> Array | None:
         if self.update.kernel is not None:
             # As other kernels call it.
-            self.update.apply(self._rows, self._state, one_by_one(slots), rows, self.settings)
+            self.update.apply(values, state, one_by_one(slots), rows, self.settings)
             return None
         if not self.spec.dense and self.update.apply_range is None:
             # Its result may depend on the slots.
             slots = one_by_one(slots)
         if not isinstance(slots, slice):
-            return self.update.apply(self._rows, self._state, slots, rows, self.settings)
-        values = self._rows[slots]
-        state = {name: column[slots] for name, column in self._state.items()} if self._state else {}
+            return self.update.apply(values, state, slots, rows, self.settings)
+        values = values[slots]
+        state = {name: column[slots] for name, column in state.items()} if state else {}
         if self.update.apply_range is not None:
             return self.update.apply_range(values, state, rows, self.settings)
         return self.update.apply(values, state, np.arange(len(values), dtype=np.int32), rows, self.settings)
@@ -569,14 +621,19 @@ class Segment:
         does not depend on the layout.
         """
         keys, slots = self.select(wanted)
-        values = self._taken("", slots)
+        values = self.taken("", slots)
         kept = (values != (0 if self._zero else self.spec.initial(keys))).any(axis=1)
         return keys[kept], values[kept]
 
     def export_state(self, wanted: KeyRange = ALL) -> Rows:
         """Return copies of all rows of a range, zero or not, with the update's state: for a checkpoint."""
         keys, slots = self.select(wanted)
-        return Rows(keys, self._taken("", slots), {name: self._taken(name, slots) for name in self._state})
+        return self._rows_of(keys, slots)
+
+    def _rows_of(self, keys: KeyArray, slots: Slots) -> Rows:
+        """Return copies of the rows of keys."""
+        state = self._taken(self._columns, slots)
+        return Rows(keys, state.pop(""), state)
 
     def in_pieces(self) -> dict[str, Iterable[Array]]:
         """Return all rows by column ("": the values), in the order of their slots, in pieces that fit into memory.
@@ -614,22 +671,17 @@ class Segment:
         row = sum(each.row for each in self._columns.values())
         return MAX_KEYS if self.store is None else self.store.rows_together(row)
 
-    def _taken(self, name: str, slots: Slots) -> Array:
-        """Return a copy of a column's rows."""
-        column = self._columns[name].array
-        if self._paging is None:
-            return column[slots].copy() if isinstance(slots, slice) else column[slots]
-        count = slots.stop - slots.start if isinstance(slots, slice) else len(slots)
-        out = np.empty((count, *column.shape[1:]), column.dtype)
-        for at, part in self._paging.in_place(slots, name):
-            out[at] = column[part]
-        return out
+    def _taken(self, names: Iterable[str], slots: Slots) -> dict[str, Array]:
+        """Return copies of the rows of some columns."""
+        if self._paging is not None:
+            return self._paging.taken(slots, names)
+        arrays = {name: self._columns[name].array[slots] for name in names}
+        return {name: each.copy() for name, each in arrays.items()} if isinstance(slots, slice) else arrays
 
     def in_slot_order(self) -> Rows:
         """Return all rows as `export_state` does, but in the order of their slots: for a copy with the same slots."""
         everything = slice(0, len(self))
-        state = {name: self._taken(name, everything) for name in self._state}
-        return Rows(self.keys_of(everything), self._taken("", everything), state)
+        return self._rows_of(self.keys_of(everything), everything)
 
     def import_state(self, rows: Rows) -> None:
         """Set the rows of their keys, values and state alike: the inverse of `export_state` and `in_slot_order`.
@@ -687,12 +739,20 @@ class Segment:
         keys, found = self.select()
         slots = one_by_one(found)
         keys, slots = keys[kept[slots]], slots[kept[slots]]
-        rows = Rows(keys, self._taken("", slots), {name: self._taken(name, slots) for name in self._state})
         places = np.full(len(kept), -1, np.int32)
         places[slots] = np.arange(len(slots), dtype=np.int32)
         for name, (of, noted) in self.notes.items():
             stay = places[of] >= 0
             self.notes[name] = places[of][stay], noted[stay]
+        if isinstance(self._paging, CachedRows):
+            # No row is moved, so that nothing can fail.
+            self._index = self._empty_index(len(keys))
+            self._index.insert(keys)
+            self._paging.keep(slots)
+            self._count = len(keys)
+            self._publish()
+            return
+        rows = self._rows_of(keys, slots)
         self._count = 0
         self._allocate(len(keys))
         self.import_state(rows)

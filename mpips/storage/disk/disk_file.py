@@ -23,7 +23,8 @@ from weakref import finalize
 import numpy as np
 from numpy.typing import NDArray
 
-from mpips.errors import InputError, LayoutError
+from mpips.errors import InputError
+from mpips.storage.disk.failure import StoreFailed
 
 PAGE = mmap.PAGESIZE
 """Bytes of a page."""
@@ -94,7 +95,7 @@ class DiskFile:
         self._residence = _system_call("mincore", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
     def grow(self, size: int) -> None:
-        """Allocate blocks of the disk for `size` bytes; LayoutError if it is full. The first call opens the file."""
+        """Allocate blocks of the disk for `size` bytes; StoreFailed if it is full. The first call opens the file."""
         try:
             if self._file is None:
                 # Without a name from the start where the file system can do that; open as long as the array lives.
@@ -102,7 +103,7 @@ class DiskFile:
                 finalize(self, self._file.close)
             os.posix_fallocate(self._file.fileno(), self.size, size - self.size)
         except OSError as error:
-            raise LayoutError(
+            raise StoreFailed(
                 f"store.folder: {self._folder} has no room for {size:,} bytes of rows: {error.strerror}"
             ) from error
         self.size = size
@@ -124,14 +125,14 @@ class DiskFile:
         self._write(self._file.fileno(), first * PAGE, count * PAGE, _START)
 
     def drop(self, first: int, count: int) -> None:
-        """Remove some pages from memory, once what has changed in them is written; LayoutError if it cannot be."""
+        """Remove some pages from memory, once what has changed in them is written; StoreFailed if it cannot be."""
         assert self.map is not None
         fd, begin, size = self._file.fileno(), first * PAGE, count * PAGE
         if self._write(fd, begin, size, _COMPLETE) and ctypes.get_errno() in _LOST:
             self._failure = os.strerror(ctypes.get_errno())
         if self._failure:
             # The system says it once, and takes all pages for written: they would be read as they were before.
-            raise LayoutError(f"store.folder: {self._folder}: rows cannot be written: {self._failure}")
+            raise StoreFailed(f"store.folder: {self._folder}: rows cannot be written: {self._failure}")
         # A mapped page cannot be removed.
         self.map.madvise(mmap.MADV_DONTNEED, begin, size)
         os.posix_fadvise(fd, begin, size, os.POSIX_FADV_DONTNEED)

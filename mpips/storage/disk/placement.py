@@ -1,11 +1,10 @@
-"""Where the rows of a sparse segment are, when not all fit into memory: those that are used often lie together.
+"""Which rows of a sparse segment are in memory, and at which position, when not all fit: those that are used most.
 
-A row has a slot for good, and a position in the arrays, which changes. The first `hot` positions are in memory. A row
-that is used and lies behind them moves to one of them; for it another row leaves, one that was not used for long (a
-clock with several chances, as in `mpips.storage.disk.page_clock`), and goes to the next free position behind. These are
-filled in order, again and again, as the blocks of a log-structured file system are (Rosenblum, Ousterhout, TOCS 10(1),
-1992, "threaded log"): so rows that leave are written many to a page and page after page, and a disk is read at random
-places, but not written there. Any placement is right: a row that cannot move is used where it is.
+A row has a slot for good. Its place is a position in memory (0 or more), or a record on disk (`on_disk`), or NOWHERE:
+it is as it began. Each row has a count of its uses, which it keeps while it is on disk; all counts are halved now and
+then, so that what is not used any more gets few (TinyLFU: Einziger, Friedman, Manes, ACM Transactions on Storage 13(4),
+2017). When a row needs a position, those with the lowest counts leave, among so many positions that a hand goes over:
+exact would be among all. Rows of the present request, and those that are being read, stay.
 """
 
 from __future__ import annotations
@@ -16,178 +15,205 @@ from numpy.typing import NDArray
 from mpips.jit.kernel import kernel
 from mpips.storage.growable_array import GrowableArray
 
-MOST = 6
-"""The most chances of a row."""
-PINNED = 128
-"""Added to the chances of the rows of the present request, which must not move."""
-SPARE = 1024
-"""The least number of free positions."""
+NOWHERE = -1
 I32 = NDArray[np.int32]
+Uses = NDArray[np.uint8]
+_MOST = 15
+"""The highest count of uses."""
+_PINNED, _COMING = 128, 64
+"""Added to the count of a row of the present request, and of one that is being read."""
+_WINDOW = 8
+"""The hand goes over so many positions for each that is needed."""
+_LEAST = 4096
+"""Or over so many, if that is more."""
+_AGE = 16
+"""Counts are halved after so many uses for each row in memory."""
 
 
-@kernel("i8(i4[::1], u1[::1], i4[::1], i8, i4[::1], i4[::1])")
-def find(places: I32, heat: NDArray[np.uint8], slots: I32, hot: int, out: I32, cold: I32) -> int:
-    """Write the positions of slots (-1: none), and which of them are not hot; pin the hot ones. Return their number."""
-    count = 0
+def on_disk(records: I32) -> I32:
+    """Return the places of records, and the records at places: it is its own inverse.
+
+    >>> on_disk(np.array([0, 7], np.int32)).tolist(), on_disk(np.array([-2, -9], np.int32)).tolist()
+    ([-2, -9], [0, 7])
+    """
+    return np.int32(-2) - records
+
+
+@kernel("i8(i4[::1], u1[::1], i4[::1], i4[::1], i4[::1])")
+def _find(places: I32, uses: Uses, slots: I32, out: I32, absent: I32) -> int:
+    """Pin rows and count their uses; write positions, -1 where there is none, and which slots those are.
+
+    Returns how many these are, or -1 - their number if any of the others is being read.
+    """
+    count, coming = 0, 0
     for i in range(len(slots)):
         out[i] = -1
-        if slots[i] >= 0:
-            at = places[slots[i]]
-            out[i] = at
-            if at < hot:
-                heat[at] = min((heat[at] & 127) + 1, MOST) | 128
+        s = slots[i]
+        if s >= 0:
+            used = uses[s]
+            coming |= used & 64
+            uses[s] = min((used & 15) + 1, 15) | (used & 64) | 128
+            at = places[s]
+            if at >= 0:
+                out[i] = at
             else:
-                cold[count] = i
+                absent[count] = i
                 count += 1
-    return count
+    return -1 - count if coming else count
 
 
-@kernel("void(u1[::1], i4[::1])")
-def unpin(heat: NDArray[np.uint8], positions: I32) -> None:
-    """Let the rows at some positions (-1: none) move again."""
-    for i in range(len(positions)):
-        if positions[i] >= 0:
-            heat[positions[i]] &= 127
+@kernel("void(u1[::1], i4[::1], u1)")
+def _clear(uses: Uses, slots: I32, bit: int) -> None:
+    for i in range(len(slots)):
+        if slots[i] >= 0:
+            uses[slots[i]] &= ~np.uint8(bit)
 
 
 @kernel("i8(i4[::1], u1[::1], i8, i8, i8, i4[::1])")
-def victims(owner: I32, heat: NDArray[np.uint8], hand: int, hot: int, steps: int, out: I32) -> int:
-    """Find hot positions that are free, or whose rows have no chance left; return hand + hot * their number.
-
-    The hand goes as many steps at most.
-    """
-    at, count = hand, 0
-    for _ in range(steps):
-        if count == len(out):
-            break
-        if heat[at] < 128:
-            if owner[at] < 0 or heat[at] == 0:
-                out[count] = at
-                # It is not found twice.
-                heat[at] = 128
-                count += 1
-            else:
-                heat[at] -= 1
-        at = at + 1 if at + 1 < hot else 0
-    return at + hot * count
-
-
-@kernel("i8(i4[::1], i8, i8, i8, i4[::1])")
-def free_positions(owner: I32, tail: int, begin: int, end: int, out: I32) -> int:
-    """Find the next free positions from `tail` on, round and round from `begin` to `end`; return how many."""
-    at, count = tail, 0
-    for _ in range(end - begin):
-        if count == len(out):
-            break
-        if owner[at] < 0:
-            out[count] = at
-            count += 1
-        at = at + 1 if at + 1 < end else begin
+def _least_used(owner: I32, uses: Uses, hand: int, positions: int, window: int, out: I32) -> int:
+    """Find the positions with the lowest counts among `window` from `hand` on, to fill `out`; return how many."""
+    histogram = np.zeros(16, np.int64)
+    at = hand
+    for _ in range(window):
+        if owner[at] >= 0:
+            used = uses[owner[at]]
+            if used < 16:
+                histogram[used] += 1
+        at = at + 1 if at + 1 < positions else 0
+    limit, below = 0, 0
+    while limit < 15 and below + histogram[limit] < len(out):
+        below += histogram[limit]
+        limit += 1
+    # Of those with the highest count of all, the first ones.
+    last = len(out) - below
+    count, at = 0, hand
+    for _ in range(window):
+        if owner[at] >= 0:
+            used = uses[owner[at]]
+            if used < limit or (used == limit and last > 0):
+                last -= used == limit
+                if count < len(out):
+                    out[count] = at
+                    count += 1
+        at = at + 1 if at + 1 < positions else 0
     return count
 
 
 class Placement:
-    """The positions of the rows of a segment; see the module. At first a row's position is its slot."""
+    """The places of the rows of a segment; see the module."""
 
-    def __init__(self, expect: int = 0) -> None:
-        self._places = GrowableArray(np.int32, rows=expect, fill=-1)
-        self._owner = GrowableArray(np.int32, rows=expect, fill=-1)
-        self._heat = GrowableArray(np.uint8, rows=expect)
-        self._count = self._hand = self._tail = 0
-        self.moved = False
-        """Whether the position of any row is not its slot."""
+    def __init__(self) -> None:
+        self._places = GrowableArray(np.int32, fill=NOWHERE, tight=True)
+        self._uses = GrowableArray(np.uint8, tight=True)
+        self._owner = GrowableArray(np.int32, fill=-1, tight=True)
+        self._slots = self._hand = self._age = 0
+        self.positions = 0
+        """Positions that are taken, or were: the first ones."""
+        self._vacant: list[int] = []
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory."""
-        return self._places.nbytes + self._owner.nbytes + self._heat.nbytes
+        return self._places.nbytes + self._uses.nbytes + self._owner.nbytes
 
-    @staticmethod
-    def room(count: int, hot: int) -> int:
-        """Return how many positions so many rows need, with free ones to move to."""
-        return count + SPARE + max(count - hot, 0)
+    @property
+    def places(self) -> I32:
+        """The place of each slot."""
+        places: I32 = self._places.array[: self._slots]
+        return places
 
     @property
     def owner(self) -> I32:
-        """The slot of the row at each position, -1 if it is free."""
-        owner: I32 = self._owner.array
+        """The slot of the row at each position, -1 if there is none."""
+        owner: I32 = self._owner.array[: self.positions]
         return owner
 
-    def at(self, slots: I32) -> I32:
-        """Return the positions of slots (-1: none)."""
-        return np.where(slots >= 0, self._places.array[slots], np.int32(-1))
+    @property
+    def straight(self) -> bool:
+        """Whether the position of each row is its slot."""
+        count = self._slots
+        return self.positions == count and bool((self.owner == np.arange(count)).all())
 
-    def add(self, count: int, hot: int, capacity: int) -> I32:
-        """Give positions to the slots up to `count`, and return those of new ones; `capacity` is `room` or more."""
-        before, self._count = self._count, count
-        if len(self._places) < count:
-            self._places.reserve(self._places.next_capacity(count))
-        self._reserve(capacity)
-        new = np.arange(before, count, dtype=np.int32)
-        if not self.moved:
-            positions = new
-        else:
-            positions = self._next_free(len(new), hot, capacity)
-            if len(positions) < len(new):
-                # The number of hot ones has grown.
-                more = np.flatnonzero(self.owner[: min(hot, capacity)] < 0)[: len(new) - len(positions)]
-                positions = np.concatenate([positions, more.astype(np.int32)])
-        self._places.array[new] = positions
-        self._owner.array[positions] = new
-        self._heat.array[positions] = 0
-        return positions
+    def add(self, count: int) -> None:
+        """Have slots up to `count`, whose rows are nowhere."""
+        for array in (self._places, self._uses):
+            if len(array) < count:
+                array.reserve(array.next_capacity(count))
+        self._slots = count
 
-    def _reserve(self, capacity: int) -> None:
-        for array in (self._owner, self._heat):
-            if len(array) < capacity:
-                array.reserve(array.next_capacity(capacity))
+    def find(self, slots: I32) -> tuple[I32, I32, bool]:
+        """Return the positions of slots (-1: none), which have none, and whether any row is being read; pin all.
 
-    def _next_free(self, wanted: int, hot: int, capacity: int) -> I32:
-        begin = min(hot, capacity)
-        tail = self._tail if begin <= self._tail < capacity else begin
-        out = np.empty(wanted, np.int32)
-        out = out[: free_positions(self._owner.array, tail, begin, capacity, out)]
-        if len(out):
-            self._tail = int(out[-1]) + 1
-        return out
-
-    def find(self, slots: I32, hot: int) -> tuple[I32, I32]:
-        """Return the positions of slots (-1: none), and which of them are to move; pin the others."""
-        out, cold = np.empty(len(slots), np.int32), np.empty(len(slots), np.int32)
-        count = find(self._places.array, self._heat.array, slots, min(hot, len(self._heat)), out, cold)
-        return out, cold[:count]
-
-    def exchange(self, slots: I32, hot: int, capacity: int) -> tuple[I32, I32, I32, I32]:
-        """Move rows that are not hot: return (leaving, where to, coming, where to), positions to copy in this order.
-
-        The first ones of `slots` come, as many as there is room for, and are pinned.
+        Slots of -1 are ignored.
         """
-        # The arrays of rows have grown since, without new rows.
-        self._reserve(capacity)
-        places, owner, heat = self._places.array, self._owner.array, self._heat.array
-        hot = min(hot, capacity)
-        found = np.empty(len(slots), np.int32)
-        if hot:
-            moved = victims(owner, heat, self._hand % hot, hot, (MOST + 1) * hot, found)
-            found, self._hand = found[: moved // hot], moved % hot
-        else:
-            found = found[:0]
-        taken = owner[found] >= 0
-        targets = self._next_free(int(taken.sum()), hot, capacity)
-        if len(targets) < taken.sum():
-            fits = ~taken | (np.cumsum(taken) <= len(targets))
-            heat[found[~fits]] = 0
-            found, taken = found[fits], taken[fits]
-        leaving, coming = found[taken], slots[: len(found)]
-        going = owner[leaving]
-        places[going], owner[targets] = targets, going
-        sources = places[coming]
-        owner[sources] = -1
-        places[coming], owner[found] = found, coming
-        heat[found] = PINNED + 1
-        self.moved = True
-        return leaving, targets, sources, found
+        out, absent = np.empty(len(slots), np.int32), np.empty(len(slots), np.int32)
+        count = _find(self._places.array, self._uses.array, slots, out, absent)
+        self._age += len(slots)
+        return out, absent[: count if count >= 0 else -1 - count], count < 0
 
-    def unpin(self, positions: I32) -> None:
-        """Let rows at some positions move again."""
-        unpin(self._heat.array, positions)
+    def unpin(self, slots: I32) -> None:
+        """Let rows leave again."""
+        _clear(self._uses.array, slots, _PINNED)
+        if self._age > _AGE * max(self.positions, _LEAST):
+            uses = self._uses.array[: self._slots]
+            uses[:] = (uses & 192) | ((uses & _MOST) >> 1)
+            self._age = 0
+
+    def coming(self, slots: I32) -> None:
+        """Note that rows are being read."""
+        self._uses.array[slots] |= _COMING
+
+    def arrived(self, slots: I32) -> None:
+        """Note that rows are read."""
+        _clear(self._uses.array, slots, _COMING)
+
+    def vacant(self, count: int, most: int) -> I32:
+        """Return free positions of the first `most` ones, `count` at most; they are taken by `put`."""
+        taken = [self._vacant.pop() for _ in range(min(count, len(self._vacant)))]
+        more = max(min(count - len(taken), most - self.positions), 0)
+        found = np.array([*taken, *range(self.positions, self.positions + more)], np.int32)
+        if more:
+            self.positions += more
+            if len(self._owner) < self.positions:
+                self._owner.reserve(self._owner.next_capacity(self.positions))
+        return found
+
+    def least_used(self, count: int) -> I32:
+        """Return so many positions of rows that may leave."""
+        out = np.empty(count, np.int32)
+        positions, window = self.positions, min(max(_WINDOW * count, _LEAST), self.positions)
+        while positions:
+            self._hand %= positions
+            found = _least_used(self._owner.array, self._uses.array, self._hand, positions, window, out)
+            if found == count or window == positions:
+                self._hand += window
+                return out[:found]
+            window = positions
+        return out[:0]
+
+    def put(self, slots: I32, places: I32) -> None:
+        """Set the places of rows; what was at positions has left."""
+        self._places.array[slots] = places
+        here = places >= 0
+        self._owner.array[places[here]] = slots[here]
+
+    def cut(self, positions: int) -> None:
+        """Have fewer positions; no row is behind them."""
+        if positions < self.positions:
+            self._owner.array[positions : self.positions] = -1
+            self.positions = positions
+            self._vacant = [each for each in self._vacant if each < positions]
+
+    def keep(self, slots: I32) -> I32:
+        """Drop all rows but those of slots, whose new slots are their places among these; return these by old slot."""
+        places, uses = self.places[slots], self._uses.array[slots]
+        numbers = np.full(self._slots, -1, np.int32)
+        numbers[slots] = np.arange(len(slots), dtype=np.int32)
+        owner = self.owner
+        owner[:] = np.where(owner >= 0, numbers[owner], np.int32(-1))
+        self._vacant = np.flatnonzero(owner < 0)[::-1].tolist()
+        self._places.array[: self._slots] = NOWHERE
+        self._uses.array[: self._slots] = 0
+        self._slots = len(slots)
+        self._places.array[: len(slots)], self._uses.array[: len(slots)] = places, uses
+        return numbers

@@ -7,14 +7,15 @@ bucket is ordered when it is read. So all rows are read and written once, in lon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.keys import KeyArray
 from mpips.storage.disk.store import Store
 from mpips.storage.growable_array import GrowableArray
 
@@ -43,34 +44,58 @@ def joined(parts: list[Pieces]) -> Pieces:
     )
 
 
-class SortedCopy:
-    """The copy; `columns` are arrays by name, [positions, width]; `parts` yields all positions in order, brought in.
+class PiecesOfRows(NamedTuple):
+    """Rows of a segment on disk: keys in order, and the rest piece by piece."""
 
-    `ranks` i4[positions] says where each row is in the copy (-1: not at all). Each `column` can be read once the copy
+    keys: KeyArray
+    values: Pieces
+    state: dict[str, Pieces]
+
+
+def pieces_of(column: Array | Pieces) -> Iterable[Array]:
+    """Return a column, which may be an array, in pieces."""
+    return (column,) if isinstance(column, np.ndarray) else column
+
+
+def chosen(column: Pieces, which: NDArray[np.bool_]) -> Pieces:
+    """Return some rows of a column."""
+
+    def read() -> Iterator[Array]:
+        at = 0
+        for piece in column:
+            yield piece[which[at : at + len(piece)]]
+            at += len(piece)
+
+    return Pieces(column.dtype, (int(np.count_nonzero(which)), *column.shape[1:]), (read,))
+
+
+class SortedCopy:
+    """The copy; `columns` are arrays by name; `parts` yields slots, and their rows by column, until all were there.
+
+    `ranks` i4[slots] says where each row is in the copy (-1: not at all). Each `column` can be read once the copy
     is made, by another thread, too.
     """
 
     def __init__(
         self,
         store: Store,
-        columns: Mapping[str, Array],
+        columns: Mapping[str, GrowableArray],
         ranks: NDArray[np.int32],
-        parts: Iterator[slice],
+        parts: Iterator[tuple[NDArray[np.int32] | slice, Mapping[str, Array]]],
     ) -> None:
         self._store, count = store, int((ranks >= 0).sum())
-        row = sum(each.dtype.itemsize * each.shape[1] for each in columns.values())
-        self._bucket = store.rows_together(row)
+        self._bucket = store.rows_together(sum(each.row for each in columns.values()))
         self._copies = {
-            name: GrowableArray(each.dtype, each.shape[1:], count, file=store.file())
+            name: GrowableArray(each.array.dtype, each.array.shape[1:], count, file=store.file())
             for name, each in columns.items()
         }
         # The ranks of the rows in the order of the copy, and where each bucket is filled up to.
         self._order = np.empty(count, np.int32)
         ends = np.arange(0, count, self._bucket, dtype=np.int64)
-        for part in parts:
-            of = ranks[part]
+        for slots, found in parts:
+            of = ranks[slots]
             rows = np.flatnonzero(of >= 0)
-            of, rows = of[rows], rows + part.start
+            of = of[rows]
             buckets = of // self._bucket
             sizes = np.bincount(buckets, minlength=len(ends))
             ordered = np.argsort(buckets, kind="stable")
@@ -82,7 +107,7 @@ class SortedCopy:
             for name, copy in self._copies.items():
                 if copy.on_disk is not None:
                     store.touch(copy.on_disk, targets, copy.row)
-                copy.array[targets] = columns[name][rows]
+                copy.array[targets] = found[name][rows]
 
     def column(self, name: str) -> Pieces:
         """Return a column in key order."""

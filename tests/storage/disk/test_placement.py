@@ -1,64 +1,66 @@
-"""Where rows are: each slot has one position of its own, whatever moves, and pinned rows stay."""
+"""Where rows are: each has one place, whatever moves; those that are used stay in memory, and pinned ones, too."""
 
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from mpips.storage.disk.placement import SPARE, Placement
+from mpips.storage.disk.placement import NOWHERE, Placement
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_rows_that_move_keep_their_content(data: st.DataObject) -> None:
-    placement, count = Placement(), 0
-    content = np.full(0, -1, np.int64)
-    for _ in range(data.draw(st.integers(1, 12))):
-        hot = data.draw(st.integers(0, 3000))
-        more = data.draw(st.integers(0, 1500))
-        capacity = max(len(content), Placement.room(count + more, hot))
-        content = np.append(content, np.full(capacity - len(content), -1))
-        new = placement.add(count + more, hot, capacity)
-        assert len(set(new.tolist())) == more
-        content[new] = np.arange(count, count + more)
-        count += more
-        seed = data.draw(st.integers(0, 99))
-        slots = np.unique(np.random.default_rng(seed).integers(0, max(count, 1), 400)).astype(np.int32)[
-            :count
-        ]
-        positions, cold = placement.find(slots, hot)
-        assert np.array_equal(content[positions], slots)
-        for which in np.array_split(cold, 3):
-            leaving, targets, sources, found = placement.exchange(slots[which], hot, capacity)
-            assert not set(leaving.tolist()) & set(positions.tolist()), "rows of the request stay"
-            assert (targets >= hot).all() and (found < hot).all() and len(leaving) == len(targets)
-            content[targets] = content[leaving]
-            content[found] = content[sources]
-            positions[which[: len(found)]] = found
-        assert np.array_equal(content[positions], slots) and np.array_equal(placement.at(slots), positions)
-        placement.unpin(positions)
-        everyone = placement.at(np.arange(count, dtype=np.int32))
-        assert len(set(everyone.tolist())) == count and np.array_equal(content[everyone], np.arange(count))
-        owned = placement.owner[:capacity]
-        assert np.array_equal(np.flatnonzero(owned >= 0), np.sort(everyone))
+def placed(rows: int) -> Placement:
+    """Return a placement of so many rows, each at its slot."""
+    placement = Placement()
+    placement.add(rows)
+    slots = np.arange(rows, dtype=np.int32)
+    placement.put(slots, placement.vacant(rows, rows))
+    return placement
 
 
 def test_rows_that_are_used_stay_in_memory() -> None:
-    count, hot = 4000, 1000
-    placement = Placement()
-    capacity = Placement.room(count, hot)
-    placement.add(count, hot, capacity)
-    rng, moved = np.random.default_rng(1), []
+    count, most = 4000, 1000
+    placement = placed(most)
+    placement.add(count)
+    rng, missing = np.random.default_rng(1), []
     for _ in range(60):
-        # Half of the accesses are to 500 rows that lie behind at first.
-        slots = np.unique(np.append(rng.integers(3000, 3500, 100), rng.integers(0, count, 100))).astype(
-            np.int32
-        )
-        positions, cold = placement.find(slots, hot)
-        found = placement.exchange(slots[cold], hot, capacity)[3]
-        positions[cold[: len(found)]] = found
-        placement.unpin(positions)
-        moved.append(len(cold) / len(slots))
-    assert (placement.at(np.arange(3000, 3500, dtype=np.int32)) < hot).mean() > 0.8
-    assert np.mean(moved[-20:]) < 0.5 < moved[0] and capacity > SPARE
+        # Half of the accesses are to 500 rows that are not in memory at first.
+        slots = np.unique(np.append(rng.integers(3000, 3500, 100), rng.integers(0, count, 100)))
+        slots = slots.astype(np.int32)
+        positions, absent, reading = placement.find(slots)
+        assert not reading and np.array_equal(np.flatnonzero(positions < 0), absent)
+        leaving = placement.least_used(len(absent))
+        owners = placement.owner[leaving]
+        assert len(leaving) == len(absent) and not set(owners.tolist()) & set(slots.tolist()), "pinned"
+        placement.put(owners, np.full(len(owners), NOWHERE, np.int32))
+        placement.put(slots[absent], leaving)
+        placement.unpin(slots)
+        missing.append(len(absent))
+    # Of 100 that are not among the 500, 500 of 3500 are in memory.
+    assert np.mean(missing[-20:]) < 95
+    places, owner = placement.places, placement.owner
+    here = np.flatnonzero(places >= 0)
+    assert len(here) == most and np.array_equal(owner[places[here]], here)
+
+
+def test_rows_that_are_read_do_not_leave() -> None:
+    placement = placed(100)
+    coming = np.arange(10, dtype=np.int32)
+    placement.coming(coming)
+    assert placement.find(coming[3:5])[2] and not placement.find(np.array([50, -1], np.int32))[2]
+    placement.unpin(np.arange(100, dtype=np.int32))
+    assert set(placement.least_used(90).tolist()) == set(range(10, 100))
+    assert len(placement.least_used(91)) == 90
+    placement.arrived(coming)
+    assert len(placement.least_used(91)) == 91
+
+
+def test_rows_that_are_kept_have_new_slots() -> None:
+    placement = placed(4)
+    placement.add(6)
+    placement.put(np.array([4], np.int32), np.array([-2], np.int32))
+    assert placement.keep(np.array([3, 4, 5, 0], np.int32)).tolist() == [3, -1, -1, 0, 1, 2]
+    assert placement.places.tolist() == [3, -2, NOWHERE, 0]
+    assert placement.owner.tolist() == [3, -1, -1, 0]
+    # Positions of dropped rows are taken again.
+    assert placement.vacant(9, 5).tolist() == [1, 2, 4]
+    placement.cut(2)
+    assert placement.owner.tolist() == [3, -1]

@@ -1,0 +1,9 @@
+"""The end of a server whose disk of rows is full, or fails."""
+
+
+class StoreFailed(BaseException):
+    """Rows cannot be written, or read: the server ends as a dead one does, so that copies of its shards take over.
+
+    It is no error of the request, which might be applied on some servers only, so whoever catches an `Exception` of a
+    request does not catch it. Its text is one line.
+    """
