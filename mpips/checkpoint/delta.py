@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mpips.jit.kernel import kernel
 from mpips.jit.splitmix import mix
 from mpips.keys import KeyArray, order, pairs
+from mpips.storage.disk.sorted_copy import PiecesOfRows, chosen, pieces_of
 from mpips.storage.segment import Rows
 
 
@@ -70,14 +71,16 @@ def _compare(
     deleted[at:] = True
 
 
-def digest(rows: Rows) -> Digest:
-    """Return the digest of rows in key order."""
+def digest(rows: Rows | PiecesOfRows) -> Digest:
+    """Return the digest of rows in key order; those on disk are read once."""
     hashes = np.zeros(len(rows.keys), np.uint64)
     for _, column in sorted({"": rows.values, **rows.state}.items()):
-        column = np.ascontiguousarray(column)
-        size = column.dtype.itemsize * column.shape[1]
-        word = next(each for each in (8, 4, 1) if size % each == 0)
-        _add_hashes(hashes, column.view(np.uint8).reshape(len(column), size).view(f"u{word}"))
+        at = 0
+        for piece in map(np.ascontiguousarray, pieces_of(column)):
+            size, end = piece.dtype.itemsize * piece.shape[1], at + len(piece)
+            word = next(each for each in (8, 4, 1) if size % each == 0)
+            _add_hashes(hashes[at:end], piece.view(np.uint8).reshape(len(piece), size).view(f"u{word}"))
+            at = end
     return Digest(rows.keys, hashes)
 
 
@@ -101,9 +104,23 @@ def since(before: Digest, rows: Rows, now: Digest) -> Delta:
     >>> then(Delta(before, before.keys[:0]), delta).rows.values.tolist()
     [[2.0], [0.0], [0.0]]
     """
+    changed, deleted = changes(before, now)
+    return Delta(_taken(rows, changed), deleted)
+
+
+def changes(before: Digest, now: Digest) -> tuple[NDArray[np.bool_], KeyArray]:
+    """Return which rows of `now` are new or have changed, b1[n], and the keys of `before` that have none any more."""
     changed, deleted = np.zeros(len(now.keys), np.bool_), np.zeros(len(before.keys), np.bool_)
     _compare(_columns(before.keys), before.hashes, _columns(now.keys), now.hashes, changed, deleted)
-    return Delta(_taken(rows, changed), before.keys[deleted])
+    return changed, before.keys[deleted]
+
+
+def chosen_rows(rows: Rows | PiecesOfRows, which: NDArray[np.bool_]) -> Rows | PiecesOfRows:
+    """Return some rows; those on disk stay there."""
+    if isinstance(rows, Rows):
+        return _taken(rows, which)
+    state = {name: chosen(column, which) for name, column in rows.state.items()}
+    return PiecesOfRows(rows.keys[which], chosen(rows.values, which), state)
 
 
 def then(older: Delta, newer: Delta) -> Delta:

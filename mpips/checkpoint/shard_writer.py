@@ -10,17 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mpips.checkpoint.delta import Digest, digest, merged, since
+from mpips.checkpoint.delta import Digest, changes, chosen_rows, digest, merged
 from mpips.checkpoint.loading import load_range
 from mpips.checkpoint.manifest import Entry, read_manifest, spec_of, vector_names
 from mpips.checkpoint.shard_file import rows_within
 from mpips.checkpoint.writing import Saved, write_shard
 from mpips.errors import CheckpointError
+from mpips.keys import upper
 from mpips.ranges import KeyRange, coalesce, intersection
 from mpips.storage.updates import VectorSpec
+
+_AT_ONCE = 1 << 18
+"""Rows that are read at once from an earlier checkpoint."""
 
 
 class _Written(NamedTuple):
@@ -37,6 +42,12 @@ class ShardWriter:
         # By the name of the checkpoint and the hash of the file, and the vector's name. The hash alone is not enough:
         # deltas without changes have the same bytes, whatever they follow.
         self._written: dict[tuple[str, str], dict[str, _Written]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        written = [each.digest for held in self._written.values() for each in held.values()]
+        return sum(each.keys.nbytes + each.hashes.nbytes for each in written)
 
     def write(
         self,
@@ -60,7 +71,7 @@ class ShardWriter:
         files = {(str(follows), entry["sha256"]) for entry in entries}
         # Others are dropped before more is needed.
         known = self._written = {each: held for each, held in self._written.items() if each in files}
-        now = {name: digest(saved.in_memory) for name, saved in parts.items()}
+        now = {name: digest(saved.rows) for name, saved in parts.items()}
         if follows is not None:
             mine = next(iter(known.values()), {})
             there, changed = vector_names(entries), {}
@@ -68,8 +79,8 @@ class ShardWriter:
                 # A note may be replaced by another one.
                 same = name in there and _alike(VectorSpec(**spec_of(entries, name)), saved.spec)
                 before = _before(earlier, saved, mine.get(name), now[name]) if same else _nothing(now[name])
-                rows, deleted = since(before, saved.in_memory, now[name])
-                changed[name] = saved._replace(rows=rows, deleted=deleted)
+                which, deleted = changes(before, now[name])
+                changed[name] = saved._replace(rows=chosen_rows(saved.rows, which), deleted=deleted)
             parts = changed
         entry = write_shard(folder, server, parts, meta)
         held = {name: _Written(coalesce(saved.ranges), now[name]) for name, saved in parts.items()}
@@ -97,15 +108,21 @@ def _before(earlier: Path, saved: Saved, mine: _Written | None, now: Digest) -> 
         for piece in filter(None, (intersection(owned, each) for each in ranges)):
             at = rows_within(keys, piece)
             found.append(Digest(keys[at], hashes[at]))
-    missing = without(ranges, held)
-    if missing:
-        rows = load_range(earlier, saved.spec.name, missing)
+    for piece in _cut(without(ranges, held), now):
+        rows = load_range(earlier, saved.spec.name, [piece])
         if {name: column.dtype for name, column in rows.state.items()} != {
-            name: column.dtype for name, column in saved.in_memory.state.items()
+            name: column.dtype for name, column in saved.rows.state.items()
         }:
             raise CheckpointError(f"{earlier}: vector {saved.spec.name!r} has other state columns")
         found.append(digest(rows))
     return merged(found)
+
+
+def _cut(ranges: Iterable[KeyRange], now: Digest) -> list[KeyRange]:
+    """Cut ranges so that each has about `_AT_ONCE` rows of `now`."""
+    ends = sorted({0, *(int(key) for key in upper(now.keys)[_AT_ONCE::_AT_ONCE]), 2**64})
+    pieces = [KeyRange(*each) for each in pairwise(ends)]
+    return [part for each in ranges for piece in pieces if (part := intersection(each, piece))]
 
 
 def without(ranges: Iterable[KeyRange], others: Iterable[KeyRange]) -> list[KeyRange]:

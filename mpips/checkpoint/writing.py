@@ -12,20 +12,12 @@ from numpy.typing import NDArray
 
 from mpips.checkpoint.manifest import DELTA_VERSION, NOTE, VERSION, Entry, entry_of
 from mpips.checkpoint.shard_file import concatenate, create_file, row_ranges, write_array
-from mpips.errors import CheckpointError, UsageError
+from mpips.errors import CheckpointError
 from mpips.keys import KeyArray, ascend, numbers, order, pairs
 from mpips.ranges import KeyRange, coalesce
-from mpips.storage.disk.sorted_copy import Pieces, joined
+from mpips.storage.disk.sorted_copy import PiecesOfRows, joined
 from mpips.storage.segment import Rows, Segment
 from mpips.storage.updates import Setting, VectorSpec
-
-
-class PiecesOfRows(NamedTuple):
-    """`Rows` on disk: keys in order, and the rest piece by piece."""
-
-    keys: KeyArray
-    values: Pieces
-    state: dict[str, Pieces]
 
 
 class Saved(NamedTuple):
@@ -40,15 +32,6 @@ class Saved(NamedTuple):
     rows: Rows | PiecesOfRows
     deleted: KeyArray | None = None
     """Of a delta, whose rows are those that changed: the keys that have no row any more, ascending."""
-
-    @property
-    def in_memory(self) -> Rows:
-        """The rows; UsageError if they are on disk."""
-        if isinstance(self.rows, PiecesOfRows):
-            raise UsageError(
-                f"vector {self.spec.name!r}: its rows are on disk, so that there are no deltas of them"
-            )
-        return self.rows
 
 
 def save(segment: Segment) -> Saved:

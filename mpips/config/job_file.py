@@ -307,11 +307,6 @@ def load(
         }
         check_ranks(specs["faults"], specs["layout"])
         _check_holders(specs["layout"], specs["ring"])
-        if specs["store"].memory and specs["checkpoint"].incremental:
-            raise InvalidValue(
-                ("checkpoint", "incremental"),
-                "incremental checkpoints are of rows in memory: leave it out, or [store] memory",
-            )
     except InvalidValue as error:
         raise JobError(f"{place(error.path)}: {error}") from error
     settings = specs.pop(program.name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ import pytest
 from synthetic import Hooks, run_twin
 
 from mpips.checkpoint.checkpoint import complete
+from mpips.checkpoint.manifest import read_manifest
 from mpips.cluster.node import Node
-from mpips.config.job_file import load
-from mpips.errors import JobError
 from mpips.rank.simulation import simulate
 from mpips.scheduler.scheduler import Cluster
+from mpips.storage.disk.direct_file import DirectFile
+from mpips.storage.disk.failure import StoreFailed
 from mpips.storage.disk.spec import LEAST
 from mpips.storage.disk.store import Store
 from mpips.storage.updates import VectorSpec
@@ -75,7 +78,10 @@ def trained(
         stores.append(Store(LEAST, program.parent))
         return stores[-1]
 
-    tables: dict[str, Any] = {"checkpoint": {"every": 6, "keep": 9}} if hooks else {}
+    incremental = network.pop("incremental", 0)
+    tables: dict[str, Any] = (
+        {"checkpoint": {"every": 6, "keep": 9, "incremental": incremental}} if hooks else {}
+    )
     network = {"replicas": 1, "virtual_servers": 2, "horizon": 600.0, "store": store, **network}
     servers = network.pop("servers", 2)
     outcome = run_twin(program, servers, program=str(program), hooks=hooks, network=network, **tables)
@@ -103,6 +109,45 @@ def test_rows_on_disk_end_as_the_same_bits_with_deaths_moves_and_checkpoints(
     assert sum(each.on_disk > 0 for each in stores) >= 2
 
 
+@pytest.mark.parametrize("replicas", [1, 0])
+def test_a_server_whose_disk_is_full_ends_as_a_dead_one(
+    program: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    replicas: int,
+) -> None:
+    """What it was to apply is not lost: the copies of its shards have it, or the run ends."""
+    real = DirectFile.grow
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def grow(file: DirectFile, size: int) -> None:
+        with monkeypatch.context() as patched:
+            if size > 400_000 and (not replicas or file.folder == tmp_path / "1"):
+                patched.setattr(os, "posix_fallocate", full)
+            real(file, size)
+
+    monkeypatch.setattr(DirectFile, "grow", grow)
+    stores: list[Store] = []
+
+    def store() -> Store:
+        folder = tmp_path / str(len(stores))
+        folder.mkdir()
+        stores.append(Store(LEAST, folder))
+        return stores[-1]
+
+    network = {"replicas": replicas, "virtual_servers": 2, "horizon": 600.0, "store": store}
+    if not replicas:
+        with pytest.raises(StoreFailed, match=r"has no room for .* bytes of rows: No space left on device"):
+            run_twin(program, 2, program=str(program), network=network)
+        return
+    outcome = run_twin(program, 2, program=str(program), network=network)
+    assert outcome.metrics["sha"] == trained(program, None)
+    assert "lost" in caplog.text
+
+
 def test_announced_keys_may_be_changed_at_once(tmp_path: Path) -> None:
     """Nobody waits for the message, and keys that are no longer unique would be two rows of one slot."""
     keys, sent = np.array([3, 8], np.uint64), list[Message]()
@@ -123,10 +168,31 @@ def test_announced_keys_may_be_changed_at_once(tmp_path: Path) -> None:
     assert not np.shares_memory(message.keys, keys)
 
 
-def test_deltas_of_rows_on_disk_are_refused(program: Path, tmp_path: Path) -> None:
-    (tmp_path / "job.toml").write_text('[job]\nprogram = "paged.py"\n[store]\nmemory = 1e9\n')
-    with pytest.raises(JobError, match="incremental checkpoints are of rows in memory"):
-        load(tmp_path / "job.toml", ["checkpoint.incremental=3"])
+def test_deltas_of_rows_on_disk_are_those_of_rows_in_memory(program: Path, tmp_path: Path) -> None:
+    """Also of rows that a server has got from one that has died."""
+
+    def saved(name: str, stores: list[Store] | None, **network: Any) -> tuple[list[str], list[Path]]:
+        sha = trained(program, stores, Hooks(checkpoints=tmp_path / name), incremental=3, **network)
+        return sha, complete(tmp_path / name)
+
+    expected, plain = saved("memory", None)
+    faults = [Fault("kill", 1, after_messages=250)]
+    for name, network in (("disk", dict[str, Any]()), ("deaths", {"faults": faults, "spares": 1})):
+        found, mine = saved(name, [], **network)
+        assert found == expected and [counts(each) for each in mine] == [counts(each) for each in plain]
+    assert [sum(changed for changed, _ in counts(each).values()) < 8_000 for each in plain] == [False, True]
+    resumed = trained(program, [], Hooks(checkpoints=tmp_path / "more", resume=mine[0]), servers=3)
+    assert resumed == expected
+
+
+def counts(checkpoint: Path) -> dict[str, tuple[int, int]]:
+    """Return the rows that a checkpoint has of each vector, and the keys that it deletes."""
+    found: dict[str, tuple[int, int]] = {}
+    for entry in read_manifest(checkpoint)["files"]:
+        for name, vector in entry.get("vectors", {}).items():
+            rows, deleted = found.get(name, (0, 0))
+            found[name] = rows + vector["rows"], deleted + vector.get("deleted", 0)
+    return found
 
 
 @pytest.mark.ranks
