@@ -124,6 +124,7 @@ class Leader:
                 if not node.policy.is_replay:
                     self.started = started
                     self._handle_signals(stop_signals)
+                    self._status.note = cluster.note
                     self._ordered = LeaderOrders(
                         cluster,
                         self.folder,

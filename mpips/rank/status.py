@@ -6,7 +6,7 @@ replied, or after `PATIENCE` seconds with the replies that it has: a hung server
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mpips.cluster.node import Node
 from mpips.cluster.registration import Registration
@@ -14,6 +14,7 @@ from mpips.membership.membership import Membership
 from mpips.rank.long_waits import LongWaits
 from mpips.rank.retransmission_counts import RetransmissionCounts
 from mpips.rundir.order_files import Order
+from mpips.rundir.progress import bytes_si, seconds, share, si
 from mpips.server.applied_rounds import AppliedRounds
 from mpips.storage.vector_clock import NOTHING
 from mpips.transport.message import Command, Message
@@ -33,7 +34,12 @@ class Status:
         self._deadline = 0.0
         # By server: its applied rounds by vector.
         self._rounds: dict[int, dict[str, AppliedRounds]] = {}
-        node.register(Registration(controls={Command.ROUNDS: self._receive}))
+        # By server: the figures of its rows on disk.
+        self._stores: dict[int, dict[str, float]] = {}
+        self.note: Callable[..., None] = lambda event, **facts: None
+        """Is told these figures as they come."""
+        controls = {Command.ROUNDS: self._receive, Command.STORE: self._receive_store}
+        node.register(Registration(controls=controls))
 
     def ask(self, order: Order) -> None:
         """Queue an order, and query the servers unless a query is under way."""
@@ -46,6 +52,10 @@ class Status:
 
     def _receive(self, message: Message) -> None:
         self._rounds[message.sender] = {name: AppliedRounds(*each) for name, each in message.meta.items()}
+
+    def _receive_store(self, message: Message) -> None:
+        self._stores[message.sender] = message.meta
+        self.note("store", rank=message.sender, **message.meta)
 
     def ready(self) -> list[Order]:
         """Return the queued orders, once all servers have replied or the time is over."""
@@ -68,6 +78,11 @@ class Status:
             "  workers: " + ", ".join(f"rank {rank}" for rank in view.workers),
             "  spares: " + (", ".join(f"rank {rank}" for rank in view.spares) or "none"),
             *self._progress(),
+        ]
+        lines += [
+            f"  rows on disk of rank {rank}: {_stored(self._stores[rank])}"
+            for rank in view.servers
+            if rank in self._stores
         ]
         moving = sum(chain.learner >= 0 or chain.closing for chain in view.chains)
         lines += [f"  shards that are being copied: {moving}"] if moving else []
@@ -94,6 +109,14 @@ class Status:
                     by_text.setdefault(_described(known[name]), []).append(rank)
             parts = [f"{text} at rank {', '.join(map(str, ranks))}" for text, ranks in by_text.items()]
             yield f"  applied to {name}: {'; '.join(parts)}"
+
+
+def _stored(figures: dict[str, float]) -> str:
+    return (
+        f"{bytes_si(figures['memory'])} of {bytes_si(figures['limit'])} in memory, {bytes_si(figures['disk'])} on "
+        f"disk; in {seconds(figures['seconds'])}: {share(figures['hit_rate'])} found in memory, "
+        f"{si(figures['reads_per_s'])} read and {si(figures['writes_per_s'])} written a second"
+    )
 
 
 def _described(rounds: AppliedRounds) -> str:

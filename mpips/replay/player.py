@@ -57,6 +57,7 @@ IGNORED = frozenset(
         Command.VIEW,
         Command.NOTIFY,
         Command.ANNOUNCE,
+        Command.STORE,
         Command.ASK_VIEW,
         Command.VIEWS,
         Command.PROPOSE,

@@ -186,6 +186,27 @@ def time_spent(runs: Sequence[Run]) -> Html:
     return html.section("Where the time went", intro, *counted, *traced)
 
 
+def rows_on_disk(runs: Sequence[Run]) -> Html:
+    """What of the rows on disk each server had in memory, and how often it used the disk."""
+    cards, several = [], len(runs) > 1
+    for run in runs:
+        whole, rows = max(run.seconds.get("train", 0.0), 1e-9), []
+        for each in run.result.get("ranks", []):
+            store = each.get("store")
+            # Those of earlier versions have no counts.
+            if store and "asked" in store:
+                sizes = [bytes_si(store[name]) for name in ("memory", "limit", "disk")]
+                rates = [si(store[name] / whole) for name in ("reads", "writes")]
+                rows.append(
+                    [f"rank {each['rank']}", *sizes, share(store["hits"] / max(store["asked"], 1)), *rates]
+                )
+        if rows:
+            titles = ["server", "in memory", "limit", "on disk", "found in memory", "read/s", "written/s"]
+            cards.append(html.card(run.name if several else "rows", table(titles, rows)))
+    intro = "Rows that were used, those that were in memory, and rows read from the disk and written, in training."
+    return html.section("Rows on disk", intro, html.pair(*cards)) if cards else Html()
+
+
 def traffic(runs: Sequence[Run]) -> Html:
     """Bytes sent, and bytes saved by each filter (the paper's Fig. 11)."""
     cards = []
@@ -385,7 +406,7 @@ def _jobs(runs: Sequence[Run]) -> Html:
 
 # --- The page --------------------------------------------------------------------------------------------------------
 
-SECTIONS = (convergence, time_spent, traffic, delay, losses, layout, provenance)
+SECTIONS = (convergence, time_spent, traffic, rows_on_disk, delay, losses, layout, provenance)
 
 
 HEAD = '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>\n<meta http-equiv="Content-Security-Policy" '

@@ -12,6 +12,7 @@ from mpips.cluster.node import Node
 from mpips.errors import WorkerLost
 from mpips.filters.chain import per_filter, saved_bytes
 from mpips.scheduler.group import Group
+from mpips.storage.disk.store import COUNTS
 
 SPENT = ("worked", "waited", "cpu", "sent", "received", "messages")
 """Fields that are cumulative since a rank's start, so that the work between two times is a difference."""
@@ -80,7 +81,16 @@ def differences(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]
     known = {each["rank"]: each for each in before}
     return [
         {name: late.get(name) for name in ("rank", "role", "memory", "pss", "private")}
-        | ({"store": late["store"]} if "store" in late else {})
+        | ({"store": _work_of(late, known)} if "store" in late else {})
         | {name: late[name] - known.get(late["rank"], {}).get(name, 0) for name in SPENT}
         for late in after
     ]
+
+
+def _work_of(late: dict[str, Any], known: dict[int, dict[str, Any]]) -> dict[str, int]:
+    """Return what a server's store holds, and what it has done since."""
+    before = known.get(late["rank"], {}).get("store", {})
+    return {
+        name: value - before.get(name, 0) if name in COUNTS else value
+        for name, value in late["store"].items()
+    }

@@ -41,6 +41,8 @@ from mpips.transport.message import Command, Kind, Message
 
 KEY_CACHE = 256e6
 """Default number of bytes of cached key lists."""
+FIGURES_EVERY = 10.0
+"""Seconds between a server's messages about its store."""
 
 
 class Server:
@@ -62,7 +64,7 @@ class Server:
         otherwise.
         """
         self.node, self._file, self._store = node, file or SnapshotFile(node), store
-        self._shard_writer = ShardWriter()
+        self._shard_writer, self._next_figures = ShardWriter(), 0.0
         self.lists = KeyCache(key_cache)
         self.fast_path = FastPath(node, self.lists)
         self._acknowledgements = Acknowledgements(self._acknowledge)
@@ -146,6 +148,8 @@ class Server:
     def _send_rounds(self, message: Message) -> None:
         for shard in self.shards:
             self.fast_path.record(shard)
+        if self._store is not None:
+            self._tell_figures(self._store)
         self.node.control(message.sender, Command.ROUNDS, applied_rounds(self.shards))
 
     def _announced(self, message: Message) -> None:
@@ -256,3 +260,10 @@ class Server:
         self.chains.tick()
         if self._store is not None:
             self._store.settle(seldom=True)
+            self._store.hold(self._shard_writer, self._shard_writer.nbytes)
+            if self.node.van.now() >= self._next_figures:
+                self._tell_figures(self._store)
+
+    def _tell_figures(self, store: Store) -> None:
+        self._next_figures = self.node.van.now() + FIGURES_EVERY
+        self.node.control(self.node.view.leader, Command.STORE, store.figures())

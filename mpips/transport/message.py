@@ -151,6 +151,8 @@ class Command(IntEnum):
     STACKS = 41
     # Control: the sender will soon use these keys of a shard.
     ANNOUNCE = 42
+    # Control: how much of its rows on disk the sender has in memory, and what it has read and written since.
+    STORE = 43
 
 
 READS = frozenset((Command.PULL, Command.EXPORT))

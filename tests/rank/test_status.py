@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,8 @@ from mpips.cluster.node import Node
 from mpips.cluster.view import first_view
 from mpips.rank.status import PATIENCE, Status
 from mpips.rundir.order_files import Order
+from mpips.storage.disk.spec import LEAST
+from mpips.storage.disk.store import Store
 from mpips.transport.in_memory import Network
 
 
@@ -61,6 +64,22 @@ def test_it_shows_the_round_of_each_range() -> None:
     assert "  applied to w: no round at rank 1, 2\n" in begin
     assert "  applied to w: round 0 at rank 1, 2\n" in even
     assert "  applied to w: round 1 (round 0 on keys [256, 512)) at rank 1; round 0 at rank 2\n" in uneven
+
+
+def test_it_shows_the_rows_on_disk_of_each_server(tmp_path: Path) -> None:
+    noted: list[dict[str, Any]] = []
+
+    def schedule(cluster: Cluster) -> str:
+        status = status_at(cluster.node)
+        status.note = lambda event, **facts: noted.append({"event": event, **facts})
+        cluster.create_vector(VectorSpec("w", width=8))
+        status.ask(Order("a", "status"))
+        cluster.node.wait_until(lambda: bool(status.ready()))
+        return status.text("lda: 1.0 s of training")
+
+    text = simulate(schedule, Worker, store=lambda: Store(LEAST, tmp_path))
+    assert "  rows on disk of rank 1: " in text and "kB of 4.19MB in memory, 0B on disk; in " in text
+    assert noted[0]["event"] == "store" and noted[0]["rank"] == 1 and noted[0]["limit"] == LEAST
 
 
 def test_a_silent_server_delays_it_briefly() -> None:

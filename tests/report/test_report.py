@@ -143,6 +143,18 @@ def test_a_run_with_two_recoveries(tmp_path: Path) -> None:
     assert "model.npz" not in text, "tiles are figures"
 
 
+def test_rows_on_disk_are_shown_by_server(tmp_path: Path) -> None:
+    store = {
+        "limit": 32e6, "memory": 30e6, "disk": 2e8, "reads": 8_000, "writes": 16_000, "asked": 100_000, "hits": 92_000,
+    }  # fmt: skip
+    ranks = [{**each, "store": store} if each["role"] == "server" else each for each in RESULT["ranks"]]
+    text = " ".join(
+        " ".join(parsed(page([read(folder(tmp_path / "a", {**RESULT, "ranks": ranks}))])).texts).split()
+    )
+    assert "Rows on disk" in text and "rank 1 30.0MB 32.0MB 200MB 92 % 1.00k 2.00k" in text
+    assert "Rows on disk" not in page([read(folder(tmp_path / "b"))])
+
+
 def test_a_page_has_no_script_and_no_external_content(tmp_path: Path) -> None:
     html = page([read(folder(tmp_path / "a"))])
     assert not re.search(r"https?:|//[a-z]|<script|<link|<img|@import|url\(", html)

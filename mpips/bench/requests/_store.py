@@ -28,6 +28,8 @@ class Settings:
     """Ids of a mini-batch."""
     skew: float = field(default=1.2, metadata={"above": 1.0})
     """The exponent of Zipf's law."""
+    uniform: bool = False
+    """Whether all ids are equally frequent; otherwise they follow Zipf's law."""
     batches: int = field(default=20, metadata={"at_least": 1})
     """Mini-batches that are measured."""
     announced: bool = False
@@ -50,10 +52,21 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     while held < settings.rows:
         train(20)
         held = sum(each.get("keys", 0) for each in cluster.accounts())
+    before = stores(cluster)
     with cluster.phase("train"):
         found = train(settings.batches)
-    stores = [each["store"] for each in cluster.accounts() if "store" in each]
-    return {**found, "keys": held, "stores": stores, "sha": cluster.digest(table)}
+    after = stores(cluster)
+    work = {
+        name: sum(each[name] for each in after) - sum(each[name] for each in before)
+        for name in ("reads", "writes", "asked", "hits")
+    }
+    work["seconds"] = found["seconds"]
+    return {**found, "keys": held, "stores": after, "work": work, "sha": cluster.digest(table)}
+
+
+def stores(cluster: Cluster) -> list[dict[str, int]]:
+    """Return the account of each server's store."""
+    return [each["store"] for each in cluster.accounts() if "store" in each]
 
 
 class Worker:
@@ -63,11 +76,15 @@ class Worker:
         self.table, self.settings = context.vectors, context.job.settings
 
     def _ids(self, number: int) -> NDArray[np.uint64]:
-        """Draw the ids of a mini-batch: hashes of ranks that follow Zipf's law."""
+        """Draw the ids of a mini-batch: hashes of ranks that follow Zipf's law, or are uniform."""
         settings: Settings = self.settings
         rng, most = np.random.default_rng(number), 16 * settings.rows
         power = 1 - settings.skew
-        ranks = (1 + rng.random(settings.ids) * (float(most) ** power - 1)) ** (1 / power)
+        if settings.uniform:
+            # So many that the table is as large as wanted after some mini-batches.
+            ranks = rng.random(settings.ids) * 1.05 * settings.rows
+        else:
+            ranks = (1 + rng.random(settings.ids) * (float(most) ** power - 1)) ** (1 / power)
         hashed = np.minimum(ranks.astype(np.uint64), np.uint64(most)) * np.uint64(0x9E3779B97F4A7C15)
         ids: NDArray[np.uint64] = (hashed ^ hashed >> np.uint64(29)) * np.uint64(0xBF58476D1CE4E5B9)
         return ids
