@@ -89,6 +89,8 @@ class Store:
         self._leaving_pages = 0
         self._fixed: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._rows: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        # Of both; asked for often, by each vector.
+        self._sums = 0, 0
         self._cached: WeakSet[Cached] = WeakSet()
         self.reads = Reads(self._limit // _READ)
         """The reads of rows in flight, of one vector at a time."""
@@ -134,7 +136,7 @@ class Store:
         """
         with self._lock:
             self._fixed[owner], self._rows[owner] = nbytes, rows
-            held = sum(self._fixed.values())
+            self._sums = held, _ = sum(self._fixed.values()), sum(self._rows.values())
         if held > self._limit - self._limit // _SHARE:
             raise LayoutError(
                 f"store.memory = {self._limit:,}: key indexes and the like take {held:,} bytes of it on this server, "
@@ -207,7 +209,7 @@ class Store:
 
     def rows_in_memory(self, owner: object, row: int) -> int:
         """Return how many rows of `row` bytes in all arrays may be in memory: of all memory, the share of `owner`."""
-        mine, every = self._rows.get(owner, 0), sum(self._rows.values())
+        mine, every = self._rows.get(owner, 0), self._sums[1]
         room = self._room - self._limit // _PAGES
         share = mine if every <= room else int(room * (mine / every))
         return max(share, min(mine, _FEW * row)) // row
@@ -215,7 +217,7 @@ class Store:
     @property
     def _room(self) -> int:
         """Bytes of memory for rows and pages."""
-        return max(self._limit - sum(self._fixed.values()), self._limit // _SHARE) - len(self.reads.buffer)
+        return max(self._limit - self._sums[0], self._limit // _SHARE) - len(self.reads.buffer)
 
     def rows_at_once(self, row: int) -> int:
         """Return how many rows of `row` bytes in all arrays may be brought in at once, wherever they are."""
