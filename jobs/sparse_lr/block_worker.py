@@ -104,10 +104,7 @@ class BlockWorker:
         blocks.refresh()
         cols, terms = np.flatnonzero(blocks.radius > 0.0), np.empty((len(blocks.state), 2))
         quadratic.loss_terms(blocks.state, terms)
-        rows = np.empty((len(cols), 3))
-        for part in quadratic.pieces(blocks.colptr, cols):
-            self._do(partial(quadratic.derivatives, *blocks.matrix, cols[part], terms, rows[part]))
-        totals = self._added(blocks.keys[cols], rows, round)
+        totals = self._added(blocks.keys[cols], self._derivatives(cols, terms), round)
         self._model = quadratic.Model(
             blocks.matrix, terms, blocks.w, self.settings.l1, cols, totals, self._do
         )
@@ -140,6 +137,13 @@ class BlockWorker:
             blocks.renew_state()
             more, losses = blocks.end_pass()
         return Answer(more, losses)
+
+    def _derivatives(self, cols: NDArray[np.int64], terms: kernels.F8) -> kernels.F8:
+        """Return the `derivatives` of some columns."""
+        rows = np.empty((len(cols), 3))
+        for part in quadratic.pieces(self.blocks.colptr, cols):
+            self._do(partial(quadratic.derivatives, *self.blocks.matrix, cols[part], terms, rows[part]))
+        return rows
 
     def _added(self, keys: key_arrays.KeyArray | KeyList, rows: kernels.F8, round: int) -> kernels.F8:
         """Return the sums of rows over all workers, f8 of the same shape."""

@@ -207,6 +207,8 @@ class Control(NamedTuple):
     """The pass that a Newton step may follow next."""
     newton_wait: int = 1
     """The number of passes from the last one to that one."""
+    sweeps: int = 3
+    """With a delay: the sweeps of the next local step (`local_steps`); 0: Newton steps are taken instead."""
 
 
 class PassReport(NamedTuple):

@@ -45,7 +45,7 @@ PIECE = 1 << 17
 _NUMBERS = ("theta", "threshold", "reset_below", "noise")
 _COUNTS = (
     "since_reset", "settled", "resets", "since", "exact", "patience", "full_at", "unsearched", "patient", "gap_at",
-    "newton_at", "newton_wait",
+    "newton_at", "newton_wait", "sweeps",
 )  # fmt: skip
 SCHEMA = {
     "control": {

@@ -322,17 +322,16 @@ def log_loss(margin: float) -> float:
     return math.log1p(math.exp(-abs(margin))) + max(-margin, 0.0)
 
 
-@kernel("void(f8[:, ::1], f8[:, ::1])")
-def margin_model(history: F8, out: F8) -> None:
-    """Fill the second-order model of the losses over the steps s_k = history[K] - history[k], k < K.
+@kernel("void(f8[:, ::1], i8, i8, f8[:, ::1])")
+def margin_model(history: F8, begin: int, end: int, out: F8) -> None:
+    """Add the examples from `begin` to `end` to the model of the losses over the steps s_k = history[K] - history[k].
 
     history: f8[K+1, n], the margins at the start of the last K passes, and now. out: f8[K+2, K]: rows 0 to
     K-1 the matrix s_a.diag(h).s_b, row K the derivatives -sum_i p_i s_ki, and out[K+1, 0] the losses now.
     """
-    out[:] = 0.0
     steps = out.shape[1]
     step = np.empty(steps)
-    for i in range(history.shape[1]):
+    for i in range(begin, end):
         now = history[steps, i]
         small = math.exp(-abs(now))
         out[steps + 1, 0] += math.log1p(small) + max(-now, 0.0)

@@ -7,7 +7,7 @@ vector, each with one sum over the workers. So it needs few messages, and no del
 
 A step counts as a part of the pass before it: F is measured, the search along the last steps (`control`) includes it,
 and it is shortened or undone if F has risen. A step that gains much less than the pass itself is tried again only after
-1, 2, 4 and then 8 passes. With a delay the first step waits until passes have become slow (`DELAYED`).
+1, 2, 4 and then 8 passes. With a delay local steps come first (`local_steps`), which follow each pass.
 
 Newton steps of l1-regularised logistic regression: Yuan, Ho and Lin, "An improved GLMNET" (JMLR 2012); steps on the
 manifold that proximal steps have found: Bareilles, Iutzeler and Malick (Mathematical Programming 2023).
@@ -70,9 +70,26 @@ class Newton(NamedTuple):
             newton_at=len(ctl.objectives) - 1 + wait, newton_wait=wait
         )
 
+    def taken_locally(self, ctl: control.Control, report: control.PassReport) -> control.Control:
+        """Return the control after a local step.
 
-DELAYED = Newton(begin=0.02)
-"""With a delay a pass costs less, as workers wait less, but a step does not: all wait for the slowest at each product.
-So passes alone are faster as long as F falls by some per cent in each."""
+        As long as about the whole step is right, the next one has more sweeps; after one that was far too long, half as
+        many. Once that leaves none, or the most do not pay, Newton steps follow: the workers' examples differ too much.
+        """
+        sweeps, ctl = ctl.sweeps, self.taken(ctl, report.choice)
+        if report.proposal.excess < TOO_LONG:
+            following = sweeps // 2
+        elif sweeps == MOST_SWEEPS and ctl.newton_wait > 1:
+            following = 0
+        else:
+            following = min(sweeps + 2, MOST_SWEEPS)
+        return ctl._replace(newton_at=len(ctl.objectives), newton_wait=1, sweeps=following)
+
+
+TOO_LONG = -0.5
+"""The excess of a local step (`control.Proposal`) that has had too many sweeps."""
+MOST_SWEEPS = 9
+DELAYED = Newton(begin=0.2, first=2)
+"""With a delay steps are local ones at first: a step costs no more than a pass, so it pays early."""
 NEVER = Newton(first=1 << 62, settled=control.SETTLED_PASSES, share=2)
 """No Newton steps."""

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mpips import Answer, Consistency, Context, KeyRange, Later, Task, WorkerLost, at_once, unmet
+from mpips.jobs.sparse_lr import quadratic
 from mpips.jobs.sparse_lr.assignment import WorkerData
 from mpips.jobs.sparse_lr.block_worker import BlockWorker, ranges
 from mpips.jobs.sparse_lr.blocks import F4, Blocks
+from mpips.jobs.sparse_lr.local_steps import LocalModel
 
 
 class Flight(NamedTuple):
@@ -134,6 +136,8 @@ class OverlapWorker(BlockWorker):
         # The first round since a worker was lost, and the error of passes since then.
         self._since = 0
         self._failed: Exception | None = None
+        # The rounds of the last local steps whose sweeps this worker has done, and all have.
+        self._swept = self._enough = -1
 
     def renew(self, round: int) -> dict[str, Any]:
         """Continue from the weights alone, and discard interrupted passes."""
@@ -163,6 +167,56 @@ class OverlapWorker(BlockWorker):
     def report_of(self, round: int) -> Later:
         """Return the report of a pass, as soon as it is complete."""
         return Later(partial(self._take_report, round))
+
+    def step_locally(self, sweeps: int, round: int) -> Answer:
+        """Take a local step of at least some sweeps; return the model of the losses, as a pass. See `local_steps`.
+
+        The servers, in their phase "local", add the derivatives, and then set the weights.
+        """
+        try:
+            return self._step_locally(sweeps, round)
+        except Exception as error:
+            self._failed = error
+            raise
+
+    def _step_locally(self, sweeps: int, round: int) -> Answer:
+        blocks = self.blocks
+        blocks.refresh()
+        cols, terms = np.flatnonzero(blocks.radius > 0.0), np.empty((len(blocks.state), 2))
+        quadratic.loss_terms(blocks.state, terms)
+        keys, own = self.w.key_list(blocks.keys[cols]), self._derivatives(cols, terms)
+        totals = self._added(keys, own, round)
+        model = LocalModel(blocks.matrix, terms, blocks.w[cols], self.settings.l1, cols, own, totals)
+        for piece in model.pieces * sweeps:
+            self._do(piece)
+        self._swept = round
+        # The scheduler waits for it.
+        self.context.take_arrived()
+        for piece in model.pieces * sweeps:
+            if self._enough == round:
+                break
+            self._do(piece)
+        blocks.w[cols] = self._added(keys, model.weights()[:, None], round + 1)[:, 0]
+        with self.context.working():
+            blocks.renew_state()
+        blocks.note_pass()
+        return Answer(values=blocks.model(self._do))
+
+    @at_once
+    def swept(self, round: int) -> Later:
+        """Return, without a value, as soon as the sweeps of the local step of a round are done."""
+        return Later(partial(self._has_swept, round))
+
+    def _has_swept(self, round: int) -> Answer | None:
+        if round >= self._since and self._failed is not None:
+            raise self._failed
+        # Of before the loss of a worker: nobody asks any more.
+        return Answer({}) if self._swept == round or round < self._since else None
+
+    @at_once
+    def enough(self, round: int) -> None:
+        """Receive that all have done the sweeps of the local step of a round: who had done them went on until then."""
+        self._enough = round
 
     def _take_report(self, round: int) -> Answer | None:
         if round < self._since:
@@ -215,9 +269,7 @@ class OverlapWorker(BlockWorker):
     def _report(self, passes: Passes) -> Answer:
         """Return the report of the previous pass: the model of the losses, and the number of features pushed."""
         facts = self.count_filtered(passes.pushed.pop(passes.number - 1))
-        with self.context.working():
-            model = self.blocks.model()
-        return Answer(self.report() | facts, model)
+        return Answer(self.report() | facts, self.blocks.model(self._do))
 
     def _planned(self, round: int) -> Plan | None:
         """Wait for what is planned at a round: a pass, or None for the end."""

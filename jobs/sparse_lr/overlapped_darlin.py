@@ -9,9 +9,9 @@ the pass. Meanwhile it has the rest of the next pass to do; what the scheduler d
 effect at the pass that it issues then. So the step control lags by one pass.
 
 What needs all workers at one state comes after a last pass that no other one overlaps: a reset of the active set, a
-checkpoint, the end; the search along the last passes' steps, which is tried after 1, 2, 4, 8 passes as long as it does
-not pay; and the repair of a pass that has increased F, together with the one that was running meanwhile: their steps
-are shortened or undone.
+checkpoint, the end; a local or a Newton step; the search along the last passes' steps, which is tried after 1, 2,
+4, 8 passes as long as it does not pay; and the repair of a pass that has increased F, together with the one that was
+running meanwhile: their steps are shortened or undone.
 """
 
 from __future__ import annotations
@@ -174,6 +174,22 @@ class OverlappedDarlin(Darlin):
         # Not before: a reset in which a worker is lost is still due.
         self._reset = self._full = False
         return decision.stop or self._stop or self.newton_step()
+
+    def newton_step(self) -> bool:
+        """Take a local step, or a Newton step, if one is due; return whether F is low enough to stop."""
+        if not (self.takes_steps and self.newton.due(self.control)):
+            return False
+        if self.control.sweeps == 0:
+            return super().newton_step()
+        self._phase("local")
+        step = {"round": self._rounds(2)}
+        task = self.workers.start("step_locally", {"sweeps": self.control.sweeps, **step})
+        self.workers.call("swept", step)
+        self.workers.start("enough", step)
+        report = self.search(self._model(task))
+        self.control = self.newton.taken_locally(self.control, report)
+        self.mix(report.choice)
+        return self.control.objectives[-1] <= self.settings.target
 
     def _next(self, report: control.PassReport) -> control.Decision:
         """Let the control decide; the mean of its theta and that of the pass issued last follows the lag smoothly."""

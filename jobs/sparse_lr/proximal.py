@@ -1,12 +1,13 @@
 """The server's side of the delayed block proximal method: an update, and the scheduler's calls between passes.
 
-The update has five phases, which the scheduler sets (`settings["phase"]`):
+The update has six phases, which the scheduler sets (`settings["phase"]`):
 
     start   rows: `column_sums`          reply: radius or code
     step    rows: (g, U) of a block      reply: (w, radius, or 0 when dropped)
     reset   rows: g at one fixed w       reply: radius or code
     sum     any rows                     reply: their sum over the workers (`quadratic`)
     set     rows: each worker's share    reply: w, which is their sum from now on
+    local   rows of width 3, or 1        reply: as "sum", or as "set"
 
 The radius of an active feature is positive. A feature that is not active has a code instead (`kernels`): NEAR (0), its
 gradient is computed at the next reset; FAR (-1), at the next full reset; NEVER (-2), not again.
@@ -77,7 +78,9 @@ def block_proximal(
     if settings["phase"] == "sum":
         return rows.astype(np.float32)
     w, d = values.reshape(-1), state["radius"].reshape(-1)
-    if settings["phase"] == "set":
+    if settings["phase"] == "local" and rows.shape[1] > 1:
+        return rows.astype(np.float32)
+    if settings["phase"] in ("set", "local"):
         w[slots] = rows[:, 0].astype(np.float32)
         return w[slots].astype(np.float32)[:, None]
     scale, active = state["scale"].reshape(-1), state["active"].reshape(-1).view(np.bool_)

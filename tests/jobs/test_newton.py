@@ -81,15 +81,15 @@ def test_steps_become_rare_where_they_do_not_pay() -> None:
 
 def test_with_a_delay_steps_begin_once_passes_have_become_slow() -> None:
     rule, ctl = newton.DELAYED, control.start(100.0)
-    for now in (80.0, 60.0, 50.0, 45.0):
+    for now in (80.0, 60.0, 45.0, 35.0):
         ctl = ctl._replace(objectives=(*ctl.objectives, now))
         assert not rule.due(ctl)
         assert not rule.due_next(ctl)
-    ctl = ctl._replace(objectives=(*ctl.objectives, 44.2))
+    ctl = ctl._replace(objectives=(*ctl.objectives, 30.0))
     assert rule.due(ctl)
     assert rule.due_next(ctl), "the scheduler must know ahead which pass is the last before a rest"
     # Once begun, they continue where they pay, however much a pass gains.
-    ctl = rule.taken(ctl, control.Choice(30.0, None, "kept"))
+    ctl = rule.taken(ctl, control.Choice(25.0, None, "kept"))
     assert not rule.due(ctl)
     assert rule.due_next(ctl)
     assert rule.due(ctl._replace(objectives=(*ctl.objectives, 10.0)))
@@ -114,6 +114,8 @@ def test_a_worker_or_server_is_lost_during_a_step(
 ) -> None:
     rng, network = np.random.default_rng(seed), []
     minimise = quadratic.minimise
+    # With a delay local steps come first.
+    monkeypatch.setattr(control, "start", lambda f: control.Control((f,), sweeps=0))
 
     def watched(calls: quadratic.Calls, effort: quadratic.Effort) -> quadratic.Minimum:
         network.append("step")

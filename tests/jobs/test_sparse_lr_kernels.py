@@ -268,8 +268,9 @@ def test_models_and_mixtures_are_the_formulas(seed: int, steps: int) -> None:
     history = r.normal(size=(steps + 1, 9))
     s = history[-1] - history[:-1]
     p = 1.0 / (1.0 + np.exp(history[-1]))
-    out = np.empty((steps + 2, steps))
-    kernels.margin_model(history, out)
+    out = np.zeros((steps + 2, steps))
+    for begin, end in ((0, 4), (4, 9)):
+        kernels.margin_model(history, begin, end, out)
     np.testing.assert_allclose(out[:steps], (s * p * (1 - p)) @ s.T, atol=1e-12)
     np.testing.assert_allclose(out[steps], -(s @ p), atol=1e-12)
     assert out[-1, 0] == pytest.approx(np.logaddexp(0, -history[-1]).sum())
@@ -350,8 +351,8 @@ def train(
             apply(*late)
         margins, weights = [*margins, state[:, 0].copy()], [*weights, w.copy()]
         z, v, k = np.array(margins), np.array(weights), len(weights) - 1
-        model, terms = np.empty((k + 2, k)), np.empty((k + 1, m))
-        kernels.margin_model(z, model)
+        model, terms = np.zeros((k + 2, k)), np.empty((k + 1, m))
+        kernels.margin_model(z, 0, z.shape[1], model)
         kernels.size_terms(v, terms)
         proposal = control.propose(model, terms.sum(1), l1, before)
         tried = proposal.mixtures
