@@ -381,9 +381,23 @@ class World:
             if status < Status.DEAD
         ]
 
+    def _is_uninformed(self, state: State, rank: int) -> bool:
+        """Return whether a rank waits, excluded, and was not told so, since the leader that excluded it was killed.
+
+        It leaves when it gives up, or all others have left; nobody waits for it.
+        """
+        without = [view for view in map(self.views.__getitem__, state.published) if view.roles[rank] is None]
+        if not without or not self.ranks.facts[state.ranks[rank]].frozen:
+            return False
+        return state.status[min(without, key=lambda view: view.epoch).leader] is Status.DEAD
+
     def finished(self, state: State) -> bool:
         """Return whether nothing is left to do, if nothing is under way: there is one leader, which all follow."""
-        running = self._running(state)
+        running = [
+            self.ranks.facts[each]
+            for rank, (each, status) in enumerate(zip(state.ranks, state.status, strict=True))
+            if status < Status.DEAD and not self._is_uninformed(state, rank)
+        ]
         leaders = [each for each in running if each.leads]
         return (
             len(leaders) == 1
