@@ -101,7 +101,7 @@ class _Rows(nn.Module):
         if names[0] not in state_dict:
             missing_keys.append(names[0])
             return
-        rows = state_dict[names[0]].detach().cpu().numpy()
+        rows = _array(state_dict[names[0]])
         ids = state_dict[names[1]].cpu().numpy() if names[1] in state_dict else np.arange(len(rows))
         try:
             self.table.load(_keys_of(ids), rows)
@@ -357,7 +357,7 @@ class Dense(nn.Module):
         gradients = []
         for parameter in self.module.parameters():
             found = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            gradients.append(found.reshape(-1).numpy() * np.float32(self.scale))
+            gradients.append(_array(found).reshape(-1) * np.float32(self.scale))
             parameter.grad = None
         self._fresh = False
         return self._parameters_on_servers.step(np.concatenate(gradients))
@@ -372,8 +372,14 @@ def parameters_of(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """Return a tensor as an array, bfloat16 as float32: numpy does not have it."""
+    held = tensor.detach().cpu()
+    return (held.float() if held.dtype == torch.bfloat16 else held).numpy()
+
+
 def _flat_values(module: nn.Module) -> np.ndarray[Any, Any]:
-    found = [parameter.detach().reshape(-1).numpy() for parameter in module.parameters()]
+    found = [_array(parameter).reshape(-1) for parameter in module.parameters()]
     return np.concatenate(found) if found else np.empty(0, np.float32)
 
 

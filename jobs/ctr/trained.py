@@ -25,12 +25,16 @@ from mpips import (
     read_manifest,
     replacing,
     retry_on_loss,
+    schema_error,
 )
 from mpips.embedding import Dense, field_keys
 from mpips.jobs.ctr.clicks import Clicks
 from mpips.jobs.ctr.clicks import load as load_clicks
+from mpips.jobs.sparse_lr.model import finite, held_keys
 
 MODEL = "model.npz"
+SCHEMA = {"shape": [range(1 << 20), range(1 << 20)], "layers": str}
+"""What the state in a checkpoint says of a model: numbers and fields of a click, and a hash of the first layers."""
 SCORED = 8192
 """Clicks that are scored at once."""
 SHOWN = 20
@@ -71,6 +75,7 @@ class ClickModel(Model):
         Raises:
             UsageError: the data are of no form that is listed above, or have other numbers of fields or numbers.
             DataError: a file is wrong.
+            InputError: a score is not finite.
         """
         return np.concatenate([np.empty(0), *(self._scores(clicks) for clicks in self._clicks(data))])
 
@@ -166,7 +171,7 @@ class ClickModel(Model):
                 part = clicks.at(slice(at, at + SCORED))
                 rows = self._rows_of(part.ids.reshape(-1)).reshape(*part.ids.shape, self.spec.width)
                 found.append(self._network(part.numbers, torch.from_numpy(rows)).numpy().astype(np.float64))
-        return np.concatenate(found)
+        return finite(np.concatenate(found))
 
     def _rows_of(self, keys: NDArray[np.uint64]) -> NDArray[np.float32]:
         """Return the row of each key, f4[n, width]."""
@@ -208,7 +213,7 @@ def load(source: Path, job: Mapping[str, Any], specs: Any) -> ClickModel:
         if not file.exists():
             raise InputError(f"holds no {MODEL}; a run writes it when it has trained")
         held = npz.load(file, follow=file == source)
-        keys, rows, layers = held["keys"], held["rows"], held["layers"]
+        keys, rows, layers = held_keys(held), held["rows"], held["layers"]
         types = [array.dtype for array in (keys, rows, layers)] == [np.uint64, np.float32, np.float32]
         shape = held["shape"]
         if (
@@ -235,6 +240,8 @@ def _of_checkpoint(source: Path, job: Mapping[str, Any], specs: Any) -> ClickMod
         raise InputError(
             "is a checkpoint of a version that has no models of ctr: resume the run, which writes one"
         )
+    if problem := schema_error(about, SCHEMA, "about.state"):
+        raise InputError(problem)
     numbers, fields = about["shape"]
     first = first_parameters(numbers, fields, own["width"], own["hidden"], own["seed"])
     if Dense.digest_of(first) != about["layers"]:

@@ -157,3 +157,5 @@ def test_a_model_scores_as_the_run_did(tmp_path: Path, run_mpips: Any) -> None:
             model.predict(data)
     with pytest.raises(InputError, match="not of the form FIELD:ID"):
         model.query(["9:1"])
+    with pytest.raises(InputError, match="the score of an example is not finite"):
+        model.predict({"ids": ids, "numbers": np.full((3, 4), 3e38, np.float32)})

@@ -247,6 +247,27 @@ def test_the_state_of_pytorch_s_own_layers_is_loaded() -> None:
     assert all(torch.equal(again[name], state[name]) for name in state)
 
 
+def test_states_and_layers_of_bfloat16_are_taken_as_float32() -> None:
+    from mpips.torch import Dense, Embedding
+
+    given = torch.tensor([[1.0, -0.5, 3.0], [0.25, 2.0, 0.0]], dtype=torch.bfloat16)
+
+    def work(context: Context) -> Any:
+        rows = Embedding(context.vectors["w"])
+        rows.load_state_dict({"weight": given})
+        top = Dense(context.vectors["layers"], torch.nn.Linear(3, 2, dtype=torch.bfloat16))
+        before = [each.detach().clone() for each in top.module.parameters()]
+        top(torch.ones(1, 3, dtype=torch.bfloat16)).sum().backward()
+        top.step()
+        top.refresh()
+        return rows.state_dict()["weight"], before, [each.detach() for each in top.module.parameters()]
+
+    ((rows, before, after),) = in_a_worker(work, layers=8)
+    assert torch.equal(rows, given.float())
+    for was, now in zip(before, after, strict=True):
+        torch.testing.assert_close(now.float(), was.float() - RATE, atol=0.02, rtol=0.01)
+
+
 def test_a_state_that_does_not_fit_is_named() -> None:
     from mpips.torch import Embedding
 
