@@ -35,11 +35,6 @@ class Held:
     shared: list[int] = field(default_factory=list)
     """Number of mapped files in /dev/shm."""
 
-    @property
-    def role(self) -> str:
-        """The role of most samples."""
-        return Counter(self.roles).most_common(1)[0][0]
-
     def add(self, now: float, role: str, pid: int) -> None:
         """Sample a process; nothing if it has ended."""
         sizes = resident(pid)
@@ -53,42 +48,19 @@ class Held:
                 self.files.append(files)
                 self.shared.append(len(shared_memory([pid])))
 
-    def part(self, begin: int, end: int) -> Held:
-        """Return the samples from `begin` up to, but without, `end`."""
-        cut = slice(begin, end)
-        return Held(
-            self.rank,
-            self.roles[cut],
-            self.times[cut],
-            self.rss[cut],
-            self.anonymous[cut],
-            self.files[cut],
-            self.shared[cut],
-        )
+    def warm(self, count: int, begin: float) -> list[list[int]]:
+        """Return the numbers of the samples from the time `begin` on, without the first `count` in any role.
 
-    def by_role(self, values: Sequence[float]) -> list[tuple[list[float], list[float]]]:
-        """Return the times and values of the samples in each role: roles need different things."""
-        found: dict[str, tuple[list[float], list[float]]] = {}
-        for role, time, value in zip(self.roles, self.times, values, strict=True):
-            times, those = found.setdefault(role, ([], []))
-            times.append(time)
-            those.append(value)
-        return list(found.values())
-
-    def warm(self, count: int) -> list[Held]:
-        """Return the runs of samples, each as long as possible, without the first `count` samples in any role.
-
-        A role's first minutes load what it needs, which stays when the rank has another role.
+        They are in runs of `count` or more, in which the rank has one role, perhaps several times, but no role that is
+        new to it in between: the first minutes in a role load what it needs, which stays afterwards.
         """
-        seen, found, begin = Counter[str](), list[Held](), 0
-        for at, role in enumerate([*self.roles, None]):
-            if role is not None:
-                seen[role] += 1
-            if role is None or seen[role] <= count:
-                if begin < at:
-                    found.append(self.part(begin, at))
-                begin = at + 1
-        return found
+        seen, runs = Counter[str](), dict[tuple[str, int], list[int]]()
+        for at, (role, time) in enumerate(zip(self.roles, self.times, strict=True)):
+            seen[role] += 1
+            if seen[role] > count and time >= begin:
+                news = sum(min(number, count) for number in seen.values())
+                runs.setdefault((role, news), []).append(at)
+        return [run for run in runs.values() if len(run) >= count]
 
 
 def resident(pid: int) -> dict[str, int]:

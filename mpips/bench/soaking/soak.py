@@ -6,7 +6,7 @@ import argparse
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,9 +24,10 @@ values on the servers are compared with the pushes every few seconds. The run is
 ends by an order to stop, the next one by the death of all ranks at once, and each leg continues from the last
 checkpoint. In every second leg 1 % of all messages are lost, and 1 % doubled.
 
-The memory of each rank, its open files and its files in /dev/shm are sampled, and must not grow. Not judged are the
-first two minutes in each role, and what they have added. Memory is what is resident of the process's own pages: those
-of files are read once, and shared.
+The memory of each rank, its open files and its files in /dev/shm are sampled, and must not grow. Judged is the
+second half of each leg, without the first two minutes in each role and what they have added: the longer the legs, the
+smaller the growth that is found. Memory is what is resident of the process's own pages: those of files are read once,
+and shared.
 
   mpips bench soak --minutes 5                  try it
   mpips bench soak --hours 2 --json soak.json   2 hours; all samples are in the file
@@ -37,11 +38,11 @@ or applied twice, a read was stale, a leg did not begin or end, a rank was exclu
 STEEPEST = 1.0
 """Growth of a rank's memory that is allowed, MB per hour."""
 NOISE = 0.3
-"""Growth within the samples of a rank that is not judged, MB: allocators return memory late."""
+"""Growth within the samples of a rank that is allowed, MB: allocators return memory late."""
 WARM_UP = 24
-"""Samples of a rank in a role that are not judged, the first: two minutes. Its samples begin anew after them."""
-FEWEST = 24
-"""Samples that are needed to judge growth."""
+"""Samples of a rank in a role that are not judged, the first: two minutes. What was before is not compared."""
+FEWEST = 60
+"""Samples that are needed to judge growth: five minutes."""
 MB, HOUR = 1e6, 3600.0
 SIGNED = "{:+.2f}".format
 ROLE_COLUMNS = (
@@ -65,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     positive = _runs.at_least(0.01, float)
     made.add_argument("--hours", type=positive, metavar="H", help="how long")
     made.add_argument("--minutes", type=positive, metavar="M", help="how long; default 5")
-    made.add_argument("--leg", type=positive, default=15.0, metavar="M", help="minutes of a leg; default 15")
+    made.add_argument("--leg", type=positive, default=40.0, metavar="M", help="minutes of a leg; default 40")
     made.add_argument("--seed", type=_runs.at_least(0), default=0, metavar="S", help="default 0")
     return made
 
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
             print(leg_text(legs[-1]), flush=True)
             if last or legs[-1].wrong:
                 break
-    rows = [judged(part) for leg in legs for held in leg.held for part in held.warm(WARM_UP)]
+    rows = [judged(held, middle(leg.held)) for leg in legs for held in leg.held]
     wrong = [f"leg {leg.number}: {each}" for leg in legs for each in leg.wrong] + grown(rows)
     report = {
         "benchmark": "soak",
@@ -106,26 +107,37 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if wrong else 0
 
 
-def judged(warm: Held) -> dict[str, Any]:
-    """Return the growth of a rank while no role is new to it; its numbers are missing where it was too short."""
-    row: dict[str, Any] = {"rank": warm.rank, "role": warm.role, "samples": len(warm.times)}
-    if len(warm.times) < FEWEST:
+def middle(held: Sequence[Held]) -> float:
+    """Return the time of the middle of a leg's samples."""
+    times = [time for each in held for time in each.times]
+    return (min(times) + max(times)) / 2 if times else 0.0
+
+
+def judged(held: Held, begin: float) -> dict[str, Any]:
+    """Return the growth of a rank from a time on, while no role is new to it, unless there are too few samples."""
+    runs = held.warm(WARM_UP, begin)
+    judged = sorted(at for run in runs for at in run)
+    row: dict[str, Any] = {"rank": held.rank, "samples": len(judged)}
+    if len(judged) < FEWEST:
         return row
-    memory = warm.by_role([each / MB for each in warm.anonymous])
+    (role, _), *_ = Counter(held.roles[at] for at in judged).most_common(1)
+    last = judged[-1]
     return row | {
-        "hours": (warm.times[-1] - warm.times[0]) / HOUR,
-        "rss": warm.rss[-1] / MB,
-        "mb": warm.anonymous[-1] / MB,
-        "slope": HOUR * slope(memory),
-        "growth": most_growth(memory),
-        "files": most_growth(warm.by_role(warm.files)),
-        "shared": most_growth(warm.by_role(warm.shared)),
+        "role": role,
+        "hours": (held.times[last] - held.times[judged[0]]) / HOUR,
+        "rss": held.rss[last] / MB,
+        "mb": held.anonymous[last] / MB,
+        "slope": HOUR
+        * slope([([held.times[at] for at in run], of(held.anonymous, run, MB)) for run in runs]),
+        "growth": max(growth(of(held.anonymous, run, MB)) for run in runs),
+        "files": max(growth(of(held.files, run)) for run in runs),
+        "shared": max(growth(of(held.shared, run)) for run in runs),
     }
 
 
-def most_growth(series: Iterable[tuple[Sequence[float], Sequence[float]]]) -> float:
-    """Return the largest growth in one series of (times, values)."""
-    return max(growth(values) for _, values in series)
+def of(values: Sequence[int], run: Sequence[int], unit: float = 1.0) -> list[float]:
+    """Return the values of a run of samples, in a unit."""
+    return [values[at] / unit for at in run]
 
 
 def grown(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -161,20 +173,19 @@ def text(legs: Sequence[Leg], rows: Sequence[dict[str, Any]], wrong: Sequence[st
         faults.update(leg.faults)
     counted = [{"fault": name, "times": count} for name, count in sorted(faults.items())]
     of_roles = []
-    for role in sorted({row["role"] for row in rows}):
-        mine = [row for row in rows if row["role"] == role and "slope" in row]
-        if mine:
-            of_roles.append(
-                {
-                    "role": role,
-                    "count": len(mine),
-                    "hours": sum(row["hours"] for row in mine),
-                    **{
-                        name: max(row[name] for row in mine)
-                        for name in ("rss", "mb", "slope", "growth", "files", "shared")
-                    },
-                }
-            )
+    for role in sorted({row["role"] for row in rows if "role" in row}):
+        mine = [row for row in rows if row.get("role") == role]
+        of_roles.append(
+            {
+                "role": role,
+                "count": len(mine),
+                "hours": sum(row["hours"] for row in mine),
+                **{
+                    name: max(row[name] for row in mine)
+                    for name in ("rss", "mb", "slope", "growth", "files", "shared")
+                },
+            }
+        )
     lines = [
         "",
         f"{seconds / 60:.0f} minutes, {sum(faults.values())} faults in {len(legs)} legs",
@@ -183,7 +194,7 @@ def text(legs: Sequence[Leg], rows: Sequence[dict[str, Any]], wrong: Sequence[st
         f"lost {sum(leg.lost for leg in legs)}, doubled {sum(leg.doubled for leg in legs)}, "
         f"stale {sum(leg.stale for leg in legs)}",
         "",
-        "largest growth of any rank in a role, after the warm-up",
+        "largest growth of any rank in a role, in the second half of a leg",
         _runs.table(ROLE_COLUMNS, of_roles) if of_roles else "too short to judge",
         *(f"WRONG: {each}" for each in wrong),
         "nothing was wrong" if not wrong else f"{len(wrong)} violations",
