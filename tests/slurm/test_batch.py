@@ -26,8 +26,8 @@ pytestmark = pytest.mark.slurm
 
 ELSEWHERE = "--sbatch=--exclude=n3,n4"
 """Keeps a job off the nodes of the one that loses one of them."""
-ON_TWO = ("--nodes", "2", "--time", "5", ELSEWHERE)
-ON_ONE = ("--nodes", "1", "--time", "5", ELSEWHERE)
+ON_TWO = ("--nodes", "2", "--time", "20", ELSEWHERE)
+ON_ONE = ("--nodes", "1", "--time", "20", ELSEWHERE)
 HOSTILE = 'it\'s $(touch pwned) `touch pwned`; "touch" pwned & *'
 """A folder's name that is a command as soon as anybody forgets a quote."""
 
@@ -59,7 +59,7 @@ def lose_a_node(job: Job) -> list[dict[str, Any]]:
 
 OUTER = """#!/bin/bash
 export SLURM_RESTART_COUNT=3 MPIPS_PYTHON={python}
-sbatch --parsable --nodes=1 --ntasks-per-node=4 --time=5 --exclude=n3,n4 {body} {job} >inner.part && mv inner.part inner
+sbatch --parsable --nodes=1 --ntasks-per-node=4 --time=20 --exclude=n3,n4 {body} {job} >inner.part && mv inner.part inner
 until [[ -e over ]]; do sleep 0.2; done
 """
 
@@ -72,7 +72,7 @@ def submit_from_inside_another(warm: Cluster, job: Path) -> Job:
             python=sys.executable, body=shlex.quote(str(ROOT / "slurm" / "job.sbatch")), job=job.name
         )
     )
-    reported = warm.tell("sbatch", "--parsable", "--array=0-0", "--time=5", "--exclude=n3,n4", str(outer))
+    reported = warm.tell("sbatch", "--parsable", "--array=0-0", "--time=30", "--exclude=n3,n4", str(outer))
     (warm.home / "outer").write_text(reported.strip())
     deadline = time.monotonic() + PATIENCE
     while not (warm.home / "inner").exists():
