@@ -59,7 +59,7 @@ def lose_a_node(job: Job) -> list[dict[str, Any]]:
 
 OUTER = """#!/bin/bash
 export SLURM_RESTART_COUNT=3 MPIPS_PYTHON={python}
-sbatch --parsable --nodes=1 --ntasks-per-node=4 --time=20 --exclude=n3,n4 {body} {job} >inner.part && mv inner.part inner
+sbatch --parsable -N1 --ntasks-per-node=4 --time=20 --exclude=n3,n4 {body} {job} >inner.part && mv inner.part inner
 until [[ -e over ]]; do sleep 0.2; done
 """
 
