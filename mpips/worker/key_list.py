@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Protocol
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +93,8 @@ class Planner:
     """Converts the keys of one vector's requests to plans, and caches plans that may be reused; see the module."""
 
     def __init__(self, vector: Handle, node: Node) -> None:
-        self.vector, self.node = vector, node
+        # Weak, since the vector has this object: it ends with the role of its worker, and with it the plans.
+        self._vector, self.node = ref(vector), node
         self.spec = spec = vector.spec
         self._all = KeyRange(0, spec.extent)
         self._wide = spec.key_bits == 128
@@ -105,6 +107,13 @@ class Planner:
         self._kept: dict[tuple[Any, ...], Kept] = {}
         # By hash of a list that was passed as an array: a bit for each command that has used it.
         self._uses: dict[int, int] = {}
+
+    @property
+    def vector(self) -> Handle:
+        """The vector, which calls this object."""
+        vector = self._vector()
+        assert vector is not None
+        return vector
 
     def key_list(self, keys: KeyArray, within: KeyRange | None) -> KeyList:
         """Check, partition and sign a copy of `keys`; see `Vector.key_list`."""

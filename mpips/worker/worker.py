@@ -306,10 +306,13 @@ class CallExecutor:
     def _release(self) -> None:
         """Release the program's worker, and with it its data, once it is not needed any more.
 
-        This object refers to itself, so it lives until Python looks for such cycles, which may take hours.
+        This object refers to itself by its callbacks. Without them, it ends with the role, and with it the context and
+        the requests that its vectors keep: Python looks for such cycles after hours.
         """
         if self._has_left and not self._unanswered:
             self.worker = None
+            self._role = self._late = Registration()
+            self._own = {}
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Execute calls until `until()` is true between two calls; `Stopped` ends it earlier."""

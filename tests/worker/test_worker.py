@@ -423,8 +423,15 @@ def test_a_worker_that_has_left_is_released_with_its_data() -> None:
     try:
         executor = Rank().worker()
         program = weakref.ref(executor.worker)
+        executor._create_vector({"name": "w", "extent": 9}, 1, 0)
+        vector = executor.context.vectors["w"]
+        # Vectors keep prepared requests, with the keys.
+        vector.key_list(np.arange(3, dtype=np.uint64))
+        held = [weakref.ref(each) for each in (executor, executor.context, vector, vector._planner)]
         executor.leave()
         assert program() is None
+        del executor, vector
+        assert [each() for each in held] == [None] * 4
     finally:
         gc.enable()
 
