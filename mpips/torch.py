@@ -375,7 +375,8 @@ def parameters_of(module: nn.Module) -> int:
 def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     """Return a tensor as an array, bfloat16 as float32: numpy does not have it."""
     held = tensor.detach().cpu()
-    return (held.float() if held.dtype == torch.bfloat16 else held).numpy()
+    array: np.ndarray[Any, Any] = (held.float() if held.dtype == torch.bfloat16 else held).numpy()
+    return array
 
 
 def _flat_values(module: nn.Module) -> np.ndarray[Any, Any]:

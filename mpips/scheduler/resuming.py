@@ -127,7 +127,7 @@ def changed_job(about: dict[str, Any], job: Job) -> list[str]:
     return [
         f"[{table}] {key} = {json.dumps(now[table][key])}, was {json.dumps(before[table][key])}"
         for table, keys in _DECIDE.items()
-        for key in keys or now[table]
+        for key in keys or now.get(table, {})
         if key in before.get(table, {})
         and json_data(before[table][key], keep) != json_data(now[table][key], keep)
     ]
