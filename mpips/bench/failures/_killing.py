@@ -317,11 +317,20 @@ def kill(pids: Iterable[int], launcher: subprocess.Popen[bytes]) -> None:
 
 def is_alive(pid: int) -> bool:
     """Return whether a process of this interpreter exists and is not a zombie."""
+    return began(pid) is not None
+
+
+def began(pid: int) -> int | None:
+    """Return when a process of this interpreter began, clock ticks since the boot; None if there is none, or a zombie.
+
+    The system gives the ids of processes that have ended to others, after minutes where many are started.
+    """
     try:
-        ends = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-        return not ends and Path(os.readlink(f"/proc/{pid}/exe")) == Path(sys.executable).resolve()
+        state, *facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        mine = Path(os.readlink(f"/proc/{pid}/exe")) == Path(sys.executable).resolve()
+        return int(facts[18]) if mine and state not in "ZX" else None
     except OSError:
-        return False
+        return None
 
 
 def shared_memory(pids: Iterable[int]) -> set[Path]:

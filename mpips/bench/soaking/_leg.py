@@ -17,7 +17,7 @@ from typing import Any
 
 from mpips.bench import _runs
 from mpips.bench.failures import _processes
-from mpips.bench.failures._killing import GONE, is_alive, kill, shared_memory, wait_for
+from mpips.bench.failures._killing import GONE, began, kill, shared_memory, wait_for
 from mpips.bench.soaking import _soaking
 from mpips.bench.soaking._samples import Held
 from mpips.exit_codes import ExitCode
@@ -81,6 +81,8 @@ class LegRun:
         self.leg, self._run, self._rng = Leg(number), run, rng
         self._metrics, self._read = run / "metrics.jsonl", 0
         self._pids: dict[int, int] = {}
+        # When they began: an id is another process's later, which must not be stopped, killed or sampled.
+        self._since: dict[int, int | None] = {}
         self._roles: dict[int, str] = {}
         self._held: dict[int, Held] = {}
         self._segments: set[Path] = set()
@@ -151,6 +153,7 @@ class LegRun:
     def _begins(self) -> bool:
         ranks = _runs.ranks_of(self._run)
         self._pids = {each["rank"]: each["pid"] for each in ranks}
+        self._since = {rank: began(pid) for rank, pid in self._pids.items()}
         return any(each["leg"] == self.leg.number for each in self._checks())
 
     def _disturb(self, process: subprocess.Popen[bytes], until: float, say: Callable[[str], None]) -> None:
@@ -187,8 +190,8 @@ class LegRun:
             return
         if code != wanted:
             self.leg.wrong.append(f"it ended with exit code {code}, not {wanted}: {self._last_line()}")
-        wait_for(lambda: not any(map(is_alive, self._pids.values())), GONE)
-        left = [f"process {pid} of rank {rank}" for rank, pid in self._pids.items() if is_alive(pid)]
+        wait_for(lambda: not self._alive(), GONE)
+        left = [f"process {pid} of rank {rank}" for rank, pid in self._alive().items()]
         if not self._expended:
             # Killed processes do not remove their files.
             left += [str(path) for path in sorted(self._segments) if path.exists()]
@@ -281,8 +284,17 @@ class LegRun:
                 time.sleep(runs)
 
     def _send(self, rank: int, number: int) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self._pids[rank], number)
+        if self._is_alive(rank):
+            with suppress(ProcessLookupError):
+                os.kill(self._pids[rank], number)
+
+    def _is_alive(self, rank: int) -> bool:
+        since = began(self._pids[rank])
+        return since is not None and since == self._since[rank]
+
+    def _alive(self) -> dict[int, int]:
+        """Return the process ids of the ranks that have not ended."""
+        return {rank: pid for rank, pid in self._pids.items() if self._is_alive(rank)}
 
     def _stop(self, rank: int, seconds: float) -> None:
         """Stop a rank, and continue it later."""
@@ -329,9 +341,9 @@ class LegRun:
     def _sample(self, now: float) -> None:
         self._sampled = now
         for rank, role in self._roles.items():
-            if rank not in self._expended and rank not in self._stopped:
+            if rank not in self._expended and rank not in self._stopped and self._is_alive(rank):
                 self._held.setdefault(rank, Held(rank)).add(now, role, self._pids[rank])
-        self._segments |= shared_memory(self._pids.values())
+        self._segments |= shared_memory(self._alive().values())
 
     def progress(self) -> str:
         """Describe the leg so far in one line."""
@@ -357,6 +369,6 @@ class LegRun:
 
     def _kill_all(self, process: subprocess.Popen[bytes]) -> None:
         """Kill what is left of the leg, and remove its files in /dev/shm."""
-        kill(self._pids.values(), process)
+        kill(self._alive().values(), process)
         for path in self._segments:
             path.unlink(missing_ok=True)

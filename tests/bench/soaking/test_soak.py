@@ -158,6 +158,30 @@ def test_ranks_are_chosen_by_their_roles(tmp_path: Path) -> None:
     assert leg._victims(here, "worker") == [5]
 
 
+def test_a_process_that_got_the_id_of_a_rank_is_left_alone(tmp_path: Path) -> None:
+    import random
+    import signal
+    import subprocess
+
+    from mpips.bench.failures._killing import began
+    from mpips.process.interpreter import python
+
+    leg = LegRun(tmp_path / "job.toml", tmp_path / "run", 1, random.Random(1), [], "auto")
+    with subprocess.Popen([*python(), "-c", "input()"], stdin=subprocess.PIPE) as process:
+        since = began(process.pid)
+        assert since is not None
+        # The rank began earlier.
+        leg._pids, leg._since, leg._roles = {3: process.pid}, {3: since - 1}, {3: "servers"}
+        leg._send(3, signal.SIGKILL)
+        leg._sample(0.0)
+        assert leg._alive() == leg._held == {} and process.poll() is None
+        leg._since = {3: since}
+        assert leg._alive() == {3: process.pid}
+        leg._send(3, signal.SIGKILL)
+        assert process.wait(10) == -signal.SIGKILL and leg._alive() == {}
+    assert began(process.pid) is None
+
+
 def test_the_outcome_is_a_table() -> None:
     leg = Leg(0, 60.0, "stop", {"kill server": 2}, 0, 5, 1000, recovered=2)
     rows = [judged(held([0.0] * 200)), judged(held([0.0] * 50))]
