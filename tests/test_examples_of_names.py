@@ -37,7 +37,7 @@ CALLED_BY_MPIPS = {
     "Job": "digest tables to_toml",
     "RemoteError": "from_meta to_meta",
     "Segment": "advance apply begins_otherwise checked cut export export_state import_state in_slot_order "
-    "index_addresses keep listed pull_slots push push_slots shaped slots_of",
+    "index_addresses keep listed pull_slots push push_slots scale shaped slots_of taken",
     "Task": "answer finish settled",
 }
 """Public methods of classes that programs use, which only mpips itself calls."""
