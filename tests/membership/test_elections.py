@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -181,6 +182,21 @@ class Ranks:
                 if rank not in self.left:
                     self._take(rank, self.nodes[rank].tick)
 
+    @contextmanager
+    def deaf(self, rank: int) -> Iterator[list[tuple[int, int, Message]]]:
+        """Let a rank receive nothing meanwhile; yield what is sent to it, which arrives afterwards."""
+        kept: list[tuple[int, int, Message]] = []
+
+        def arrives(sender: int, to: int, message: Message) -> bool:
+            if to == rank:
+                kept.append((sender, to, message))
+            return to != rank
+
+        self.hears, self.arrives = lambda sender, to: to != rank, arrives
+        yield kept
+        self.hears, self.arrives = lambda sender, to: True, lambda sender, to, message: True
+        self.queue += kept
+
     def _receive(self, rank: int, message: Message) -> None:
         node = self.nodes[rank]
         if node.view.roles[message.sender] is not None and message.command in node.controls:
@@ -287,38 +303,19 @@ def test_a_leader_that_is_cut_off_at_its_election_is_frozen_before_another_is_el
 
 
 def test_a_leader_that_hears_nobody_for_a_moment_excludes_nobody(five: Ranks) -> None:
-    kept: list[tuple[int, int, Message]] = []
-    five.hears = lambda sender, rank: rank != 0
-
-    def late(sender: int, rank: int, message: Message) -> bool:
-        if rank == 0:
-            kept.append((sender, rank, message))
-        return rank != 0
-
-    five.arrives = late
-    five.run(1.5)
-    assert five.leaders() == [] and five.nodes[0].frozen
-    five.hears, five.arrives = lambda sender, rank: True, lambda sender, rank, message: True
-    five.queue += kept
+    with five.deaf(0):
+        five.run(1.5)
+        assert five.leaders() == [] and five.nodes[0].frozen
     five.run(5.0)
     five.check()
     assert five.leaders() == [0] and not five.left and not any(view.losses for view in five.published)
 
 
 def test_a_candidate_that_hears_nobody_for_a_moment_excludes_nobody_but_the_leader(five: Ranks) -> None:
-    kept: list[tuple[int, int, Message]] = []
-
-    def late(sender: int, rank: int, message: Message) -> bool:
-        if rank == 6:
-            kept.append((sender, rank, message))
-        return rank != 6
-
     five.left = {0}
-    five.hears, five.arrives = lambda sender, rank: rank != 6, late
-    five.run(1.2)
-    assert not five.leaders() and kept
-    five.hears, five.arrives = lambda sender, rank: True, lambda sender, rank, message: True
-    five.queue += kept
+    with five.deaf(6) as kept:
+        five.run(1.2)
+        assert not five.leaders() and kept
     five.run(5.0)
     five.check()
     assert five.left == {0} and [loss.rank for view in five.published for loss in view.losses] == [0]
@@ -327,20 +324,11 @@ def test_a_candidate_that_hears_nobody_for_a_moment_excludes_nobody_but_the_lead
 def test_a_candidate_that_hears_nobody_after_it_has_proposed_excludes_nobody_as_the_leader(
     five: Ranks,
 ) -> None:
-    kept: list[tuple[int, int, Message]] = []
-
-    def late(sender: int, rank: int, message: Message) -> bool:
-        if rank == 6:
-            kept.append((sender, rank, message))
-        return rank != 6
-
     five.left = {0}
     five.stand(6)
-    five.hears, five.arrives = lambda sender, rank: rank != 6, late
-    five.run(1.2)
-    assert not five.leaders() and kept
-    five.hears, five.arrives = lambda sender, rank: True, lambda sender, rank, message: True
-    five.queue += kept
+    with five.deaf(6) as kept:
+        five.run(1.2)
+        assert not five.leaders() and kept
     five.run(5.0)
     five.check()
     assert five.left == {0} and [loss.rank for loss in five.published[-1].losses] == [0]
