@@ -449,7 +449,8 @@ def test_a_program_without_queries_reports_it(tmp_path: Path, capsys: pytest.Cap
         file["topics"] = file["counts"] = np.zeros(0, np.int32)
     assert main(["query", str(tmp_path), "1"]) == 2
     assert (
-        "TopicModel has no `query`; it has: predict, transform, score_files, show" in capsys.readouterr().err
+        "TopicModel has no `query`; it has: predict, transform, score_lines, score_files, show"
+        in capsys.readouterr().err
     )
 
 
