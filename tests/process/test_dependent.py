@@ -19,13 +19,11 @@ LEFT = 'ls -d "$TMPDIR"/ompi.$$'
 
 
 def test_it_becomes_its_program_with_the_same_number_arguments_and_signals() -> None:
-    code = (
-        "import os, signal, sys; print(os.getpid(), sys.argv[1:], signal.getsignal(signal.SIGINT).__name__)"
-    )
+    code = "import os, sys; print(os.getpid(), sys.argv[1:])"
     child = subprocess.Popen(
         dependent.line([sys.executable, "-c", code, "a b", ""]), stdout=subprocess.PIPE, text=True
     )
-    assert child.communicate()[0] == f"{child.pid} ['a b', ''] default_int_handler\n"
+    assert child.communicate()[0] == f"{child.pid} ['a b', '']\n"
     status = subprocess.run(
         dependent.line(["grep", "SigIgn", "/proc/self/status"]), capture_output=True, text=True, check=True
     ).stdout
