@@ -264,7 +264,8 @@ class FastPathClient:
         self.heads = np.zeros((SLOTS, 3), np.int64)
         self.lists = np.zeros((SLOTS, 3), np.int64)
         self.tails = np.zeros((SLOTS, 3), np.int64)
-        self.frames = np.zeros((SLOTS, FRAME_BYTES), np.uint8)
+        # Not cleared: a frame is read as far as it was written.
+        self.frames = np.empty((SLOTS, FRAME_BYTES), np.uint8)
         self.rows: list[NDArray[Any] | None] = [None] * SLOTS
         """By slot: the array that is sent, kept alive until the slot is used again."""
         self.out: list[NDArray[Any] | None] = [None] * SLOTS

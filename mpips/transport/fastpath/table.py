@@ -149,7 +149,8 @@ class FastPathTable:
         self.callers = np.zeros((1, TIMES + WINDOW), np.int64)
         self._count = 1
         self.slots = np.zeros((SLOTS_OUT, 3), np.int64)
-        self.frames = np.zeros((SLOTS_OUT, HEADER_BYTES + INLINE), np.uint8)
+        # Not cleared: a frame is read as far as it was written.
+        self.frames = np.empty((SLOTS_OUT, HEADER_BYTES + INLINE), np.uint8)
         self.buffers = np.zeros((BUFFERS, 5), np.int64)
         self.receive_buffer = np.empty(0, np.uint8)
         self.sleepers = np.zeros(max(MOST_AT_ONCE, ranks), np.int32)

@@ -67,7 +67,8 @@ class Unacknowledged:
         self.changes = np.zeros((CHANGES_OUT, IN_ROUND + 1), np.int64)
         self.sends = np.zeros((SENDS * CHANGES_OUT, 3), np.int64)
         callers = CALLERS_BYTES * max(1, rounds.most)
-        self.frames = np.zeros((CHANGES_OUT, HEADER_BYTES + callers + INLINE), np.uint8)
+        # Not cleared: a frame is read as far as it was written.
+        self.frames = np.empty((CHANGES_OUT, HEADER_BYTES + callers + INLINE), np.uint8)
         self.answers = np.zeros((CHANGES_OUT, HEADER_BYTES), np.uint8)
         self.held = np.zeros((1 + MOST_HELD, DEST + 1), np.int64)
         """How many answers to pulls wait, then each of them, in order."""
