@@ -3,8 +3,9 @@
 Locks are disabled, since many shared file systems have none and HDF5 then refuses the file; mpips does not read a file
 while another process writes it. An HDF5 file can make its reader open other files: by external links, by external
 storage, by virtual datasets. A file with any of these is refused, except for mpips' own views. It is refused too if a
-dataset declares many more bytes than the file holds, which would read as zeros of any length. Compressed data may
-exceed the file's size; where no data may be compressed, the sum of all datasets is bounded by it.
+dataset declares many more bytes than the file holds, which would read as zeros of any length, or if datasets or chunks
+share their bytes. Compressed data may exceed the file's size, by what deflate can pack; where no data may be
+compressed, the sum of all datasets is bounded by it.
 
 h5py with HDF5 takes 11 MB of memory, 2 MB of them private to each process, which ranks that use no such files do not
 need. So modules that a rank imports at its start import this module, or h5py, only where they open a file.
@@ -30,6 +31,8 @@ SLACK = 1 << 26
 """Bytes that a dataset may declare beyond those stored."""
 LARGEST_CHUNK = 1 << 30
 """Bytes of a decompressed chunk."""
+RATIO = 1100
+"""Bytes that are packed in one, at most: deflate can pack 1,032."""
 _REFERENCE = np.dtype([("length", "<u4"), ("collection", "<u8"), ("index", "<u4")])
 """A text of variable length, as HDF5 stores it."""
 
@@ -94,8 +97,14 @@ def texts(file: h5py.File, name: str) -> list[str]:
     data = file[name]
     if not isinstance(data, h5py.Dataset) or data.ndim != 1:
         raise TypeError(f"{name} is not a list of texts")
+    kind = h5py.check_string_dtype(data.dtype)
+    fixed = kind is not None and kind.length is not None
+    if len(data) * (1 if fixed else _REFERENCE.itemsize) > file.id.get_filesize():
+        raise OSError(f"{name} declares {len(data):,} texts, more than are in the file")
     limit, lengths = file.id.get_filesize() + SLACK, _lengths(file, data)
-    if lengths is None:
+    if fixed:
+        found, size = [str(text) for text in data.asstr()[:]], 0
+    elif lengths is None:
         found, size = [], 0
         for text in (data.asstr()[at] for at in range(len(data))):
             size += len(text)
@@ -149,17 +158,20 @@ def _flaw(file: h5py.File, view_files: Container[str], limit: int | None) -> str
     """
     found = ""
     problem: Exception | None = None
-    declared = 0
+    declared, stored = 0, dict[int, int]()
 
     def check_link(name: bytes) -> bool | None:
         nonlocal found, problem, declared
         try:
             item = _dataset_at(file, name)
             found = item if isinstance(item, str) else _flaw_of(item, view_files)
-            if limit is not None and not found and isinstance(item, h5py.h5d.DatasetID):
-                declared += 0 if _is_virtual(item) else _size(item)
-                if declared > limit:
+            if not found and isinstance(item, h5py.h5d.DatasetID) and not _is_virtual(item):
+                declared += _size(item)
+                stored[h5py.h5o.get_info(item).addr] = item.get_storage_size()
+                if limit is not None and declared > limit:
                     found = f"and those before it declare {declared:,} bytes, more than are in the file"
+                elif sum(stored.values()) > file.id.get_filesize():
+                    found = "and those before it share their bytes"
         # HDF5 would lose the exception in its C code.
         except Exception as error:
             problem = error
@@ -216,10 +228,9 @@ def _excess(data: h5py.h5d.DatasetID, creation: h5py.h5p.PropDCID) -> str:
     declared = _size(data)
     if declared <= SLACK:
         return ""
-    held = data.get_storage_size()
     if creation.get_layout() == h5py.h5d.CHUNKED:
         chunk = math.prod(creation.get_chunk()) * int(data.get_type().get_size())
         if chunk > LARGEST_CHUNK:
             return f"has chunks of {chunk:,} bytes, and a chunk is read as a whole; the limit is {LARGEST_CHUNK:,}"
-        held = data.get_num_chunks() * chunk
-    return f"declares {declared:,} bytes and holds {held:,}" if declared > held + SLACK else ""
+    held = data.get_storage_size() * (RATIO if creation.get_nfilters() else 1)
+    return f"declares {declared:,} bytes and holds at most {held:,}" if declared > held + SLACK else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import h5py
@@ -119,3 +120,46 @@ def test_only_numbers_are_read_as_numbers(tmp_path: Path) -> None:
         for name in ("texts", "lists", "times"):
             with pytest.raises(TypeError, match=f"{name} is not an array of numbers"):
                 array(file, name)
+
+
+def test_chunks_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    path, packed = tmp_path / "a.h5", zlib.compress(np.random.default_rng(1).bytes(4096))
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("sub/there", (1024 * 64,), "i4", chunks=(1024,), compression="gzip")
+        for at in range(64):
+            data.id.write_direct_chunk((1024 * at,), b"x" if at else packed)
+        places = [data.id.get_chunk_info(at).byte_offset.to_bytes(8, "little") for at in range(64)]
+    with reading(path, follow=True) as file:
+        assert file["sub/there"].shape == (1024 * 64,)
+    raw = bytearray(path.read_bytes())
+    for place in places[1:]:
+        # Before it in the tree: the size, a mask, and the offsets of two dimensions.
+        at = raw.index(place)
+        raw[at : at + 8], raw[at - 24 : at - 20] = places[0], len(packed).to_bytes(4, "little")
+    path.write_bytes(raw)
+    shared = pytest.raises(OSError, match=r"'sub/there' .* share their bytes; it is refused")
+    with shared, reading(path, follow=True):
+        pass
+
+
+def test_data_that_deflate_cannot_have_packed_are_refused(tmp_path: Path) -> None:
+    """As the filter scaleoffset packs them: any number of equal numbers in some bytes."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = file.create_dataset("sub/there", (1 << 26,), "i4", chunks=(1 << 20,), scaleoffset=0)
+        for at in range(64):
+            data.id.write_direct_chunk((at << 20,), b"x" * 21)
+    much = pytest.raises(OSError, match="'sub/there' declares 268,435,456 bytes and holds at most 1,478,400")
+    with much, reading(tmp_path / "a.h5", follow=True):
+        pass
+
+
+def test_many_texts_in_a_small_file_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("words", (60_000_000,), "S1")
+        file.create_dataset("others", (4_000_000,), h5py.string_dtype())
+        file["few"] = np.array([b"one", b"more"])
+    with reading(tmp_path / "a.h5", follow=True) as file:
+        for name in ("words", "others"):
+            with pytest.raises(OSError, match=f"{name} declares .* texts, more than are in the file"):
+                texts(file, name)
+        assert texts(file, "few") == ["one", "more"]
