@@ -24,6 +24,7 @@ are
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from mpips.history.events import (
@@ -42,6 +43,8 @@ BASE_BITS = 2
 BASE = 1 << BASE_BITS
 DIGITS = 31
 """Pushes of a key that an int64 can tell apart."""
+MOST = 1000
+"""Violations after which a check ends: a history that is no run's may have any number."""
 _ONES = sum(1 << BASE_BITS * at for at in range(DIGITS))
 Cell = tuple[str, int]
 """A vector and a key."""
@@ -60,7 +63,7 @@ def digit(number: int) -> int:
 
 
 def check(events: Sequence[Event], clocks: Mapping[int, Hashable] | None = None) -> list[Violation]:
-    """Return what contradicts the promises in a history; `clocks`: by rank, where there are several.
+    """Return what contradicts the promises in a history, the first `MOST`; `clocks`: by rank, where there are several.
 
     >>> pushed = Issued(1, 0, "w", (7,), (1,), False, -1, (), (), (0,))
     >>> lost = [pushed, Answered(1, 0, True, None, ()), Final(0, "w", (7,), (0,))]
@@ -107,6 +110,10 @@ def _is_digit(value: int) -> bool:
     return value > 0 and value & (value - 1) == 0 and value & _ONES == value
 
 
+class _Enough(Exception):
+    """There are `MOST` violations."""
+
+
 class _Check:
     """One pass over a history."""
 
@@ -120,8 +127,9 @@ class _Check:
         self._least: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
         # By key: the digits that were issued so far.
         self._pushed: dict[Cell, int] = {}
-        # By key: the digits that are durable, whoever knows so; and by clock, those that its ranks know of.
-        self._durable: dict[Cell, int] = {}
+        self._vectors = set[str]()
+        # By vector and key: the digits that are durable, whoever knows so; and by clock, those that its ranks know of.
+        self._durable: dict[str, dict[int, int]] = {}
         self._known: dict[Hashable, dict[Cell, int]] = {}
         self._versions: dict[Hashable, dict[int, int]] = {}
         # By key, its rounds; and by vector and round, its workers so far, those that it needs, and its keys.
@@ -140,6 +148,11 @@ class _Check:
             for event in self._events:
                 if isinstance(event, Issued) and event.rows is not None:
                     self._push(event, event.rows)
+        with suppress(_Enough):
+            self._take_all()
+        return self.found
+
+    def _take_all(self) -> None:
         for event in self._events:
             if isinstance(event, Issued):
                 self._issue(event)
@@ -155,10 +168,11 @@ class _Check:
                 self._conclude(event)
             else:
                 self._end(event)
-        return self.found
 
     def _say(self, promise: str, text: str) -> None:
         self.found.append(Violation(promise, text))
+        if len(self.found) == MOST:
+            raise _Enough
 
     # --- operations ----------------------------------------------------------------------------
 
@@ -177,6 +191,7 @@ class _Check:
             cell = op.vector, key
             if cell in self._decodable:
                 self._pushed[cell] = self._pushed.get(cell, 0) | value
+                self._vectors.add(op.vector)
                 if op.round != NO_ROUND:
                     self._join(cell, op, value)
         if op.round != NO_ROUND:
@@ -226,7 +241,9 @@ class _Check:
         if cell in self._decodable:
             known = self._known.setdefault(clock, {})
             known[cell] = known.get(cell, 0) | digits
-            self._durable[cell] = self._durable.get(cell, 0) | digits
+            vector, key = cell
+            durable = self._durable.setdefault(vector, {})
+            durable[key] = durable.get(key, 0) | digits
 
     def _read(
         self, what: str, clock: Hashable, op: Issued, rows: Sequence[int], least: Sequence[int]
@@ -302,13 +319,13 @@ class _Check:
             cell = final.vector, key
             if cell in self._decodable:
                 self._seen(what, cell, row)
-            elif row and cell not in self._pushed and any(each == final.vector for each, _ in self._pushed):
+            elif row and cell not in self._pushed and final.vector in self._vectors:
                 self._say("exactly once", f"{what}: {cell} is {row}, and nobody has pushed it")
-        for cell, digits in self._durable.items():
-            if cell[0] == final.vector:
-                row = there.get(cell[1], 0)
-                if missing := digits & ~((row | row >> 1) & _ONES):
-                    self._say("durable", f"{what}: {cell} is {row:#x}, without {missing:#x}")
+        # Once: a vector has one end.
+        for key, digits in self._durable.pop(final.vector, {}).items():
+            row = there.get(key, 0)
+            if missing := digits & ~((row | row >> 1) & _ONES):
+                self._say("durable", f"{what}: {final.vector, key} is {row:#x}, without {missing:#x}")
 
     # --- the cluster -----------------------------------------------------------------------------
 
@@ -324,7 +341,7 @@ class _Check:
                 text = f"shard {part.shard}, epoch {part.epoch}: answers of rank {part.server} and {others}"
                 self._say("primaries", text)
             taken = self._views.get(part.taken)
-            if taken is not None and taken.primaries[part.shard] != part.server:
+            if taken is not None and taken.primaries[part.shard : part.shard + 1] != (part.server,):
                 text = f"rank {answer.rank} takes an answer of rank {part.server} for shard {part.shard}"
                 self._say("primaries", f"{text} in epoch {part.taken}, whose primary is another")
 

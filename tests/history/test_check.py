@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpips.history.check import DIGITS, acknowledged, check, digit, unended
+from mpips.history.check import DIGITS, MOST, acknowledged, check, digit, unended
 from mpips.history.events import (
     Answered,
     Called,
@@ -211,3 +211,20 @@ def test_answers_that_do_not_fit_are_violations() -> None:
     # A pull of which the file says that it pulls nothing.
     odd = pull(1, 0)._replace(pulls=False)
     assert check([odd, good(1, 0, A)]) == []
+
+
+def test_a_check_ends_with_many_violations_and_in_linear_time() -> None:
+    assert len(check([Concluded(0)] * 100_000)) == MOST
+    keys = tuple(range(3000))
+    # Of keys of which nothing is known to be durable but that they are, and of many ends.
+    pushed = Issued(1, 0, "w", keys, (A,) * len(keys), False, NO_ROUND, (), (), (0,))
+    pulled = Issued(1, 1, "w", keys, None, True, NO_ROUND, (), (), (0,))
+    read = Answered(1, 1, True, (0,) * len(keys), ())
+    assert check([pushed, pulled, read, *[Final(0, "w", (), ())] * 30_000]) == []
+
+
+def test_an_answer_for_a_shard_that_the_view_of_its_taking_has_not_is_a_violation() -> None:
+    for shard in (5, -1):
+        answer = Answered(1, 0, True, None, (Part(shard, 5, 9, 0, 1),))
+        found = check([view(1, 1), pull(1, 0)._replace(shards=(shard,)), answer])
+        assert [each.promise for each in found] == ["primaries"]

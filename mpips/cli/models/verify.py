@@ -98,6 +98,7 @@ def _print_outcome(path: str | Path, problems: list[str], sizes: list[int]) -> b
 
 def _print_history(path: str | Path, run: RunFolder) -> bool:
     """Check a run's history, and print the outcome; return whether a promise was broken."""
+    from mpips.history.check import MOST
     from mpips.history.file import read_history
     from mpips.process.printable import one_line
 
@@ -107,7 +108,8 @@ def _print_history(path: str | Path, run: RunFolder) -> bool:
         print(f"warning: {one_line(run.trace)}: ignored lines that are no events: {history.bad}")
     if found:
         texts = (one_line(f"{each.promise}: {each.text}") for each in found)
-        print(f"{one_line(path)}: promises broken {len(found)}", *texts, sep="\n  ")
+        more = " or more" if len(found) == MOST else ""
+        print(f"{one_line(path)}: promises broken {len(found)}{more}", *texts, sep="\n  ")
     else:
         print(
             f"{one_line(path)}: all promises kept, ranks {len(history.clocks)}, events {len(history.events):,}"
