@@ -416,10 +416,10 @@ def _checkpoints(side: Side) -> dict[int, Path]:
     for each in listed:
         path = Path(str(each["folder"]))
         with suppress(CheckpointError):
-            theirs = (read_manifest(path).get("provenance") or {}).get("id")
+            manifest = read_manifest(path)
             # Not another run's in the same folder.
-            if theirs == side.facts.get("id"):
-                found[int(each["step"])] = path
+            if (manifest.get("provenance") or {}).get("id") == side.facts.get("id"):
+                found[int(manifest["about"].get("step", 0))] = path
     return dict(sorted(found.items()))
 
 

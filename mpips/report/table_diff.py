@@ -24,7 +24,7 @@ from mpips.checkpoint.manifest import explained, read_manifest, runs_of, vector_
 from mpips.checkpoint.shard_file import open_file
 from mpips.errors import InputError
 from mpips.files import hdf5, npz
-from mpips.keys import KeyArray, from_pairs, pairs
+from mpips.keys import KeyArray, ascend, from_pairs, pairs
 from mpips.ranges import ALL
 from mpips.storage import initial
 from mpips.storage.initial import Initial
@@ -112,9 +112,10 @@ def _rows_differ(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _bits(values: NDArray[Any]) -> NDArray[Any]:
-    return (
-        np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}") if values.dtype.kind == "f" else values
-    )
+    # Larger ones have bytes that mean nothing.
+    if values.dtype.kind != "f" or values.dtype.itemsize > 8:
+        return values
+    return np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")
 
 
 def _gaps(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
@@ -175,7 +176,7 @@ def of_checkpoint(path: Path, closing: ExitStack) -> dict[str, Table]:
         runs = [run for run in runs_of(entries, name) if run.rows]
         held = [(files[run.file][f"vectors/{name}"], run.first, run.rows) for run in runs]
         bits = specs[name].key_bits
-        keys = _key_reader([(group["keys"], first, rows) for group, first, rows in held], bits)
+        keys = _key_reader(path, [(group["keys"], first, rows) for group, first, rows in held], bits)
         columns = {name: "values"}
         if held:
             columns |= {f"{name}.{column}": f"state/{column}" for column in sorted(held[0][0]["state"])}
@@ -193,7 +194,7 @@ def of_checkpoint(path: Path, closing: ExitStack) -> dict[str, Table]:
 def _of_delta(path: Path, spec: VectorSpec) -> Iterator[tuple[str, Table]]:
     """Yield a vector of a delta, after the checkpoints that it needs, and its state columns, all in memory."""
     rows = load_range(path, spec.name, [ALL])
-    keys = _key_reader([(pairs(rows.keys), 0, len(rows.keys))], spec.key_bits)
+    keys = _key_reader(path, [(pairs(rows.keys), 0, len(rows.keys))], spec.key_bits)
     columns = {spec.name: rows.values}
     # As of a base.
     if len(rows.keys):
@@ -224,10 +225,20 @@ def _reader(
     return read
 
 
-def _key_reader(pieces: list[tuple[Any, int, int]], key_bits: int) -> Callable[[int, int], KeyArray]:
-    """Return a reader of keys; 128-bit ones are stored as rows of two numbers."""
-    read = _reader(pieces, None if key_bits == 64 else 2)
-    return lambda begin, end: from_pairs(read(begin, end))
+def _key_reader(
+    path: Path, pieces: list[tuple[Any, int, int]], key_bits: int
+) -> Callable[[int, int], KeyArray]:
+    """Return a reader of keys of a file, InputError if they do not ascend; 128-bit ones are stored as two numbers."""
+    read_pairs = _reader(pieces, None if key_bits == 64 else 2)
+
+    def read(begin: int, end: int) -> KeyArray:
+        # With the one before.
+        keys = from_pairs(read_pairs(max(begin - 1, 0), end))
+        if not ascend(keys):
+            raise InputError(f"{path}: is damaged: its keys do not ascend")
+        return keys[min(begin, 1) :]
+
+    return read
 
 
 def of_model(path: Path, closing: ExitStack) -> dict[str, Table]:
@@ -254,7 +265,7 @@ def of_model(path: Path, closing: ExitStack) -> dict[str, Table]:
     keyed = (
         keys is not None
         and (keys.ndim == 1 or keys.shape[1:] == (2,))
-        and keys.dtype.kind in "iu"
+        and keys.dtype == np.uint64
         and "values" in arrays
         and len(arrays["values"]) == len(keys)
     )
@@ -268,7 +279,8 @@ def of_model(path: Path, closing: ExitStack) -> dict[str, Table]:
         read = _reader([(flat, 0, len(flat))], width, flat.dtype)
         found[name] = Table(len(flat), width, flat.dtype, _positions, read)
         if keyed and name == "values":
-            found[name] = found[name]._replace(keys=_key_reader([(keys, 0, len(flat))], bits), key_bits=bits)
+            mine = _key_reader(path, [(keys, 0, len(flat))], bits)
+            found[name] = found[name]._replace(keys=mine, key_bits=bits)
     return found
 
 

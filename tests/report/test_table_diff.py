@@ -159,3 +159,21 @@ def test_a_model_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(InputError, match=said), ExitStack() as closing:
             of_model(tmp_path / name, closing)
+
+
+def test_keys_that_do_not_ascend_are_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a piece, and from one piece to the next."""
+    monkeypatch.setattr(table_diff, "PIECE", 2)
+    path = tmp_path / "a.npz"
+    for keys in ([5, 4, 3, 2, 1], [1, 2, 2, 3], [3, 4, 1, 2]):
+        np.savez(path, keys=np.array(keys, np.uint64), values=np.zeros((len(keys), 1)))
+        with pytest.raises(InputError, match=r"a\.npz: is damaged: its keys do not ascend"):
+            tables_differ(path, path, of_model)
+
+
+def test_numbers_of_16_bytes_are_compared(tmp_path: Path) -> None:
+    for name, last in (("a.h5", 2), ("b.h5", 3)):
+        with h5py.File(tmp_path / name, "w") as file:
+            file["x"] = np.array([1, last], np.longdouble)
+    assert tables_differ(tmp_path / "a.h5", tmp_path / "a.h5", of_model)[0].same
+    assert tables_differ(tmp_path / "a.h5", tmp_path / "b.h5", of_model)[0].differing == 1
