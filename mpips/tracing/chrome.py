@@ -13,7 +13,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -95,7 +95,10 @@ def _write(
     within: tuple[float, float] | None,
 ) -> Written:
     labels = {trace.rank: trace.label for trace in traces}
-    began = datetime.fromtimestamp(start, UTC).isoformat()
+    began = ""
+    # The clock of a damaged trace may say any year.
+    with suppress(ValueError, OverflowError, OSError):
+        began = datetime.fromtimestamp(start, UTC).isoformat()
     file.write(f'{HEAD}"{began}"}}, "traceEvents": [\n')
     file.write(",\n".join(_names(chosen)))
     found = {trace.rank: spans(trace, within) for trace in chosen}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.cluster.layout import Role
 from mpips.errors import InputError
 from mpips.files.safe_open import open_regular
-from mpips.tracing.trace_file import COUNTS, FACTS, HEADER, MAGIC, NAMES, What
+from mpips.tracing.trace_file import COUNTS, FACTS, HEADER, MAGIC, NAMES, PIECE, What
 
 DTYPE = np.dtype(
     [
@@ -85,21 +87,19 @@ def load(path: Path) -> tuple[RankTrace, float]:
             head = file.read(HEADER)
             if len(head) < HEADER or head[: len(MAGIC)] != MAGIC:
                 raise TraceError(f"{path}: is not a trace, or was truncated")
-            records = np.fromfile(file, DTYPE)
+            records = _records(file)
     except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from None
-    blank = np.flatnonzero(records["what"] == What.NOTHING)
-    records = records[: blank[0]] if len(blank) else records
     size = struct.unpack_from("<q", head, len(MAGIC))[0]
     try:
         facts = json.loads(head[FACTS : FACTS + size])
         lines = [line.split(b" ", 1) for line in head[NAMES:].rstrip(b"\0").splitlines()]
         names = {int(number): str(json.loads(text)) for number, text in lines}
         end, dropped, _, since, *unseen = struct.unpack_from(f"<dqqd{len(What)}d", head, COUNTS)
-        wall = float(facts["wall"])
+        wall, role = float(facts["wall"]), str(Role(facts["role"]))
         last = float(records["end"].max()) if len(records) else 0.0
         trace = RankTrace(
-            int(facts["rank"]), str(facts["role"]), int(facts["index"]), str(facts["host"]), str(facts["clock"]),
+            int(facts["rank"]), role, int(facts["index"]), str(facts["host"]), str(facts["clock"]),
             records, names, max(end, last), int(dropped),
             {int(what): unseen[what] for what in SPANS}, since,
         )  # fmt: skip
@@ -111,6 +111,18 @@ def load(path: Path) -> tuple[RankTrace, float]:
     if not (np.abs([wall, end, since, *unseen]) < FAR).all():
         raise TraceError(f"{path}: is damaged: it has invalid times")
     return trace, wall
+
+
+def _records(file: BufferedReader) -> Records:
+    """Read the records up to the first empty one: a sparse file may declare any number of these."""
+    found = [np.empty(0, DTYPE)]
+    while piece := file.read(PIECE):
+        part = np.frombuffer(piece[: len(piece) // DTYPE.itemsize * DTYPE.itemsize], DTYPE)
+        blank = np.flatnonzero(part["what"] == What.NOTHING)
+        found.append(part[: blank[0]] if len(blank) else part)
+        if len(blank):
+            break
+    return np.concatenate(found)
 
 
 def _wrong(records: Records) -> NDArray[np.int64]:

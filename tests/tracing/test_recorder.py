@@ -32,7 +32,7 @@ from mpips.tracing.rank_trace import RankTrace, TraceError
 from mpips.tracing.recorder import Trace
 from mpips.tracing.spans import nest, spans
 from mpips.tracing.token_bucket import LONG, PER
-from mpips.tracing.trace_file import HEADER, NOBODY, PIECE, RECORD, What
+from mpips.tracing.trace_file import HEADER, NOBODY, PIECE, RECORD, TraceFile, What
 from mpips.worker.worker import Context
 
 
@@ -560,3 +560,24 @@ def test_a_wait_without_a_peer(tmp_path: Path) -> None:
     trace = begin(tmp_path)
     trace.waited(100.0, 100.5, 0.5, -1, "the next call")
     assert only(tmp_path).of(What.WAIT)["peer"].tolist() == [NOBODY]
+
+
+@pytest.mark.parametrize("facts", [{"role": "x"}, {"role": 7}])
+def test_a_trace_of_a_rank_without_a_role_is_damaged(tmp_path: Path, facts: dict[str, Any]) -> None:
+    known = {"rank": 0, "role": "worker", "index": 0, "host": "h", "clock": "c", "wall": 0.0}
+    TraceFile(tmp_path / "trace" / "rank-0000.bin", known | facts, 1 << 22).close()
+    with pytest.raises(TraceError, match=r"rank-0000\.bin: is damaged: .* is not a valid Role"):
+        read(tmp_path)
+
+
+def test_a_trace_of_any_year_and_size_is_read(tmp_path: Path) -> None:
+    known = {"rank": 0, "role": "worker", "index": 0, "host": "h", "clock": "c", "wall": 9e11}
+    file = TraceFile(tmp_path / "trace" / "rank-0000.bin", known, 1 << 22)
+    file.add(What.COMPUTE, 1.0, 2.0, 0, -1, 0, 0, 0, 0)
+    file.note(2.0, 0, 1.0, [0.0] * len(What))
+    with file.path.open("r+b") as sparse:
+        sparse.truncate(1 << 42)
+    (trace,) = read(tmp_path)
+    assert len(trace.records) == 1
+    assert chrome.write([trace], tmp_path / "events.json").spans == 1
+    file.close()
