@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from mpips import Answer, Cluster, Context, Job, JobError, finish, push_pull, retry_on_loss
 from mpips.data import EncodingTable, Source, resolve, unusual_files
 from mpips.jobs.fm import model
+from mpips.jobs.fm.settings import MOST_WITH_FIELDS
 from mpips.jobs.fm.settings import Settings as Settings
 from mpips.jobs.fm.training import Machine, MachineLearner, MachineScorer
 from mpips.jobs.sparse_lr import evaluate
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 OUTPUTS = model.MODEL, f"diverged.{model.MODEL}"
 """The files that a run writes."""
-MOST_FACTORS = 256
-"""Largest number of factors of a feature, of all fields."""
 ADVICE = "Scale features to about 1, or lower [fm] alpha and factor_alpha"
 
 
@@ -83,11 +82,11 @@ def number_of_fields(cluster: Cluster, settings: Settings, assignment: Assignmen
     """Return the number of fields; JobError if rows of their factors would be too wide."""
     counted = retry_on_loss(cluster, lambda: cluster.workers.call("count_fields"), assignment.load)
     found: int = max(each["fields"] for each in counted)
-    if found * settings.factors > MOST_FACTORS:
+    if found * settings.factors > MOST_WITH_FIELDS:
+        most = max(MOST_WITH_FIELDS // found, 1)
         raise JobError(
             f"[fm] fields: {found} fields, for each of which a feature has {settings.factors} factors, are more than"
-            f" {MOST_FACTORS} numbers per feature: set fm.factors to {max(MOST_FACTORS // found, 1)} or less, or use"
-            " fewer columns"
+            f" {MOST_WITH_FIELDS} numbers per feature: set fm.factors to {most} or less, or use fewer columns"
         )
     return found
 

@@ -29,7 +29,7 @@ from mpips.data import DataSpec, EncodingTable, Examples
 from mpips.data.tables.encoding import Encoding
 from mpips.jobs.fm.form import Form
 from mpips.jobs.fm.kernels import F4, F8, I4, SEEN, WEIGHT
-from mpips.jobs.fm.settings import MOST, Settings
+from mpips.jobs.fm.settings import MOST, MOST_WITH_FIELDS, Settings
 from mpips.jobs.fm.training import factors_spec, form_of, places_of
 from mpips.jobs.sparse_lr.model import LogisticModel, finite, held_keys, reading
 
@@ -180,16 +180,16 @@ def load(source: Path, job: Any) -> FactorizationModel:
     with explained("read", source):
         spec = reading(job)
         if (source / MANIFEST).is_file():
-            linear, rows = (load_range(source, name, [ALL]) for name in ("w", "v"))
+            linear = load_range(source, "w", [ALL], dtype="float32", width=2)
+            bits = 8 * linear.keys.dtype.itemsize
+            rows = load_range(source, "v", [ALL], dtype="float32", key_bits=bits)
             if problem := schema_error(job, SCHEMA, "its job"):
                 raise InputError(f"{source}: {problem}")
             known = [name.rstrip("?") for name in SCHEMA["fm"]]
             settings = Settings(**{name: job["fm"][name] for name in known if name in job["fm"]})
             form = form_of(settings, rows.values.shape[1])
-            if (linear.values.shape[1], rows.values.shape[1]) != (2, form.width):
+            if rows.values.shape[1] != form.width or (form.fields and form.width > MOST_WITH_FIELDS):
                 raise InputError(f"{source}: is not a checkpoint of fm: its rows have other widths")
-            if linear.keys.dtype != rows.keys.dtype:
-                raise InputError(f"{source}: is damaged: its vectors have keys of different sizes")
             factors_of = factors_spec(settings, form.width, job["job"]["seed"])
             has, factors = _factors(
                 linear.keys, linear.values, (rows.keys, rows.values), settings, factors_of

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 MOST = 4096
 """The largest number of factors of a feature."""
+MOST_WITH_FIELDS = 256
+"""The same, of all fields."""
 
 
 @dataclass(frozen=True)

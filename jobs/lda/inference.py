@@ -224,8 +224,8 @@ def load(source: Path, job: Any) -> TopicModel:
             raise ValueError(problem)
         vocabulary, topics = about["facts"]["vocabulary"], about["facts"]["topics"]
         alpha, beta = np.array(about["state"]["alpha"], np.float64), float(about["state"]["beta"])
-        rows = load_range(source, "words", [ALL])
-        if rows.keys[-1:] >= vocabulary * topics or alpha.shape != (topics,) or rows.values.dtype != np.int32:
+        rows = load_range(source, "words", [ALL], dtype="int32", width=1, key_bits=64)
+        if rows.keys[-1:] >= vocabulary * topics or alpha.shape != (topics,):
             raise ValueError(f"its counts are not of {topics} topics of {vocabulary} words")
         if vocabulary > WORDS + WORDS_OF_ROW * len(rows.keys):
             raise ValueError(f"it declares {vocabulary:,} words, and has rows of {len(rows.keys):,} only")

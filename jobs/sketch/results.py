@@ -64,7 +64,7 @@ def load(path: Path) -> Sketch:
     if (path / MANIFEST).exists():
         with explained("read", path):
             facts = read_manifest(path)["about"]["facts"]
-            rows = load_range(path, "table", [ALL])
+            rows = load_range(path, "table", [ALL], dtype="int64", key_bits=64)
             blocks = _blocks(facts["depth"], facts["width"], facts["seed"], rows.values.shape[1])
             if len(rows.keys) and not rows.keys.max() < blocks:
                 raise ValueError(f"its table goes beyond {blocks} blocks")

@@ -330,7 +330,7 @@ def load(source: Path, job: Any) -> LogisticModel:
     with explained("read", source):
         spec = reading(job)
         if (source / MANIFEST).is_file():
-            rows = load_range(source, "w", [ALL])
+            rows = load_range(source, "w", [ALL], dtype="float64", width=1)
             keys, weights = rows.keys, rows.values[:, 0]
             table = read_manifest(source)["about"]["state"].get("encoding")
         else:

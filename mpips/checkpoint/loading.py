@@ -52,11 +52,14 @@ def vectors(path: Path) -> dict[str, VectorSpec]:
         raise CheckpointError(f"{Path(path) / MANIFEST} is damaged: {error}") from None
 
 
-def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
+def load_range(
+    path: Path, name: str, ranges: Iterable[KeyRange], *, dtype: str = "", width: int = 0, key_bits: int = 0
+) -> Rows:
     """Read the rows of one vector that lie in `ranges`, in key order, from whichever shards hold them.
 
     Raises CheckpointError when there is no such vector, a shard cannot be read, or a checkpoint is missing that a delta
-    needs. The arrays must not be changed within `HeldRows.used`.
+    needs; or if the vector is not of the `dtype`, `width` or `key_bits` that the caller expects ("" and 0: any). The
+    arrays must not be changed within `HeldRows.used`.
 
     >>> import tempfile
     >>> from mpips.checkpoint.checkpoint import begin, commit
@@ -75,14 +78,17 @@ def load_range(path: Path, name: str, ranges: Iterable[KeyRange]) -> Rows:
     last = links[-1][1]
     if name not in (known := vector_names(last["files"])):
         raise CheckpointError(f"{path} has no vector {name!r}; it has: {', '.join(known) or 'none'}")
-    spec = spec_of(last["files"], name) | {"settings": {}}
+    spec = {"key_bits": 64} | spec_of(last["files"], name) | {"settings": {}}
+    for field, expected in (("dtype", dtype), ("width", width), ("key_bits", key_bits)):
+        if expected and spec[field] != expected:
+            raise CheckpointError(f"{path}: vector {name!r} has the {field} {spec[field]}, not {expected}")
     held, found = _held.get() if wanted == [ALL] else None, None
     # From the last to the base: so the rows of the base are copied once.
     for each, manifest in reversed(links):
         # Created later; a note may be replaced by another one.
         if name not in vector_names(manifest["files"]):
             break
-        if spec_of(manifest["files"], name) | {"settings": {}} != spec:
+        if {"key_bits": 64} | spec_of(manifest["files"], name) | {"settings": {}} != spec:
             break
         rows = held.rows_of(name, manifest["sha256"]) if held is not None else None
         if rows is None:

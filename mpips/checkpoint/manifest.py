@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from mpips.errors import CheckpointError
 from mpips.files.json_schema import ANY, NUMBER, Each, Table, parse_json, schema_error
 from mpips.files.json_values import json_data, keep
-from mpips.files.safe_open import inside, open_regular, read_bytes
+from mpips.files.safe_open import inside, open_regular, read_bytes, replacing
 from mpips.files.safe_open import sync as sync
 from mpips.rundir.folder import RUN
 
@@ -54,7 +54,7 @@ SCHEMA = {
             "vectors?": Table(
                 {
                     "spec": {
-                        "name": str, "dtype": str, "width": int, "extent": int, "update": str,
+                        "name": str, "dtype": str, "width": range(1, 2**20 + 1), "extent": int, "update": str,
                         "settings": Table((str, int, float, bool)), "dense": bool, "aggregate": bool,
                         "init?": (int, float, Table(NUMBER)), "key_bits?": (range(64, 65), range(128, 129)),
                     },
@@ -260,16 +260,14 @@ def write_manifest(
         manifest["run"] = run
     if provenance is not None:
         manifest["provenance"] = json_data(provenance, keep, "provenance")
-    target, temporary = folder / MANIFEST, folder / f".{MANIFEST}"
+    target = folder / MANIFEST
     with explained("write", target):
         manifest["sha256"] = _own_hash(manifest)
         if problem := schema_error(manifest, SCHEMA) or _inconsistency(manifest):
             raise CheckpointError(f"cannot write {target}: {problem}")
         sync(folder)
-        temporary.write_text(text_of(manifest), encoding="utf-8")
-        sync(temporary)
-        os.replace(temporary, target)
-        sync(folder)
+        with replacing(target, "w") as file:
+            file.write(text_of(manifest))
     return target
 
 

@@ -455,3 +455,27 @@ def test_a_shard_that_refers_to_another_file_is_not_read(tmp_path: Path) -> None
 def test_a_folder_whose_name_has_a_zero_byte_is_refused_before_the_run() -> None:
     with pytest.raises(CheckpointError, match=r"cannot be written to 'a\\x00b': it is not a file name"):
         check_directory(Path("a\0b"))
+
+
+def test_rows_of_another_kind_than_a_caller_expects_are_refused(tmp_path: Path) -> None:
+    folder = begin(tmp_path, 1)
+    wide = Segment(VectorSpec("w", "float32", width=2, key_bits=128))
+    commit(folder, [write_shard(folder, 0, {"w": wide})], {"step": 1})
+    assert load_range(folder, "w", [ALL], dtype="float32", width=2, key_bits=128).values.shape == (0, 2)
+    for other, said in (
+        ({"dtype": "float64"}, "has the dtype float32, not float64"),
+        ({"width": 1}, "has the width 2, not 1"),
+        ({"key_bits": 64}, "has the key_bits 128, not 64"),
+    ):
+        with pytest.raises(CheckpointError, match=f"step-000001: vector 'w' {said}"):
+            load_range(folder, "w", [ALL], **other)  # type: ignore[arg-type]
+
+
+def test_a_manifest_is_not_written_through_a_link(tmp_path: Path) -> None:
+    """As another user of a folder of a group may make it: the name that is written first cannot be foreseen."""
+    (tmp_path / "theirs").write_text("kept")
+    folder = begin(tmp_path, 1)
+    (folder / ".manifest.json").symlink_to(tmp_path / "theirs")
+    (folder / "manifest.json").symlink_to(tmp_path / "theirs")
+    commit(folder, [write_shard(folder, 0, {"w": filled(SPARSE, [ALL])})], {"step": 1})
+    assert verify(folder) == [] and (tmp_path / "theirs").read_text() == "kept"

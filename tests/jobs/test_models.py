@@ -14,7 +14,9 @@ from scipy.sparse import csr_matrix, random_array
 from synthetic import DataSet, Hooks, job_of, make, run_twin
 
 from mpips import InputError, JobError, Run, UsageError, load_model
+from mpips.checkpoint.checkpoint import begin, commit
 from mpips.checkpoint.manifest import complete, read_manifest
+from mpips.checkpoint.writing import write_shard
 from mpips.cli.main import main
 from mpips.client.rows import rows_at_end
 from mpips.config.program import load_program
@@ -26,6 +28,8 @@ from mpips.jobs.sketch.results import Sketch
 from mpips.jobs.sparse_lr import evaluate
 from mpips.jobs.sparse_lr.model import LogisticModel, reading
 from mpips.rundir.folder import RunFolder
+from mpips.storage.segment import Segment
+from mpips.storage.updates import VectorSpec
 
 
 @pytest.fixture(scope="module")
@@ -366,3 +370,22 @@ def test_the_last_run_without_a_model_is_not_passed_over(
         InputError, match=r"latest is runs/typo, which has no model.*; name a run: .* runs/good"
     ):
         load_model("latest")
+
+
+@pytest.mark.parametrize("program", ["sparse_lr", "sketch", "lda", "fm"])
+def test_checkpoints_with_rows_of_another_kind_are_no_models(tmp_path: Path, program: str) -> None:
+    """As those of another version, or of a stranger: keys of 128 bits, other numbers, or none in a row."""
+    name = {"sketch": "table", "lda": "words"}.get(program, "w")
+    facts = {"depth": 2, "width": 8, "seed": 0, "keys": "text", "vocabulary": 3, "topics": 2}
+    job = {"job": {"base": "/", "seed": 0, "program": program}}
+    about = {"program": program, "job": job, "facts": facts, "state": {"alpha": [0.1, 0.1], "beta": 0.1}}
+    for number, spec in enumerate((VectorSpec(name, "int32", 3), VectorSpec(name, "int64", key_bits=128))):
+        folder = begin(tmp_path, number)
+        commit(folder, [write_shard(folder, 0, {name: Segment(spec)})], about)
+        with pytest.raises(InputError, match=f"vector '{name}' has the "):
+            load_model(folder)
+    manifest = read_manifest(folder)
+    manifest["files"][0]["vectors"][name]["spec"]["width"] = 0
+    rewrite(folder, manifest)
+    with pytest.raises(InputError, match=r"spec\.width is an integer out of bounds"):
+        load_model(folder)
