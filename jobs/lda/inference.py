@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from mpips import (
     ALL,
     MANIFEST,
     NUMBER,
+    DataError,
     Each,
     InputError,
     Model,
@@ -182,8 +184,12 @@ def _written(texts: Sequence[str]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mpips-infer-") as folder:
         path = Path(folder, "texts.txt")
         lines = (" ".join(text.split()) + "\n" for text in texts)
-        path.write_text("text\n" + "".join(lines), encoding="utf-8")
-        yield path
+        # What is not UTF-8 is for the reader to refuse.
+        path.write_text("text\n" + "".join(lines), encoding="utf-8", errors="surrogatepass")
+        try:
+            yield path
+        except DataError as error:
+            raise DataError(re.sub(rf"{re.escape(str(path))}(:\d+)?: ", "", str(error))) from None
 
 
 def _block_of(data: Any, vocabulary: int) -> Block:

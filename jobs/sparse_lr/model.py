@@ -171,6 +171,9 @@ class LogisticModel(Model):
         """
         if not lines:
             return []
+        if any(end in line for line in (head, *lines) for end in "\r\n"):
+            # It might hold several examples, and be counted for lines that hold none.
+            raise DataError("a line has the end of another line in it")
         spec = self._of_lines
         with tempfile.TemporaryDirectory(prefix="mpips-lines-") as folder:
             path = os.path.join(folder, "lines")

@@ -88,3 +88,18 @@ def test_a_sketch_counts_the_key_of_each_line() -> None:
         SketchModel(Sketch(np.full(8, 3), depth=2, width=4, seed=0, text=True)).score_lines(["a", ""])
         == ["3"] * 2
     )
+
+
+def test_a_line_is_one_example_whatever_is_in_it(tmp_path: Path) -> None:
+    """A quote that is open, and ends of lines after it, must not exchange the answers of others."""
+    path = tmp_path / "people.csv"
+    path.write_text(TEXTS["people.csv"])
+    model, head = model_of(path), "hour,bought,city"
+    whole = ["7,yes,Rome", "8,no,Oslo"]
+    for attack in (['7,yes,"', whole[1], '"\r8,no,Rome\r8,no,Rome'], [whole[0], "8,no,Oslo\r8,no,Rome"]):
+        with pytest.raises(DataError, match="a line has the end of another line in it"):
+            model.score_lines(attack, head)
+    with pytest.raises(DataError, match="a line has the end of another line in it"):
+        model.score_lines(whole, head + "\r8,no,Oslo")
+    with pytest.raises(DataError):
+        model.score_lines(['7,yes,"', '8,no"'], head)

@@ -389,3 +389,10 @@ def test_checkpoints_with_rows_of_another_kind_are_no_models(tmp_path: Path, pro
     rewrite(folder, manifest)
     with pytest.raises(InputError, match=r"spec\.width is an integer out of bounds"):
         load_model(folder)
+
+
+def test_a_document_that_is_not_utf8_is_refused_alone(topics: TopicModel) -> None:
+    assert len(topics.score_lines(["church pope", "", "peace\rpope"])) == 3
+    for text in ("pope \udcff", "\ud800"):
+        with pytest.raises(InputError, match=r"^is not UTF-8 text; convert it"):
+            topics.score_lines(["church pope", text])

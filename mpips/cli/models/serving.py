@@ -43,13 +43,15 @@ def serve(run: str, program: str | None, max_lag: float | None) -> int:
 
 def lines_of(file: int) -> Iterator[list[str]]:
     """Yield the lines that have come through a file descriptor, without their ends, as they come."""
-    rest = b""
+    rest: list[bytes] = []
     while block := os.read(file, BLOCK):
-        *lines, rest = (rest + block).split(b"\n")
-        if lines:
-            yield [_text(line) for line in lines]
-    if rest:
-        yield [_text(rest)]
+        lines, newline, after = block.rpartition(b"\n")
+        if newline:
+            yield [_text(line) for line in b"".join([*rest, lines]).split(b"\n")]
+            rest = []
+        rest.append(after)
+    if last := b"".join(rest):
+        yield [_text(last)]
 
 
 def _text(line: bytes) -> str:
