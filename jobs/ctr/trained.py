@@ -33,8 +33,11 @@ from mpips.jobs.ctr.clicks import load as load_clicks
 from mpips.jobs.sparse_lr.model import finite, held_keys
 
 MODEL = "model.npz"
-SCHEMA = {"shape": [range(1 << 20), range(1 << 20)], "layers": str}
-"""What the state in a checkpoint says of a model: numbers and fields of a click, and a hash of the first layers."""
+SCHEMA = {
+    "state": {"shape": [range(1 << 20), range(1 << 20)], "layers": str},
+    "job": {"ctr": {"width": range(1, 1025), "hidden": range(1, 2**16 + 1), "seed": range(2**31 + 1)}},
+}
+"""What a checkpoint says of a model: numbers and fields of a click, a hash of the first layers, and the settings."""
 SCORED = 8192
 """Clicks that are scored at once."""
 SHOWN = 20
@@ -63,10 +66,11 @@ class ClickModel(Model):
         layers: NDArray[np.float32],
         shape: tuple[int, int, int],
     ) -> None:
+        numbers, fields, hidden = shape
+        _check_size(len(layers), numbers, fields, spec.width, hidden)
         from mpips.jobs.ctr.model import with_parameters
 
         self.keys, self.rows, self.spec, self.layers, self.shape = keys, rows, spec, layers, shape
-        numbers, fields, hidden = shape
         self._network = with_parameters(layers, numbers, fields, spec.width, hidden)
 
     def decision_function(self, data: Any) -> F8:
@@ -215,39 +219,48 @@ def load(source: Path, job: Mapping[str, Any], specs: Any) -> ClickModel:
         held = npz.load(file, follow=file == source)
         keys, rows, layers = held_keys(held), held["rows"], held["layers"]
         types = [array.dtype for array in (keys, rows, layers)] == [np.uint64, np.float32, np.float32]
-        shape = held["shape"]
+        shape, seed = held["shape"], held["seed"]
+        types &= shape.dtype.kind == seed.dtype.kind == "i"
         if (
             not types
             or rows.shape[:1] != keys.shape
             or rows.ndim != 2
             or layers.ndim != 1
-            or shape.shape != (3,)
+            or (shape.shape, seed.shape) != ((3,), ())
         ):
             raise InputError("is not a model of ctr: its arrays have wrong types or sizes")
         if (keys[1:] <= keys[:-1]).any():
             raise InputError("is damaged: its keys do not ascend")
         numbers, fields, hidden = shape.tolist()
-        spec = specs(rows.shape[1], int(held["seed"]))
+        spec = specs(rows.shape[1], int(seed))
         return ClickModel(keys, rows, spec, layers, (numbers, fields, hidden))
 
 
 def _of_checkpoint(source: Path, job: Mapping[str, Any], specs: Any) -> ClickModel:
     """Read the model of a checkpoint, which has what the layers differ by from their first values."""
-    from mpips.jobs.ctr.model import first_parameters
-
     about, own = read_manifest(source)["about"]["state"], job["ctr"]
     if "shape" not in about:
         raise InputError(
             "is a checkpoint of a version that has no models of ctr: resume the run, which writes one"
         )
-    if problem := schema_error(about, SCHEMA, "about.state"):
+    if problem := schema_error({"state": about, "job": job}, SCHEMA):
         raise InputError(problem)
-    numbers, fields = about["shape"]
-    first = first_parameters(numbers, fields, own["width"], own["hidden"], own["seed"])
+    (numbers, fields), width, hidden = about["shape"], own["width"], own["hidden"]
+    rows = load_range(source, "rows", [ALL], dtype="float32", width=width, key_bits=64)
+    layers = load_range(source, "layers", [ALL], dtype="float32", width=1, key_bits=64)
+    _check_size(len(layers.values), numbers, fields, width, hidden)
+    from mpips.jobs.ctr.model import first_parameters
+
+    first = first_parameters(numbers, fields, width, hidden, own["seed"])
     if Dense.digest_of(first) != about["layers"]:
         raise InputError("its layers began with values that this version of PyTorch does not make")
-    rows, layers = (load_range(source, name, [ALL]) for name in ("rows", "layers"))
-    spec = specs(own["width"], own["seed"])
-    return ClickModel(
-        rows.keys, rows.values, spec, first + layers.values[:, 0], (numbers, fields, own["hidden"])
-    )
+    spec = specs(width, own["seed"])
+    return ClickModel(rows.keys, rows.values, spec, first + layers.values[:, 0], (numbers, fields, hidden))
+
+
+def _check_size(found: int, numbers: int, fields: int, width: int, hidden: int) -> None:
+    """Raise InputError unless a network has so many parameters: a small file may declare one of any size."""
+    pairs = fields * (fields + 1) // 2
+    bottom, top = hidden * (numbers + 1) + width * (hidden + 1), hidden * (width + pairs + 1) + hidden + 1
+    if min(numbers, fields, width, hidden) < 0 or found != bottom + top:
+        raise InputError(f"is damaged: it has {found} parameters of layers")

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from mpips import DataError, InputError
+from mpips.jobs.ctr import trained
 from mpips.jobs.ctr.clicks import crc, generated, load
-from mpips.jobs.ctr.job import check_loss, check_same_clicks, unfit
+from mpips.jobs.ctr.job import check_loss, check_same_clicks, rows_spec, unfit
 
 WHOLE = {"ids": np.ones((4, 2), int), "numbers": np.ones((4, 1)), "labels": np.array([0, 1, 1, 0])}
 
@@ -88,3 +89,25 @@ def test_a_run_continues_with_the_layers_it_had_begun_with() -> None:
         ("7ba3895f", {"rounds": -1}, "about.state.rounds is an integer out of bounds"),
     ):
         assert text in unfit(layers, {"state": state | changed})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"shape": np.array([4, 8, 10**9])},
+        {"shape": np.array([4, 10**6, 64])},
+        {"shape": np.array([-1, 8, 64])},
+        {"shape": np.array([4.0, 8.0, 64.0])},
+        {"shape": np.array(["4", "8", "64"])},
+        {"seed": np.array([1, 2])},
+        {"seed": np.array("x")},
+    ],
+)
+def test_a_small_file_does_not_make_a_large_network(tmp_path: Path, changed: dict[str, Any]) -> None:
+    whole = {
+        "keys": np.zeros(0, np.uint64), "rows": np.zeros((0, 16), np.float32), "layers": np.zeros(9, np.float32),
+        "shape": np.array([4, 8, 64]), "seed": np.array(0), "program": np.array("ctr"),
+    }  # fmt: skip
+    np.savez(tmp_path / "model.npz", **whole | changed)
+    with pytest.raises(InputError, match=r"is (damaged: it has 9 parameters|not a model of ctr)"):
+        trained.load(tmp_path / "model.npz", {}, rows_spec)
