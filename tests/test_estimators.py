@@ -115,6 +115,9 @@ def test_a_machine_with_fields_scores_by_the_definition() -> None:
     assert np.mean(ours.predict(x) == y) > 0.8
     with pytest.raises(ValueError, match="fields must be 5 whole numbers"):
         FactorizationMachine(3, fields=[0, 1], **how).fit(x, y)
+    for wrong in (-1, 2**32, 2**31 - 1):
+        with pytest.raises(ValueError, match="fields must be from 0 to"):
+            FactorizationMachine(3, fields=[0, 1, 0, 1, wrong], **how).fit(x, y)
 
 
 def test_wrong_parameters(data: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from mpips.client.loading import load_model
 from mpips.data import Examples, write
 from mpips.data.csr import write_csr
+from mpips.data.kernels import MOST_FIELDS
 from mpips.estimators.fitting import fit_folder, run_job
 from mpips.estimators.two_classes import TwoClassEstimator, finite, two_classes, with_ones
 
@@ -122,8 +123,10 @@ class FactorizationMachine(TwoClassEstimator):
         weights = np.zeros(X.shape[1] + 1)
         weights[held["w"][0].astype(np.int64)] = held["w"][1][:, 0]
         keys, rows = held["v"]
-        found = np.zeros((X.shape[1] + 1, rows.shape[1] // self.factors, self.factors))
-        found[keys.astype(np.int64)] = rows.reshape(len(keys), -1, self.factors)
+        # Of `settings`, perhaps.
+        k = self._model.form.factors  # type: ignore[attr-defined]
+        found = np.zeros((X.shape[1] + 1, rows.shape[1] // k, k))
+        found[keys.astype(np.int64)] = rows.reshape(len(keys), -1, k)
         self._keep(weights, found)
         return self
 
@@ -135,14 +138,20 @@ class FactorizationMachine(TwoClassEstimator):
     def _examples(self, X: Any, labels: NDArray[np.int64]) -> Examples:
         """Return the rows of X as examples with fields."""
         fields = np.asarray(self.fields)
-        if fields.shape != (X.shape[1],) or fields.dtype.kind not in "iu" or fields.min() < 0:
+        if fields.shape != (X.shape[1],) or fields.dtype.kind not in "iu":
             raise ValueError(
                 f"fields must be {X.shape[1]} whole numbers from 0, one for each column, not {fields.dtype} of shape"
                 f" {fields.shape}"
             )
+        # With one of the constant feature.
+        largest = int(fields.max()) + 1
+        if fields.min() < 0 or largest >= MOST_FIELDS:
+            raise ValueError(
+                f"fields must be from 0 to {MOST_FIELDS - 2}, and are {fields.min()} to {fields.max()}"
+            )
         rows = sparse.csr_array(with_ones(X, self.fit_intercept))
         rows.sum_duplicates()
-        of = np.append(fields, fields.max() + 1).astype(np.int32)
+        of = np.append(fields.astype(np.int32), np.int32(largest))
         values = rows.data.astype(np.float32)
         keys, indptr = rows.indices.astype(np.uint64), rows.indptr.astype(np.int64)
         return Examples(labels.astype(np.float32), indptr, keys, values, of[rows.indices])
