@@ -18,6 +18,7 @@ MAX_DEPTH = 60
 """The largest nesting depth; a table that contains itself has none."""
 MOST_NAMED = 10
 """The largest number of values that a message names: an array may hold millions that are not finite."""
+_SCALARS = frozenset((bool, int, float, str, type(None)))
 Replace = Callable[[str, Any, str], Any]
 """Returns the replacement of a value; arguments: its key, the value, and why JSON cannot represent it."""
 
@@ -49,7 +50,8 @@ def check_names(value: Any, what: str, key: str = "") -> None:
                 raise UsageError(
                     f"{what}{key and ': '}{key} has the key {name!r} of type {kind}: use a string"
                 )
-            check_names(each, what, f"{key}.{name}" if key else name)
+            if type(each) not in _SCALARS:
+                check_names(each, what, f"{key}.{name}" if key else name)
     # Most lists are of numbers, perhaps a million.
     elif isinstance(value, (list, tuple)) and any(map(_is_nested, set(map(type, value)))):
         for at, each in enumerate(value):

@@ -161,6 +161,7 @@ READS = frozenset((Command.PULL, Command.EXPORT))
 NO_ROUND = -1
 INLINE = 32 * 1024
 DTYPES = (np.dtype("<f4"), np.dtype("<f8"), np.dtype("<i4"), np.dtype("<i8"))
+TYPES = ", ".join(map(str, DTYPES))
 _KINDS = {int(kind): kind for kind in Kind}
 _COMMANDS = {int(command): command for command in Command}
 CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
@@ -169,6 +170,7 @@ _BYTES = np.dtype("u1")
 _ON_WIRE = (*DTYPES, _BYTES)
 _CODES = {dtype: code for code, dtype in enumerate(_ON_WIRE)}
 NO_SIGNATURE = bytes(16)
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
 class _NoMeta(dict[str, Any]):
@@ -316,7 +318,7 @@ def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
     if values is not None:
         code = _CODES.get(values.dtype, NO_VALUES)
         if code == NO_VALUES or (values.dtype == _BYTES and not message.filtered):
-            raise ProtocolError(f"values of type {values.dtype} cannot be sent; use {_names()}")
+            raise ProtocolError(f"values of type {values.dtype} cannot be sent; use {TYPES}")
         if values.ndim not in (1, 2):
             raise ProtocolError(f"values of {values.ndim} dimensions cannot be sent; use rows [n, width]")
         rows = values.shape[0]
@@ -345,9 +347,9 @@ def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
 def _encode_meta(meta: Any) -> bytes:
     """Encode metadata as JSON; UsageError names the key of a value that JSON cannot represent."""
     try:
-        return json.dumps(meta, separators=(",", ":")).encode()
+        return _COMPACT.encode(meta).encode()
     except (TypeError, ValueError, RecursionError):
-        return json.dumps(json_data(meta, keep), separators=(",", ":")).encode()
+        return _COMPACT.encode(json_data(meta, keep)).encode()
 
 
 def _new(nbytes: int) -> NDArray[np.uint8]:
@@ -478,7 +480,3 @@ def _raw(array: NDArray[Any]) -> memoryview:
     if not array.flags.c_contiguous:
         array = np.ascontiguousarray(array)
     return array.reshape(-1).view(np.uint8).data
-
-
-def _names() -> str:
-    return ", ".join(str(dtype) for dtype in DTYPES)

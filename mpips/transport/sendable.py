@@ -6,7 +6,7 @@ import numpy as np
 
 from mpips.errors import UsageError
 from mpips.keys import KEY64, KEY128, check_unmasked
-from mpips.transport.message import DTYPES
+from mpips.transport.message import DTYPES, TYPES
 
 
 def check_arrays(where: str, keys: object, values: object) -> None:
@@ -14,14 +14,13 @@ def check_arrays(where: str, keys: object, values: object) -> None:
 
     >>> check_arrays("call of f", np.arange(2, dtype=np.uint64), np.ones((2, 3)))
     """
-    names = ", ".join(str(dtype) for dtype in DTYPES)
     for what, array, kinds, dimensions, right in (
         ("keys", keys, (KEY64, KEY128), (1,), "[n] of uint64 or KEY128"),
-        ("values", values, DTYPES, (1, 2), f"[n] or [n, width] of {names}"),
+        ("values", values, DTYPES, (1, 2), f"[n] or [n, width] of {TYPES}"),
     ):
-        check_unmasked(array, f"{where}: {what}")
         if array is None:
             continue
+        check_unmasked(array, f"{where}: {what}")
         if not isinstance(array, np.ndarray):
             found = f"of type {type(array).__name__}"
         elif array.dtype not in kinds or array.ndim not in dimensions:
