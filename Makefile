@@ -69,7 +69,7 @@ test-mpich: .venv-mpich/test-ready
 	.venv-mpich/bin/python -m pytest -m "ranks and not once" $(RANK_TESTS) $(PYTEST_ARGS)
 
 test-long: kernels
-	MPIPS_TEST_LONG=1 .venv/bin/python -m pytest -m long tests $(PYTEST_ARGS)
+	MPIPS_TEST_LONG=1 .venv/bin/python -m pytest -m "long or drawn" tests $(PYTEST_ARGS)
 
 test-torch: .venv-torch/test-ready
 	.venv-torch/bin/python -P -m mpips.jit.compile_all

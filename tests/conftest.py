@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from mpips.process.interpreter import python
 
 # What is slow is not therefore wrong. Each run of the suite draws other examples, so few are enough for one of them;
 # `--hypothesis-profile=thorough` draws many.
-settings.register_profile("mpips", deadline=None, print_blob=True, max_examples=50)
+settings.register_profile("mpips", deadline=None, print_blob=True, max_examples=30)
 settings.register_profile("thorough", deadline=None, print_blob=True, max_examples=1000)
 settings.load_profile("mpips")
 
@@ -36,10 +37,21 @@ TAG = "MPIPS_TEST_TAG"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not os.environ.get("MPIPS_TEST_LONG"):
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="make test-long runs it"))
+    if os.environ.get("MPIPS_TEST_LONG"):
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="make test-long runs it"))
+        elif item.get_closest_marker("drawn"):
+            cases.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for test, of in cases.items():
+        marker = of[0].get_closest_marker("drawn")
+        assert marker is not None
+        # The same ones all day long: a test that failed is among those of the next try.
+        draw = random.Random(f"{time.strftime('%F', time.gmtime())} {test}")
+        for item in draw.sample(of, max(0, len(of) - marker.args[0])):
+            item.add_marker(pytest.mark.skip(reason="not drawn today; make test-long runs it"))
 
 
 def patience(seconds: float) -> float:

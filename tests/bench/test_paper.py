@@ -22,6 +22,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 MEASURED = DOCS / "reproduction" / "measured.json"
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize(
     ("kind", "l1"), [("real", 1.0), ("binary", 3.0), pytest.param("correlated", 0.5, marks=pytest.mark.long)]
 )

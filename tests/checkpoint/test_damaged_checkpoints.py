@@ -47,6 +47,7 @@ def rewrite(folder: Path, manifest: dict[str, Any]) -> None:
     (folder / "manifest.json").write_text(text_of({**manifest, "sha256": _own_hash(manifest)}))
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_commands_survive_any_value_in_any_place_of_a_manifest(
     bad: Path, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]

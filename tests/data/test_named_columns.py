@@ -482,6 +482,7 @@ def test_columns_that_arrow_cannot_convert_are_refused_in_one_line(tmp_path: Pat
             assert use == "categorical" and name in ("fixed", "date", "nothing")
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("size", [5, 9, 13, 50])
 def test_fine_parts_have_the_rows_of_their_coarse_part(tmp_path: Path, size: int) -> None:
     table = {"id": list(range(50)), "y": [0, 1] * 25}

@@ -210,6 +210,7 @@ def test_the_first_checkpoint_survives_a_crash_with_all_folders_above_it(tmp_pat
         shutil.rmtree(tmp_path / "after")
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize(("error", "torn"), [(errno.EIO, False), (errno.ENOSPC, True)])
 def test_any_call_may_fail_once(checkpoints: Path, error: int, torn: bool) -> None:
     before = Disk(checkpoints).tree(lambda node, at: "")

@@ -63,6 +63,7 @@ def test_graph_embedding_is_that_of_plain_numpy() -> None:
     assert metrics["curve"] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize(("workers", "tau"), [(1, 0), (2, 0), (2, 2)])
 def test_matrix_factorization_finds_the_factors(workers: int, tau: int) -> None:
     metrics, _ = run("matrix_factorization", 2, workers, tau, ratings=40_000, passes=12, batch=400, rate=0.03)

@@ -267,6 +267,7 @@ def test_parts_that_arrive_late_are_summed_by_python(
     run(seed, servers=2, workers=2, replicas=1, faults=[Fault("kill", 1 + seed, after_messages=300)])
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("act", ["kill", "stop", pytest.param("pause", marks=pytest.mark.long)])
 @pytest.mark.parametrize("part, replicas", [(0, 1), (1, 1), (0, 2), (1, 2)])
 def test_a_server_is_lost_between_any_two_messages(

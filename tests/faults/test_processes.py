@@ -128,6 +128,7 @@ def noticed(run: Run, count: int = 1) -> Callable[[], bool]:
     return look
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("role", ["server", "worker", "scheduler"])
 @pytest.mark.parametrize("spares", [0, 1])
 def test_a_killed_rank_costs_no_update(
@@ -141,6 +142,7 @@ def test_a_killed_rank_costs_no_update(
     assert result["metrics"]["workers_lost"] == (role == "worker")
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("role", ["server", "scheduler"])
 def test_a_stopped_rank_is_given_up_and_leaves_when_it_wakes(
     survives: None, pushing: Callable[..., Run], role: str
@@ -172,6 +174,7 @@ def test_a_scheduler_that_is_cut_off_is_excluded_and_all_promises_are_kept(
     assert successor != 0
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("role", ["server", "scheduler"])
 def test_a_stopped_rank_that_is_needed_ends_the_run(
     pushing: Callable[..., Run], starter: Any, role: str
@@ -244,6 +247,7 @@ def undisturbed() -> dict[str, str]:
     return {}
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("role", ["server", "scheduler"])
 def test_training_gives_the_same_bits_when_a_rank_dies_in_a_checkpoint(
     survives: None,

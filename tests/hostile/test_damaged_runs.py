@@ -131,6 +131,7 @@ def test_commands_read_the_undamaged_run(place: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("name", ["run.json", "result.json"])
 @pytest.mark.parametrize("command", COMMANDS[:4], ids=lambda command: command[0])
 def test_commands_survive_any_value_in_any_place_of_run_and_result(
@@ -143,6 +144,7 @@ def test_commands_survive_any_value_in_any_place_of_run_and_result(
             shutil.rmtree(place / "run")
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("command", COMMANDS[:4], ids=lambda command: command[0])
 def test_commands_survive_any_value_in_the_metrics_and_the_job(
     place: Path, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]

@@ -13,6 +13,7 @@ import pytest
 EXAMPLES = 1000 if os.environ.get("MPIPS_TEST_LONG") else 40
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("what", ["examples", "model", "sketch", "checkpoint", "sampler", "blocks"])
 def test_a_fuzzed_file_gives_an_error_or_a_valid_result(what: str, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]

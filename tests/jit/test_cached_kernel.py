@@ -128,6 +128,7 @@ print(refused(made.double, True), refused(made.double, np.uint8(3)), made.double
     run(folder, f"import numba\n{code}", expected.replace("False", "True"))
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize(
     "argument",
     [
@@ -252,6 +253,7 @@ def test_numba_handles_what_cached_kernels_do_not_support(folder: Path) -> None:
         run(folder, "print(made.ones(2), made.double(2), by_numba())", "[1. 1.] 4 True")
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("name", ["NUMBA_DEBUG_CACHE", "NUMBA_CPU_NAME"])
 def test_settings_of_numba_leave_all_to_it(folder: Path, name: str) -> None:
     value = {"NUMBA_CPU_NAME": "generic"}.get(name, "1")
@@ -270,6 +272,7 @@ def test_a_number_of_threads_changes_nothing(folder: Path) -> None:
     assert "NUMBA_NUM_THREADS" in run(folder, "print(made.double(2))", "4", NUMBA_NUM_THREADS="none")
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("place", [10, 30, -10])
 def test_damage_is_detected_and_repaired(folder: Path, place: int) -> None:
     (path,) = folder.rglob("made-*.kernels")

@@ -223,6 +223,7 @@ SPOILT = {
 FEW = ("a named pipe", "a folder", "random bytes")
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize(
     "spoilt, suffix",
     [
@@ -244,6 +245,7 @@ def test_incomplete_files_in_the_cache_are_compiled_again(folder: Path, spoilt: 
     assert again == ["4", *(["True"] if spoilt == "a folder" else ["False"]), "2", "0"]
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
 def test_one_flipped_bit_in_the_cache_is_detected(folder: Path, suffix: str) -> None:
     for path in folder.rglob(f"*double*{suffix}"):

@@ -222,6 +222,7 @@ def test_kernels_that_another_user_has_compiled_for_all_are_not_compiled_again(t
     assert done.stdout == "43\n" and str(home) in done.stderr
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
 def test_a_kernel_that_was_cut_off_is_compiled_again(tmp_path: Path, suffix: str) -> None:
     compiled(tmp_path / "sources")

@@ -128,13 +128,7 @@ def said(folder: Path, base: float, shift: float, given: float) -> list[float]:
 def test_compiled_code_has_the_present_values(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "helpers.py").write_text(HELPERS)
-    for base, shift, given in (
-        (10.0, 1.0, 7.0),
-        (10.0, 1.0, 7.0),
-        (20.0, 2.0, 8.0),
-        (20.0, 2.0, 9.0),
-        (10.0, 1.0, 7.0),
-    ):
+    for base, shift, given in ((10.0, 1.0, 7.0), (20.0, 2.0, 9.0), (10.0, 1.0, 7.0)):
         right = [base + 0.5, 0.5 - shift, 2 * base + 0.5, base + 0.5, given + 0.5, 3 * base + given + 0.5]
         assert said(tmp_path, base, shift, given) == [*right, given + 0.5, given + 0.5]
 
@@ -142,7 +136,7 @@ def test_compiled_code_has_the_present_values(tmp_path: Path) -> None:
 def test_a_kernel_that_numba_cannot_cache_works(tmp_path: Path) -> None:
     # Its code contains the address of the large table.
     (tmp_path / "program.py").write_text(UNCACHED)
-    for given in (1.0, 1.0, 2.0):
+    for given in (1.0, 2.0):
         assert said(tmp_path, 0.0, 0.0, given) == [given]
 
 

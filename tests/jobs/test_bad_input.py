@@ -94,6 +94,7 @@ def test_a_run_folder_that_cannot_be_taken(
     assert json.loads(old.read_text()) == {"status": "completed"}
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     ("ranks", "arguments", "said"),
@@ -169,6 +170,7 @@ def test_worlds_of_one_rank_are_detected(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     ("files", "workers", "said"),

@@ -57,6 +57,7 @@ def test_checkpoints_that_cannot_be_written_are_reported(data_set: DataSet, tmp_
     assert all("Not a directory" in event["why"] for event in reported)
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("servers", [1, 3, pytest.param(5, marks=pytest.mark.long)])
 def test_resume_gives_the_same_bits_on_any_number_of_servers(
     data_set: DataSet, written: tuple[Path, Outcome], tmp_path: Path, servers: int

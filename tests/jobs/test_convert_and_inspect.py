@@ -21,6 +21,7 @@ def data_set(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return make(tmp_path_factory.mktemp("made"), request.param)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("target", ["train.h5", "again.svm", "again.svm.gz", "again.svm.xz"])
 @pytest.mark.parametrize("algorithm", ["darlin", "ftrl"])
 def test_what_was_converted_trains_to_the_same_bits(

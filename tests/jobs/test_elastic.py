@@ -139,6 +139,7 @@ def workers_of(servers: int, workers: int, schedulers: int = 1) -> list[int]:
 # --- Losses at any instant ---------------------------------------------------------------------------------
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("seed", range(4))
 def test_a_worker_is_lost_at_any_instant(data_set: DataSet, best: float, seed: int) -> None:
     rng = random.Random(seed)
@@ -228,6 +229,7 @@ def test_a_worker_joins_and_another_leaves(data_set: DataSet, best: float) -> No
 # --- Bits ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("algorithm", ["darlin", "ftrl"])
 @pytest.mark.parametrize("victim", ["server", "scheduler"])
 def test_the_loss_of_a_server_or_scheduler_does_not_show_in_the_bits(
@@ -292,6 +294,7 @@ def test_joined_columns_are_those_of_all_rows(values: tuple[bool, bool]) -> None
 # --- Online ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("algorithm", ["ftrl", "sgd"])
 def test_online_every_example_is_learnt_once_whichever_rank_is_lost(
@@ -390,6 +393,7 @@ def test_online_a_pass_that_was_stopped_continues_with_other_workers(
     assert [each["examples"] for each in again.of("pass")] == [len(data_set.y)]
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("seen", [True, False])
 def test_data_that_has_changed_is_refused(
     data_set: DataSet, tmp_path: Path, seen: bool, monkeypatch: pytest.MonkeyPatch

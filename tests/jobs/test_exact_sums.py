@@ -81,6 +81,7 @@ def test_the_same_bits_for_any_number_of_workers_and_servers(
     )
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     "kind,more",
     [
@@ -134,6 +135,7 @@ def changes(outcome: Outcome) -> int:
     return sum(event["event"] == "workers" for event in outcome.log)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("seed", range(4))
 def test_a_worker_is_lost_at_any_instant_to_the_same_bits(
     data_set: Callable[[str], DataSet], plain: Callable[[str], Outcome], seed: int
@@ -179,6 +181,7 @@ def instants(data_set: Callable[[str], DataSet]) -> dict[str, list[int]]:
     return watch_calls(data_set("binary"), 2, 3)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     "function", [pytest.param(each, marks=pytest.mark.long) if each in LONG else each for each in PHASES]
 )
@@ -205,6 +208,7 @@ def instants_on_hosts(data_set: Callable[[str], DataSet]) -> dict[str, list[int]
     return watch_calls(data_set("binary"), 3, 3, **HOSTS)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("host", range(3))
 @pytest.mark.parametrize("function", ["reset", "dual", "mix"])
 def test_a_host_is_lost_in_a_reset_to_the_same_bits(
@@ -259,6 +263,7 @@ def test_the_scheduler_and_a_worker_die(
 # --- Checkpoints -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("servers,workers", [(1, 1), (3, 2), (2, 4)])
 def test_a_run_resumes_on_other_numbers_to_the_same_bits(
     data_set: Callable[[str], DataSet],

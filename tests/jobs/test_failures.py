@@ -56,6 +56,7 @@ def job(run_ranks: Callable[..., Finished], tmp_path: Path) -> Callable[..., Fin
     return run
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("at", "where"),
     [
@@ -96,6 +97,7 @@ def test_an_error_ends_the_run_and_names_its_rank(
     ]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     ("at", "how", "said"),
     [
@@ -149,6 +151,7 @@ def test_a_program_that_one_rank_cannot_load(
     assert result_of(tmp_path)["status"] == "failed"
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("role", ["scheduler", "server", "worker"])
 def test_a_rank_that_is_killed_takes_the_run_with_it_unless_it_is_to_survive(
     run_mpips: Callable[..., Finished], starter: Any, tmp_path: Path, role: str
@@ -195,6 +198,7 @@ def started(start_mpips: Callable[..., Started], folder: Path, *more: str, **val
     return run
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("victim", ["rank 2", "launcher", "mpips run"])
 def test_a_kill_from_outside_ends_everything(
     start_mpips: Callable[..., Started], tmp_path: Path, victim: str
@@ -215,6 +219,7 @@ def test_a_kill_from_outside_ends_everything(
         assert result_of(tmp_path / "run")["status"] == "failed"
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     "kind", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=ONCE), pytest.param(signal.SIGHUP, marks=ONCE)]
 )

@@ -172,6 +172,7 @@ def test_the_same_as_plain_numpy(data_set: DataSet, tmp_path: Path, workers: int
     assert metrics["objective"] == pytest.approx(objective, rel=1e-4)
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("admit", [0, 10])
 def test_the_same_bits_on_any_layout_and_when_a_server_is_killed(
     data_set: DataSet, admit: int, caplog: pytest.LogCaptureFixture
@@ -215,6 +216,7 @@ def test_evictions_give_the_same_bits_and_hold_the_limit(data_set: DataSet, tmp_
     assert found[0].metrics["logloss"] < np.log(2.0)
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize(("workers", "admit"), [(1, 0), (2, 20)])
 def test_features_that_come_again_in_a_later_pass_begin_anew(
     data_set: DataSet, tmp_path: Path, workers: int, admit: int

@@ -27,6 +27,7 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return make(tmp_path_factory.mktemp("made"), "real")
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", JOBS)
 def test_the_same_bits_as_read_again(
     data_set: DataSet, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

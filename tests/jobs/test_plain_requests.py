@@ -12,6 +12,7 @@ import pytest
 PROGRAM = Path(__file__).parent / "programs" / "plain.py"
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.ranks
 @pytest.mark.parametrize("what", ["moves", "is killed"])
 def test_a_server_serves_plain_requests(

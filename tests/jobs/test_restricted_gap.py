@@ -116,6 +116,7 @@ def correlated(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     return make(tmp_path_factory.mktemp("made"), "correlated", n=200, m=40)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("consistency", [SEQUENTIAL, BOUNDED])
 @pytest.mark.parametrize("kind", ["binary", "real", "correlated", "unnormalised"])
 def test_a_run_stops_as_soon_as_the_restricted_gap_is_small(

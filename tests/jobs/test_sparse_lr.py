@@ -75,6 +75,7 @@ def test_the_optimum_of_liblinear(data_set: Callable[[str], DataSet], kind: str,
         check(run_twin(data, servers, workers, consistency=consistency, settings={"l1": l1}), data, l1, best)
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("servers,workers,consistency", LAYOUTS)
 def test_the_optimum_of_liblinear_in_every_layout(
     data_set: Callable[[str], DataSet], servers: int, workers: int, consistency: dict[str, Any]
@@ -418,6 +419,7 @@ def test_whole_runs(
     assert shas == {run_twin(data, 2, 2).sha}
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.ranks
 @pytest.mark.once
 @pytest.mark.parametrize("consistency", ["consistency.tau=4", 'consistency.model="eventual"'])

@@ -61,6 +61,7 @@ def result_of(run: Path) -> Any:
     return json.loads((run / "result.json").read_text())
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("lines", LINES)
 def test_one_signal_ends_a_load_and_the_run_is_started_again(
     start_mpips: Callable[..., Started],

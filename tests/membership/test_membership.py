@@ -672,6 +672,7 @@ def one_run(seed: int, kind: str, hosts: int = 1) -> None:
         assert 9 * (workers - 1) <= own <= 12 * workers and 9 * (workers - 1) <= common <= 12 * workers
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("kind", ["server", "scheduler", "worker", "one of each"])
 @pytest.mark.parametrize("seed", range(5))
 def test_every_push_is_applied_exactly_once_whichever_rank_dies(seed: int, kind: str) -> None:

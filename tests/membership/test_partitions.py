@@ -141,6 +141,7 @@ def one_run(seed: int) -> None:
     check(internals, workers)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_is_split_and_when(seed: int) -> None:
     one_run(seed)

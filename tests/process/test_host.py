@@ -98,6 +98,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 """Runs a command on a host of another name; in a namespace of its own, or else this one has it."""
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     "name",

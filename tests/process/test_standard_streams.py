@@ -213,6 +213,7 @@ def test_a_live_table_acts_on_the_terminal_and_what_it_shows_does_not() -> None:
     assert all(isinstance(each, Control) for each in written if "\r" in each)
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.ranks
 @pytest.mark.once
 @pytest.mark.parametrize("where", [">/dev/full", "<&- >&- 2>&-"])

@@ -129,6 +129,7 @@ def test_a_command_that_still_prepares_its_run_ends_at_once(
 JOB = Path(__file__).parents[1] / "jobs" / "programs" / "job.toml"
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.ranks
 @pytest.mark.parametrize(
     "kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.once) for kind in KINDS[1:])]

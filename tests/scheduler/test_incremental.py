@@ -133,6 +133,7 @@ LAYOUTS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("how", LAYOUTS)
 def test_deltas_are_whole_checkpoints_on_any_layout(
     tmp_path: Path, whole: dict[int, dict[str, Any]], how: dict[str, Any]
@@ -151,6 +152,7 @@ KILLS = [
 ]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(("rank", "at"), KILLS)
 def test_deltas_are_whole_checkpoints_when_a_rank_is_killed(
     tmp_path: Path, whole: dict[int, dict[str, Any]], rank: int, at: int

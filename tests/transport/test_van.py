@@ -18,6 +18,7 @@ from mpips.transport.mpi import deaths
 from mpips.transport.mpi.van import MPIVan
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.ranks
 @pytest.mark.parametrize("how", ["killed", "ended", "stopped"])
 @pytest.mark.parametrize("victim", [0, 2])

@@ -74,6 +74,7 @@ def test_all_pages_are_run() -> None:
     }
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.ranks
 @pytest.mark.once
 @pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: chain[0])

@@ -21,6 +21,7 @@ def check(made: World, found: worlds.Found) -> None:
         raise AssertionError(f"{violation.what}, by\n{events}")
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     ("name", "kinds", "victims", "in_order"),
     [
@@ -92,6 +93,7 @@ def test_all_orders_with_these_faults_are_right(kinds: tuple[str, ...], victims:
     assert found.complete
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", WORLDS)
 def test_random_orders_with_two_faults_are_right(name: str) -> None:
     made = world(name, 2, worlds.KINDS)
@@ -105,6 +107,7 @@ def test_the_searches_meet_the_same_states() -> None:
     assert found.complete and other.complete and found.states == other.states
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     ("mutation", "name", "kind"),
     [
