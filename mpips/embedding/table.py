@@ -4,7 +4,7 @@ A mini-batch is fetched (its ids' rows are pulled), computed, and its gradients 
 and the consistency model says which pushes the pull of mini-batch t waits for: `sequential` all earlier ones,
 `bounded(tau)` all but the last tau. A later mini-batch can be fetched before: its pull is sent as soon as the pushes
 that it waits for are applied, while the program computes. So with tau >= 1 the rows of the next mini-batch travel
-during the present one.
+during the present one. With tau = 0 servers read them from disk meanwhile, if they are there.
 """
 
 from __future__ import annotations
@@ -193,6 +193,9 @@ class Embedding:
         found = Fetched(self, self._places(ids), self._next)
         self._next += 1
         self._pull_or_defer(found)
+        if found._task is None:
+            # Servers read rows from disk meanwhile.
+            self.vector.announce(found.keys)
         self._unpushed[self._number(found)] = found
         return found
 

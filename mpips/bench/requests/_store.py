@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mpips.embedding import Embedding
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.initial import Uniform
 from mpips.storage.updates import VectorSpec
@@ -73,7 +73,7 @@ class Worker:
     """Trains."""
 
     def __init__(self, context: Context) -> None:
-        self.table, self.settings = context.vectors, context.job.settings
+        self.vectors, self.settings = context.vectors, context.job.settings
 
     def _ids(self, number: int) -> NDArray[np.uint64]:
         """Draw the ids of a mini-batch: hashes of ranks that follow Zipf's law, or are uniform."""
@@ -91,13 +91,11 @@ class Worker:
 
     def train(self, first: int, count: int) -> dict[str, Any]:
         """Train some mini-batches: pull, a gradient, push."""
-        table, batches = self.table["rows"], [self._ids(number) for number in range(first, first + count + 1)]
+        table = Embedding(self.vectors["rows"])
+        batches = [self._ids(number) for number in range(first, first + count)]
         rows, begin = 0, perf_counter()
-        for ids, following in pairwise(batches):
-            if self.settings.announced:
-                table.announce(np.unique(following))
-            pulled, where = table.lookup(ids)
-            rows += len(where.keys)
-            table.push_grad(where, np.asarray(pulled) * np.float32(0.01)).result()
+        for _, batch in table.ahead(batches, lambda ids: ids, depth=int(self.settings.announced)):
+            rows += len(batch.keys)
+            batch.push_of_ids(batch.rows_of_ids * np.float32(0.01)).result()
         seconds = perf_counter() - begin
         return {"ids": count * self.settings.ids, "rows": rows, "seconds": seconds}

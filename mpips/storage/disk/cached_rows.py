@@ -7,6 +7,7 @@ they are used.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -60,6 +61,8 @@ class CachedRows:
         self._row = sum(each.row for each in columns.values())
         self._placement = Placement()
         self._records: RecordFile | None = None
+        # Rows that were read ahead, and may not have been used yet.
+        self._ahead: deque[I32] = deque()
         self._offsets, at = dict[str, int](), 0
         for name, column in columns.items():
             self._offsets[name] = at
@@ -107,6 +110,7 @@ class CachedRows:
     def shrink(self) -> None:
         """Let rows leave until no more are in memory than may be, since others have grown."""
         placement, most = self._placement, self.store.rows_in_memory(self, self._row)
+        self._give_up(most // 4)
         if placement.positions <= most:
             return
         self.store.reads.finish()
@@ -159,22 +163,29 @@ class CachedRows:
         placement, records = self._placement, self._records
         if records is None:
             return
-        listed = _listed(slots)
+        listed, most = _listed(slots), self._most // 4
         listed = listed[listed >= 0]
         self.store.reads.finish()
         places = placement.places[listed]
         away = np.flatnonzero(places < NOWHERE)
-        away = away[np.argsort(on_disk(places[away]))][: min(records.at_once(), self._most // 4)]
-        coming = listed[away]
-        if len(coming):
-            self._fetch(coming, start=True)
+        away = away[np.argsort(on_disk(places[away]))][: min(records.at_once(), most)]
+        self._give_up(most - len(away))
+        if len(away):
+            self._ahead.append(listed[away])
+            self._fetch(listed[away], start=True)
+
+    def _give_up(self, rows: int = 0) -> None:
+        """Let rows leave that were read ahead, but for the last ones, so many at most."""
+        while sum(map(len, self._ahead)) > rows:
+            self.store.reads.finish()
+            self._placement.give_up(self._ahead.popleft())
 
     def _bring_in(self, slots: I32) -> I32:
         """Bring in rows, and pin them; return their positions."""
         placement = self._placement
-        positions, absent, reading = placement.find(slots)
+        positions, absent, ahead = placement.find(slots)
         self.store.count(len(slots), len(absent))
-        if reading:
+        if ahead:
             self.store.reads.finish()
         if len(absent):
             positions[absent] = self._fetch(slots[absent])
@@ -192,19 +203,17 @@ class CachedRows:
             self._begin(slots[new], self._arrays(), positions[new])
         if not new.all():
             assert self._records is not None
-            records, targets = on_disk(places[~new]), positions[~new].astype(np.int64)
-            self._records.free(records)
+            file, records, targets = self._records, on_disk(places[~new]), positions[~new].astype(np.int64)
             self.store.reads_made += len(records)
 
             def spread(which: NDArray[np.int64], raw: Bytes, at: NDArray[np.int64]) -> None:
                 # They may have moved since the read began.
                 for name, column in self._arrays().items():
                     _spread(raw, at, self._offsets[name], _bytes(column), targets[which])
-                if start:
-                    placement.arrived(slots[which])
+                file.free(records[which])
 
             if start:
-                placement.coming(slots)
+                placement.expect(slots)
                 self._records.start(records, spread)
             else:
                 self._records.read(records, spread)
@@ -268,6 +277,7 @@ class CachedRows:
 
     def everything(self) -> Iterator[tuple[Positions, dict[str, Array]]]:
         """Yield slots and their rows by column, in the order of the disk, until all rows were there."""
+        self.store.reads.finish()
         step = self.store.rows_together(self._row)
         places = self._placement.places
         orders = [np.flatnonzero(places >= NOWHERE)]
@@ -286,6 +296,7 @@ class CachedRows:
     def keep(self, slots: I32) -> None:
         """Drop all rows but those of slots, whose new slots are their places among these."""
         self.store.reads.finish()
+        self._give_up()
         numbers = self._placement.keep(slots)
         if self._records is not None:
             self._records.renumber(numbers)

@@ -4,7 +4,7 @@ A row has a slot for good. Its place is a position in memory (0 or more), or a r
 it is as it began. Each row has a count of its uses, which it keeps while it is on disk; all counts are halved now and
 then, so that what is not used any more gets few (TinyLFU: Einziger, Friedman, Manes, ACM Transactions on Storage 13(4),
 2017). When a row needs a position, those with the lowest counts leave, among so many positions that a hand goes over:
-exact would be among all. Rows of the present request, and those that are being read, stay.
+exact would be among all. Rows of the present request stay, and those that were read ahead, until they are used.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ I32 = NDArray[np.int32]
 Uses = NDArray[np.uint8]
 _MOST = 15
 """The highest count of uses."""
-_PINNED, _COMING = 128, 64
-"""Added to the count of a row of the present request, and of one that is being read."""
+_PINNED, _AHEAD = 128, 64
+"""Added to the count of a row of the present request, and of one that is read ahead and was not used yet."""
 _WINDOW = 8
 """The hand goes over so many positions for each that is needed."""
 _LEAST = 4096
@@ -43,23 +43,23 @@ def on_disk(records: I32) -> I32:
 def _find(places: I32, uses: Uses, slots: I32, out: I32, absent: I32) -> int:
     """Pin rows and count their uses; write positions, -1 where there is none, and which slots those are.
 
-    Returns how many these are, or -1 - their number if any of the others is being read.
+    Returns how many these are, or -1 - their number if any of the others was read ahead.
     """
-    count, coming = 0, 0
+    count, ahead = 0, 0
     for i in range(len(slots)):
         out[i] = -1
         s = slots[i]
         if s >= 0:
             used = uses[s]
-            coming |= used & 64
-            uses[s] = min((used & 15) + 1, 15) | (used & 64) | 128
+            ahead |= used & 64
+            uses[s] = min((used & 15) + 1, 15) | 128
             at = places[s]
             if at >= 0:
                 out[i] = at
             else:
                 absent[count] = i
                 count += 1
-    return -1 - count if coming else count
+    return -1 - count if ahead else count
 
 
 @kernel("void(u1[::1], i4[::1], u1)")
@@ -142,7 +142,7 @@ class Placement:
         self._slots = count
 
     def find(self, slots: I32) -> tuple[I32, I32, bool]:
-        """Return the positions of slots (-1: none), which have none, and whether any row is being read; pin all.
+        """Return the positions of slots (-1: none), which have none, and whether any was read ahead; pin all.
 
         Slots of -1 are ignored.
         """
@@ -159,13 +159,13 @@ class Placement:
             uses[:] = (uses & 192) | ((uses & _MOST) >> 1)
             self._age = 0
 
-    def coming(self, slots: I32) -> None:
-        """Note that rows are being read."""
-        self._uses.array[slots] |= _COMING
+    def expect(self, slots: I32) -> None:
+        """Let rows that are read ahead stay until they are used."""
+        self._uses.array[slots] |= _AHEAD
 
-    def arrived(self, slots: I32) -> None:
-        """Note that rows are read."""
-        _clear(self._uses.array, slots, _COMING)
+    def give_up(self, slots: I32) -> None:
+        """Let rows leave that were read ahead."""
+        _clear(self._uses.array, slots, _AHEAD)
 
     def vacant(self, count: int, most: int) -> I32:
         """Return free positions of the first `most` ones, `count` at most; they are taken by `put`."""

@@ -165,6 +165,8 @@ class RecordFile:
 
     def _clean(self, unit: int) -> None:
         """Free a unit: append its records anew."""
+        # Some of them may be free then.
+        self._reads.finish()
         begin = unit * self._each
         owner = self._owner.array
         records = (begin + np.flatnonzero(owner[begin : begin + self._each] >= 0)).astype(np.int32)
@@ -180,17 +182,13 @@ class RecordFile:
         def fill(part: slice, raw: Bytes, at: I64) -> None:
             raw[at[:, None] + np.arange(self.record)] = rows[part]
 
-        self.moved(owners, self._append(owners, fill))
+        self.moved(owners, self.append(owners, fill))
 
     def append(self, owners: I32, fill: Callable[[slice, Bytes, I64], None]) -> I32:
-        """Append a record of each owner, for which there is room; return them.
+        """Append a record of each owner, for which there is room; return them. Those that are being read stay.
 
         `fill` is given which of them, bytes, and where in them each record begins.
         """
-        self._reads.finish()
-        return self._append(owners, fill)
-
-    def _append(self, owners: I32, fill: Callable[[slice, Bytes, I64], None]) -> I32:
         out = np.empty(len(owners), np.int32)
         begin = 0
         while begin < len(owners):
@@ -215,7 +213,7 @@ class RecordFile:
         return out
 
     def free(self, records: I32) -> None:
-        """Free records, none of them twice; they can still be read until others are appended."""
+        """Free records, none of them twice: their place is others' from now on."""
         self._owner.array[records] = -1
         self._count -= len(records)
         units, counts = np.unique(records // self._each, return_counts=True)
@@ -241,7 +239,9 @@ class RecordFile:
     def at_once(self) -> int:
         """Return how many records can be read at once, wherever they are."""
         sector = self._file.sector
-        return max(len(self._reads.buffer) // (-(-self.record // sector) * sector + sector), 1)
+        # Of records of whole sectors none begins within one.
+        more = sector if self.record % sector else 0
+        return max(len(self._reads.buffer) // (-(-self.record // sector) * sector + more), 1)
 
     def read(self, records: I32, spread: Spread) -> None:
         """Read records, which `spread` is given in parts; StoreFailed if they cannot be read."""

@@ -41,16 +41,18 @@ def test_rows_that_are_used_stay_in_memory() -> None:
     assert len(here) == most and np.array_equal(owner[places[here]], here)
 
 
-def test_rows_that_are_read_do_not_leave() -> None:
+def test_rows_that_are_read_ahead_do_not_leave_until_they_are_used() -> None:
     placement = placed(100)
-    coming = np.arange(10, dtype=np.int32)
-    placement.coming(coming)
-    assert placement.find(coming[3:5])[2] and not placement.find(np.array([50, -1], np.int32))[2]
+    ahead = np.arange(10, dtype=np.int32)
+    placement.expect(ahead)
+    assert placement.find(ahead[3:5])[2] and not placement.find(np.array([50, -1], np.int32))[2]
     placement.unpin(np.arange(100, dtype=np.int32))
-    assert set(placement.least_used(90).tolist()) == set(range(10, 100))
-    assert len(placement.least_used(91)) == 90
-    placement.arrived(coming)
-    assert len(placement.least_used(91)) == 91
+    assert not placement.find(ahead[3:5])[2], "they are used"
+    placement.unpin(ahead[3:5])
+    assert set(placement.least_used(92).tolist()) == {3, 4, *range(10, 100)}
+    assert len(placement.least_used(93)) == 92
+    placement.give_up(ahead)
+    assert len(placement.least_used(100)) == 100
 
 
 def test_rows_that_are_kept_have_new_slots() -> None:

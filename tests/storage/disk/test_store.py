@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,8 @@ def test_keys_without_rows_are_not_read_one_by_one(tmp_path: Path) -> None:
 
 
 def test_small_vectors_open_no_files(tmp_path: Path) -> None:
+    # Those of earlier tests.
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     store = Store(MEMORY, tmp_path)
     segments = [Segment(VectorSpec("w", update="adam"), store=store) for _ in range(3)]
@@ -222,3 +226,22 @@ def test_rows_that_are_read_ahead_are_the_same_whatever_comes_between(tmp_path: 
         assert np.array_equal(now[0].pull(ahead), now[1].pull(ahead))
     for mine, its in pairs:
         assert all(np.array_equal(*each) for each in zip(mine.export(), its.export(), strict=True))
+
+
+def test_rows_that_are_read_ahead_stay_until_they_are_used(tmp_path: Path) -> None:
+    """Also where the present mini-batch needs room after the next one was announced."""
+    spec, found = VectorSpec("w", "float32", width=64, update="adagrad"), dict[bool, Any]()
+    for ahead in (False, True):
+        store = Store(LEAST, tmp_path)
+        segment, rng = Segment(spec, store=store), np.random.default_rng(1)
+        batches = [np.unique((16_000 * rng.random(800) ** 2).astype(np.uint64)) for _ in range(60)]
+        segment.push(np.arange(16_000, dtype=np.uint64), np.ones((16_000, 64), np.float32))
+        before = store.account()
+        for keys, following in pairwise(batches):
+            if ahead:
+                segment.announce(following)
+            segment.push(keys, segment.pull(keys))
+        found[ahead] = {name: number - before[name] for name, number in store.account().items()}
+    assert found[True]["reads"] < 1.1 * found[False]["reads"]
+    missed = [each["asked"] - each["hits"] for each in (found[True], found[False])]
+    assert missed[0] < 0.4 * missed[1]
