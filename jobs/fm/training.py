@@ -91,7 +91,7 @@ class Machine(Online):
     def measure(self) -> dict[str, int]:
         """Determine |w|_1; return the numbers of weights that are not 0, and of features with factors."""
         call, vectors = self.cluster.servers.call, self.cluster.vectors
-        linear, factors = (call("fm_size", vector=vectors[name]) for name in ("w", "v"))
+        linear, factors = call("fm_size", vector=vectors["w"]), call("fm_rows", vector=vectors["v"])
         self.size = float(exact_total(linear)[0])
         return {
             "nonzeros": sum(each["nonzeros"] for each in linear),
@@ -100,15 +100,21 @@ class Machine(Online):
         }
 
 
+@call("fm_rows", reads=True)
+def count(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
+    """Return the number of rows."""
+    return {"rows": len(segment)}
+
+
 @call("fm_size", reads=True)
 def size(segment: Any, args: dict[str, Any]) -> dict[str, Any]:
     """Return the number of rows; of the first column the number of non-zeros, and of |w| the exact sum."""
-    column = segment.values[: len(segment), WEIGHT].astype(np.float64)
-    return {
-        "rows": len(segment),
-        "nonzeros": int(np.count_nonzero(column)),
-        "sums": [exact_sums.ExactSum(np.abs(column)).to_list()],
-    }
+    total, nonzeros = exact_sums.ExactSum(), 0
+    for _, rows in segment.everything():
+        column = rows[""][:, WEIGHT]
+        total.add(np.abs(column))
+        nonzeros += int(np.count_nonzero(column))
+    return {"rows": len(segment), "nonzeros": nonzeros, "sums": [total.to_list()]}
 
 
 def places_of(chosen: NDArray[np.bool_]) -> I4:

@@ -218,11 +218,11 @@ def mix(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
 @call("norm", reads=True)
 def norm(segment: Segment, args: dict[str, Any]) -> dict[str, Any]:
     """Return |w|_1, as an exact sum, and the number of non-zeros."""
-    values = segment.values[: len(segment)]
-    return {
-        "sums": [exact_sums.ExactSum(np.abs(values).reshape(-1)).to_list()],
-        "nonzeros": int(np.count_nonzero(values)),
-    }
+    total, nonzeros = exact_sums.ExactSum(), 0
+    for _, rows in segment.everything():
+        total.add(np.abs(rows[""]))
+        nonzeros += int(np.count_nonzero(rows[""]))
+    return {"sums": [total.to_list()], "nonzeros": nonzeros}
 
 
 # With exact sums only: the changes of a step in which a worker was lost are undone, and the weights at the starts of

@@ -146,8 +146,11 @@ class Aggregator:
 
     def _next_stamps(self) -> NDArray[np.int64]:
         """Return the stamps, with the number of a new union."""
-        if len(self.stamps) <= self.segment.capacity or self.stamps[0] >= MOST_UNIONS:
-            self.stamps = np.zeros(1 + self.segment.capacity, np.int64)
+        room = self.segment.capacity
+        # With a store, fewer rows may fit into memory than there are slots.
+        slots = max(len(self.segment), room)
+        if len(self.stamps) <= slots or self.stamps[0] >= MOST_UNIONS:
+            self.stamps = np.zeros(1 + slots + (slots - room) // 8, np.int64)
         self.stamps[0] += 1
         return self.stamps
 

@@ -21,6 +21,7 @@ from mpips.cli.main import main
 from mpips.jobs.fm import kernels
 from mpips.jobs.fm.model import FactorizationModel
 from mpips.jobs.fm.training import places_of
+from mpips.storage.disk.store import Store
 from mpips.transport.network_faults import Fault, random_delays
 
 SETTINGS: dict[str, Any] = {
@@ -196,6 +197,24 @@ def test_the_same_bits_on_any_layout_and_when_a_server_is_killed(
         assert caplog.messages.pop() == "lost"
     assert len({outcome.sha for outcome in found}) == 1
     assert len({tuple(outcome.passes("mean loss")) for outcome in found}) == 1
+
+
+def test_rows_on_disk_give_the_same_bits_when_a_server_is_killed(tmp_path: Path) -> None:
+    """Of so many factors a server's memory holds a part."""
+    data = make(tmp_path / "data", n=24, m=120)
+    how: dict[str, Any] = {"program": "fm", "settings": SETTINGS | {"factors": 512}}
+    plain = run_twin(data, 1, 2, **how)
+    stores: list[Store] = []
+
+    def store() -> Store:
+        stores.append(Store(400_000, tmp_path))
+        return stores[-1]
+
+    lost = {"replicas": 1, "faults": [Fault("kill", 2, after_messages=100)], "store": store}
+    killed = run_twin(data, 2, 2, **how, network=lost)
+    assert killed.sha == plain.sha
+    assert killed.passes("mean loss") == plain.passes("mean loss")
+    assert max(each.reads_made for each in stores) > 100
 
 
 def test_evictions_give_the_same_bits_and_hold_the_limit(data_set: DataSet, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mpips.errors import InputError, LayoutError
+from mpips.storage.aggregate import Aggregator
 from mpips.storage.disk.disk_file import PAGE, DiskFile
 from mpips.storage.disk.failure import StoreFailed
 from mpips.storage.disk.spec import LEAST
@@ -245,3 +246,33 @@ def test_rows_that_are_read_ahead_stay_until_they_are_used(tmp_path: Path) -> No
     assert found[True]["reads"] < 1.1 * found[False]["reads"]
     missed = [each["asked"] - each["hits"] for each in (found[True], found[False])]
     assert missed[0] < 0.4 * missed[1]
+
+
+def test_rounds_and_functions_that_go_through_all_rows_leave_them_where_they_are(tmp_path: Path) -> None:
+    """More slots than rows in memory: a worker's keys are beyond those in the round of both."""
+    spec = VectorSpec("w", "float32", width=64, update="adagrad", aggregate=True)
+    pair, rng = (Segment(spec), Segment(spec, store=Store(LEAST, tmp_path))), np.random.default_rng(1)
+    keys = np.arange(16_000, dtype=np.uint64)
+    for each in pair:
+        each.push(keys, np.ones((len(keys), 64), np.float32))
+    assert pair[1].capacity < len(keys)
+    sums = [Aggregator(each, [1, 2]) for each in pair]
+    moves = pair[1].moves
+    for number in range(3):
+        parts = [np.sort(rng.choice(keys, 300, replace=False)) for _ in sums]
+        rows = rng.normal(size=(2, 300, 64)).astype(np.float32)
+        for segment, aggregator in zip(pair, sums, strict=True):
+            slots = [segment.resolve(each, create=True) for each in parts]
+            assert aggregator.add(number, 2, slots[1], rows[1]) is None
+            summed = aggregator.add(number, 1, slots[0], rows[0])
+            assert summed is not None and len(aggregator.stamps) > len(keys)
+            segment.push_slots(summed.slots, summed.rows)
+    found = [[0.0, 0], [0.0, 0]]
+    for segment, total in zip(pair, found, strict=True):
+        for slots_of_part, rows_of_part in segment.everything():
+            total[0] += float(rows_of_part["n"].sum(dtype=float))
+            total[1] += len(rows_of_part[""])
+            assert np.array_equal(segment.taken("", slots_of_part), rows_of_part[""])
+    assert found[0][1] == found[1][1] == len(keys) and found[0][0] == pytest.approx(found[1][0])
+    assert pair[1].moves == moves
+    assert all(np.array_equal(*each) for each in zip(*(each.export() for each in pair), strict=True))
