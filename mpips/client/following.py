@@ -29,6 +29,7 @@ from mpips.client.loading import has_model, made_of, model_of
 from mpips.client.model import Model
 from mpips.errors import InputError, Outdated, UsageError
 from mpips.keys import KeyArray
+from mpips.rundir.claim import is_held
 from mpips.rundir.folder import RunFolder
 from mpips.rundir.order_files import LATEST, named_run, newest
 
@@ -76,6 +77,14 @@ class FollowedModel(Model):
         """
         return 0.0 if self._taken is None else max(0.0, time.time() - self._taken)
 
+    @property
+    def ended(self) -> str:
+        """How the run has ended, if nobody goes on with it and it has no model of its end; "" otherwise."""
+        if self._taken is None or is_held(self._folder):
+            return ""
+        status = (RunFolder(self._folder).read_result() or {}).get("status")
+        return f"the run has {status}" if status else "the run was killed, or its hosts are gone"
+
     def refresh(self) -> bool:
         """Read what has changed since the last time; return whether anything has. Other threads may use the model.
 
@@ -100,7 +109,8 @@ class FollowedModel(Model):
 
     def _refreshed(self) -> bool:
         self._looked, self._tried = time.monotonic(), None
-        found = model_of(RunFolder(self._run()))
+        self._folder = self._run()
+        found = model_of(RunFolder(self._folder))
         mark = found / MANIFEST if (found / MANIFEST).exists() else RunFolder(found).result
         try:
             newest = found, mark.stat().st_mtime_ns
@@ -129,9 +139,10 @@ class FollowedModel(Model):
         # The lag of another model, read meanwhile, is not that of this one.
         with self._lock:
             if (lag := self.lag) > self._max_lag:
+                why = f"; {ended}: resume it" if (ended := self.ended) else ""
                 raise Outdated(
                     f"the newest model is {lag:.1f} s behind the run, and at most {self._max_lag:g} s are allowed:"
-                    f" {self.source}"
+                    f" {self.source}{why}"
                 )
             return self._model
 

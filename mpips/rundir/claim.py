@@ -117,6 +117,20 @@ def renewal(folder: Path) -> tuple[str, int]:
     return "", 0
 
 
+def is_held(folder: Path) -> bool:
+    """Return whether a start holds a folder; one of another machine does if it has renewed its claim lately.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     print(is_held(Path(folder)))
+    False
+    """
+    last = _last(folder)
+    if last is None or (last.content and last.content["machine"] == process_space()):
+        return last is not None and _lives(last.content)
+    return time.time() - last.changed / 1e9 < PATIENCE
+
+
 def release(folder: Path) -> None:
     """Release the claim of this process, or of ranks that it has started and that have ended."""
     last = _last(folder)
@@ -129,7 +143,7 @@ def _wait_for_its_end(folder: Path, claim: _Found, has_ended: Callable[[], bool]
     """Return once a claim is over. InputError if it is not."""
     content, deadline = claim.content, time.monotonic() + PATIENCE
     if content and content["machine"] == process_space():
-        if any(not is_gone(pid) and _began(pid) == began for pid, began in content["processes"]):
+        if _lives(content):
             raise _taken(folder, claim)
         return
     while time.monotonic() < deadline and not (content and has_ended()):
@@ -139,6 +153,11 @@ def _wait_for_its_end(folder: Path, claim: _Found, has_ended: Callable[[], bool]
         if now != claim:
             raise _taken(folder, now)
         time.sleep(_POLL_PERIOD)
+
+
+def _lives(content: dict[str, Any]) -> bool:
+    """Return whether one of the processes of a claim of this machine lives."""
+    return any(not is_gone(pid) and _began(pid) == began for pid, began in content["processes"])
 
 
 def _taken(folder: Path, claim: _Found | None) -> InputError:

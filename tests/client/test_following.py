@@ -27,6 +27,7 @@ from mpips.checkpoint.writing import write_shard
 from mpips.cli import main
 from mpips.client import following
 from mpips.errors import CheckpointError, InputError, Outdated, UsageError
+from mpips.rundir.claim import take
 from mpips.storage.segment import Segment
 from mpips.storage.updates import VectorSpec
 
@@ -322,6 +323,16 @@ def test_a_model_that_is_too_far_behind_does_not_answer(
         Outdated, match=r"is 31\.5 s behind the run, and at most 30 s are allowed: .*step-000002"
     ):
         model.vectors()
+    assert model.ended == "the run was killed, or its hosts are gone"
+    with pytest.raises(Outdated, match=r"step-000002; the run was killed, or its hosts are gone: resume it"):
+        model.vectors()
+    (run / "result.json").write_text('{"status": "failed"}')
+    assert model.ended == "the run has failed"
+    held = take(run)
+    assert model.ended == ""
+    with pytest.raises(Outdated, match=r"step-000002$"):
+        model.vectors()
+    held.path.unlink()
     now[0] = 900.0
     assert model.lag == 0.0, "the leader's clock is ahead"
     now[0] = 2000.0

@@ -122,12 +122,17 @@ def _keep_new(model: FollowedModel, ended: threading.Event) -> None:
         try:
             if model.refresh():
                 _say_lag(model)
-            said = ""
+            text = (
+                f"{model.source}: {why}; this model answers until it is resumed"
+                if (why := model.ended)
+                else ""
+            )
         except (MpipsError, OSError) as error:
             # The model before answers meanwhile, within its lag.
-            if (text := one_line(str(error))) != said:
-                said = text
-                print(f"mpips: warning: {text}", file=sys.stderr)
+            text = one_line(str(error))
+        if text not in ("", said):
+            print(f"mpips: warning: {text}", file=sys.stderr, flush=True)
+        said = text
 
 
 def _say_lag(model: FollowedModel) -> None:

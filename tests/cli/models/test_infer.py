@@ -112,3 +112,24 @@ def test_the_first_checkpoint_is_waited_for(
     (tmp_path / "result.json").write_text('{"status": "failed"}')
     with pytest.raises(InputError, match="has no checkpoint"):
         serving._once_begun(str(tmp_path), None, None)
+
+
+def test_that_a_run_was_killed_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endings, ended = (
+        ["", "the run was killed", "the run was killed", "", "the run has failed"],
+        SimpleNamespace(),
+    )
+
+    def refresh() -> bool:
+        model.ended = endings.pop(0)
+        return False
+
+    model = SimpleNamespace(source="step-000001", refresh=refresh, ended="")
+    ended.wait = lambda seconds: not endings
+    serving._keep_new(model, ended)  # type: ignore[arg-type]
+    assert capsys.readouterr().err.splitlines() == [
+        "mpips: warning: step-000001: the run was killed; this model answers until it is resumed",
+        "mpips: warning: step-000001: the run has failed; this model answers until it is resumed",
+    ]
