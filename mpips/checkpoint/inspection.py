@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, MutableSet
+from collections.abc import Callable, Collection, MutableSet
 from pathlib import Path
 
 from mpips.checkpoint.loading import vectors
@@ -73,7 +73,7 @@ def _problems(path: Path, between_pieces: Callable[[], object]) -> list[str]:
 
 
 def _file_problems(
-    file: Path, entry: Entry, view_files: Container[str], between_pieces: Callable[[], object]
+    file: Path, entry: Entry, view_files: Collection[str], between_pieces: Callable[[], object]
 ) -> list[str]:
     """Describe what is wrong with a file of a checkpoint, by its entry; a view may refer only to `view_files`."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +89,7 @@ def rows_within(keys: KeyArray, wanted: KeyRange) -> slice:
 
 
 @contextmanager
-def open_file(path: Path, view_files: Container[str] = ()) -> Iterator[h5py.File]:
+def open_file(path: Path, view_files: Collection[str] = ()) -> Iterator[h5py.File]:
     """Open a file of a checkpoint to read it; errors are reported in one line.
 
     `view_files`: files that a view may refer to, see `mpips.files.hdf5.reading`.

@@ -7,6 +7,10 @@ dataset declares many more bytes than the file holds, which would read as zeros 
 share their bytes. Compressed data may exceed the file's size, by what deflate can pack; where no data may be
 compressed, the sum of all datasets is bounded by it.
 
+HDF5 (2.0 and earlier) reads a damaged collection of texts of variable length without end, and one of the files that a
+virtual dataset shows beyond its memory. So these are checked before it reads them: those of datasets, attributes and
+single texts when the file is opened, others by `texts`.
+
 h5py with HDF5 takes 11 MB of memory, 2 MB of them private to each process, which ranks that use no such files do not
 need. So modules that a rank imports at its start import this module, or h5py, only where they open a file.
 """
@@ -15,8 +19,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Container, Iterator
-from contextlib import closing, contextmanager
+import struct
+from collections.abc import Collection, Container, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +38,18 @@ LARGEST_CHUNK = 1 << 30
 """Bytes of a decompressed chunk."""
 RATIO = 1100
 """Bytes that are packed in one, at most: deflate can pack 1,032."""
+_COLLECTION = b"GCOL"
+"""The beginning of a collection of texts of variable length: a global heap."""
+_VIRTUAL = "is a virtual dataset, and so would read other files"
+_PART = struct.Struct("<H6xQ")
+"""The head of a part of it: its number, and its length."""
 _REFERENCE = np.dtype([("length", "<u4"), ("collection", "<u8"), ("index", "<u4")])
 """A text of variable length, as HDF5 stores it."""
 
 
 @contextmanager
 def reading(
-    path: str | Path, *, follow: bool, view_files: Container[str] = (), compressed: bool = True
+    path: str | Path, *, follow: bool, view_files: Collection[str] = (), compressed: bool = True
 ) -> Iterator[h5py.File]:
     """Open an HDF5 file to read it; no other file is read through it.
 
@@ -53,12 +63,12 @@ def reading(
         OSError: it is missing, not a regular file, not HDF5, refers to other files, or declares more than it holds.
     """
     # Its errors are clearer than those of HDF5.
-    with open_regular(path, follow=follow):
-        pass
-    with h5py.File(path, "r", locking=False) as file:
-        found = _flaw(file, view_files, None if compressed else file.id.get_filesize() + SLACK)
-        if found:
-            raise OSError(f"{path}: {found}; it is refused")
+    with open_regular(path, follow=follow) as raw, h5py.File(path, "r", locking=False) as file:
+        checked = _Checked(raw.fileno(), bool(view_files))
+        with h5py.File(checked, "r", locking=False) as same:
+            limit = None if compressed else file.id.get_filesize() + SLACK
+            if found := _flaw(same, checked, view_files, limit) or _flaw_of_texts(same, checked):
+                raise OSError(f"{path}: {found}; it is refused")
         yield file
 
 
@@ -99,39 +109,34 @@ def texts(file: h5py.File, name: str) -> list[str]:
         raise TypeError(f"{name} is not a list of texts")
     kind = h5py.check_string_dtype(data.dtype)
     fixed = kind is not None and kind.length is not None
-    if len(data) * (1 if fixed else _REFERENCE.itemsize) > file.id.get_filesize():
+    most = file.id.get_filesize()
+    if len(data) * (1 if fixed else _REFERENCE.itemsize) > most:
         raise OSError(f"{name} declares {len(data):,} texts, more than are in the file")
-    limit, lengths = file.id.get_filesize() + SLACK, _lengths(file, data)
-    if fixed:
-        found, size = [str(text) for text in data.asstr()[:]], 0
-    elif lengths is None:
-        found, size = [], 0
-        for text in (data.asstr()[at] for at in range(len(data))):
-            size += len(text)
-            if size > limit:
-                break
-            found.append(text)
-    else:
-        size = int(lengths.sum())
-        found = [] if size > limit else data.asstr()[:].tolist()
-    if size > limit:
-        raise OSError(f"{name} declares {size:,} bytes or more, more than are in the file")
-    return found
+    if not fixed:
+        size = int(_lengths(file, data).sum())
+        if size > most + SLACK:
+            raise OSError(f"{name} declares {size:,} bytes, more than are in the file")
+    return [str(text) for text in data.asstr()[:]]
 
 
-def _lengths(file: h5py.File, data: h5py.Dataset) -> NDArray[np.uint32] | None:
-    """Return the lengths of texts, u4[n]; None if they are not stored as references one after the other."""
-    kind, begin, size = (
-        h5py.check_string_dtype(data.dtype),
-        data.id.get_offset(),
-        _REFERENCE.itemsize * len(data),
-    )
-    if kind is None or kind.length is not None or begin is None or file.userblock_size:
-        return None
-    raw = os.pread(file.id.get_vfd_handle(), size, begin)
+def _lengths(file: h5py.File, data: h5py.Dataset) -> NDArray[np.uint32]:
+    """Return the lengths of texts of variable length, u4[n].
+
+    Raises:
+        TypeError: they are not stored as references one after the other, as mpips writes them.
+        OSError: a collection of them is damaged.
+    """
+    begin, size = data.id.get_offset(), _REFERENCE.itemsize * len(data)
+    raw, handle = b"", file.id.get_vfd_handle()
+    if begin is not None and not file.userblock_size:
+        raw = os.pread(handle, size, begin)
     if not len(raw) == size == data.id.get_storage_size():
-        return None
-    lengths: NDArray[np.uint32] = np.frombuffer(raw, _REFERENCE)["length"]
+        raise TypeError(f"{data.name} is not a list of texts that are one after the other")
+    references = np.frombuffer(raw, _REFERENCE)
+    used = np.unique(references["collection"])
+    if any(_parts(handle, each) is None for each in used[used > 0].tolist()):
+        raise OSError(f"{data.name} is damaged: its texts are not whole")
+    lengths: NDArray[np.uint32] = references["length"]
     return lengths
 
 
@@ -148,7 +153,105 @@ def writing(path: str | Path) -> Iterator[h5py.File]:
         latching.close()
 
 
-def _flaw(file: h5py.File, view_files: Container[str], limit: int | None) -> str:
+class _Checked:
+    """An open file as h5py reads it: of a damaged collection it gets zeros.
+
+    HDF5 reads a collection by itself, from its beginning on: while a dataset is opened, for the files that it shows.
+    """
+
+    def __init__(self, handle: int, views: bool) -> None:
+        self._handle, self._views, self._offset = handle, views, 0
+        self.opens = self.shows = self.damaged = False
+        """Whether a dataset is being opened, one has asked for other files, and a collection was damaged."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to an offset."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: os.fstat(self._handle).st_size}
+        self._offset = start[whence] + offset
+        return self._offset
+
+    def tell(self) -> int:
+        """Return the offset."""
+        return self._offset
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read bytes."""
+        # HDF5 has checked the offset.
+        size = os.preadv(self._handle, [buffer], self._offset)
+        if bytes(buffer[:4]) == _COLLECTION:
+            parts = _parts(self._handle, self._offset)
+            self.shows |= self.opens
+            if parts is None or (self.opens and not (self._views and all(map(_is_sound_mapping, parts)))):
+                self.damaged = True
+                buffer[:] = bytes(len(buffer))
+        self._offset += size
+        return size
+
+    def read(self, size: int = -1) -> bytes:
+        """Read some bytes; without it, h5py takes this for a name."""
+        found = os.pread(self._handle, size, self._offset)
+        self._offset += len(found)
+        return found
+
+
+def _flaw_of_texts(file: h5py.File, checked: _Checked) -> str:
+    """Describe what is wrong with the texts of a file's attributes, and single ones; "" if nothing is."""
+    # What cannot be read is refused where it is needed.
+    for name in file.attrs:
+        with suppress(Exception):
+            file.attrs[name]
+    for name in file:
+        with suppress(Exception):
+            if h5py.check_string_dtype(file[name].dtype) and file[name].shape == ():
+                file[name][()]
+    return "is damaged: its texts are not whole" if checked.damaged else ""
+
+
+def _parts(handle: int, begin: int) -> list[bytes] | None:
+    """Return the parts of a collection; None if they do not follow one another to its end."""
+    end = os.fstat(handle).st_size
+    head = os.pread(handle, 16, begin) if begin < end else b""
+    size = int.from_bytes(head[8:], "little")
+    if head[:4] != _COLLECTION or begin + size > end:
+        return None
+    whole, at, found = os.pread(handle, size, begin), 16, []
+    while at + 16 <= size:
+        index, length = _PART.unpack_from(whole, at)
+        # The part 0 is what is free, with its head.
+        room = 16 + -(-length // 8) * 8 if index else length
+        if not 0 < room <= size - at:
+            return None
+        if index:
+            found.append(whole[at + 16 : at + 16 + length])
+        at += room
+    return found
+
+
+def _is_sound_mapping(part: bytes) -> bool:
+    """Return whether HDF5 can read a part of a collection as the files that a virtual dataset shows, or refuses it.
+
+    Its selections of rows are bounded here, since HDF5 writes those of too many dimensions beyond its memory.
+    """
+    if part[:1] not in (b"\0", b"\1"):
+        return True
+    at, count = 9, int.from_bytes(part[1:9], "little")
+    for _ in range(min(count, len(part))):
+        for _ in range(2):
+            # The names of the file and of the dataset.
+            at = part.find(b"\0", at) + 1
+            if not at:
+                return False
+        for _ in range(2):
+            kind, version, _, size, dimensions = struct.unpack_from("<5I", part.ljust(at + 20, b"\xff"), at)
+            # All rows, or blocks of them.
+            bounded = size == 0 if kind == 3 else kind == 2 and size >= 4 and 1 <= dimensions <= 32
+            if not bounded or version != 1 or size > len(part) - at - 16:
+                return False
+            at += 16 + size
+    return part[:1] == b"\0" and at + 4 == len(part)
+
+
+def _flaw(file: h5py.File, checked: _Checked, view_files: Container[str], limit: int | None) -> str:
     """Describe a reference to another file, or data that the file declares and does not hold; "" if there is neither.
 
     `limit`: the largest sum of all datasets' bytes, if it is known.
@@ -156,6 +259,8 @@ def _flaw(file: h5py.File, view_files: Container[str], limit: int | None) -> str
     Raises:
         OSError: it is damaged.
     """
+    if file.id.get_create_plist().get_sizes() != (8, 8):
+        return "has addresses or lengths of another size than 8 bytes"
     found = ""
     problem: Exception | None = None
     declared, stored = 0, dict[int, int]()
@@ -163,7 +268,9 @@ def _flaw(file: h5py.File, view_files: Container[str], limit: int | None) -> str
     def check_link(name: bytes) -> bool | None:
         nonlocal found, problem, declared
         try:
+            checked.opens, checked.shows = True, False
             item = _dataset_at(file, name)
+            checked.opens = False
             found = item if isinstance(item, str) else _flaw_of(item, view_files)
             if not found and isinstance(item, h5py.h5d.DatasetID) and not _is_virtual(item):
                 declared += _size(item)
@@ -174,8 +281,10 @@ def _flaw(file: h5py.File, view_files: Container[str], limit: int | None) -> str
                     found = "and those before it share their bytes"
         # HDF5 would lose the exception in its C code.
         except Exception as error:
-            problem = error
-            return True
+            if not checked.shows:
+                problem = error
+                return True
+            found = _VIRTUAL
         found = found and f"{name.decode(errors='replace')!r} {found}"
         return True if found else None
 
@@ -208,7 +317,7 @@ def _flaw_of(data: h5py.h5d.DatasetID | None, view_files: Container[str]) -> str
         shown = {creation.get_virtual_filename(index) for index in range(creation.get_virtual_count())}
         if all(each in view_files for each in shown):
             return ""
-        return "is a virtual dataset, and so would read other files"
+        return _VIRTUAL
     return _excess(data, creation)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from pathlib import Path
 
@@ -91,17 +92,17 @@ def test_a_little_that_was_never_written_reads_as_zeros(tmp_path: Path) -> None:
         assert not file["data"][:].any()
 
 
-@pytest.mark.parametrize("chunks", [None, (64,)])
-def test_texts_that_share_their_bytes_are_refused(tmp_path: Path, chunks: tuple[int] | None) -> None:
+def test_texts_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     path, words = tmp_path / "a.h5", ["x" * 10**6, *("größe" for _ in range(99))]
     with h5py.File(path, "w") as file:
-        data = file.create_dataset("words", data=words, dtype=h5py.string_dtype(), chunks=chunks)
-        begin = data.id.get_offset() if chunks is None else data.id.get_chunk_info(0).byte_offset
+        begin = file.create_dataset("words", data=words, dtype=h5py.string_dtype()).id.get_offset()
+        file.create_dataset("apart", data=words, dtype=h5py.string_dtype(), chunks=(64,))
     with reading(path, follow=True) as file:
         assert texts(file, "words") == words
+        with pytest.raises(TypeError, match="/apart is not a list of texts that are one after the other"):
+            texts(file, "apart")
     raw = bytearray(path.read_bytes())
-    count = 100 if chunks is None else 64
-    raw[begin : begin + 16 * count] = raw[begin : begin + 16] * count
+    raw[begin : begin + 16 * 100] = raw[begin : begin + 16] * 100
     path.write_bytes(raw)
     with pytest.MonkeyPatch.context() as patch, reading(path, follow=True) as file:
         patch.setattr("mpips.files.hdf5.SLACK", 1 << 20)
@@ -163,3 +164,57 @@ def test_many_texts_in_a_small_file_are_refused(tmp_path: Path) -> None:
             with pytest.raises(OSError, match=f"{name} declares .* texts, more than are in the file"):
                 texts(file, name)
         assert texts(file, "few") == ["one", "more"]
+
+
+@pytest.mark.parametrize("what", ["attribute", "single", "words"])
+@pytest.mark.parametrize("length", [0, 69, 2**40, 2**63])
+def test_damaged_texts_are_refused_and_not_read_without_end(tmp_path: Path, what: str, length: int) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        if what == "attribute":
+            file.attrs["program"] = "peace"
+        elif what == "single":
+            file["meta"] = "peace"
+        else:
+            file["words"] = ["peace", "bread"]
+    with reading(path, follow=True) as file:
+        assert what != "words" or texts(file, "words") == ["peace", "bread"]
+    raw = bytearray(path.read_bytes())
+    # Before a text: its number and, from 8 bytes before it on, its length.
+    at = raw.index(b"peace")
+    assert raw[at - 8 : at] == (5).to_bytes(8, "little")
+    raw[at - 8 : at] = length.to_bytes(8, "little")
+    if length == 0:
+        # Free, and of no length.
+        raw[at - 16 : at - 14] = bytes(2)
+    path.write_bytes(raw)
+    with (
+        pytest.raises(OSError, match="is damaged: its texts are not whole"),
+        reading(path, follow=True) as file,
+    ):
+        texts(file, "words")
+
+
+@pytest.mark.parametrize("views", [(), ("secret.h5",)])
+@pytest.mark.parametrize("change", ["dimensions", "cut", "version"])
+def test_a_damaged_virtual_dataset_does_not_end_the_process(
+    tmp_path: Path, views: tuple[str, ...], change: str
+) -> None:
+    """HDF5 would write to memory that is not its own."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        layout = h5py.VirtualLayout((5,), "i8")
+        layout[1:3] = h5py.VirtualSource("secret.h5", "data", (5,))[2:4]
+        file.create_virtual_dataset("sub/there", layout)
+    if views:
+        with reading(path, follow=True, view_files=views) as file:
+            assert file["sub/there"].shape == (5,)
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"data\0") + 5
+    kind, version, _, _, dimensions, _ = struct.unpack_from("<6I", raw, at)
+    assert (kind, version, dimensions) == (2, 1, 1)
+    place = {"dimensions": at + 16, "cut": at + 12, "version": at + 4}[change]
+    raw[place : place + 4] = b"\xff\xff\0\0"
+    path.write_bytes(raw)
+    with pytest.raises(OSError, match="it is refused"), reading(path, follow=True, view_files=views):
+        pass
