@@ -33,6 +33,7 @@ from mpips import (
     finish,
     progress,
     push_pull,
+    regroup,
     retry_on_loss,
     schema_error,
 )
@@ -116,11 +117,7 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     """Train; return the mean loss, and the AUC of the test clicks if there are any, of each pass."""
     _check_installed()
     layers = cluster.workers.call("layers")
-    check_same_clicks(layers)
-    if any(each != layers[0] for each in layers):
-        raise JobError(
-            "the layers of the workers begin with different values: they need the same version of PyTorch"
-        )
+    check_alike(layers)
     begun = {"pass": 0, "rounds": 0, "clicks": 0, "curve": [], "layers": layers[0]["digest"]}
     state = cluster.restore(partial(unfit, layers[0]["digest"])) or begun
     for spec in specs(settings, layers[0]["count"], rounds=cluster.job.consistency.is_sequential):
@@ -128,10 +125,12 @@ def schedule(cluster: Cluster, settings: Settings) -> dict[str, Any]:
     table = cluster.table(COLUMNS)
     while state["pass"] < settings.passes:
         state = cluster.compact(partial(dict, state)) or state
+        if cluster.renewed():
+            regroup(cluster)
         arguments = {"number": state["pass"], "first": state["rounds"]}
         with cluster.phase("train"):
             found = retry_on_loss(cluster, partial(cluster.workers.call, "train", arguments))
-        check_same_clicks([*found, layers[0]])
+        check_alike([*found, layers[0]])
         loss, clicks = (sum(each[name] for each in found) for name in ("loss", "clicks"))
         scored = retry_on_loss(cluster, partial(cluster.workers.gather, "score"))
         scores, labels = np.concatenate([rows for _, rows in scored]).T
@@ -168,16 +167,21 @@ def unfit(layers: str, about: dict[str, Any]) -> str:
     return ""
 
 
-def check_same_clicks(found: list[dict[str, Any]]) -> None:
-    """Check that all workers have read the same `data`, also those that have joined later.
+def check_alike(found: list[dict[str, Any]]) -> None:
+    """Check that all workers have read the same `data`, and begin with the same layers, also those that join later.
 
     Raises:
-        InputError: they have not.
+        InputError: they have read others.
+        JobError: they begin with others.
     """
     if len({each["data"] for each in found}) > 1:
         raise InputError(
             "[data] the workers have read different clicks: give a run files that stay as they are, the same on all"
             " hosts"
+        )
+    if len({each["digest"] for each in found}) > 1:
+        raise JobError(
+            "the layers of the workers begin with different values: they need the same version of PyTorch"
         )
 
 
@@ -210,18 +214,20 @@ class Worker:
         self.context, self.settings = context, context.job.settings
         self.clicks, self.test = of_job(context.job)
         settings = self.settings
-        self.digest = f"{crc(self.clicks):08x}{crc(self.test):08x}"
         self.shape = self.clicks.numbers.shape[1], self.clicks.ids.shape[1]
         self.network = begun(*self.shape, settings.width, settings.hidden, settings.seed)
+        # What all workers must have in common.
+        self.digests = {
+            "data": f"{crc(self.clicks):08x}{crc(self.test):08x}",
+            "digest": Parameters.digest_of(parameters(self.network)),
+        }
         self.on_servers: tuple[Embedding, Dense] | None = None
 
     def layers(self) -> dict[str, Any]:
         """Return the number of the layers' parameters, digests of their first values and of the clicks, and a click's
         numbers and fields.
         """
-        values = parameters(self.network)
-        digest = Parameters.digest_of(values)
-        return {"count": len(values), "digest": digest, "data": self.digest, "shape": self.shape}
+        return {"count": len(parameters(self.network)), "shape": self.shape, **self.digests}
 
     def parameters(self) -> Answer:
         """Return the parameters of the layers, [n, 1], and what they are of: numbers, fields and hidden units."""
@@ -260,7 +266,7 @@ class Worker:
             # Of no clicks it is not a number: with more workers than clicks some have none.
             total += loss.item() * len(batch.labels) if len(batch.labels) else 0.0
             clicks += len(batch.labels)
-        return {"loss": total, "clicks": clicks, "steps": steps, "data": self.digest}
+        return {"loss": total, "clicks": clicks, "steps": steps, **self.digests}
 
     def score(self) -> Answer:
         """Return the log-odds of its part of the test clicks, and their labels, [n, 2]."""

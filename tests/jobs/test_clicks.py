@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpips import DataError, InputError
+from mpips import DataError, InputError, JobError
 from mpips.jobs.ctr import trained
 from mpips.jobs.ctr.clicks import crc, generated, load
-from mpips.jobs.ctr.job import check_loss, check_same_clicks, rows_spec, unfit
+from mpips.jobs.ctr.job import check_alike, check_loss, rows_spec, unfit
 
 WHOLE = {"ids": np.ones((4, 2), int), "numbers": np.ones((4, 1)), "labels": np.array([0, 1, 1, 0])}
 
@@ -69,9 +69,12 @@ def test_an_archive_without_an_array(tmp_path: Path) -> None:
 
 def test_workers_with_other_clicks_and_losses_that_grow_end_a_run() -> None:
     clicks, others = generated(50, 1), generated(50, 2)
-    check_same_clicks([{"data": crc(clicks)}, {"data": crc(generated(50, 1))}])
+    mine = {"data": crc(clicks), "digest": "7ba3895f"}
+    check_alike([mine, {**mine, "data": crc(generated(50, 1))}])
     with pytest.raises(InputError, match="the workers have read different clicks"):
-        check_same_clicks([{"data": crc(clicks)}, {"data": crc(clicks._replace(labels=others.labels))}])
+        check_alike([mine, {**mine, "data": crc(clicks._replace(labels=others.labels))}])
+    with pytest.raises(JobError, match="they need the same version of PyTorch"):
+        check_alike([mine, {**mine, "digest": "00000000"}])
     check_loss(0.7, True, last=True)
     for loss, scored, last in ((math.nan, True, False), (0.5, False, False), (9.0, True, True)):
         with pytest.raises(InputError, match="training diverged: "):

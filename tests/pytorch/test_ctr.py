@@ -8,8 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from synthetic import run_twin
 
-from mpips import DataError, InputError, UsageError
+from mpips import DataError, InputError, JobError, UsageError
+from mpips.jobs.ctr import job
+from mpips.jobs.ctr.clicks import generated
+from mpips.jobs.ctr.job import Worker
+from mpips.storage.disk.store import Store
+from mpips.transport.network_faults import Fault
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch")
 JOB = Path(__file__).parents[2] / "jobs" / "ctr" / "job.toml"
@@ -54,6 +60,61 @@ def test_a_lost_worker_s_part_is_learned_by_the_others(tmp_path: Path, run_mpips
     assert len(lost["recoveries"]) == 1
     assert lost["metrics"]["clicks"] == 40_000
     assert lost["metrics"]["auc"] > 0.6
+
+
+@pytest.fixture(scope="module")
+def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clicks") / "clicks.npz"
+    np.savez(path, **generated(400, 1)._asdict())
+    return path
+
+
+def test_losses_are_the_same_with_rows_on_disk_when_a_server_is_killed(clicks: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {
+        "program": "ctr", "settings": {"width": 128, "hidden": 8, "batch": 50}, "consistency": {"model": "sequential"},
+    }  # fmt: skip
+    plain = run_twin(clicks, 1, 2, **how)
+    stores: list[Store] = []
+
+    def store() -> Store:
+        stores.append(Store(800_000, tmp_path))
+        return stores[-1]
+
+    lost = {"replicas": 1, "faults": [Fault("kill", 2, after_messages=200)], "store": store}
+    killed = run_twin(clicks, 2, 2, **how, network=lost)
+    assert killed.sha == plain.sha and killed.metrics["curve"] == plain.metrics["curve"]
+    assert max(each.reads_made for each in stores) > 100
+
+
+@pytest.mark.parametrize("digest", ["", "00000000"])
+def test_a_worker_that_joins_learns_its_part_with_the_same_layers(
+    clicks: Path, monkeypatch: pytest.MonkeyPatch, digest: str
+) -> None:
+    workers, seen = list[Worker](), dict[str, Any]()
+
+    class Watched(Worker):
+        def __init__(self, context: Any) -> None:
+            super().__init__(context)
+            workers.append(self)
+            if len(workers) == 3 and digest:
+                self.digests["digest"] = digest
+
+        def train(self, number: int, first: int) -> dict[str, Any]:
+            if number == 0:
+                seen["cluster"].orders.joining = 1
+            return super().train(number, first)
+
+    monkeypatch.setattr(job, "Worker", Watched)
+    how: dict[str, Any] = {
+        "program": "ctr", "settings": {"batch": 25, "passes": 3}, "network": {"spares": 1, "observed": seen},
+    }  # fmt: skip
+    if digest:
+        with pytest.raises(JobError, match="the layers of the workers begin with different values"):
+            run_twin(clicks, 1, 2, **how)
+        return
+    metrics = run_twin(clicks, 1, 2, **how).metrics
+    assert len(workers) == 3 and metrics["clicks"] == 3 * 400
+    assert metrics["curve"][2]["loss"] < metrics["curve"][0]["loss"]
 
 
 def test_a_run_that_is_resumed_ends_with_the_same_losses(tmp_path: Path, run_mpips: Any) -> None:
