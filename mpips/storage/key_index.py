@@ -88,7 +88,7 @@ class KeyIndex:
 
     def find(self, keys: Keys) -> Slots:
         """Return the slots of keys u64[n]: a slice if they are one run, else i32[n], -1 for one never inserted."""
-        keys = _ready(keys)
+        keys = ready(keys)
         out = np.empty(len(keys), np.int32)
         first = index_lookup.find(*self._arrays, keys, out)
         return slice(first, first + len(keys)) if first >= 0 else out
@@ -98,7 +98,7 @@ class KeyIndex:
 
         Raises LayoutError when a slot would no longer fit an int32.
         """
-        keys = _ready(keys)
+        keys = ready(keys)
         out = np.empty(len(keys), np.int32)
         first = index_insert.insert(*self._arrays, keys, out)
         while first == index_layout.ROOM:
@@ -153,8 +153,8 @@ def one_by_one(slots: Slots) -> NDArray[np.int32]:
     return np.arange(slots.start, slots.stop, dtype=np.int32) if isinstance(slots, slice) else slots
 
 
-def _ready(keys: Keys) -> Keys:
-    """Return keys as the kernels take them: a copy if they are a read-only or unaligned view of a message."""
+def ready(keys: Keys) -> Keys:
+    """Return keys u64[n] as the kernels take them: a copy if they are a read-only or unaligned view of a message."""
     if keys.dtype == np.uint64 and keys.flags.carray:
         return keys
     return np.array(keys, np.uint64)

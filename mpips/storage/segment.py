@@ -17,7 +17,7 @@ slots, which are valid until rows are dropped (`Segment.keep`).
 
 When an update raises, the error is sent to the caller and the segment continues to serve: new keys keep their slots
 with initial rows, rows that the function has already changed stay changed (there is no roll-back), and the round is
-dropped, though its number stays in the clock. The module is long because dense and sparse segments share most methods.
+dropped, though its number stays in the clock.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from mpips.jit.kernel import kernel
 from mpips.keys import KeyArray, is_wide, upper
 from mpips.ranges import ALL, KeyRange, coalesce, intersection
 from mpips.storage import initial
+from mpips.storage.dense_index import DenseIndex, listed
 from mpips.storage.disk.cached_rows import CachedRows
 from mpips.storage.disk.mapped_rows import MappedRows, Positions
 from mpips.storage.disk.sorted_copy import SortedCopy
 from mpips.storage.disk.store import Store
 from mpips.storage.growable_array import GrowableArray
-from mpips.storage.key_index import MAX_KEYS, NO_ADDRESSES, KeyIndex
+from mpips.storage.key_index import MAX_KEYS, KeyIndex
 from mpips.storage.key_index import Slots as Slots
 from mpips.storage.key_index import one_by_one as one_by_one
 from mpips.storage.pair_index import PairIndex
@@ -67,23 +68,6 @@ def _gather(values: Array, slots: NDArray[np.int32], out: Array) -> None:
         else:
             for j in range(values.shape[1]):
                 out[i, j] = values[s, j]
-
-
-@kernel("void(u8[::1], u8[::1], i8[::1], u8[::1], i4[::1])")
-def _dense_slots(
-    begins: KeyArray, lasts: KeyArray, offsets: NDArray[np.int64], keys: KeyArray, out: NDArray[np.int32]
-) -> None:
-    """Find each key's offset in the concatenation of the ranges begins[i] .. lasts[i]; -1 outside them."""
-    at = 0
-    for i in range(len(keys)):
-        key = keys[i]
-        # Sorted keys mostly stay in the same range.
-        if key < begins[at] or key > lasts[at]:
-            at = max(np.searchsorted(begins, key, "right") - 1, 0)
-        if begins[at] <= key <= lasts[at]:
-            out[i] = offsets[at] + np.int64(key - begins[at])
-        else:
-            out[i] = -1
 
 
 class Clock(Protocol):
@@ -164,17 +148,10 @@ class Segment:
         expect = 0 if spec.dense else min(expect, MAX_KEYS)
         self._wide, self.layout = spec.key_bits == 128, columns
         """The columns by name, "" the values."""
-        spans = [piece.span for piece in self.ranges]
-        self._count = sum(spans) if spec.dense else 0
-        if self._count > MAX_KEYS:
-            raise LayoutError(
-                f"vector {spec.name!r}: {self._count:,} dense keys on one server: use more servers"
-            )
         self._begins = np.array([piece.begin for piece in self.ranges] or [1], np.uint64)
         self._lasts = np.array([piece.end - 1 for piece in self.ranges] or [0], np.uint64)
         # The owned range, if there is only one: most checks compare with it.
         self._first, self._last = int(self._begins[0]), int(self._lasts[0]) if len(self.ranges) == 1 else -1
-        self._offsets = np.cumsum([0, *spans[:-1]]).astype(np.int64) if spec.dense else np.zeros(1, np.int64)
         self.moves = 0
         """How many times the arrays have moved in memory."""
         self._allocate(expect)
@@ -190,6 +167,7 @@ class Segment:
     def _allocate(self, expect: int) -> None:
         """Make an empty index, and the arrays, with room for so many keys."""
         self._index = self._empty_index(expect)
+        self._count = len(self._index)
         self._paging: CachedRows | MappedRows | None = None
         if self.store is not None and not self.spec.dense:
             # As many as may be in memory are made as keys come.
@@ -204,7 +182,9 @@ class Segment:
                 self._paging = MappedRows(self.store, self._columns)
         self._publish()
 
-    def _empty_index(self, expect: int) -> KeyIndex | PairIndex:
+    def _empty_index(self, expect: int) -> KeyIndex | PairIndex | DenseIndex:
+        if self.spec.dense:
+            return DenseIndex(self.ranges, self.spec.name)
         tight = self.store is not None
         return PairIndex(expect, tight) if self._wide else KeyIndex(expect, tight)
 
@@ -279,12 +259,12 @@ class Segment:
 
     def __len__(self) -> int:
         # Compiled requests insert keys, too.
-        return self._count if self.spec.dense else len(self._index)
+        return len(self._index)
 
     @property
     def index_addresses(self) -> tuple[int, ...]:
         """The key index, as kernels find it: `KeyIndex.addresses`; zeros if there is none."""
-        return NO_ADDRESSES if self.spec.dense else self._index.addresses
+        return self._index.addresses
 
     @property
     def begins_otherwise(self) -> bool:
@@ -300,36 +280,25 @@ class Segment:
         that this server owns; a sparse segment lists them one by one.
         Raises ProtocolError when a key to create lies outside the owned ranges, or keys are of another size.
         """
-        dense = self.spec.dense
-        if not isinstance(keys, KeyRange) and is_wide(keys) != self._wide:
+        if isinstance(keys, KeyRange):
+            if isinstance(self._index, DenseIndex):
+                return self._index.run(keys)
+            keys = self.listed(keys)
+        elif is_wide(keys) != self._wide:
             raise ProtocolError(
                 f"vector {self.spec.name!r} has keys of {self.spec.key_bits} bits, not {keys.itemsize * 8}"
             )
-        if isinstance(keys, KeyRange):
-            if dense:
-                return self._run(keys)
-            keys = self.listed(keys)
-        if not dense:
-            if not create:
-                return self._index.find(keys)
+        if not create:
+            return self._index.find(keys)
+        if not self.spec.dense:
             self._check_owned(keys)
-            return self._insert(keys)
-        if not keys.flags.carray or keys.dtype != np.uint64:
-            keys = np.array(keys, np.uint64)
-        slots = np.empty(len(keys), np.int32)
-        _dense_slots(self._begins, self._lasts, self._offsets, keys, slots)
-        if create and len(slots) and slots.min() < 0:
-            stray = int(keys[slots.argmin()])
-            raise ProtocolError(f"vector {self.spec.name!r}: key {stray} is not owned by this server")
-        return slots
+        return self._insert(keys)
 
     def slots_of(self, keys: KeyArray) -> NDArray[np.int32]:
         """Return the slots of keys in any order, as i32[n]; new keys get slots.
 
         For keys that were checked already, by another replica of this segment or by the reader of a checkpoint.
         """
-        if self.spec.dense:
-            return one_by_one(self.resolve(keys, create=True))
         return one_by_one(self._insert(keys))
 
     def _insert(self, keys: KeyArray) -> Slots:
@@ -389,17 +358,9 @@ class Segment:
             raise ProtocolError(
                 f"vector {self.spec.name!r}: 128-bit keys of a range cannot be listed key by key"
             )
-        pieces = [piece for owned in self.ranges if (piece := intersection(owned, wanted))]
-        if sum(piece.span for piece in pieces) > MAX_KEYS:
+        if sum(piece.span for owned in self.ranges if (piece := intersection(owned, wanted))) > MAX_KEYS:
             raise ProtocolError(f"vector {self.spec.name!r}: {wanted} is too wide to be listed key by key")
-        parts = [np.arange(piece.span, dtype=np.uint64) + np.uint64(piece.begin) for piece in pieces]
-        return np.concatenate(parts) if parts else np.empty(0, np.uint64)
-
-    def _run(self, wanted: KeyRange) -> slice:
-        """Return the slots of a dense range: owned ranges are sorted, so they are one run."""
-        first = sum(max(0, min(owned.end, wanted.begin) - owned.begin) for owned in self.ranges)
-        size = sum(piece.span for owned in self.ranges if (piece := intersection(owned, wanted)))
-        return slice(first, first + size)
+        return listed(self.ranges, wanted)
 
     def _grow(self, rows: int) -> None:
         """Grow the arrays in place to so many rows: no request waits for a copy of rows."""
@@ -577,8 +538,6 @@ class Segment:
 
     def select(self, wanted: KeyRange = ALL) -> tuple[KeyArray, Slots]:
         """Return the keys of a range that have a slot, in order, and their slots."""
-        if self.spec.dense:
-            return self.listed(wanted), self._run(wanted)
         if wanted.empty:
             return np.empty(0, self.spec.key_dtype), np.empty(0, np.int32)
         return self._index.select(wanted.begin, wanted.end - 1)
@@ -588,12 +547,6 @@ class Segment:
 
         Of 128-bit keys, those of one upper half are not split, and may be more.
         """
-        if self.spec.dense:
-            for piece in (piece for owned in self.ranges if (piece := intersection(owned, wanted))):
-                if piece.span > count:
-                    return piece.begin + count
-                count -= piece.span
-            return wanted.end
         if wanted.empty:
             return wanted.end
         keys = upper(self._index.select(wanted.begin, wanted.end - 1, count + 1)[0])
@@ -604,8 +557,6 @@ class Segment:
 
     def keys_of(self, slots: Slots) -> KeyArray:
         """Return the keys of slots, as a copy."""
-        if self.spec.dense:
-            return self.listed(ALL)[slots]
         keys = self._index.keys()[slots]
         return keys.copy() if isinstance(slots, slice) else keys
 
@@ -650,9 +601,9 @@ class Segment:
         return {name: copy.column(name) for name in self._columns}
 
     def everything(self) -> Iterator[tuple[Slots, dict[str, Array]]]:
-        """Yield slots and their rows by column ("": the values), in any order, in parts that fit into memory.
+        """Yield slots and their rows [n, width] by column ("": the values), in any order, in parts that fit in memory.
 
-        For functions on the servers that go through all rows. The rows are to be read only.
+        For functions on the servers that go through all rows. These are to be read only.
 
         >>> segment = Segment(VectorSpec("w"))
         >>> segment.push(np.array([5, 9], np.uint64), np.array([[1.0], [2.0]]))
@@ -717,7 +668,7 @@ class Segment:
                     f"vector {self.spec.name!r}: {name} of {found[0]} of width {found[1]}, expected {wanted[0]} of "
                     f"width {wanted[1]}"
                 )
-        slots = self.resolve(rows.keys, create=True) if self.spec.dense else self._insert(rows.keys)
+        slots = self._insert(rows.keys)
         for at, part in self._parts(slots):
             self._rows[part] = rows.values[at]
             for name, column in rows.state.items():
@@ -769,6 +720,5 @@ class Segment:
             self._publish()
             return
         rows = self._rows_of(keys, slots)
-        self._count = 0
         self._allocate(len(keys))
         self.import_state(rows)
