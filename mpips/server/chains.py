@@ -18,6 +18,7 @@ from mpips.server.replication import Link
 from mpips.server.shard import Shard
 from mpips.server.shard_functions import BUILT_IN
 from mpips.server.shard_snapshot import unpack
+from mpips.storage.disk.failure import StoreFailed, StoreFull
 from mpips.storage.disk.store import Store
 from mpips.tasks.request_dedup import RequestDedup
 from mpips.transport.message import NO_SIGNATURE, Command, Message
@@ -195,7 +196,11 @@ class Chains:
             link.probe(now)
 
     def _repeat(self, shard: Shard, change: Message) -> None:
-        if change.signature != NO_SIGNATURE:
-            self._fast_path.resolve(shard, change)
-        shard.repeat(change, BUILT_IN.get(change.meta.get("call", "")))
+        try:
+            if change.signature != NO_SIGNATURE:
+                self._fast_path.resolve(shard, change)
+            shard.repeat(change, BUILT_IN.get(change.meta.get("call", "")))
+        except StoreFull as error:
+            # This copy would lack what the primary has applied: it ends, and others take over.
+            raise StoreFailed(str(error)) from None
         self._fast_path.repeated(self.links[shard.number], change)

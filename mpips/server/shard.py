@@ -22,6 +22,7 @@ from mpips.cluster.observer import ChangeOrder
 from mpips.errors import ProtocolError
 from mpips.server.update_call import KernelUpdate, UpdateCall
 from mpips.storage.aggregate import Aggregator
+from mpips.storage.disk.failure import StoreFull
 from mpips.storage.disk.store import Store
 from mpips.storage.segment import Segment, Slots, one_by_one
 from mpips.storage.updates import VectorSpec, call_named, numbers_of
@@ -211,6 +212,8 @@ class Shard:
         self.renumbered = False
         """Whether keys have other slots than in the lists that the server caches."""
         self._describe = describe
+        # Whether a change of another primary is being applied.
+        self._repeats = False
         self.order: ChangeOrder | None = None
         """Records the order of changes, if the run is recorded."""
 
@@ -279,6 +282,8 @@ class Shard:
 
     def failure(self, request: Message, error: BaseException) -> Message:
         """Return the reply with the error of a request."""
+        if self._repeats and isinstance(error, StoreFull):
+            raise error
         reply = reply_to(request, meta=self._describe(error))
         reply.kind = Kind.FAILURE
         return reply
@@ -286,7 +291,18 @@ class Shard:
     # --- at the other members of the chain ------------------------------------------------
 
     def repeat(self, change: Message, built_in: Callable[..., dict[str, Any]] | None) -> None:
-        """Apply a change of the primary, and keep the replies to its callers."""
+        """Apply a change of the primary, and keep the replies to its callers.
+
+        Raises:
+            StoreFull: there is no memory for it here, as there was at the primary.
+        """
+        self._repeats = True
+        try:
+            self._repeat(change, built_in)
+        finally:
+            self._repeats = False
+
+    def _repeat(self, change: Message, built_in: Callable[..., dict[str, Any]] | None) -> None:
         callers = callers_of(change)
         # As the primary had it: the change itself is sent on, and an update may overwrite its argument.
         request = copy(change)

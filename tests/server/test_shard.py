@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from mpips.ranges import KeyRange
 from mpips.server.shard import AGGREGATE, Caller, RoundAnswer, Shard, callers_of, for_caller
 from mpips.storage import updates as update_module
 from mpips.storage.aggregate import Summed
+from mpips.storage.disk.failure import StoreFull
+from mpips.storage.disk.store import Store
 from mpips.storage.updates import VectorSpec, call, update
 from mpips.tasks.request_dedup import RequestDedup
 from mpips.transport.message import NO_ROUND, Command, Kind, Message, from_bytes, reply_to, to_bytes
@@ -178,6 +181,30 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("round_", [NO_ROUND, 0])
+def test_a_copy_without_memory_for_a_change_does_not_go_on_without_it(tmp_path: Path, round_: int) -> None:
+    """The primary has applied it, and would have the copy's word that it is on both."""
+    primary, other = make(), make()
+    other.store = Store(4 << 20, tmp_path)
+    for shard in (primary, other):
+        shard.create(1, VectorSpec("v", aggregate=round_ != NO_ROUND))
+    keys = np.arange(0, 10**12, 3 * 10**6, dtype=np.uint64)
+    message = request(Command.PUSH, keys, np.ones(len(keys)), round=round_)
+    change = change_of(message, [caller_of(message)])
+    with pytest.raises(StoreFull, match=r"store\.memory = 4,194,304: key indexes and the like take"):
+        other.repeat(change, None)
+    assert primary.push(message).kind is Kind.REPLY
+    assert make_full(tmp_path).push(message).kind is Kind.FAILURE, "at a primary it is an error of the push"
+
+
+def make_full(folder: Path) -> Shard:
+    """Make a primary whose memory is too small for many keys."""
+    shard = make()
+    shard.store = Store(4 << 20, folder)
+    shard.create(1, VectorSpec("v"))
+    return shard
+
+
 def test_calls_and_failures_are_repeated_like_any_change() -> None:
     @call("test_shard scale")
     def scale(segment: Any, args: dict[str, Any]) -> dict[str, Any]:

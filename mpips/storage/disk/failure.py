@@ -1,4 +1,12 @@
-"""The end of a server whose disk of rows is full, or fails."""
+"""The end of a server whose disk of rows is full, or fails, or whose memory has no room for rows."""
+
+from __future__ import annotations
+
+from mpips.errors import LayoutError
+
+
+class StoreFull(LayoutError):
+    """Key indexes and the like leave no memory for rows, on this server: others may have room."""
 
 
 class StoreFailed(BaseException):

@@ -29,6 +29,7 @@ from mpips.errors import LayoutError
 from mpips.storage.disk import page_clock
 from mpips.storage.disk.direct_file import DirectFile, Reads
 from mpips.storage.disk.disk_file import PAGE, DiskFile, check_folder
+from mpips.storage.disk.failure import StoreFull
 from mpips.storage.disk.page_clock import Runs
 from mpips.storage.disk.record_file import RecordFile
 from mpips.storage.disk.spec import StoreSpec
@@ -131,14 +132,15 @@ class Store:
         """Count bytes of memory of `owner` that cannot be on disk, and of its `rows`, in place of those before.
 
         Raises:
-            LayoutError: they are so many that no room is left for rows; or a `row` has too many.
+            StoreFull: they are so many that no room is left for rows.
+            LayoutError: a `row` has too many.
             StoreFailed: rows of others have to leave, and cannot be written.
         """
         with self._lock:
             self._fixed[owner], self._rows[owner] = nbytes, rows
             self._sums = held, _ = sum(self._fixed.values()), sum(self._rows.values())
         if held > self._limit - self._limit // _SHARE:
-            raise LayoutError(
+            raise StoreFull(
                 f"store.memory = {self._limit:,}: key indexes and the like take {held:,} bytes of it on this server, "
                 f"and an eighth is for rows: set it to {2 * held:,} or more, or use more servers"
             )
