@@ -161,6 +161,7 @@ class Node:
         }
         self.on_view: list[Callable[[View, View], None]] = []
         self.on_tick: list[Callable[[], None]] = []
+        self.on_glance: list[Callable[[], None]] = []
         self.idle_work: Callable[[], bool] = _no_work
         self.workers_since = 0
         """The epoch of the worker set of the present call."""
@@ -207,6 +208,7 @@ class Node:
         self.handlers.update(part.handlers)
         self.controls.update(part.controls)
         self.on_tick += part.ticks
+        self.on_glance += part.glances
         self.on_view += part.views
 
     def unregister(self, part: Registration) -> None:
@@ -216,6 +218,7 @@ class Node:
                 del registered[command]
         # New lists, since one may be under iteration.
         self.on_tick = [tick for tick in self.on_tick if tick not in part.ticks]
+        self.on_glance = [glance for glance in self.on_glance if glance not in part.glances]
         self.on_view = [viewed for viewed in self.on_view if viewed not in part.views]
 
     def serve_shards(
@@ -633,6 +636,8 @@ class Node:
         self.van.glance()
         try:
             self.policy.poll_in_program(self.poll)
+            for glance in self.on_glance:
+                glance()
         # The program may continue after an error.
         finally:
             for ends in self.observers.program_poll_ends:

@@ -21,5 +21,7 @@ class Registration:
     """For control messages, by command."""
     ticks: tuple[Callable[[], None], ...] = ()
     """Called every few milliseconds, between messages."""
+    glances: tuple[Callable[[], None], ...] = ()
+    """Called inside a program's call, whenever it has handled what has arrived."""
     views: tuple[Callable[[View, View], None], ...] = ()
     """Called with each change of the view: before, after."""

@@ -282,7 +282,7 @@ class CallExecutor:
             handlers={Command.CALL: self._receive}, controls={Command.NOTIFY: self._notified}
         )
         # Registered while there are such calls, also when the rank is not a worker any more.
-        self._late = Registration(ticks=(self._answer_all_late,))
+        self._late = Registration(ticks=(self._answer_all_late,), glances=(self._answer_all_late,))
         self._own: dict[str, Callable[..., Any]] = {
             BuiltInCall.CREATE_VECTOR: self._create_vector,
             BuiltInCall.ACCOUNT: node.account,
@@ -322,6 +322,8 @@ class CallExecutor:
                 request = self.calls.popleft()
                 self.node.workers_since = int(request.meta.get("workers_since", 0))
                 self._execute(request)
+                # What the call has done may be their answer.
+                self._answer_all_late()
 
     def _receive(self, request: Message) -> None:
         if request.meta["call"] == BuiltInCall.WRITTEN:

@@ -30,7 +30,7 @@ from mpips.tasks.task import Task
 from mpips.transport.in_memory import Network
 from mpips.transport.message import Command, Kind, Message
 from mpips.transport.network_faults import Fault, random_delays
-from mpips.worker.worker import Answer, CallExecutor, at_once
+from mpips.worker.worker import Answer, CallExecutor, Later, at_once
 
 KEYS = np.arange(100, dtype=np.uint64)
 
@@ -499,6 +499,35 @@ def test_a_call_that_runs_at_once_is_executed_and_answered_when_it_arrives() -> 
     assert executor.worker.log == ["now"] and [at for at, _, _ in rank.answers()] == [time]
 
 
+@pytest.mark.parametrize("during", [False, True])
+def test_an_answer_that_is_known_later_is_sent_as_soon_as_it_is_known(during: bool) -> None:
+    """At the end of the call that makes it known, or during it; the next tick is a second later."""
+
+    class Late:
+        known = False
+
+        def __init__(self, context: Context) -> None:
+            self.context = context
+
+        def work(self) -> dict[str, Any]:
+            self.known = during
+            self.context.take_arrived()
+            self.known = True
+            return {}
+
+        @at_once
+        def result(self) -> Later:
+            return Later(lambda: Answer({}) if self.known else None)
+
+    def schedule(cluster: Cluster) -> float:
+        late = cluster.workers.start("result")
+        cluster.workers.start("work")
+        late.result()
+        return cluster.node.van.now()
+
+    assert simulate(schedule, Late, tick=1.0) < 1.0
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_worker_that_has_left_still_answers_a_call_that_ran_at_once(fails: bool) -> None:
     rank = Rank()
@@ -578,7 +607,7 @@ def test_a_vector_that_the_scheduler_creates_is_in_the_context() -> None:
 # Checkpoints.
 
 
-class Later:
+class LateWriter:
     """A writer that writes when it is told to."""
 
     def __init__(self) -> None:
@@ -591,7 +620,7 @@ class Later:
 
 
 def test_a_snapshot_is_the_state_at_the_call_and_its_entry_is_sent_when_it_is_written(tmp_path: Path) -> None:
-    rank, writer = Rank(), Later()
+    rank, writer = Rank(), LateWriter()
     rank.file = SnapshotFile(rank.node, writer)
     executor = rank.worker()
     rank.call(BuiltInCall.SNAPSHOT, folder=str(tmp_path))
