@@ -145,10 +145,17 @@ class BlockWorker:
             self._do(partial(quadratic.derivatives, *self.blocks.matrix, cols[part], terms, rows[part]))
         return rows
 
-    def _added(self, keys: key_arrays.KeyArray | KeyList, rows: kernels.F8, round: int) -> kernels.F8:
-        """Return the sums of rows over all workers, f8 of the same shape."""
-        sums = self.w.push_pull(keys, rows.astype(self.blocks.dtype), round=round, exact=True).result()
-        return np.asarray(sums, np.float64).reshape(rows.shape)
+    def _added(
+        self,
+        keys: key_arrays.KeyArray | KeyList,
+        rows: kernels.F8,
+        round: int,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> kernels.F8:
+        """Return the sums of rows over all workers, f8 of the same shape; do something before they are needed."""
+        task = self.w.push_pull(keys, rows.astype(self.blocks.dtype), round=round, exact=True)
+        meanwhile()
+        return np.asarray(task.result(), np.float64).reshape(rows.shape)
 
     def named(self, cols: NDArray[np.int64], within: KeyRange) -> key_arrays.KeyArray | KeyList:
         """Return the keys of a block's columns: as a list from their second use on, as many are used only once."""

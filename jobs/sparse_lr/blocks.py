@@ -19,8 +19,8 @@ from mpips.jobs.sparse_lr.control import MEMORY, weight_sketch
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
 NO_VALUES = np.empty(0, np.float32)
-EXAMPLES = 1 << 14
-"""Examples of one piece of work on the losses: less than a millisecond."""
+EXAMPLES = 1 << 12
+"""Examples of one piece of work on the losses: a quarter of a millisecond."""
 
 
 def joined(first: Columns, second: Columns) -> Columns:
@@ -122,6 +122,11 @@ class Blocks:
         """Recompute the margins from the weights, since mixtures amplify rounding errors. A new period begins."""
         self._set_margins()
         self.begin_period()
+
+    def move(self, cols: NDArray[np.int64], w: F8, margins: F8) -> None:
+        """Set the weights of columns, whose change moves x_i.w by `margins`, f8[n]."""
+        self.w[cols] = w
+        self.state[:, kernels.MARGIN] += self.state[:, kernels.LABEL] * margins
 
     def renew_state(self) -> None:
         """Recompute the margins from the weights, and what is derived from them, within a period."""
@@ -233,13 +238,14 @@ class Blocks:
         self._note()
         return {}, self.model()
 
-    def model(self, do: Callable[[Callable[[], None]], None] = quadratic.do_now) -> F8:
-        """Return the losses' second-order model over the saved passes; `do` does pieces of work, one at a time."""
-        steps, examples = len(self.history) - 1, len(self.state)
+    def model(self, do: Callable[[Callable[[], None]], None] = quadratic.do_now, passes: int = MEMORY) -> F8:
+        """Return the losses' second-order model over the last of the saved passes, by pieces of work that `do` does."""
+        history = self.history[-1 - passes :]
+        steps, examples = len(history) - 1, len(self.state)
         model = np.zeros((steps + 2, steps))
         for begin in range(0, examples, EXAMPLES):
             end = min(begin + EXAMPLES, examples)
-            do(partial(kernels.margin_model, self.history, begin, end, model))
+            do(partial(kernels.margin_model, history, begin, end, model))
         return model
 
     # Passes that overlap: see `overlap`.

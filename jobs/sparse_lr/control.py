@@ -37,8 +37,6 @@ LEAST_GAIN = 0.1
 THETA_START, THETA_LOW, THETA_HIGH = 0.3, 0.02, 64.0
 FEATURES_OF_A_BLOCK = 2.0
 """Mean number of active features of a block in an example without delay, for `block_count`."""
-DELAY_PER_BLOCK, MOST_DELAYS = 4.0, 2.0
-"""The delay that doubles the number of blocks, and how many times that delay at most makes more of them."""
 LEAST_NONZEROS = 1 << 14
 """Non-zeros of a block on each worker for which the block's messages cost half as much as its computations, about."""
 
@@ -207,7 +205,7 @@ class Control(NamedTuple):
     """The pass that a Newton step may follow next."""
     newton_wait: int = 1
     """The number of passes from the last one to that one."""
-    sweeps: int = 3
+    sweeps: int = 1
     """With a delay: the sweeps of the next local step (`local_steps`); 0: Newton steps are taken instead."""
 
 
@@ -249,6 +247,7 @@ def next_pass(
     share: int = 2,
     gap: float = 0.0,
     least: int = SETTLED_PASSES,
+    reset: int = 3,
 ) -> tuple[Control, Decision]:
     """Update the control after a pass; decide whether to continue, reset the active set, or stop.
 
@@ -257,6 +256,8 @@ def next_pass(
     and three more passes (none if the reset reactivated no feature, see `after_reset`), and the run stops if it is
     still settled. Without the filter (`kkt`) no feature can be reactivated: a reset only recomputes the margins and the
     gap. The run stops at once when F <= `target`.
+
+    Where a pass has gained little, a reset follows, `reset` passes after the last one at the earliest.
 
     A reset is full whenever the number of passes has doubled: a feature that was far from becoming active at the last
     full reset may be needed now.
@@ -292,7 +293,7 @@ def next_pass(
         and has_settled(objectives[control.since :], 2.0 * gap, 3, GAP_PASSES)
     ):
         return _full_reset(control, settled=0)
-    slow = control.since_reset >= 3 + done // 10 and gain < control.reset_below
+    slow = control.since_reset >= reset + done // 10 and gain < control.reset_below
     if (kkt and (slow or control.since_reset >= 20 + done // 4)) or control.noise > RESET_NOISE:
         below = max(min(control.reset_below, gain) * 0.1, 1e-6)
         full, resets = control.resets == 0 or done >= 2 * control.full_at, control.resets + 1
@@ -396,17 +397,16 @@ def _next_exact(control: Control, report: PassReport) -> tuple[int, int]:
 def block_count(weight: float, examples: int, tau: int, workers: int = 1) -> int:
     """Return the number of blocks for `weight` active non-zeros.
 
-    More features in flight need more passes, and more blocks more messages: with a delay, blocks become smaller by a
-    factor of 1 + tau / `DELAY_PER_BLOCK`, at most 3, and no more than half of them are in flight at once. As long as
-    they keep `LEAST_NONZEROS` on each worker, it is 1 + tau: no more features are in flight than without a delay.
+    More features in flight need more passes, and more blocks more messages: with a delay, no more than half of the
+    blocks are in flight at once. As long as they keep `LEAST_NONZEROS` on each worker, there are 1 + tau times as many:
+    no more features are in flight than without a delay.
     """
     if weight <= 0.0:
         return 1
     blocks = math.ceil(weight / (FEATURES_OF_A_BLOCK * max(examples, 1)))
     if tau > 0:
-        smaller = 1.0 + min(tau / DELAY_PER_BLOCK, MOST_DELAYS)
         cheap = min(blocks * (1 + tau), int(weight / (LEAST_NONZEROS * max(workers, 1))))
-        blocks = max(math.ceil(blocks * smaller), cheap, 2 * (tau + 1))
+        blocks = max(blocks, cheap, 2 * (tau + 1))
     return min(blocks, MOST_BLOCKS)
 
 

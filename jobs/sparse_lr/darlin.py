@@ -283,6 +283,7 @@ class Darlin:
             share=max(self.newton.share, 3 if self.tau > 0 else 2),
             gap=self.settings.gap,
             least=self.newton.settled,
+            reset=self.newton.reset,
         )
         self.restricted_gap = math.inf
         return decision

@@ -28,6 +28,9 @@ from mpips import kernel
 from mpips.jobs.sparse_lr import quadratic
 from mpips.jobs.sparse_lr.kernels import F4, F8, I4, I8
 
+SWEPT = 1 << 15
+"""Non-zeros of one piece of a sweep: all wait for those who are still at one when all have done enough."""
+
 
 @kernel("void(i8[::1], i4[::1], f4[::1], i8[::1], f8[:, ::1], f8, f8[:, ::1])")
 def descend(colptr: I8, rows: I4, values: F4, cols: I8, features: F8, l1: float, field: F8) -> None:
@@ -85,7 +88,7 @@ class LocalModel:
         cols = self.cols[self._moves]
         return [
             partial(descend, *self._matrix, cols[part], self._features[part], self._l1, self._field)
-            for part in quadratic.pieces(self._matrix[0], cols)
+            for part in quadratic.pieces(self._matrix[0], cols, SWEPT)
         ]
 
     def weights(self) -> F8:

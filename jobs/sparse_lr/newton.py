@@ -15,7 +15,6 @@ manifold that proximal steps have found: Bareilles, Iutzeler and Malick (Mathema
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from mpips.jobs.sparse_lr import control, quadratic
@@ -34,28 +33,22 @@ class Newton(NamedTuple):
     """The first pass that a step may follow: before, most features that are active will not be needed."""
     pays: float = 0.5
     """A step pays if it gains this fraction of what the pass itself has gained."""
-    begin: float = math.inf
-    """Steps begin once a pass has decreased F by no more than this share of F."""
     patience: int = 8
     """The largest number of passes after which the next one is tried."""
     settled: int = 6
     """Least number of passes over which F must have fallen little for the run to have settled."""
     share: int = 3
     """... and the share of all its passes, 1 / this."""
+    reset: int = 3
+    """Least number of passes between two resets of the active set."""
 
     def due(self, ctl: control.Control) -> bool:
         """Return whether a step follows the last pass."""
-        return self._due_after(len(ctl.objectives) - 1, ctl)
+        return len(ctl.objectives) - 1 >= max(self.first, ctl.newton_at)
 
     def due_next(self, ctl: control.Control) -> bool:
-        """Return whether a step follows the pass that runs, if that gains no more than the last one."""
-        return self._due_after(len(ctl.objectives), ctl)
-
-    def _due_after(self, passes: int, ctl: control.Control) -> bool:
-        if passes < max(self.first, ctl.newton_at):
-            return False
-        before, now = ctl.objectives[-2:]
-        return ctl.newton_at > 0 or before - now <= self.begin * abs(now)
+        """Return whether a step follows the pass that runs."""
+        return len(ctl.objectives) >= max(self.first, ctl.newton_at)
 
     def taken(self, ctl: control.Control, choice: control.Choice) -> control.Control:
         """Return the control after a step, with the result of the search along it."""
@@ -73,23 +66,30 @@ class Newton(NamedTuple):
     def taken_locally(self, ctl: control.Control, report: control.PassReport) -> control.Control:
         """Return the control after a local step.
 
-        As long as about the whole step is right, the next one has more sweeps; after one that was far too long, half as
-        many. Once that leaves none, or the most do not pay, Newton steps follow: the workers' examples differ too much.
+        As long as about the whole step is right, the next one has half as many sweeps more; after one that was far too
+        long, half as many. Once F falls slowly by few sweeps, or the most do not pay, Newton steps follow: the workers'
+        examples differ too much.
         """
-        sweeps, ctl = ctl.sweeps, self.taken(ctl, report.choice)
-        if report.proposal.excess < TOO_LONG:
-            following = sweeps // 2
-        elif sweeps == MOST_SWEEPS and ctl.newton_wait > 1:
+        sweeps, excess, found = ctl.sweeps, report.proposal.excess, report.choice.objective
+        slow = ctl.objectives[-2] - found < SLOW * abs(found) or report.choice.outcome == "undone"
+        ctl = self.taken(ctl, report.choice)
+        if (sweeps <= FEW_SWEEPS and slow) or (sweeps == MOST_SWEEPS and ctl.newton_wait > 1):
             following = 0
+        elif excess < TOO_LONG:
+            following = max(sweeps // 2, 1)
+        elif excess < LONG:
+            following = sweeps
         else:
-            following = min(sweeps + 2, MOST_SWEEPS)
+            following = min(sweeps + max(sweeps // 2, 1), MOST_SWEEPS)
         return ctl._replace(newton_at=len(ctl.objectives), newton_wait=1, sweeps=following)
 
 
-TOO_LONG = -0.5
-"""The excess of a local step (`control.Proposal`) that has had too many sweeps."""
-MOST_SWEEPS = 9
-DELAYED = Newton(begin=0.2, first=2)
-"""With a delay steps are local ones at first: a step costs no more than a pass, so it pays early."""
+LONG, TOO_LONG = -0.2, -0.5
+"""The excess of a local step (`control.Proposal`) that has had enough sweeps, and far too many."""
+FEW_SWEEPS, MOST_SWEEPS = 2, 9
+SLOW = 0.003
+"""The share of F by which a pass and its local step decrease it where Newton steps are faster."""
+DELAYED = Newton(first=1, reset=2)
+"""With a delay steps are local ones at first: a step costs less than a pass, so it pays from the first one on."""
 NEVER = Newton(first=1 << 62, settled=control.SETTLED_PASSES, share=2)
 """No Newton steps."""

@@ -7,7 +7,7 @@ never overlap.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from mpips.jobs.sparse_lr import quadratic
 from mpips.jobs.sparse_lr.assignment import WorkerData
 from mpips.jobs.sparse_lr.block_worker import BlockWorker, ranges
 from mpips.jobs.sparse_lr.blocks import F4, Blocks
+from mpips.jobs.sparse_lr.control import MEMORY
 from mpips.jobs.sparse_lr.local_steps import LocalModel
 
 
@@ -118,6 +119,13 @@ class Plan(NamedTuple):
         return self.round + len(self.order)
 
 
+class End(NamedTuple):
+    """The end of passes: before it a local step of at least some sweeps, unless 0, in the two rounds from one on."""
+
+    round: int
+    sweeps: int
+
+
 class OverlapWorker(BlockWorker):
     """A worker whose passes overlap, during its call `run_passes`.
 
@@ -128,7 +136,7 @@ class OverlapWorker(BlockWorker):
     def __init__(self, context: Context, held: WorkerData, pull: Consistency) -> None:
         super().__init__(context, held)
         self._pull = pull
-        self._plans: dict[int, Plan | None] = {}
+        self._plans: dict[int, Plan | End] = {}
         self._reports: dict[int, Answer] = {}
         self._within: list[KeyRange] = []
         # The blocks in flight while passes overlap.
@@ -158,49 +166,18 @@ class OverlapWorker(BlockWorker):
             self._plans[round] = Plan(keys, order, round, theta, exact)
 
     @at_once
-    def end_at(self, round: int) -> None:
-        """Receive that the pass before a round is the last one."""
+    def end_at(self, round: int, sweeps: int) -> None:
+        """Receive that the pass before a round is the last one, and the least sweeps of a local step that follows it.
+
+        0: none does.
+        """
         if round >= self._since:
-            self._plans[round] = None
+            self._plans[round] = End(round, sweeps)
 
     @at_once
     def report_of(self, round: int) -> Later:
         """Return the report of a pass, as soon as it is complete."""
         return Later(partial(self._take_report, round))
-
-    def step_locally(self, sweeps: int, round: int) -> Answer:
-        """Take a local step of at least some sweeps; return the model of the losses, as a pass. See `local_steps`.
-
-        The servers, in their phase "local", add the derivatives, and then set the weights.
-        """
-        try:
-            return self._step_locally(sweeps, round)
-        except Exception as error:
-            self._failed = error
-            raise
-
-    def _step_locally(self, sweeps: int, round: int) -> Answer:
-        blocks = self.blocks
-        blocks.refresh()
-        cols, terms = np.flatnonzero(blocks.radius > 0.0), np.empty((len(blocks.state), 2))
-        quadratic.loss_terms(blocks.state, terms)
-        keys, own = self.w.key_list(blocks.keys[cols]), self._derivatives(cols, terms)
-        totals = self._added(keys, own, round)
-        model = LocalModel(blocks.matrix, terms, blocks.w[cols], self.settings.l1, cols, own, totals)
-        for piece in model.pieces * sweeps:
-            self._do(piece)
-        self._swept = round
-        # The scheduler waits for it.
-        self.context.take_arrived()
-        for piece in model.pieces * sweeps:
-            if self._enough == round:
-                break
-            self._do(piece)
-        blocks.w[cols] = self._added(keys, model.weights()[:, None], round + 1)[:, 0]
-        with self.context.working():
-            blocks.renew_state()
-        blocks.note_pass()
-        return Answer(values=blocks.model(self._do))
 
     @at_once
     def swept(self, round: int) -> Later:
@@ -226,27 +203,34 @@ class OverlapWorker(BlockWorker):
             raise self._failed
         return self._reports.pop(round, None)
 
-    def run_passes(self, first: int) -> None:
-        """Run the passes from that of a round on, until the end that is planned."""
+    def run_passes(self, first: int) -> Answer | None:
+        """Run the passes from that of a round on, until the end that is planned, with a local step if one is.
+
+        Returns:
+            The model of the losses after the step, as that of a pass.
+        """
         if first < self._since:
-            return
+            return None
         self.blocks.refresh()
         passes = self._passes = Passes(self.blocks)
         try:
-            plan, visited = self._planned(first), 0
-            while plan is not None:
-                plan, visited = self._run_pass(passes, plan, visited)
+            plan, visited, last = self._planned(first), 0, first
+            while isinstance(plan, Plan):
+                last, (plan, visited) = plan.round, self._run_pass(passes, plan, visited)
+            return self._step_locally(plan, partial(self._report_pass, passes, last)) if plan.sweeps else None
         except Exception as error:
             self._failed = error
             raise
         finally:
             self._passes = None
 
-    def _run_pass(self, passes: Passes, plan: Plan, visited: int) -> tuple[Plan | None, int]:
+    def _run_pass(self, passes: Passes, plan: Plan, visited: int) -> tuple[Plan | End, int]:
         """Visit the remaining blocks of a pass, and the first of the next one until it is complete; report it.
 
+        A local step that follows reports the pass itself.
+
         Returns:
-            The next pass, and the number of its blocks that have been visited.
+            The next pass or the end, and the number of its blocks that have been visited.
         """
         if not visited:
             self._begin(plan)
@@ -254,25 +238,60 @@ class OverlapWorker(BlockWorker):
             self._visit(passes, plan, at)
         following, visited = self._planned(plan.next), 0
         passes.begin()
-        if following is not None:
+        if isinstance(following, Plan):
             self._begin(following)
             while not passes.alone and visited < len(following.order):
                 self._visit(passes, following, visited)
                 visited += 1
         self.context.wait_all(passes.previous)
         passes.drop_finished()
-        self._reports[plan.round] = self._report(passes)
-        # The scheduler waits for the report.
-        self.context.take_arrived()
+        if isinstance(following, Plan):
+            self._report_pass(passes, plan.round)
+        elif not following.sweeps:
+            # All passes: a search along their steps follows.
+            self._report_pass(passes, plan.round, MEMORY)
         return following, visited
 
-    def _report(self, passes: Passes) -> Answer:
-        """Return the report of the previous pass: the model of the losses, and the number of features pushed."""
+    def _report_pass(self, passes: Passes, round: int, memory: int = 1) -> None:
+        """Report the previous pass: the model of the losses over the last passes, and the number of features pushed."""
         facts = self.count_filtered(passes.pushed.pop(passes.number - 1))
-        return Answer(self.report() | facts, self.blocks.model(self._do))
+        self._reports[round] = Answer(self.report() | facts, self.blocks.model(self._do, memory))
+        # The scheduler waits for the report.
+        self.context.take_arrived()
 
-    def _planned(self, round: int) -> Plan | None:
-        """Wait for what is planned at a round: a pass, or None for the end."""
+    def _step_locally(self, end: End, report: Callable[[], None]) -> Answer:
+        """Take a local step, see `local_steps`; `report` the pass before it while the workers' sums are under way.
+
+        The servers add the derivatives, and then set the weights.
+        """
+        blocks = self.blocks
+        blocks.refresh()
+        cols, terms = np.flatnonzero(blocks.radius > 0.0), np.empty((len(blocks.state), 2))
+        quadratic.loss_terms(blocks.state, terms)
+        keys, own = self.w.key_list(blocks.keys[cols]), self._derivatives(cols, terms)
+        totals = self._added(keys, own, end.round, report)
+        w = blocks.w[cols]
+        model = LocalModel(blocks.matrix, terms, w, self.settings.l1, cols, own, totals)
+        for piece in model.pieces * end.sweeps:
+            self._do(piece)
+        self._swept = end.round
+        # The scheduler waits for it.
+        self.context.take_arrived()
+        for piece in model.pieces * end.sweeps:
+            if self._enough == end.round:
+                break
+            self._do(piece)
+        found = self._added(keys, model.weights()[:, None], end.round + 1)[:, 0]
+        margins = np.zeros(len(terms))
+        for part in quadratic.pieces(blocks.colptr, cols):
+            move = partial(quadratic.add_margins, *blocks.matrix, cols[part], (found - w)[part], margins)
+            self._do(move)
+        blocks.move(cols, found, margins)
+        blocks.note_pass()
+        return Answer(values=blocks.model(self._do))
+
+    def _planned(self, round: int) -> Plan | End:
+        """Wait for what is planned at a round: a pass, or the end."""
         node = self.context.node
         node.wait_until(
             lambda: round in self._plans or node.workers_since < node.view.workers_since, "the next pass"

@@ -72,8 +72,8 @@ class OverlappedDarlin(Darlin):
         return self._running is None
 
     def recover(self) -> None:
-        """Continue with other workers, from the servers' weights; what was due still is."""
-        self._running, self.good = None, 1
+        """Continue with other workers, from the servers' weights; a reset that was due still is."""
+        self._running, self.good, self._stop = None, 1, False
         super().recover()
 
     def one_pass(self) -> bool:
@@ -142,7 +142,8 @@ class OverlappedDarlin(Darlin):
         self.now |= {name: sum(each[name] for each in seen) for name in ("nonzeros", "active")}
         self._record_reports(task)
         before = self.control.objectives[-1]
-        proposal = control.propose(model, exact_total(seen), self.settings.l1, before)
+        # The model is that of the pass's own step.
+        proposal = control.propose(model, exact_total(seen)[-2:], self.settings.l1, before)
         rose = not proposal.objective < before
         choice = control.Choice(before if rose else proposal.objective, None, "kept")
         violation = max(float(each["violation"]) for each in seen)
@@ -150,46 +151,62 @@ class OverlappedDarlin(Darlin):
         self.control = self.control._replace(unsearched=self.control.unsearched + 1)
         if rose:
             self.good, self._is_final = 2, True
-        if decision.reset:
-            self._reset, self._full, self._is_final = True, decision.full, True
-        if decision.stop:
-            self._stop = self._is_final = True
+        self._note(decision)
+        self._is_final |= decision.reset or decision.stop
+
+    def _note(self, decision: control.Decision) -> None:
+        """Note what is due at the next rest."""
+        self._reset |= decision.reset
+        self._full |= decision.full
+        self._stop |= decision.stop
 
     def _end(self) -> bool:
         """End the pass that runs, without a next one, and do what is due; return whether to stop."""
         running = self._running
         assert running is not None
+        sweeps = self.control.sweeps if self._steps_locally() else 0
         # No other round was used since the pass was issued.
-        self.workers.start("end_at", {"round": self.round})
+        step = {"round": self._rounds(2 if sweeps else 0)}
+        self.workers.start("end_at", {**step, "sweeps": sweeps})
+        if sweeps:
+            self._end_by_step(running, step)
+        else:
+            self._end_by_search(running)
+        self._running, self._is_final, self.good = None, False, 1
+        stop = self._stop or self.control.objectives[-1] <= self.settings.target
+        if self._reset and not stop:
+            stop = self.reset(self._full).stop
+        # Not before: a reset in which a worker is lost is still due.
+        self._reset = self._full = False
+        return stop or self.newton_step()
+
+    def _steps_locally(self) -> bool:
+        """Return whether a local step follows the pass that runs."""
+        return (
+            self.takes_steps
+            and bool(self.w.spec.settings.get("overlap"))
+            and self.passes + 1 < self.most_passes
+            and self.newton.due_next(self.control)
+        )
+
+    def _end_by_step(self, running: Running, step: dict[str, int]) -> None:
+        """Follow the last pass and the local step after it, which no worker begins later for the pass's report."""
+        self._follow(running)
+        self.workers.call("swept", step)
+        self.workers.start("enough", step)
+        report = self.search(self._model(running.run))
+        self.control = self.newton.taken_locally(self.control, report)._replace(unsearched=0)
+        self.mix(report.choice)
+
+    def _end_by_search(self, running: Running) -> None:
+        """Follow the last pass, and search along the steps of the last ones."""
         model = self._model(running.report)
         self.count_filtered(running.report, len(running.begins))
         running.run.result()
         report = self.search(model)
-        decision = self._next(report)
+        self._note(self._next(report))
         self.control = control.searched(self.control, report)
         self.mix(report.choice)
-        self._running, self._is_final, self.good = None, False, 1
-        if (decision.reset or self._reset) and not (decision.stop or self._stop):
-            decision = self.reset(decision.full or self._full)
-        # Not before: a reset in which a worker is lost is still due.
-        self._reset = self._full = False
-        return decision.stop or self._stop or self.newton_step()
-
-    def newton_step(self) -> bool:
-        """Take a local step, or a Newton step, if one is due; return whether F is low enough to stop."""
-        if not (self.takes_steps and self.newton.due(self.control)):
-            return False
-        if self.control.sweeps == 0:
-            return super().newton_step()
-        self._phase("local")
-        step = {"round": self._rounds(2)}
-        task = self.workers.start("step_locally", {"sweeps": self.control.sweeps, **step})
-        self.workers.call("swept", step)
-        self.workers.start("enough", step)
-        report = self.search(self._model(task))
-        self.control = self.newton.taken_locally(self.control, report)
-        self.mix(report.choice)
-        return self.control.objectives[-1] <= self.settings.target
 
     def _next(self, report: control.PassReport) -> control.Decision:
         """Let the control decide; the mean of its theta and that of the pass issued last follows the lag smoothly."""

@@ -1,13 +1,13 @@
 """The server's side of the delayed block proximal method: an update, and the scheduler's calls between passes.
 
-The update has six phases, which the scheduler sets (`settings["phase"]`):
+The update has five phases, which the scheduler sets (`settings["phase"]`):
 
     start   rows: `column_sums`          reply: radius or code
     step    rows: (g, U) of a block      reply: (w, radius, or 0 when dropped)
+            rows of width 3, or 1        reply: as "sum", or as "set": a local step
     reset   rows: g at one fixed w       reply: radius or code
     sum     any rows                     reply: their sum over the workers (`quadratic`)
     set     rows: each worker's share    reply: w, which is their sum from now on
-    local   rows of width 3, or 1        reply: as "sum", or as "set"
 
 The radius of an active feature is positive. A feature that is not active has a code instead (`kernels`): NEAR (0), its
 gradient is computed at the next reset; FAR (-1), at the next full reset; NEVER (-2), not again.
@@ -75,18 +75,21 @@ def block_proximal(
     values: Array, state: dict[str, Array], slots: NDArray[np.int32], rows: Array, settings: dict[str, Any]
 ) -> Array:
     """Take the step of Algorithm 3 for the features of a block, or start or reset them; see the module."""
-    if settings["phase"] == "sum":
+    phase, width = settings["phase"], rows.shape[1]
+    if phase == "sum" or (phase == "step" and width == 3):
         return rows.astype(np.float32)
     w, d = values.reshape(-1), state["radius"].reshape(-1)
-    if settings["phase"] == "local" and rows.shape[1] > 1:
-        return rows.astype(np.float32)
-    if settings["phase"] in ("set", "local"):
+    if phase == "set" or (phase == "step" and width == 1):
+        if "before" in state:
+            # As a visit of the next pass: the report of the last one may still be under way.
+            state["before"][slots, 0] = w[slots]
+            state["visits"][slots, 0] ^= 1
         w[slots] = rows[:, 0].astype(np.float32)
         return w[slots].astype(np.float32)[:, None]
     scale, active = state["scale"].reshape(-1), state["active"].reshape(-1).view(np.bool_)
-    l1, phase, kkt = float(settings["l1"]), settings["phase"], bool(settings["kkt"])
+    l1, kkt = float(settings["l1"]), bool(settings["kkt"])
     threshold = float(settings["threshold"]) if kkt else np.inf
-    if phase == "step" and rows.shape[1]:
+    if phase == "step" and width:
         reply = np.empty((len(slots), 2), np.float32)
         last = (
             (state["before"].reshape(-1), state["visits"].reshape(-1))
@@ -97,7 +100,7 @@ def block_proximal(
         settings["violation"] = max(float(settings["violation"]), worst)
         return reply
     radius = np.empty(len(slots), np.float32)
-    if rows.shape[1] == 0:
+    if width == 0:
         active[slots] |= w[slots] != 0.0
         others = state["code"][slots, 0] if "code" in state else 0.0
         radius[:] = np.where(active[slots], d[slots], others)
@@ -113,7 +116,7 @@ def block_proximal(
         )
         settings["largest"] = max(float(settings["largest"]), largest)
         settings["returned"] = float(settings["returned"]) + returned
-    if "code" in state and rows.shape[1]:
+    if "code" in state and width:
         state["code"][slots, 0] = np.minimum(radius, 0.0)
     if "bounds" in state and phase in ("start", "rebuild"):
         return np.hstack([radius[:, None], state["bounds"][slots].astype(np.float32)])

@@ -118,28 +118,45 @@ def test_features_without_curvature_stay_where_they_are() -> None:
     assert sum(part.minimum(w, totals, 2) for part in parts)[4] == pytest.approx(w[4], rel=1e-12)
 
 
-def report(excess: float, found: float) -> control.PassReport:
+def report(excess: float, found: float, outcome: str = "kept") -> control.PassReport:
     proposal = control.Proposal(found, excess, np.empty((0, 2)))
-    return control.PassReport(proposal, control.Choice(found, None, "kept"), 0.0, 10)
+    return control.PassReport(proposal, control.Choice(found, None, outcome), 0.0, 10)
 
 
 def test_sweeps_follow_the_length_of_the_last_step() -> None:
     rule, ctl = newton.DELAYED, control.start(100.0)._replace(objectives=(100.0, 90.0))
-    assert ctl.sweeps == 3
+    assert rule.due_next(control.start(1.0)), "the first pass has a step already"
+    assert ctl.sweeps == 1
     right = rule.taken_locally(ctl, report(0.1, 80.0))
-    assert right.sweeps == 5
-    assert right.objectives == (100.0, 80.0)
-    assert rule.taken_locally(ctl, report(-0.6, 80.0)).sweeps == 1
-    assert rule.taken_locally(ctl._replace(sweeps=1), report(-0.6, 80.0)).sweeps == 0
-    most = ctl._replace(sweeps=newton.MOST_SWEEPS)
-    assert rule.taken_locally(most, report(0.1, 80.0)).sweeps == newton.MOST_SWEEPS
-    little = rule.taken_locally(most, report(0.1, 89.0))
-    assert (little.sweeps, little.newton_at, little.newton_wait) == (0, 2, 1)
+    assert (right.sweeps, right.objectives) == (2, (100.0, 80.0))
+    found = [
+        [rule.taken_locally(ctl._replace(sweeps=sweeps), report(excess, 80.0)).sweeps for sweeps in (1, 4, 9)]
+        for excess in (0.1, -0.3, -0.6)
+    ]
+    assert found == [[2, 6, 9], [1, 4, 9], [1, 2, 4]]
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "before", "outcome", "following"),
+    [
+        (2, 100.0, "kept", 3),
+        (2, 80.2, "kept", 0),
+        (3, 80.2, "kept", 4),
+        (2, 100.0, "undone", 0),
+        (9, 1e3, "kept", 0),
+    ],
+)
+def test_newton_steps_follow_where_few_sweeps_gain_little_or_the_most_do_not_pay(
+    sweeps: int, before: float, outcome: str, following: int
+) -> None:
+    ctl = control.start(before)._replace(objectives=(before, 80.1), sweeps=sweeps)
+    now = newton.DELAYED.taken_locally(ctl, report(0.1, 80.0, outcome))
+    assert (now.sweeps, now.newton_at, now.newton_wait) == (following, 2, 1)
 
 
 @pytest.fixture(scope="module")
 def correlated(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    return make(tmp_path_factory.mktemp("made"), "correlated", n=200, m=40)
+    return make(tmp_path_factory.mktemp("made"), "correlated", n=60, m=12)
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +180,9 @@ def test_a_delay_takes_local_steps_first_and_without_one_there_are_none(
     correlated: DataSet, best: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = counted(monkeypatch)
-    run_twin(correlated, 2, 3)
+    run_twin(correlated, 1, 2, settings={"passes": 4})
     assert not steps
-    outcome = run_twin(correlated, 2, 3, consistency=BOUNDED)
+    outcome = run_twin(correlated, 2, 3, consistency=BOUNDED, settings={"target": 1.001 * best})
     assert len(steps) >= 3
     found = objective(outcome.weights(correlated.keys), correlated.x, correlated.y, 1.0)
     assert outcome.metrics["objective"] == pytest.approx(found, rel=1e-9)
@@ -187,7 +204,7 @@ def test_a_local_step_that_is_far_too_long_is_undone_and_newton_steps_follow(
 
     monkeypatch.setattr(LocalModel, "weights", far)
     monkeypatch.setattr(quadratic, "minimise", watched)
-    outcome = run_twin(correlated, 2, 3, consistency=BOUNDED)
+    outcome = run_twin(correlated, 2, 3, consistency=BOUNDED, settings={"target": 1.001 * best})
     assert newton_steps
     assert outcome.metrics["objective"] <= 1.001 * best
     assert (np.diff(outcome.passes()) <= 1e-8 * best).all()
@@ -210,6 +227,7 @@ def test_a_rank_is_lost_in_the_middle_of_a_local_step(
     monkeypatch.setattr(OverlapWorker, "_derivatives", fatal)
     outcome = run_twin(
         correlated, 2, 3, delays=random_delays(calls, delay=0.002), seed=calls, consistency=BOUNDED,
+        settings={"target": 1.0015 * best},
         network={"spares": 0, "replicas": 1, "schedulers": 2},
         layout={"schedulers": 2, "servers": 2, "workers": 3},
     )  # fmt: skip

@@ -79,20 +79,15 @@ def test_steps_become_rare_where_they_do_not_pay() -> None:
     assert ctl.newton_at == len(ctl.objectives)
 
 
-def test_with_a_delay_steps_begin_once_passes_have_become_slow() -> None:
+def test_with_a_delay_a_step_may_follow_the_first_pass() -> None:
     rule, ctl = newton.DELAYED, control.start(100.0)
-    for now in (80.0, 60.0, 45.0, 35.0):
-        ctl = ctl._replace(objectives=(*ctl.objectives, now))
-        assert not rule.due(ctl)
-        assert not rule.due_next(ctl)
-    ctl = ctl._replace(objectives=(*ctl.objectives, 30.0))
-    assert rule.due(ctl)
-    assert rule.due_next(ctl), "the scheduler must know ahead which pass is the last before a rest"
-    # Once begun, they continue where they pay, however much a pass gains.
-    ctl = rule.taken(ctl, control.Choice(25.0, None, "kept"))
     assert not rule.due(ctl)
-    assert rule.due_next(ctl)
-    assert rule.due(ctl._replace(objectives=(*ctl.objectives, 10.0)))
+    assert rule.due_next(ctl), "the scheduler must know ahead which pass is the last before a rest"
+    ctl = rule.taken(ctl._replace(objectives=(100.0, 30.0)), control.Choice(25.0, None, "kept"))
+    assert not rule.due(ctl)
+    # It gained less than half as much as the pass.
+    assert not rule.due_next(ctl)
+    assert rule.due_next(ctl._replace(objectives=(100.0, 25.0, 20.0)))
 
 
 def test_no_steps_are_taken_without_them_or_with_exact_sums(

@@ -45,7 +45,7 @@ def is_optimal(outcome: Outcome, data_set: DataSet, best: float) -> None:
 
 def without_rests(patch: pytest.MonkeyPatch) -> None:
     """Let passes overlap for as long as nothing but a search or a Newton step requires all workers."""
-    patch.setattr(newton.Newton, "_due_after", lambda *_: False)
+    patch.setattr(newton, "DELAYED", newton.DELAYED._replace(first=newton.NEVER.first))
     searched = control.searched
     patch.setattr(control, "searched", lambda *args: searched(*args)._replace(patient=1 << 20))
 

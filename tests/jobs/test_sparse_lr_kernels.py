@@ -543,7 +543,7 @@ def test_blocks_are_cut_by_weight(workers: list[dict[int, int]], blocks: int, si
 def test_block_count_follows_weight_and_delay() -> None:
     assert control.block_count(0.0, 100, 0) == 1
     assert control.block_count(2000.0, 100, 0) == 10
-    assert [control.block_count(2e4, 100, tau) for tau in (1, 4, 8, 16)] == [125, 200, 300, 300]
+    assert [control.block_count(2e4, 100, tau) for tau in (1, 4, 8, 63)] == [100, 100, 100, 128]
     assert control.block_count(1e12, 100, 4) == control.MOST_BLOCKS
 
 
@@ -554,7 +554,7 @@ def test_with_a_delay_large_blocks_become_so_small_that_no_more_features_are_in_
     assert blocks(0) == 8
     assert [blocks(tau) for tau in (1, 4)] == [2 * 8, 5 * 8]
     # 16,384 non-zeros on each worker, unless more blocks than that are needed in any case.
-    assert [blocks(8, workers) for workers in (1, 4, 100)] == [9 * 8, 61, 3 * 8]
+    assert [blocks(8, workers) for workers in (1, 4, 100)] == [9 * 8, 61, 2 * 9]
 
 
 @pytest.mark.parametrize("tau", [1, 4, 16])

@@ -29,9 +29,9 @@ of the machine's speed affects them equally.
   mpips bench delay --blocks 128                      the same number of blocks for all tau, as in the paper
 
 A delay hides the round trip of each block to the servers behind the next blocks, so it saves more with smaller blocks.
-By default the job's rule determines the blocks, as in every run: it takes the fewest that keep the steps long, and with
-a delay 1 + tau / 4, at most 3, times as many: features in flight cost passes, blocks messages.
-Of blocks with at least 16,384 non-zeros on each worker it takes up to 1 + tau times as many.
+By default the job's rule determines the blocks, as in every run: it takes the fewest that keep the steps long without a
+delay: features in flight cost passes, blocks messages.
+Of blocks with at least 16,384 non-zeros on each worker it takes with a delay up to 1 + tau times as many.
 A slow worker sleeps for the additional time, so its core is free meanwhile: some times its time on a processor, however
 long its pieces of work have waited for a core.
 """
