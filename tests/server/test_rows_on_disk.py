@@ -16,6 +16,7 @@ from synthetic import Hooks, run_twin
 from mpips.checkpoint.checkpoint import complete
 from mpips.checkpoint.manifest import read_manifest
 from mpips.cluster.node import Node
+from mpips.embedding import Embedding
 from mpips.rank.simulation import simulate
 from mpips.scheduler.scheduler import Cluster
 from mpips.storage.disk.direct_file import DirectFile
@@ -166,6 +167,26 @@ def test_announced_keys_may_be_changed_at_once(tmp_path: Path) -> None:
     (message,) = sent
     assert message.keys is not None and np.array_equal(message.keys, keys)
     assert not np.shares_memory(message.keys, keys)
+
+
+def test_rows_that_are_fetched_ahead_are_announced_while_their_pull_has_to_wait(tmp_path: Path) -> None:
+    sent = list[list[int]]()
+
+    def note(message: Message) -> None:
+        if message.command is Command.ANNOUNCE:
+            assert message.keys is not None
+            sent.append(message.keys.tolist())
+
+    def attach(node: Node) -> None:
+        node.observers.sent += (note,)
+
+    def schedule(cluster: Cluster) -> None:
+        table = Embedding(cluster.create_vector(VectorSpec("w")))
+        for _, batch in table.ahead([[3, 8], [5], [8, 8, 2]], lambda ids: ids):
+            batch.push(np.ones((len(batch.keys), 1)))
+
+    simulate(schedule, worker=lambda context: None, store=lambda: Store(LEAST, tmp_path), attach=attach)
+    assert sent == [[5], [2, 8]]
 
 
 def test_deltas_of_rows_on_disk_are_those_of_rows_in_memory(program: Path, tmp_path: Path) -> None:

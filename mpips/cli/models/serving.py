@@ -20,6 +20,7 @@ from mpips.client.following import FollowedModel, follow
 from mpips.client.model import Model
 from mpips.errors import InputError, MpipsError, Outdated
 from mpips.process.printable import one_line
+from mpips.rundir.claim import is_held
 from mpips.rundir.folder import RunFolder
 from mpips.rundir.order_files import named_run
 
@@ -111,7 +112,12 @@ def _once_begun(run: str, program: str | None, max_lag: float | None) -> Followe
             return model
         if not said:
             said = True
-            print(f"mpips: {folder.path}: has no checkpoint yet; waiting for the first", file=sys.stderr)
+            what = (
+                "yet; waiting" if is_held(folder.path) else "and was killed, or its hosts are gone; waiting"
+            )
+            print(
+                f"mpips: {folder.path}: has no checkpoint {what} for the first", file=sys.stderr, flush=True
+            )
         time.sleep(EVERY)
 
 

@@ -87,9 +87,13 @@ def test_what_cannot_be_answered_line_by_line(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("held", "said"), [(True, "yet; waiting"), (False, "and was killed, or its hosts are gone; waiting")]
+)
 def test_the_first_checkpoint_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], held: bool, said: str
 ) -> None:
+    monkeypatch.setattr(serving, "is_held", lambda folder: held)
     (tmp_path / "job.toml").write_text('[job]\nprogram = "sparse_lr"\n')
     (tmp_path / "run.json").write_text("{}")
     model, tried = SimpleNamespace(source=tmp_path / "step-000001", lag=1.25), []
@@ -105,7 +109,7 @@ def test_the_first_checkpoint_is_waited_for(
     assert serving._once_begun(str(tmp_path), None, 60.0) is model
     assert tried == [{"program": None, "every": None, "max_lag": 60.0}] * 3
     assert capsys.readouterr().err.splitlines() == [
-        f"mpips: {tmp_path}: has no checkpoint yet; waiting for the first",
+        f"mpips: {tmp_path}: has no checkpoint {said} for the first",
         f"mpips: {tmp_path / 'step-000001'}: 1.2 s behind the run",
     ]
     tried.clear()
