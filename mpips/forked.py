@@ -1,12 +1,14 @@
 """Forked children of a rank: they share its MPI connections, and must not use them.
 
 A program that calls `os.fork` ends the child itself, with `os._exit` or `sys.exit`. A child that returns to mpips
-instead would answer for the rank once more; one that pushes, pulls or waits would take the rank's messages.
+instead would answer for the rank once more; one that pushes, pulls or waits would take the rank's messages. Signals end
+a child: those that ask a rank to stop, too, by which `multiprocessing` ends its processes.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -33,6 +35,10 @@ def _after_fork() -> None:
     global parent
     if _blocks.number:
         parent = os.getppid()
+        for kind in signal.valid_signals():
+            if (getattr(signal.getsignal(kind), "__module__", None) or "").startswith("mpips."):
+                own = signal.default_int_handler if kind == signal.SIGINT else signal.SIG_DFL
+                signal.signal(kind, own)
 
 
 os.register_at_fork(after_in_child=_after_fork)

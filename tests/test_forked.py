@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from mpips import VectorSpec, simulate
 from mpips.forked import program_code
+from mpips.process import stop_signals
 
 
 def _leave(do: Callable[[], None]) -> int:
@@ -104,3 +106,28 @@ def test_a_child_cannot_use_the_ranks_connections(how: str, capfd: pytest.Captur
 
     assert simulate(schedule, _Pushes) == ([1], [1.0])
     assert "shares the rank's MPI connections, and cannot use mpips" in capfd.readouterr().err
+
+
+def test_a_signal_that_asks_a_rank_to_stop_ends_a_forked_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `Pool.terminate` of multiprocessing, which waits for the end of its processes."""
+    monkeypatch.setattr(stop_signals, "received", [])
+    before = {kind: signal.getsignal(kind) for kind in stop_signals.STOP_SIGNALS}
+    # Another one of the program itself.
+    mine = signal.signal(signal.SIGHUP, lambda *_: os._exit(3))
+    stop_signals.receive()
+    try:
+        for sent, code in (
+            (signal.SIGTERM, -signal.SIGTERM),
+            (signal.SIGUSR1, -signal.SIGUSR1),
+            (signal.SIGHUP, 3),
+        ):
+
+            def end(sent: int = sent) -> None:
+                os.kill(os.getpid(), sent)
+                os._exit(99)
+
+            assert _leave(end) == code
+    finally:
+        for kind, handler in [*before.items(), (signal.SIGHUP, mine)]:
+            signal.signal(kind, handler)
+    assert stop_signals.received == []
