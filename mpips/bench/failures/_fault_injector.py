@@ -56,6 +56,8 @@ class Disturbance(NamedTuple):
     instant: str = ""
     """The command of the message that is about to be sent; "CHAIN": any message of a chain; "END": the leader's program
     has its last answer. Empty: any."""
+    passing: int = 0
+    """How many such messages are sent before, so that some of its receivers have it."""
 
 
 class FaultInjector:
@@ -76,6 +78,8 @@ class FaultInjector:
         self.network: Counter[str] = Counter()
         self.worker_hit = False
         self._program_ended = False
+        # By event: how many messages of its instant were about to be sent.
+        self._passed: Counter[Disturbance] = Counter()
         # The rank that sends a message now, and the one that will receive it.
         self._between = -1, -1
         # By split: until when, and the sides of which one may be excluded.
@@ -108,13 +112,20 @@ class FaultInjector:
             self._between = source, dest
             is_checked = network.posted % EVERY == 0
             names = _names(message) if any(event.instant for event in self._events) else ()
-            self._check_events(network, lambda event: event.instant in names if event.instant else is_checked)
+            self._check_events(
+                network, lambda event: self._is_reached(event, names) if event.instant else is_checked
+            )
         copies = self._delays(source, dest, message)
         if message.kind is not Kind.CONTROL:
             self.network["drop"] += not copies
             self.network["duplicate"] += len(copies) > 1
         self.network["delay"] += any(delay > 0 for delay in copies)
         return copies
+
+    def _is_reached(self, event: Disturbance, names: Collection[str]) -> bool:
+        """Count a message of these names; return whether an event comes before it."""
+        self._passed[event] += event.instant in names
+        return event.instant in names and self._passed[event] > event.passing
 
     def _pause_at_end(self, cluster: Cluster) -> None:
         """Do the events of a leader that has all answers, and has not yet written the result."""

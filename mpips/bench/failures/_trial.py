@@ -195,11 +195,11 @@ def _aimed(rng: random.Random) -> Iterable[Disturbance]:
             )
             duration = None if act == "kill" else PATIENCE * rng.choice((2, 2, 5))
             way = rng.choice(("both ways", "both ways", "from it", "to it"))
-            instant = rng.choice(INSTANTS)
+            instant, passing = rng.choice(INSTANTS), rng.choice((0, 0, 1, 2, 4))
             if instant in ELECTIONS and rng.random() < 0.7:
                 yield Disturbance("kill scheduler", after, "kill", "scheduler", 1, None, rng.random())
             what = f"{act} {role} at {instant}"
-            yield Disturbance(what, after, act, role, 1, duration, rng.random(), way, instant=instant)
+            yield Disturbance(what, after, act, role, 1, duration, rng.random(), way, 1, instant, passing)
         elif kind == "folder":
             # The network fails at the same time, often so that each side has half of the votes.
             way = rng.choice(("both ways", "both ways", "from it", "to it"))

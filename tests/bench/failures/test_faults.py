@@ -7,11 +7,13 @@ import random
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mpips.bench.failures import _processes, _pushing, _trial, faults
+from mpips.bench.failures._fault_injector import Disturbance, FaultInjector
 from mpips.bench.failures._processes import Injected, Launched, Trained, choose, measure
 from mpips.bench.failures._trial import Outcome
 from mpips.bench.failures._workload import DIGITS, HOT, HOT_KEYS, Workload, key, push_keys, round_keys
@@ -54,6 +56,17 @@ def test_a_trial_is_drawn_from_its_seed() -> None:
         "kill", "stop", "suspend", "split", "jump", "join", "leave", "unreach",
     }  # fmt: skip
     assert {event.way for plan in plans for event in plan.events} == {"both ways", "from it", "to it"}
+    assert {event.passing for plan in plans for event in plan.events} == {0, 1, 2, 4}
+
+
+def test_a_fault_may_come_when_some_receivers_have_the_message_of_its_instant() -> None:
+    event = Disturbance(
+        "kill sender at PROPOSE", 0, "kill", "sender", 1, None, 0.5, instant="PROPOSE", passing=2
+    )
+    nothing: Any = SimpleNamespace()
+    injector = FaultInjector([event], nothing, nothing, print, nothing)
+    names = ("PROPOSE", "VIEW", "PROPOSE", "ACCEPTED", "PROPOSE")
+    assert [injector._is_reached(event, {name}) for name in names] == [False, False, False, False, True]
 
 
 # --- which processes get the faults --------------------------------------------------------------------
