@@ -99,48 +99,6 @@ def plain_pairs(keys: KeyArray) -> NDArray[np.uint64]:
     return numbers if numbers.flags.carray else np.array(numbers, KEY64)
 
 
-UNSORTED, OUTSIDE = 1, 2
-"""Results of `cut` for keys that are not sorted and unique, and for keys outside of the bounds."""
-
-
-@kernel("i8(u8[::1], u8[::1], i8[::1], b1)")
-def cut(
-    keys: NDArray[np.uint64], bounds: NDArray[np.uint64], places: NDArray[np.int64], checked: bool
-) -> int:
-    """Check that 64-bit keys are sorted, unique and inside bounds[0] .. bounds[-1], both included; cut them into parts.
-
-    `bounds`, u64[parts + 1], has the first key that belongs to each part, and the last key. `places`, i64[parts + 2],
-    gets the places at which the parts begin, the number of keys, and a hash of some of them. Returns 0 if the keys are
-    right. Upper halves of 128-bit keys may be equal, and are `checked` before.
-    """
-    total, block, parts = len(keys), 4096, len(bounds) - 1
-    for start in range(1, 1 if checked else total, block):
-        earlier, later = keys[start - 1 :], keys[start:]
-        wrong = 0
-        # Without an early exit, so that the compiler vectorizes it.
-        for i in range(min(block, total - start)):
-            wrong += later[i] <= earlier[i]
-        if wrong:
-            return UNSORTED
-    sample = np.uint64(total)
-    if total > 0:
-        if keys[0] < bounds[0] or keys[total - 1] > bounds[parts]:
-            return OUTSIDE
-        for i in (0, total // 3, total // 2, total - 1):
-            sample = mix(sample ^ keys[i])
-    places[0], places[parts], places[parts + 1] = 0, total, np.int64(sample >> np.uint64(1))
-    for part in range(1, parts):
-        low, high = places[part - 1], total
-        while low < high:
-            middle = (low + high) >> 1
-            if keys[middle] < bounds[part]:
-                low = middle + 1
-            else:
-                high = middle
-        places[part] = low
-    return 0
-
-
 @kernel("b1(u8[:,::1])")
 def ascending_pairs(keys: NDArray[np.uint64]) -> bool:
     """Return whether pairs are sorted and unique."""

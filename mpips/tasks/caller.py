@@ -169,30 +169,32 @@ class Tasks:
         return not self.lossy and self.on_journaled is None and not self.known_replies
 
     def ask(self, request: Request) -> Task:
-        """Send a task without dependencies, each part by the client fast path if possible; see `direct`."""
+        """Send a task without dependencies, by the client fast path if possible; see `direct`."""
         check_not_forked()
-        addresses = request.addresses
-        task = Task(self._time, len(addresses), request, self._wait)
-        time, acked = self._time, self.acked
+        addresses, time = request.addresses, self._time
+        # A task has one part at an address: so none is queued there as long as so few tasks are unfinished.
+        takes = len(self.unfinished) < self._window and not (self.ahead.count and self._is_ahead(addresses))
+        slots = request.send(time, self.acked) if takes else ()
+        # From here on the receivers may be at work.
+        task = self.unfinished[time] = Task(time, len(addresses), request, self._wait)
         self._time += 1
-        self.unfinished[time] = task
         task.then(self._forget)
         for number, address in enumerate(addresses):
-            peer = self._peers.get(address) or self._peer(address)
             part = Part(task, number, address, None, [], request)
-            if peer.queue or peer.ahead or len(peer.unanswered) >= self._window:
+            if not slots or slots[number] < 0:
                 self._enqueue(part)
                 continue
+            peer = self._peers.get(address) or self._peer(address)
             task.under_way.add(address)
-            slot = request.send(number, time, acked)
-            if slot < 0:
-                self._transmit(peer, part)
-            else:
-                part.slot = slot
-                self._asked[slot] = peer.unanswered[time] = part
-                if self.stamps:
-                    part.sent_at = self.now()
+            part.slot = slots[number]
+            self._asked[part.slot] = peer.unanswered[time] = part
+            if self.stamps:
+                part.sent_at = self.now()
         return task
+
+    def _is_ahead(self, addresses: Iterable[int]) -> bool:
+        """Return whether parts at some of the addresses were answered ahead: further ones there depend on them."""
+        return any(address in self._peers and self._peers[address].ahead for address in addresses)
 
     def asked_at(self, slot: int) -> tuple[int, int]:
         """Return address and time of the request in a slot."""

@@ -22,8 +22,10 @@ class Request(Protocol):
     def addresses(self) -> Sequence[int]:
         """The addresses of its parts."""
 
-    def send(self, number: int, time: int, acked: int) -> int:
-        """Send a part by the client fast path; return its slot, -1 if it was not sent."""
+    def send(self, time: int, acked: int) -> Sequence[int]:
+        """Send the parts by the client fast path; return the slot of each, -1 if it was not sent: none at all if no
+        part was.
+        """
 
     def make(self, number: int) -> Message:
         """Return the message of a part."""

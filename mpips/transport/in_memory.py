@@ -475,8 +475,8 @@ class TwinVan:
         self.received_bytes += size
         return message
 
-    def ask(self, *request: Any, **named: Any) -> int:
-        return -1
+    def ask(self, *request: Any) -> list[int]:
+        return []
 
     def version(self) -> int:
         return -1

@@ -277,35 +277,6 @@ def _head(
     )  # fmt: skip
 
 
-def request_header(
-    command: Command,
-    sender: int,
-    origin: int,
-    shard: int,
-    namespace: int,
-    key_range: KeyRange,
-    signature: bytes,
-    lists: bool,
-    rows: int,
-    dtype: np.dtype[Any],
-    width: int,
-) -> NDArray[np.uint8]:
-    """Return the prepared header, u1[120], of a request without epoch, times and number of keys.
-
-    It `lists` its keys, or not; it has `rows` of the given type and width, -1: none.
-    """
-    flags, code = LISTED if lists else 0, NO_VALUES
-    if rows >= 0:
-        code = CODES[dtype]
-        flags |= DETACHED if rows * width * dtype.itemsize > INLINE else 0
-    begin, end = key_range
-    head = PACKING.pack(
-        MAGIC, Kind.REQUEST, command, flags, sender, origin, shard, 0, namespace, 0, 0, 0, NO_ROUND, begin, end - 1, 0,
-        max(rows, 0), code, width if rows >= 0 else 0, 0, signature,
-    )  # fmt: skip
-    return np.frombuffer(bytearray(head), np.uint8)
-
-
 def encode(message: Message) -> tuple[bytearray, tuple[memoryview, ...]]:
     """Return the frame, and the buffers that must follow it (none if they are in the frame)."""
     keys, values = message.keys, message.values

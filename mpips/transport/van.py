@@ -9,14 +9,14 @@ also drop or duplicate it. Order, exactly-once execution and flow control belong
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mpips.transport.buffer_pool import BufferPool
-from mpips.transport.message import NO_ROUND, Message
+from mpips.transport.message import Message
 
 if TYPE_CHECKING:
     # Imported late, since it loads kernels.
@@ -31,9 +31,6 @@ class Van(Protocol):
 
     rank: int
     size: int
-    sent_bytes: int
-    sent_messages: int
-    received_bytes: int
     receive_buffer: Callable[[Message], NDArray[Any] | None]
     """Returns the array that receives the detached values of a message; None: a new array."""
     fast_path: FastPathTable | None
@@ -44,6 +41,18 @@ class Van(Protocol):
     """The epoch of the requests that the fast path may answer."""
     buffers: BufferPool
     """Buffers for large messages."""
+
+    @property
+    def sent_bytes(self) -> int:
+        """The bytes that were sent; those of the fast path count from the start of their send."""
+
+    @property
+    def sent_messages(self) -> int:
+        """The messages that were sent."""
+
+    @property
+    def received_bytes(self) -> int:
+        """The bytes of the messages that have arrived."""
 
     @property
     def survives(self) -> bool:
@@ -65,29 +74,31 @@ class Van(Protocol):
 
     def ask(
         self,
-        dest: int,
-        head: int,
+        parts: NDArray[np.int64],
+        ranks: Sequence[int],
+        keys: NDArray[np.uint64],
+        rows: NDArray[np.uint8],
+        out: NDArray[np.uint8],
         time: int,
         acked: int,
-        rows: NDArray[np.uint8] | None,
-        first: int,
-        nbytes: int,
-        out: NDArray[np.uint8] | None,
-        out_first: int,
-        out_bytes: int,
+        round: int,
+        command: int,
+        origin: int,
+        namespace: int,
         wire_type: int,
+        width: int,
+        answer_type: int,
+        answer_bytes: int,
         fresh: bool,
-        keys: NDArray[np.uint64] = NO_KEYS,
-        begin: int = 0,
-        count: int = 0,
-        round: int = NO_ROUND,
-    ) -> int:
-        """Send a request by the client fast path; return its slot, or -1 if it must be sent as a message.
+    ) -> list[int]:
+        """Send a request by the client fast path; return the slots of its parts, -1 for one that was not sent.
 
-        `head` is the address of the prepared header (`mpips.transport.message.request_header`). A push sends `nbytes`
-        of `rows` from byte `first` on; a pull receives its answer, of the type `wire_type`, in `out`, `out_bytes` from
-        `out_first` on. `fresh`: that memory has no other use, so that the server may write into it directly. The
-        request lists `count` of `keys` from `begin` on, unless the header names them.
+        `parts` is a table of them (`mpips.transport.request_parts`), and `ranks` the receivers. Parts without keys are
+        sent in a round only, and have no slot otherwise. If no part is sent, the list is empty.
+
+        A push sends `rows`, `width` numbers of a wire type for each key. Rows of answers, of another type and so many
+        bytes (0: there are none), are received in `out`. `fresh`: that memory has no other use, so that servers may
+        write into it directly. Parts that list their keys send them from `keys`.
         """
 
     def version(self) -> int:

@@ -7,7 +7,6 @@ is signed from the second use by the same command on: a mini-batch pulls and pus
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 from weakref import ref
 
@@ -17,12 +16,11 @@ from numpy.typing import NDArray
 from mpips.cluster.node import Node
 from mpips.errors import UsageError
 from mpips.keys import (
+    KEY64,
     KEY128,
-    UNSORTED,
     KeyArray,
     ascending_pairs,
     check_unmasked,
-    cut,
     from_pairs,
     pairs,
     upper,
@@ -31,7 +29,8 @@ from mpips.ranges import KeyRange
 from mpips.storage.updates import VectorSpec
 from mpips.transport.key_cache import sign
 from mpips.transport.message import NO_SIGNATURE, Command
-from mpips.worker.plan import Kept, Plan, Route, Slice
+from mpips.transport.request_parts import END, UNSORTED, cut
+from mpips.worker.plan import Parts, Plan, Slice
 
 MOST_PLANS = 1 << 10
 """Largest number of ranges, and of samples of lists, that a vector caches; a full cache is cleared."""
@@ -65,28 +64,20 @@ class KeyList:
 
     __slots__ = ("everywhere", "keys", "plan", "vector", "within")
 
-    def __init__(self, vector: Handle, keys: KeyArray, within: KeyRange, slices: list[Slice]) -> None:
+    def __init__(
+        self, vector: Handle, keys: KeyArray, within: KeyRange, plan: Plan, everywhere: Plan
+    ) -> None:
+        # Kernels take writable arrays, although they do not write.
         self.vector, self.keys, self.within = vector, keys.view(), within
         self.keys.flags.writeable = False
-        signatures = _signed(keys, slices)
-        # Kernels take writable arrays, although they do not write.
-        self.everywhere = self.plan = Plan(len(keys), slices, keys, signatures)
         # Shards of which it has no keys take part in rounds only.
-        if NO_SIGNATURE in signatures:
-            held = [pair for pair in zip(slices, signatures, strict=True) if pair[1] != NO_SIGNATURE]
-            self.plan = Plan(len(keys), [each for each, _ in held], keys, [each for _, each in held])
+        self.plan, self.everywhere = plan, everywhere
 
     def __len__(self) -> int:
         return len(self.keys)
 
 
 Keys = KeyArray | KeyRange | KeyList
-
-
-def _signed(keys: KeyArray, slices: Sequence[Slice]) -> list[bytes]:
-    return [
-        sign(keys[piece.begin : piece.end]) if piece.begin < piece.end else NO_SIGNATURE for piece in slices
-    ]
 
 
 class Planner:
@@ -100,11 +91,13 @@ class Planner:
         self._wide = spec.key_bits == 128
         self._cuts = node.view.ring.cuts(spec.extent)
         self._plans: dict[tuple[KeyRange, bool], Plan] = {}
-        # By range: see `_route`.
-        self._within: dict[KeyRange, Route] = {}
-        self._route(self._all)
-        # By range, whether all shards take part, and signatures of a list that was passed as an array.
-        self._kept: dict[tuple[Any, ...], Kept] = {}
+        # By range: see `_parts_of`.
+        self._within: dict[KeyRange, Parts] = {}
+        self._whole = self._parts_of(self._all)
+        # Not when the first request waits for it.
+        self._whole.located(node.view)
+        # By range, whether all shards take part, and signatures of a list.
+        self._kept: dict[tuple[Any, ...], Parts] = {}
         # By hash of a list that was passed as an array: a bit for each command that has used it.
         self._uses: dict[int, int] = {}
 
@@ -119,16 +112,15 @@ class Planner:
         """Check, partition and sign a copy of `keys`; see `Vector.key_list`."""
         listed = self._listed(keys).copy()
         within = within or self._all
-        route = self._route(within)
-        *places, _ = self._cut(listed, within, route)
-        return KeyList(self.vector, listed, within, route.slices(places, self.spec.aggregate))
+        parts = self._parts_of(within)
+        self._cut(listed, within, parts)
+        plans = [self._plan_signed(listed, within, parts, each) for each in (False, self.spec.aggregate)]
+        return KeyList(self.vector, listed, within, *plans)
 
     def plan_nothing(self) -> Plan:
         """Plan a request without keys to every shard that has a part of the vector."""
-        extent, ring = self.spec.extent, self.node.view.ring
-        ranges = [(shard, ring.range(shard, extent)) for shard in range(len(self._cuts))]
-        slices = [Slice(shard, each, 0, 0) for shard, each in ranges if not each.empty]
-        return Plan(0, slices, np.empty(0, self.spec.key_dtype), None)
+        parts = self._whole
+        return Plan(0, np.empty(0, self.spec.key_dtype), parts, [0] * (len(parts.table) + 1), True)
 
     def plan(self, keys: Keys, within: KeyRange | None, together: bool, command: Command) -> Plan:
         """Check keys, u64[n], KEY128[n] or u64[n, 2] if they are an array, and partition them by shard.
@@ -139,7 +131,7 @@ class Planner:
         if isinstance(keys, KeyRange):
             plan = self._plans.get((keys, together))
             if plan is None:
-                plan = Plan(keys.span, self._cut_range(keys, together), None, None)
+                plan = self._plan_range(keys, together)
                 if len(self._plans) >= MOST_PLANS:
                     self._plans.clear()
                 self._plans[keys, together] = plan
@@ -152,26 +144,36 @@ class Planner:
                     f"{keys.vector.spec.name}, range [{keys.within.begin}, {keys.within.end})"
                 )
             return keys.everywhere if together else keys.plan
-        listed, within = self._listed(keys), within or self._all
-        route = self._within.get(within) or self._route(within)
-        *places, sample = self._cut(listed, within, route)
-        n, slices = places[-1], route.slices(places, together)
-        if n and self.node.signs and self._is_signed(sample, command):
-            return self._plan_signed(n, slices, listed, within, together)
-        return Plan(n, slices, listed, None, route)
+        listed = self._listed(keys)
+        parts = self._whole if within is None else self._parts_of(within)
+        sample = self._cut(listed, within or self._all, parts)
+        if len(listed) and self.node.signs and self._is_signed(sample, command):
+            return self._plan_signed(listed, within or self._all, parts, together)
+        return self._plan_listed(listed, parts, together)
 
-    def _plan_signed(
-        self, n: int, slices: list[Slice], keys: KeyArray, within: KeyRange, together: bool
-    ) -> Plan:
-        """Plan a list that is used again: with the headers of an equal one, and the keys of this, which may change."""
-        signatures = _signed(keys, slices)
+    def _plan_listed(self, keys: KeyArray, parts: Parts, together: bool) -> Plan:
+        """Plan a list that was cut into parts."""
+        places = [0, len(keys)] if len(parts.table) == 1 else [0, *parts.table[:, END].tolist()]
+        return Plan(len(keys), keys, parts, places, together)
+
+    def _plan_signed(self, keys: KeyArray, within: KeyRange, parts: Parts, together: bool) -> Plan:
+        """Plan a list that is used again: with the table of an equal one, and the keys of this, which may change."""
+        plan = self._plan_listed(keys, parts, together)
+        if not self.node.signs:
+            plan.sign(None, Parts(plan.slices, True))
+            return plan
+        signatures = [
+            sign(keys[each.begin : each.end]) if each.begin < each.end else NO_SIGNATURE
+            for each in plan.slices
+        ]
         name = within, together, *signatures
         kept = self._kept.get(name)
         if kept is None:
             if len(self._kept) >= MOST_PLANS:
                 self._kept.clear()
-            kept = self._kept[name] = Kept.of(signatures)
-        return Plan(n, slices, keys, signatures, None, kept)
+            kept = self._kept[name] = Parts(plan.slices, True, signatures)
+        plan.sign(signatures, kept)
+        return plan
 
     def _is_signed(self, sample: int, command: Command) -> bool:
         """Return whether to sign a list with a hash: the signature of one that is not used again is wasted work."""
@@ -189,7 +191,7 @@ class Planner:
             check_unmasked(keys, f"vector {self.spec.name}: keys")
         if self._wide:
             return self._listed_pairs(keys)
-        if isinstance(keys, np.ndarray) and keys.dtype == np.uint64 and keys.ndim == 1 and keys.flags.carray:
+        if isinstance(keys, np.ndarray) and keys.dtype == KEY64 and keys.ndim == 1 and keys.flags.carray:
             return keys
         array = np.asarray(keys)
         whole_numbers = array.dtype.kind in "ui" or not array.size
@@ -212,35 +214,37 @@ class Planner:
             )
         return array if array.flags.carray and array.ctypes.data % 8 == 0 else array.copy()
 
-    def _cut_range(self, keys: KeyRange, everywhere: bool) -> list[Slice]:
-        """Check and partition a range by shard; empty parts are left out unless `everywhere`."""
+    def _plan_range(self, keys: KeyRange, everywhere: bool) -> Plan:
+        """Check and partition a range by shard."""
         if keys.empty:
             raise UsageError(f"vector {self.spec.name}: the range [{keys.begin}, {keys.end}) is empty")
         if self._wide:
             raise UsageError(f"vector {self.spec.name}: 128-bit keys must be listed, not given as a range")
-        route = self._route(keys)
-        places = [0, *(bound - keys.begin for bound in route.inner.tolist()), keys.span]
-        return route.slices(places, everywhere)
+        slices = [
+            Slice(~address, each, each.begin - keys.begin, each.end - keys.begin)
+            for parts in [self._parts_of(keys)]
+            for address, each in zip(parts.addresses, parts.ranges, strict=True)
+        ]
+        places = [0, *(each.end for each in slices)]
+        return Plan(keys.span, None, Parts(slices, False), places, everywhere)
 
-    def _cut(self, keys: KeyArray, within: KeyRange, route: Route) -> list[int]:
-        """Check listed keys; return the places at which the shards' parts begin, their number, and a hash of some."""
+    def _cut(self, keys: KeyArray, within: KeyRange, parts: Parts) -> int:
+        """Check listed keys, cut them into parts, and return a hash of some."""
         if self._wide and not ascending_pairs(pairs(keys)):
-            wrong = UNSORTED
+            found = UNSORTED
         else:
-            parts = np.array(upper(keys)) if self._wide else keys
-            wrong = cut(parts, route.bounds, route.places, self._wide)
-        if wrong == UNSORTED:
+            found = cut(np.array(upper(keys)) if self._wide else keys, parts.table, self._wide)
+        if found == UNSORTED:
             raise UsageError(f"vector {self.spec.name}: keys must be sorted and unique")
-        if wrong:
+        if found < 0:
             raise UsageError(
                 f"vector {self.spec.name}: keys {keys[0]} to {keys[-1]} are not all in "
                 f"[{within.begin}, {within.end})"
             )
-        places: list[int] = route.places.tolist()
-        return places
+        return found
 
-    def _route(self, within: KeyRange) -> Route:
-        """Return the shards of a range; UsageError if it is not inside that of the vector's keys."""
+    def _parts_of(self, within: KeyRange) -> Parts:
+        """Return the parts of lists within a range; UsageError if it is not inside that of the vector's keys."""
         found = self._within.get(within)
         if found is None:
             whole = self._all
@@ -252,7 +256,10 @@ class Planner:
             cuts = self._cuts
             first = int(cuts.searchsorted(np.uint64(within.begin), "right")) - 1
             last = int(cuts.searchsorted(np.uint64(within.end - 1), "right"))
+            bounds = [within.begin, *cuts[first + 1 : last].tolist(), within.end]
+            ranges = map(KeyRange, bounds[:-1], bounds[1:])
+            slices = [Slice(first + at, each, 0, 0) for at, each in enumerate(ranges) if not each.empty]
             if len(self._within) >= MOST_PLANS:
                 self._within.clear()
-            found = self._within[within] = Route(first, cuts[first + 1 : last], within)
+            found = self._within[within] = Parts(slices, True)
         return found

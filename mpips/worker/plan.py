@@ -1,7 +1,7 @@
-"""Plans: the shards that a request is sent to, and the keys for each shard.
+"""Plans: the parts of a request, one for each shard, and the keys of each part.
 
-A plan depends on the keys only, not on the rows: a range or a `KeyList` has one for all its requests, and it keeps the
-headers of those that take the fast path.
+A plan depends on the keys only, not on the rows: a range or a `KeyList` has one for all its requests. Plans of lists
+that are used once share the table of their range.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mpips.cluster.view import View
 from mpips.keys import KeyArray
 from mpips.ranges import KeyRange
-from mpips.transport.message import NO_SIGNATURE, Command
+from mpips.transport.message import NO_SIGNATURE
+from mpips.transport.request_parts import BEGIN, COLUMNS, DEST, END, FIRST, HIGH, LAST, LISTS, LOW, SHARD
 
 
 class Slice(NamedTuple):
@@ -26,92 +27,88 @@ class Slice(NamedTuple):
     end: int
 
 
-Head = tuple[NDArray[np.uint8], int]
-"""A request's header, and its memory address."""
-MOST_HEADS = 1 << 10
-"""Largest number of headers of a route; then they are cleared."""
+class Parts:
+    """The table of a request's parts (`mpips.transport.request_parts`), and to which ranks they are sent.
 
+    Each part `lists` its keys, or is about all keys of its range; those of a list that has `signatures` need not be
+    listed again once they were sent.
+    """
 
-class Route:
-    """The shards of a range: the first one, the keys at which the range is cut, and its parts, one for each shard."""
+    __slots__ = ("addresses", "epoch", "ranges", "ranks", "table", "unsent")
 
-    __slots__ = ("bounds", "first", "heads", "inner", "places", "ranges")
+    def __init__(
+        self, slices: Sequence[Slice], lists: bool, signatures: Sequence[bytes] | None = None
+    ) -> None:
+        self.addresses = [~each.shard for each in slices]
+        self.ranges = [each.range for each in slices]
+        self.table = np.zeros((len(slices), COLUMNS), np.int64)
+        bounds = [(each.begin, each.end - 1) for each in self.ranges]
+        self.table[:, FIRST : LAST + 1] = np.array(bounds, np.uint64).reshape(-1, 2).view(np.int64)
+        self.table[:, SHARD], self.table[:, LISTS] = [each.shard for each in slices], lists
+        self.table[:, BEGIN], self.table[:, END] = (
+            [each.begin for each in slices],
+            [each.end for each in slices],
+        )
+        self.unsent: set[int] = set()
+        """The signed parts that were not sent with their keys; a part without keys has no signature."""
+        if signatures is not None:
+            self.table[:, LOW : HIGH + 1] = np.frombuffer(b"".join(signatures), np.int64).reshape(-1, 2)
+            self.unsent = {at for at, each in enumerate(signatures) if each != NO_SIGNATURE}
+        self.ranks: list[int] = []
+        self.epoch = -1
 
-    def __init__(self, first: int, inner: NDArray[np.uint64], within: KeyRange) -> None:
-        self.first, self.inner = first, inner
-        begins = [within.begin, *inner.tolist(), within.end]
-        self.ranges = list(map(KeyRange, begins[:-1], begins[1:]))
-        self.bounds = np.array([*begins[:-1], within.end - 1], np.uint64)
-        self.places = np.zeros(len(begins) + 1, np.int64)
-        """`bounds` and `places` are arguments of `mpips.keys.cut`."""
-        self.heads: dict[tuple[Command, int, int], Head] = {}
-        """Of parts that list their keys: by command, width of the pushed rows (0: none) and shard."""
+    def sent(self, number: int) -> None:
+        """Record that a part was sent with its keys and its signature."""
+        self.unsent.discard(number)
+        self.table[number, LISTS] = 0
 
-    def keep(self, name: tuple[Command, int, int], head: Head) -> Head:
-        """Keep a header of such a part; return it."""
-        if len(self.heads) >= MOST_HEADS:
-            self.heads.clear()
-        self.heads[name] = head
-        return head
-
-    def slices(self, places: Sequence[int], everywhere: bool) -> list[Slice]:
-        """Return the parts of a request by shard; those without keys are left out unless `everywhere`."""
-        if len(places) == 2:
-            return [Slice(self.first, self.ranges[0], 0, places[1])] if places[1] or everywhere else []
-        return [
-            Slice(self.first + i, each, places[i], places[i + 1])
-            for i, each in enumerate(self.ranges)
-            if places[i] < places[i + 1] or (everywhere and not each.empty)
-        ]
-
-
-class Kept(NamedTuple):
-    """What plans of equal lists have in common."""
-
-    heads: dict[tuple[Command, int], list[Head]]
-    """By command and width of the pushed rows (0: none)."""
-    unsent: set[int]
-    """The slices that were not sent with their signatures."""
-
-    @classmethod
-    def of(cls, signatures: Sequence[bytes] | None) -> Kept:
-        """Return that of a new list with these signatures of its slices; slices without keys have none."""
-        signed = enumerate(() if signatures is None else signatures)
-        return cls({}, {at for at, signature in signed if signature != NO_SIGNATURE})
+    def located(self, view: View) -> list[int]:
+        """Return the ranks of the parts in a view."""
+        if self.epoch != view.epoch:
+            self.ranks, self.epoch = [view.rank_of(address) for address in self.addresses], view.epoch
+            self.table[:, DEST] = self.ranks
+        return self.ranks
 
 
 class Plan:
     """Partition of some keys by shard; `keys` if they are a list, and `signatures` of the slices if signed.
 
-    `route`: of a list that requests always list, instead of naming it by its signatures. `kept`: of an equal list.
+    `places` are the positions at which `parts` begin, and their end. Parts without keys are left out unless
+    `everywhere`.
     """
 
-    __slots__ = ("_unsent", "addresses", "heads", "keys", "n", "route", "signatures", "slices")
+    __slots__ = ("_everywhere", "_places", "_slices", "addresses", "keys", "n", "parts", "signatures")
 
     def __init__(
-        self,
-        n: int,
-        slices: list[Slice],
-        keys: KeyArray | None,
-        signatures: list[bytes] | None,
-        route: Route | None = None,
-        kept: Kept | None = None,
+        self, n: int, keys: KeyArray | None, parts: Parts, places: Sequence[int], everywhere: bool
     ) -> None:
-        self.n, self.slices, self.keys, self.signatures = n, slices, keys, signatures
-        self.addresses = [~piece.shard for piece in slices]
-        self.route = route
-        kept = Kept.of(signatures) if kept is None else kept
-        self.heads, self._unsent = kept
+        self.n, self.keys, self.parts = n, keys, parts
+        self.signatures: list[bytes] | None = None
+        self._places, self._everywhere = places, everywhere
+        self._slices: list[Slice] | None = None
+        self.addresses = parts.addresses
+        if not (everywhere or (len(places) == 2 and n)):
+            self.addresses = [~each.shard for each in self.slices]
 
     @property
-    def cached(self) -> bool:
-        """Whether requests need no keys: it is a range, or all slices were sent before with keys and signature."""
-        return self.route is None and not self._unsent
+    def slices(self) -> list[Slice]:
+        """The parts."""
+        if self._slices is None:
+            parts, places = self.parts, self._places
+            cuts = zip(parts.addresses, parts.ranges, places, places[1:], strict=False)
+            self._slices = [
+                Slice(~address, each, begin, end)
+                for address, each, begin, end in cuts
+                if begin < end or self._everywhere
+            ]
+        return self._slices
 
-    def is_sent(self, number: int) -> bool:
-        """Return whether a request needs no keys for a slice: it is of a range, or was sent with its signature."""
-        return self.route is None and number not in self._unsent
+    def sign(self, signatures: list[bytes] | None, parts: Parts) -> None:
+        """Use a table of these parts only, with their signatures, if there are any."""
+        # Slices are those of the former table.
+        self._slices, self.signatures, self.parts = self.slices, signatures, parts
 
-    def sent(self, number: int) -> None:
-        """Record that a slice was sent with its signature."""
-        self._unsent.discard(number)
+    @property
+    def lists(self) -> bool:
+        """Whether a request has to list keys: it is not of a range, nor were all parts sent with their signatures."""
+        return self.keys is not None and (self.signatures is None or bool(self.parts.unsent))

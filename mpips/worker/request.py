@@ -16,9 +16,10 @@ from mpips.cluster.node import Node
 from mpips.errors import UsageError
 from mpips.storage.updates import VectorSpec, update_named
 from mpips.tasks.task import Task
-from mpips.transport.message import CODES, NO_ROUND, NO_SIGNATURE, Command, Kind, Message, request_header
-from mpips.transport.van import NO_KEYS
-from mpips.worker.plan import Head, Plan
+from mpips.transport.header import NO_VALUES
+from mpips.transport.message import CODES, NO_ROUND, NO_SIGNATURE, Command, Kind, Message
+from mpips.transport.van import NO_BYTES, NO_KEYS
+from mpips.worker.plan import Plan
 
 Rows = NDArray[Any]
 
@@ -63,8 +64,8 @@ class RequestMaker:
         # By width of the pushed rows: those of the last answer to a push; and what they are if none has come.
         self._answers: dict[int, RowType] = {}
         self._answer = RowType(np.dtype(reply.dtype), reply.width) if reply.width else None
-        self.item = self.takes.dtype.itemsize
-        """Bytes of a number of a pushed row."""
+        self.wire_type = CODES.get(self.takes.dtype, NO_VALUES)
+        """That of pushed rows."""
         # Shard and signature of lists that were sent there.
         self._sent: set[tuple[int, bytes]] = set()
 
@@ -78,7 +79,7 @@ class RequestMaker:
 
     def signature(self, plan: Plan, number: int) -> bytes:
         """Return the signature of a slice."""
-        return plan.signatures[number] if plan.signatures is not None and self.node.signs else NO_SIGNATURE
+        return NO_SIGNATURE if plan.signatures is None else plan.signatures[number]
 
     def is_known(self, plan: Plan, number: int) -> bool:
         """Return whether the server needs only the signature of a slice."""
@@ -93,7 +94,7 @@ class RequestMaker:
         if name not in self._sent and len(self._sent) >= MOST_SIGNATURES:
             self._sent.clear()
         self._sent.add(name)
-        plan.sent(number)
+        plan.parts.sent(number)
 
     def name(self, message: Message, plan: Plan, number: int) -> None:
         """Set the keys of a slice, or only their signature if the server has it."""
@@ -113,8 +114,8 @@ class Request:
     """A push or a pull: creates its messages, and copies the rows of each reply to the places of its keys."""
 
     __slots__ = (
-        "code", "command", "expected", "fresh", "heads", "late", "maker", "out", "places", "plan", "pushed", "raw",
-        "raw_out", "round", "rows", "size", "task", "width",
+        "code", "command", "expected", "fresh", "late", "maker", "out", "places", "plan", "raw", "raw_out", "round",
+        "rows", "size", "task", "width",
     )  # fmt: skip
 
     def __init__(
@@ -132,12 +133,10 @@ class Request:
         """Values of a pushed row."""
         # For what rows `out` was allocated here, although an update may answer a push with others.
         self.expected: RowType | None = None
-        self.heads: list[Head] | None = None
-        # Bytes of a pushed row and of an answer's, and the wire type of the answer.
-        self.pushed = self.size = self.code = 0
+        # Bytes of an answer's row, and its wire type.
+        self.size = self.code = 0
         # The bytes of `rows` and `out`.
-        self.raw: NDArray[np.uint8] | None = None
-        self.raw_out: NDArray[np.uint8] | None = None
+        self.raw = self.raw_out = NO_BYTES
         # Rows of answers after a part was sent again to another server.
         self.late: dict[int, Rows] | None = None
         # Whether `out` was allocated here.
@@ -154,9 +153,12 @@ class Request:
             return False
         if command is Command.PUSH_PULL and not in_round:
             return False
-        if self.rows is not None and not _is_simple(self.rows):
+        # The fast path lists keys of 64 bits only.
+        if maker.spec.key_bits != 64 and plan.lists:
             return False
-        if self.out is not None and not _is_simple(self.out):
+        if self.rows is not None and (maker.wire_type == NO_VALUES or not self.rows.flags.carray):
+            return False
+        if self.out is not None and not (self.out.dtype in CODES and self.out.flags.carray):
             return False
         answer = None
         if command is not Command.PUSH and self.out is None:
@@ -166,84 +168,51 @@ class Request:
                 answer = self.expected = maker.answer(self.width)
             if answer is None:
                 return False
-        self.heads = plan.heads.get((command, self.width)) or self._make_heads()
-        if self.heads is None:
-            return False
         if answer is not None:
             self.out = answer.empty(maker.node.van.buffers(plan.n * answer.nbytes), plan.n)
             self.fresh = command is Command.PULL
         if self.rows is not None:
-            self.raw, self.pushed = _raw(self.rows), self.width * maker.item
+            self.raw = _raw(self.rows)
         if self.out is not None:
             out = answer or RowType.of(self.out)
             self.raw_out, self.size, self.code = _raw(self.out), out.nbytes, CODES[out.dtype]
         return True
-
-    def _make_heads(self) -> list[Head] | None:
-        """Return the headers of the parts; None if they need keys that the fast path cannot send."""
-        plan, maker = self.plan, self.maker
-        if not plan.cached and maker.spec.key_bits != 64:
-            return None
-        if plan.route is None:
-            heads = [self._write_head(number) for number in range(len(plan.slices))]
-            plan.heads[self.command, self.width] = heads
-            return heads
-        heads, route, command, width = [], plan.route, self.command, self.width
-        for number, piece in enumerate(plan.slices):
-            name = command, width, piece.shard
-            heads.append(route.heads.get(name) or route.keep(name, self._write_head(number)))
-        return heads
-
-    def _write_head(self, number: int) -> Head:
-        """Write the header of a part; its keys, and then their number, follow separately, or are cached."""
-        maker, piece = self.maker, self.plan.slices[number]
-        signature = maker.signature(self.plan, number)
-        lists = self.plan.keys is not None and signature == NO_SIGNATURE
-        rows = -1 if self.command is Command.PULL else 0 if lists else piece.end - piece.begin
-        node = maker.node
-        about = self.command, node.rank, node.tasks.origin, piece.shard, maker.number, piece.range
-        head = request_header(*about, signature, lists, rows, maker.takes.dtype, self.width)
-        return head, head.ctypes.data
 
     @property
     def addresses(self) -> Sequence[int]:
         """Return the receivers of the parts."""
         return self.plan.addresses
 
-    def send(self, number: int, time: int, acked: int) -> int:
-        """Send a part on the client fast path."""
-        assert self.heads is not None
-        maker, plan, keys, count = self.maker, self.plan, NO_KEYS, 0
-        shard, _, begin, end = plan.slices[number]
-        node, n = maker.node, end - begin
-        is_new = plan.route is not None or not plan.is_sent(number)
-        if is_new and (plan.route is not None or not maker.is_known(plan, number)):
-            assert plan.keys is not None
-            keys, count = plan.keys, n
-        pushed, size = self.pushed, self.size
-        slot = node.van.ask(
-            node.view.rank_of(~shard),
-            self.heads[number][1],
-            time,
-            acked,
-            self.raw,
-            begin * pushed,
-            n * pushed,
-            self.raw_out,
-            begin * size,
-            n * size,
-            self.code,
+    def send(self, time: int, acked: int) -> list[int]:
+        """Send the parts on the client fast path; return their slots, none if it takes no part."""
+        maker, plan, parts, keys = self.maker, self.plan, self.plan.parts, NO_KEYS
+        node = maker.node
+        if parts.unsent:
+            for number in sorted(parts.unsent):
+                if maker.is_known(plan, number):
+                    maker.sent(plan, number)
+        if plan.keys is not None and (plan.signatures is None or parts.unsent):
+            keys = plan.keys
+        slots = node.van.ask(
+            parts.table, parts.located(node.view), keys, self.raw, self.raw_out, time, acked, self.round,
+            int(self.command), node.tasks.origin, maker.number, maker.wire_type, self.width, self.code, self.size,
             self.fresh,
-            keys,
-            begin,
-            count,
-            self.round,
-        )
-        if slot >= 0 and is_new:
-            node.savings.sent_keys += 8 * count
-            if plan.route is None:
+        )  # fmt: skip
+        if keys is not NO_KEYS:
+            self._count_keys(slots)
+        return slots
+
+    def _count_keys(self, slots: Sequence[int]) -> None:
+        """Count the keys that were sent with parts, and record those that need not be sent again."""
+        maker, plan = self.maker, self.plan
+        if plan.signatures is None and slots and min(slots) >= 0:
+            maker.node.savings.sent_keys += 8 * plan.n
+            return
+        for number, slot in enumerate(slots):
+            if slot >= 0 and (plan.signatures is None or number in plan.parts.unsent):
+                piece = plan.slices[number]
+                maker.node.savings.sent_keys += 8 * (piece.end - piece.begin)
                 maker.sent(plan, number)
-        return slot
 
     def make(self, number: int) -> Message:
         """Create the message of a part."""
@@ -365,11 +334,6 @@ class Request:
                 self.out[...] = 0
         result: Rows = self.task.values
         return result
-
-
-def _is_simple(rows: Rows) -> bool:
-    """Return whether an array has rows as they are sent."""
-    return rows.dtype in CODES and bool(rows.flags.carray)
 
 
 def _raw(rows: Rows) -> NDArray[np.uint8]:

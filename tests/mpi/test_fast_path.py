@@ -20,6 +20,7 @@ from mpips.server.server import KEY_CACHE, Server
 from mpips.storage.updates import Column, VectorSpec, update
 from mpips.tasks.task import Task
 from mpips.transport.fastpath import table as table_module
+from mpips.transport.fastpath.client import OPEN
 from mpips.transport.message import Message
 from mpips.transport.mpi import van as van_module
 from mpips.transport.mpi.process_memory import discover
@@ -435,7 +436,7 @@ def test_large_answers_are_written_where_they_are_wanted() -> None:
         for time, rows in enumerate(held, 1):
             assert rows.shape == (size,)
             assert (rows == time * (time + 1) / 2).all()
-        assert any(van._fast_client.writable) is van.process_memory.has(1)
+        assert van._fast_client.asked[:, OPEN].any() == van.process_memory.has(1)
         narrow = node.wait(vector.pull(KeyRange(begin, begin + 10)))
         assert (narrow == 36).all()
         return 17

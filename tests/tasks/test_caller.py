@@ -494,8 +494,8 @@ class Pull:
         self.addresses, self.slots = addresses, slots
         self.got: list[int] = []
 
-    def send(self, number: int, time: int, acked: int) -> int:
-        return self.slots.pop(0) if self.slots else -1
+    def send(self, time: int, acked: int) -> list[int]:
+        return [self.slots.pop(0) if self.slots else -1 for _ in self.addresses]
 
     def make(self, number: int) -> Message:
         return Message(Kind.REQUEST, Command.PULL)

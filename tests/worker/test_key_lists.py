@@ -235,12 +235,12 @@ def test_the_keys_of_an_array_are_sent_twice() -> None:
     assert counted(schedule) == {"keys": 1, "both": 1, "signature": 4}
 
 
-def test_equal_arrays_have_headers_in_common_and_keys_of_their_own() -> None:
+def test_equal_arrays_have_a_table_in_common_and_keys_of_their_own() -> None:
     def schedule(cluster: Cluster) -> None:
         vector, wait = cluster.create_vector(VectorSpec("v", "float64", 1, EXTENT)), cluster.node.wait
         lists = [KEYS.copy() for _ in range(4)]
         plans = [vector._planner.plan(each, None, False, Command.PUSH) for each in lists]
-        assert plans[1].heads is plans[2].heads is plans[3].heads is not plans[0].heads
+        assert plans[1].parts is plans[2].parts is plans[3].parts is not plans[0].parts
         assert all(plan.keys is each for plan, each in zip(plans, lists, strict=True))
         # An array may be written once its request is finished.
         keys = KEYS.copy()

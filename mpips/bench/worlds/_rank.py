@@ -77,8 +77,8 @@ class _Van:
     def receive(self) -> Message | None:
         return self.arrived.pop(0) if self.arrived else None
 
-    def ask(self, *request: Any, **named: Any) -> int:
-        return -1
+    def ask(self, *request: Any) -> list[int]:
+        return []
 
     def version(self) -> int:
         return -1

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
 from typing import Any
 
@@ -25,14 +25,17 @@ from numpy.typing import NDArray
 from mpips.errors import ClosedError, UsageError
 from mpips.transport import header
 from mpips.transport.backoff import Backoff, minimise_timer_slack
-from mpips.transport.buffer_pool import LEAST, BufferPool
+from mpips.transport.buffer_pool import BufferPool
 from mpips.transport.fastpath.client import (
     ANSWERED,
     ASKED,
     BYTES,
     CLIENT_MEMORY,
     COMING,
+    FRAMES,
+    PIDS,
     PLACE,
+    RANK,
     WAITS,
     FastPathClient,
     ask,
@@ -42,7 +45,7 @@ from mpips.transport.fastpath.client import (
 from mpips.transport.fastpath.server import serve
 from mpips.transport.fastpath.table import ASLEEP_AT, ASLEEP_STEP, ME, PIDS_AT, FastPathTable
 from mpips.transport.header import HEADER_BYTES, WRITTEN_THERE
-from mpips.transport.message import ANSWER, INLINE, NO_ROUND, Kind, Message, bodies, decode, encode
+from mpips.transport.message import ANSWER, INLINE, Kind, Message, bodies, decode, encode
 from mpips.transport.mpi.abi import STATUS_BYTES, library
 from mpips.transport.mpi.deaths import Deaths, over
 from mpips.transport.mpi.incoming import Body, Frame, Incoming
@@ -89,8 +92,8 @@ from mpips.transport.mpi.memory import (
     WANTED_ROOM,
 )
 from mpips.transport.mpi.process_memory import ProcessMemory
+from mpips.transport.request_parts import SKIPPED, SLOT
 from mpips.transport.time_of_day import TimeOfDay
-from mpips.transport.van import NO_BYTES, NO_KEYS
 from mpips.transport.wakeup import Wakeup
 
 # Bytes of one send: some MPIs refuse more than 2 GiB.
@@ -122,7 +125,7 @@ class MPIVan:
     ) -> None:
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self._owner = get_ident()
-        self.sent_bytes = self.received_bytes = self.sent_messages = 0
+        self._sent_bytes = self._received_bytes = self._sent_messages = 0
         self._comm: MPI.Intracomm | None = comm
         self._status = MPI.Status()
         self._outbox: deque[tuple[MPI.Request, int, object]] = deque()
@@ -156,7 +159,8 @@ class MPIVan:
         client = self._fast_client
         tables = (client.asked, client.heads, client.lists, client.tails, client.frames)
         self._memory[HERE] = self._memory.ctypes.data
-        self._memory[ASKED:] = [table.ctypes.data for table in tables]
+        self._memory[ASKED : FRAMES + 1] = [table.ctypes.data for table in tables]
+        self._memory[RANK], self._memory[PIDS] = self.rank, self.process_memory.pids.ctypes.data
         self._enter(self._memory)
         minimise_timer_slack()
 
@@ -205,15 +209,15 @@ class MPIVan:
         tag = URGENT if message.kind is Kind.CONTROL and not buffers else FRAME
         try:
             request = comm.Isend((frame, MPI.BYTE), dest, tag)
-            self.sent_bytes += len(frame)
-            self.sent_messages += 1
+            self._sent_bytes += len(frame)
+            self._sent_messages += 1
             if buffers or not request.Test():
                 self._outbox.append((request, dest, frame))
             for buffer in buffers:
                 for piece in _pieces(buffer):
                     request = comm.Isend((piece, MPI.BYTE), dest, BODY)
                     self._outbox.append((request, dest, (piece, message)))
-                self.sent_bytes += len(buffer)
+                self._sent_bytes += len(buffer)
         except MPI.Exception as error:
             self._deaths.note(error, dest)
         else:
@@ -249,11 +253,9 @@ class MPIVan:
         if table is None:
             polls, self._polls = self._polls, 1
             found = receive(self._memory, polls)
-            self._count(cells)
             if found & 0xFF == ANSWERED:
                 self.slot = found >> 8
-                if self._fast_client.writable[self.slot]:
-                    self._fast_client.out[self.slot] = None
+                self._fast_client.out[self.slot] = None
                 self._backoff.reset()
                 self._answer = self._frame
                 return ANSWER
@@ -283,12 +285,12 @@ class MPIVan:
             assert table is not None
             message = table.rounds.take(int(cells[PART_AT]))
             payload = message.payload_bytes
-            self.received_bytes += size + (payload if payload > INLINE else 0)
+            self._received_bytes += size + (payload if payload > INLINE else 0)
             return message
         frame = bytearray(self._frame[:size].data)
         if found in (LATE_BODY, TAKEN_WITH_BODIES):
             message, key_bytes, value_bytes = decode(frame, self.buffers)
-            self.received_bytes += size + key_bytes + value_bytes
+            self._received_bytes += size + key_bytes + value_bytes
             if found == TAKEN_WITH_BODIES:
                 assert table is not None
                 at = 0
@@ -330,52 +332,48 @@ class MPIVan:
 
     def ask(
         self,
-        dest: int,
-        head: int,
+        parts: NDArray[np.int64],
+        ranks: Sequence[int],
+        keys: NDArray[np.uint64],
+        rows: NDArray[np.uint8],
+        out: NDArray[np.uint8],
         time: int,
         acked: int,
-        rows: NDArray[np.uint8] | None,
-        first: int,
-        nbytes: int,
-        out: NDArray[np.uint8] | None,
-        out_first: int,
-        out_bytes: int,
+        round: int,
+        command: int,
+        origin: int,
+        namespace: int,
         wire_type: int,
+        width: int,
+        answer_type: int,
+        answer_bytes: int,
         fresh: bool,
-        keys: NDArray[np.uint64] = NO_KEYS,
-        begin: int = 0,
-        count: int = 0,
-        round: int = NO_ROUND,
-    ) -> int:
+    ) -> list[int]:
+        lost = self._deaths.lost
         if (
             self._library is None
-            or self.fast_path is not None
-            or dest in self._deaths.lost
-            or nbytes > _PIECE
-            or out_bytes > _PIECE
-            or 8 * count > _PIECE
+            or self._fast_path is not None
+            or (lost and not lost.isdisjoint(ranks))
+            or len(rows) > _PIECE
+            or len(out) > _PIECE
+            or 8 * len(keys) > _PIECE
         ):
-            return -1
+            return []
         self._check_thread()
-        may_write = fresh and out_bytes >= LEAST and self.process_memory.has(dest)
         slot: int = ask(
-            self._memory, head, time, acked, self.epoch, dest, NO_BYTES if rows is None else rows, rows is not None,
-            first, nbytes, NO_BYTES if out is None else out, out_first, 0 if out is None else out_bytes, wire_type,
-            may_write, keys, begin, count, round,
+            self._memory, parts, keys, rows, out, self.epoch, time, acked, round, command, origin, namespace, wire_type,
+            width, answer_type, answer_bytes, fresh,
         )  # fmt: skip
         if self._cells[ERROR]:
             self._handle_error()
-        if slot >= 0:
-            client = self._fast_client
-            client.rows[slot], client.out[slot], client.keys[slot], client.writable[slot] = (
-                rows,
-                out,
-                keys,
-                may_write,
-            )
-            self._polls = POLLS
-            self._wake(dest)
-        return slot
+        self._polls = POLLS
+        slots: list[int] = [slot] if len(ranks) == 1 else parts[:, SLOT].tolist()
+        client, sent = self._fast_client, (rows, keys)
+        for slot, rank in zip(slots, ranks, strict=True):
+            if slot >= 0:
+                client.sent[slot], client.out[slot] = sent, out
+                self._wake(rank)
+        return [slot for slot in slots if slot != SKIPPED] if SKIPPED in slots else slots
 
     def version(self) -> int:
         return int(self._answer[:HEADER_BYTES].view(np.int64)[header.ROUND])
@@ -383,12 +381,27 @@ class MPIVan:
     def withdraw(self, slot: int) -> None:
         self._fast_client.withdraw(slot)
 
+    @property
+    def sent_bytes(self) -> int:
+        self._count(self._cells)
+        return self._sent_bytes
+
+    @property
+    def sent_messages(self) -> int:
+        self._count(self._cells)
+        return self._sent_messages
+
+    @property
+    def received_bytes(self) -> int:
+        self._count(self._cells)
+        return self._received_bytes
+
     def _count(self, cells: NDArray[np.int64]) -> None:
         """Count the bytes and messages that the fast path has sent and received."""
         if cells[SENT] or cells[RECEIVED]:
-            self.sent_bytes += int(cells[SENT])
-            self.sent_messages += int(cells[POSTED])
-            self.received_bytes += int(cells[RECEIVED])
+            self._sent_bytes += int(cells[SENT])
+            self._sent_messages += int(cells[POSTED])
+            self._received_bytes += int(cells[RECEIVED])
             cells[SENT] = cells[POSTED] = cells[RECEIVED] = 0
 
     def _account(self, cells: NDArray[np.int64], table: FastPathTable) -> None:
@@ -402,7 +415,6 @@ class MPIVan:
                 table.report_pushes()
             if table.served is not None:
                 table.served(int(cells[SERVED]))
-            self._count(cells)
         rounds, chain = table.rounds, table.unacknowledged
         for cell, provide in (
             (WANTED, table.provide),
@@ -455,7 +467,7 @@ class MPIVan:
 
     def _unpack(self, source: int, frame: bytearray | memoryview) -> Message | None:
         """Return the message of a received frame, or start to receive its keys and values."""
-        self.received_bytes += len(frame)
+        self._received_bytes += len(frame)
         if self._deaths.ignored[source]:
             return None
         if len(frame) >= HEADER_BYTES and frame[header.FLAGS] & WRITTEN_THERE:
@@ -467,7 +479,7 @@ class MPIVan:
         message, key_bytes, value_bytes = decode(frame, self.buffers)
         if not key_bytes and not value_bytes:
             return message
-        self.received_bytes += key_bytes + value_bytes
+        self._received_bytes += key_bytes + value_bytes
         if value_bytes and (place := self.receive_buffer(message)) is not None:
             message.values = place
         incoming = Body(source, message, [])

@@ -22,25 +22,21 @@ from mpips.transport.message import (
     ANSWER,
     CODES,
     DTYPES,
+    NO_ROUND,
     NO_SIGNATURE,
     Command,
     Kind,
     Message,
     encode,
     reply_to,
-    request_header,
     to_bytes,
 )
 from mpips.transport.mpi.kernels import BUSY, FRAME, LOST
 from mpips.transport.mpi.van import MPIVan
+from mpips.transport.van import NO_BYTES, NO_KEYS
+from mpips.worker.plan import Parts, Slice
 
 EPOCH, SHARD, NAMESPACE = 4, 2, 9
-
-
-def prepared(model: Message, rows: int, dtype: Any) -> Any:
-    """Return the prepared header of a request, with rows of one number each (-1: none)."""
-    about = model.command, model.sender, model.origin, model.shard, model.namespace, model.range
-    return request_header(*about, model.signature, model.signature == NO_SIGNATURE, rows, dtype, 1)
 
 
 class Asking:
@@ -49,7 +45,6 @@ class Asking:
     def __init__(self, comm: MPI.Intracomm) -> None:
         self.comm, self.van = comm, MPIVan(comm)
         self.van.epoch = EPOCH
-        self.heads: list[Any] = []
 
     def model(self, command: Command, rows: Any, time: int, acked: int = 0) -> Message:
         """Make the message that a request would be if it were made by Python."""
@@ -69,19 +64,32 @@ class Asking:
         keys: Any = None,
     ) -> int:
         """Send a push or a pull of `n` rows of one number each, from the first one on; list that part of `keys`."""
-        without = self.model(command, None, 0)
-        pushes = command is Command.PUSH
-        size = n
-        if keys is not None:
-            without.signature, size = NO_SIGNATURE, 0
-        head = prepared(without, size if pushes else -1, numbers.dtype)
-        self.heads.append(head)
-        kind, size = CODES[numbers.dtype], numbers.itemsize
-        raw = numbers.view(np.uint8)
-        listed = () if keys is None else (keys, first, n)
-        rows, out = (raw, None) if pushes else (None, raw)
-        where = first * size, n * size
-        return self.van.ask(0, head.ctypes.data, time, acked, rows, *where, out, *where, kind, False, *listed)
+        rows, out = (numbers, None) if command is Command.PUSH else (None, numbers)
+        slots = self.ask_all(command, [(first, first + n)], rows, out, time, acked, keys)
+        return slots[0] if slots else -1
+
+    def ask_all(
+        self,
+        command: Command,
+        places: list[tuple[int, int]],
+        rows: Any,
+        out: Any,
+        time: int = 1,
+        acked: int = 0,
+        keys: Any = None,
+        round: int = NO_ROUND,
+    ) -> list[int]:
+        """Send parts with rows and keys at these places, each to a shard of its own; return their slots."""
+        slices = [Slice(SHARD + at, KeyRange(5, 99), *each) for at, each in enumerate(places)]
+        signatures = [bytes(range(16))] * len(slices) if keys is None else None
+        parts = Parts(slices, keys is not None, signatures)
+        raw = [NO_BYTES if each is None else each.view(np.uint8) for each in (rows, out)]
+        kinds = [(0, 0) if each is None else (CODES[each.dtype], each.itemsize) for each in (rows, out)]
+        (kind, _), answer = kinds
+        return self.van.ask(
+            parts.table, [0] * len(slices), NO_KEYS if keys is None else keys, *raw, time, acked, round, int(command),
+            0, NAMESPACE, kind, 0 if rows is None else 1, *answer, False,
+        )  # fmt: skip
 
     def receive(self) -> Message:
         for _ in range(10_000):
@@ -169,16 +177,30 @@ def test_a_part_of_a_round_arrives_as_if_python_had_sent_it_and_is_answered_in_p
         model = asking.model(Command.PUSH_PULL, rows[7 : 7 + n].reshape(n, 1), time)
         model.round = 5
         if listed:
-            model.signature, model.keys = NO_SIGNATURE, keys[:0]
-        head = prepared(model, 0 if listed else n, rows.dtype)
-        model.keys = keys[7 : 7 + n] if listed else None
-        raw = rows.view(np.uint8), 56, 8 * n, out.view(np.uint8), 56, 8 * n
-        names = (keys, 7, n if listed else 0, 5)
-        slot = asking.van.ask(0, head.ctypes.data, time, 0, *raw, CODES[rows.dtype], False, *names)
+            model.signature, model.keys = NO_SIGNATURE, keys[7 : 7 + n]
+        (slot,) = asking.ask_all(
+            Command.PUSH_PULL, [(7, 7 + n)], rows, out, time, 0, keys if listed else None, 5
+        )
         arrived = asking.receive()
         assert to_bytes(arrived) == to_bytes(model)
         assert asking.answer(arrived, np.full((n, 1), 3.0)) is ANSWER and asking.van.slot == slot
         assert out.sum() == 3 * n and (out[7 : 7 + n] == 3).all()
+
+
+def test_one_call_sends_all_parts_and_those_without_keys_in_rounds_only(asking: Asking) -> None:
+    rows, keys = np.arange(30.0), np.arange(30, dtype=np.uint64)
+    places = [(0, 10), (10, 10), (10, 30)]
+    for round_, sent in ((NO_ROUND, [0, 2]), (5, [0, 1, 2])):
+        slots = asking.ask_all(Command.PUSH, places, rows, None, 3, keys=keys, round=round_)
+        assert len(set(slots)) == len(sent) and min(slots) >= 0
+        arrived = [asking.receive() for _ in sent]
+        for part, slot, message in zip(sent, slots, arrived, strict=True):
+            mine = slice(*places[part])
+            model = asking.model(Command.PUSH, rows[mine].reshape(-1, 1), 3)
+            model.shard, model.round = SHARD + part, round_
+            model.signature, model.keys = NO_SIGNATURE, keys[mine]
+            assert to_bytes(message) == to_bytes(model)
+            assert asking.answer(message) is ANSWER and asking.van.slot == slot
 
 
 @pytest.mark.parametrize("n", [10, 20_000])
