@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import tomllib
 from glob import glob
@@ -177,3 +178,15 @@ def test_files_other_than_code_are_installed_too() -> None:
         whole = {str(Path(folder, file)) for file in files if not file.endswith(".py")}
         missing += sorted(whole - listed)
     assert missing == []
+
+
+def test_jobs_are_imported_as_parts_of_mpips() -> None:
+    """As modules of another name, too, their kernels are compiled for each name, into the same files."""
+    other = re.compile(r"^\s*(?:from|import) jobs\b", re.MULTILINE)
+    found = [
+        path
+        for folder in ("tests", "examples", "mpips", "jobs")
+        for path in (ROOT.parent / folder).rglob("*.py")
+        if other.search(path.read_text("utf-8"))
+    ]
+    assert found == []

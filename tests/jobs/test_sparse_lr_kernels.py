@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_matrix
 from sklearn.linear_model import LogisticRegression
 
-from jobs.sparse_lr import control, kernels, kkt_filter, quadratic
-from jobs.sparse_lr.blocks import Blocks
 from mpips.data import Columns
+from mpips.jobs.sparse_lr import control, kernels, kkt_filter, quadratic
+from mpips.jobs.sparse_lr.blocks import Blocks
 
 F4 = NDArray[np.float32]
 F8 = NDArray[np.float64]
