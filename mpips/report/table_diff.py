@@ -233,7 +233,7 @@ def _key_reader(
 
     def read(begin: int, end: int) -> KeyArray:
         # With the one before.
-        keys = from_pairs(read_pairs(max(begin - 1, 0), end))
+        keys = from_pairs(read_pairs(max(begin - 1, 0), end).astype(np.uint64, copy=False))
         if not ascend(keys):
             raise InputError(f"{path}: is damaged: its keys do not ascend")
         return keys[min(begin, 1) :]
@@ -265,7 +265,7 @@ def of_model(path: Path, closing: ExitStack) -> dict[str, Table]:
     keyed = (
         keys is not None
         and (keys.ndim == 1 or keys.shape[1:] == (2,))
-        and keys.dtype == np.uint64
+        and keys.dtype.kind in "iu"
         and "values" in arrays
         and len(arrays["values"]) == len(keys)
     )

@@ -38,7 +38,10 @@ def train(acknowledged):
             step += 1
 
 count, last, faults, torn, longest = 0, (-1, 0), [], 0, 0.08
-for kill in range(kills):
+for kill in range(10 * kills):
+    # A machine that is busy needs more of them until one is written, and one is torn.
+    if kill >= kills and count and torn:
+        break
     ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:
