@@ -263,10 +263,10 @@ def _flaw(file: h5py.File, checked: _Checked, view_files: Container[str], limit:
         return "has addresses or lengths of another size than 8 bytes"
     found = ""
     problem: Exception | None = None
-    declared, stored = 0, dict[int, int]()
+    declared, stored, seen = 0, 0, set[int]()
 
     def check_link(name: bytes) -> bool | None:
-        nonlocal found, problem, declared
+        nonlocal found, problem, declared, stored
         try:
             checked.opens, checked.shows = True, False
             item = _dataset_at(file, name)
@@ -274,10 +274,13 @@ def _flaw(file: h5py.File, checked: _Checked, view_files: Container[str], limit:
             found = item if isinstance(item, str) else _flaw_of(item, view_files)
             if not found and isinstance(item, h5py.h5d.DatasetID) and not _is_virtual(item):
                 declared += _size(item)
-                stored[h5py.h5o.get_info(item).addr] = item.get_storage_size()
+                # A dataset may have several names.
+                if (address := h5py.h5o.get_info(item).addr) not in seen:
+                    seen.add(address)
+                    stored += item.get_storage_size()
                 if limit is not None and declared > limit:
                     found = f"and those before it declare {declared:,} bytes, more than are in the file"
-                elif sum(stored.values()) > file.id.get_filesize():
+                elif stored > file.id.get_filesize():
                     found = "and those before it share their bytes"
         # HDF5 would lose the exception in its C code.
         except Exception as error:
